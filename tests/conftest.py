@@ -1,0 +1,25 @@
+"""Strict settings for all tests: float64, no silent promotion, warnings are errors."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED_DATA = pathlib.Path(
+    os.environ.get(
+        "JMPQ_SHARED_DATA", pathlib.Path(__file__).parents[1].parent / "shared" / "data"
+    )
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real data and weights; tests that need it skip where it is absent."""
+    if not (SHARED_DATA / "README.md").is_file():
+        pytest.skip(f"real data not found in {SHARED_DATA}: set JMPQ_SHARED_DATA")
+    return SHARED_DATA
