@@ -1,0 +1,1 @@
+"""Networks and their layer tables (import the modules; `layers` needs no JAX)."""

@@ -1,0 +1,99 @@
+"""Small networks and data that the tests share."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from jmpq.models.network import Network
+
+
+class ResidualCNN(nn.Module):
+    """Three convolutions with a residual connection, batch norm and a dense head."""
+
+    activation: str = "softplus"
+    classes: int = 3
+    dtype: jnp.dtype = jnp.float64
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        act = getattr(nn, self.activation)
+        conv = lambda c, name: nn.Conv(  # noqa: E731
+            c, (3, 3), use_bias=False, name=name, dtype=self.dtype, param_dtype=self.dtype
+        )
+        norm = lambda name: nn.BatchNorm(  # noqa: E731
+            use_running_average=not train, name=name, dtype=self.dtype, param_dtype=self.dtype
+        )
+        x = act(norm("bn0")(conv(2, "stem")(x)))
+        y = act(norm("bn1")(conv(3, "conv1")(x)))
+        y = norm("bn2")(conv(2, "conv2")(y))
+        x = act(x + y).mean((1, 2))
+        return nn.Dense(self.classes, name="head", dtype=self.dtype, param_dtype=self.dtype)(x)
+
+
+def residual_cnn(seed: int = 0, activation: str = "softplus", dtype=jnp.float64) -> Network:
+    """`ResidualCNN` with random weights and statistics, inputs 5x5x2."""
+    module = ResidualCNN(activation=activation, dtype=dtype)
+    example = jnp.zeros((1, 5, 5, 2), dtype)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        variables = module.init(jax.random.key(seed), example)
+    variables = jax.tree.map(lambda x: x.astype(dtype), variables)  # statistics too
+    return Network.from_linen(module, shake(variables, seed + 1), example)
+
+
+def shake(tree: PyTree, seed: int) -> PyTree:
+    """Every leaf plus positive noise, so that no statistic is trivial."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [
+        leaf + 0.3 * jax.random.uniform(key, leaf.shape, leaf.dtype)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def images(
+    seed: int, batch: int = 4, dtype=jnp.float64
+) -> tuple[Float[Array, "batch 5 5 2"], Int[Array, " batch"]]:
+    """Random images and labels for `residual_cnn`."""
+    inputs, labels = jax.random.split(jax.random.key(seed))
+    return (
+        jax.random.normal(inputs, (batch, 5, 5, 2), dtype),
+        jax.random.randint(labels, (batch,), 0, 3),
+    )
+
+
+def apply(network: Network, params: PyTree, inputs: Array) -> Array:
+    """The network's own function, under the promotion rules that Flax expects."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return network.apply(params, inputs)
+
+
+def manual_logits(
+    network: Network, kernels: list[Array], shifts: list[Array], inputs: Array
+) -> tuple[Float[Array, "batch classes"], list[Array]]:
+    """`ResidualCNN` written out by hand: no Flax, no tap; also the layers' inputs.
+
+    `kernels` replace the network's, `shifts` are added to the layers' inputs.
+    """
+    params, stats = network.params, network.state["batch_stats"]
+    seen = []
+
+    def conv(x, i):
+        seen.append(x)
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x + shifts[i], kernels[i], (1, 1), "SAME", dimension_numbers=dims
+        )
+
+    def norm(x, name):
+        mean, var = (stats[name][k].astype(x.dtype)[None, None, None] for k in ("mean", "var"))
+        scale, bias = (params[name][k][None, None, None] for k in ("scale", "bias"))
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    act = lambda x: jnp.logaddexp(x, 0.0)  # noqa: E731
+    x = act(norm(conv(inputs, 0), "bn0"))
+    y = act(norm(conv(x, 1), "bn1"))
+    x = act(x + norm(conv(y, 2), "bn2")).mean((1, 2))
+    seen.append(x)
+    return (x + shifts[3]) @ kernels[3] + params["head"]["bias"][None], seen
