@@ -1,0 +1,1 @@
+"""Quantizers: grids, granularity, clipping; fake quantization with traced bit-widths."""

@@ -1,0 +1,254 @@
+"""A network under any allocation of bits, in one compiled program."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from jmpq.models.network import Network
+from jmpq.models.tap import Op, Site
+from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
+from jmpq.quantizers.uniform import UNQUANTIZED, QuantizerSpec, fake_quantize
+
+# Values per site that activation clipping sees, and least positions per feature.
+SAMPLED_VALUES, SAMPLED_POSITIONS = 65_536, 1_024
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["scale", "zero_point"],
+    meta_fields=["spec", "bits"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Scales:
+    """Scales of several tensors at several bit-widths.
+
+    Attributes:
+        spec: Grid, granularity, clipping.
+        bits: Bit-widths, ascending, without 32.
+        scale: Per tensor, ``[bits, blocks]``.
+        zero_point: Per tensor, ``[bits, blocks]``; zeros where the grid has none.
+    """
+
+    spec: QuantizerSpec
+    bits: tuple[int, ...]
+    scale: tuple[Array, ...]
+    zero_point: tuple[Array, ...]
+
+    def at(self, tensor: int, bits: Int[Array, ""]) -> tuple[Array, Array]:
+        """Scale and zero point of a tensor at traced `bits` (any of them for 32)."""
+        index = jnp.argmax(jnp.array(self.bits) == bits)
+        return self.scale[tensor][index], self.zero_point[tensor][index]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["weights", "activations"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Quantizers:
+    """Calibrated quantizers of a network: weights by layer, activations by site."""
+
+    weights: Scales
+    activations: Scales | None
+
+    def check(self, network: Network, w_bits: Sequence[int], a_bits: Sequence[int]) -> None:
+        """Raise `ValueError` where a layer is given bits that were not calibrated."""
+        activations = self.activations.bits if self.activations else ()
+        known = {"weight": self.weights.bits, "activation": activations}
+        for kind, bits in (("weight", w_bits), ("activation", a_bits)):
+            for layer, b in zip(network.layers, bits, strict=True):
+                if b not in (*known[kind], UNQUANTIZED):
+                    raise ValueError(
+                        f"Layer {layer.name!r}: {kind} bits {b} were not calibrated; there are "
+                        f"{list(known[kind])} and {UNQUANTIZED} (unquantized)."
+                    )
+
+    @property
+    def sha256(self) -> str:
+        """Hash of specifications, bits and scales."""
+        digest = hashlib.sha256()
+        for scales in (self.weights, self.activations):
+            if scales is not None:
+                digest.update(repr((scales.spec, scales.bits)).encode())
+                for array in (*scales.scale, *scales.zero_point):
+                    digest.update(np.asarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def calibrate_weights(network: Network, spec: QuantizerSpec, bits: Iterable[int]) -> Scales:
+    """Scales of every layer's kernel.
+
+    Raises:
+        ValueError: If a bit-width does not exist on the grid or groups do not divide a layer.
+    """
+    widths = _bit_widths(bits, spec)
+
+    def all_layers(kernels: list[Array], widths: Int[Array, " bits"]) -> list:
+        matrices = [network.to_matrix(i, kernel) for i, kernel in enumerate(kernels)]
+        blocks = [
+            to_blocks(m, _kernel_blocks(network, i, spec)) for i, m in enumerate(matrices)
+        ]
+        return [jax.lax.map(lambda b, x=x: calibrate(x, b, spec), widths) for x in blocks]
+
+    return _scales(spec, widths, all_layers, network.kernels())
+
+
+def calibrate_activations(
+    network: Network,
+    spec: QuantizerSpec,
+    bits: Iterable[int],
+    batches: Sequence[PyTree],
+    *,
+    key: Array,
+) -> Scales:
+    """Scales of every site's input, from calibration inputs.
+
+    Percentiles and squared errors are taken over a random sample (about `SAMPLED_VALUES`
+    values per site, at least `SAMPLED_POSITIONS` per feature) that always holds the exact
+    least and greatest value; min-max clipping is thus exact.
+
+    Args:
+        network: The network.
+        spec: Here ``channel`` and ``group`` run along the features of the input.
+        bits: Bit-widths to calibrate.
+        batches: Inputs, batch by batch.
+        key: Decides which positions are sampled.
+
+    Raises:
+        ValueError: If a bit-width does not exist on the grid or groups do not divide a layer.
+    """
+    widths = _bit_widths(bits, spec)
+    sites = [(i, site) for i, (_, site) in enumerate(network.sites) if site.has_input]
+
+    @jax.jit
+    def sample(inputs: PyTree, key: Array) -> list[tuple[Array, Array]]:
+        _, recorded = network.record(inputs)
+        out = []
+        for i, site in sites:
+            matrix = _features_first(site, recorded[i])
+            features, positions = matrix.shape
+            count = max(SAMPLED_POSITIONS, SAMPLED_VALUES // features) // len(batches) + 1
+            at = jax.random.randint(jax.random.fold_in(key, i), (count,), 0, positions)
+            extremes = jnp.stack([matrix.min(axis=1), matrix.max(axis=1)], axis=1)
+            out.append((matrix[:, at], extremes))
+        return out
+
+    sampled = [sample(x, jax.random.fold_in(key, n)) for n, x in enumerate(batches)]
+    matrices = []
+    for parts in zip(*sampled, strict=True):
+        extremes = jnp.concatenate([e for _, e in parts], axis=1)
+        ends = jnp.stack([extremes.min(axis=1), extremes.max(axis=1)], axis=1)
+        matrices.append(jnp.concatenate([*(values for values, _ in parts), ends], axis=1))
+
+    def all_sites(matrices: list[Array], widths: Int[Array, " bits"]) -> list:
+        blocks = []
+        for (i, _), m in zip(sites, matrices, strict=True):
+            rows, _ = _input_blocks(network, i, spec)
+            blocks.append(to_blocks(m, (rows, m.shape[1])))
+        return [jax.lax.map(lambda b, x=x: calibrate(x, b, spec), widths) for x in blocks]
+
+    found = _scales(spec, widths, all_sites, matrices)
+    empty = jnp.zeros((len(widths), 0), found.scale[0].dtype)
+    scale, zero_point = [empty] * len(network.sites), [empty] * len(network.sites)
+    for n, (i, _) in enumerate(sites):
+        scale[i], zero_point[i] = found.scale[n], found.zero_point[n]
+    return dataclasses.replace(found, scale=tuple(scale), zero_point=tuple(zero_point))
+
+
+def quantize_kernel(
+    network: Network, layer: int, kernel: Array, bits: Int[Array, ""], scales: Scales
+) -> Array:
+    """A kernel on its grid, shaped as it came."""
+    if not scales.bits:
+        return kernel
+    matrix = network.to_matrix(layer, kernel)
+    shape = _kernel_blocks(network, layer, scales.spec)
+    scale, zero_point = scales.at(layer, bits)
+    blocks = fake_quantize(
+        to_blocks(matrix, shape), scale[:, None], zero_point[:, None], bits, scales.spec.grid
+    )
+    return network.from_matrix(layer, from_blocks(blocks, shape, *matrix.shape), kernel)
+
+
+def quantize_input(
+    network: Network, site: int, inputs: Array, bits: Int[Array, ""], scales: Scales
+) -> Array:
+    """A layer's input on its grid."""
+    if not scales.bits:
+        return inputs
+    rows, features = _input_blocks(network, site, scales.spec)
+    axes = network.sites[site][1].feature_axes
+    shape = [inputs.shape[a] if a in axes else 1 for a in range(inputs.ndim)]
+
+    def along(per_block: Float[Array, " blocks"]) -> Array:
+        if per_block.size == 1:
+            return per_block.reshape((1,) * inputs.ndim)
+        per_feature = jnp.repeat(per_block, rows, total_repeat_length=features)
+        per_axis = per_feature.reshape([inputs.shape[a] for a in axes])
+        return per_axis.transpose(np.argsort(axes).tolist()).reshape(shape)
+
+    scale, zero_point = scales.at(site, bits)
+    return fake_quantize(inputs, along(scale), along(zero_point), bits, scales.spec.grid)
+
+
+def quantized_logits(
+    network: Network,
+    quantizers: Quantizers,
+    w_bits: Int[Array, " layers"],
+    a_bits: Int[Array, " layers"],
+    inputs: PyTree,
+    params: PyTree | None = None,
+) -> Float[Array, "batch classes"]:
+    """Logits under an allocation; the bits are traced, 32 leaves a tensor as it is."""
+
+    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        if quantizers.activations is not None and network.sites[site][1].has_input:
+            x = quantize_input(network, site, x, a_bits[layer], quantizers.activations)
+        return op(x, quantize_kernel(network, layer, leaf, w_bits[layer], quantizers.weights))
+
+    return network.run(inputs, at_site, params)
+
+
+def _bit_widths(bits: Iterable[int], spec: QuantizerSpec) -> tuple[int, ...]:
+    widths = tuple(sorted({int(b) for b in bits} - {UNQUANTIZED}))
+    for b in widths:
+        spec.check_bits(b)
+    return widths
+
+
+def _scales(
+    spec: QuantizerSpec, widths: tuple[int, ...], function: Any, tensors: list
+) -> Scales:
+    if not widths:  # everything stays unquantized
+        none = tuple(jnp.zeros((0, 0), t.dtype) for t in tensors)
+        return Scales(spec=spec, bits=(), scale=none, zero_point=none)
+    found = jax.jit(function)(tensors, jnp.array(widths))
+    scale, zero_point = zip(*found, strict=True)
+    return Scales(spec=spec, bits=widths, scale=scale, zero_point=zero_point)
+
+
+def _kernel_blocks(network: Network, layer: int, spec: QuantizerSpec) -> tuple[int, int]:
+    table = network.layers[layer]
+    columns = table.parameters // table.output_features
+    return spec.block_shape(table.output_features, columns, table.name)
+
+
+def _input_blocks(network: Network, site: int, spec: QuantizerSpec) -> tuple[int, int]:
+    """Features per block, and features, of a site's input."""
+    layer, table = network.sites[site]
+    along_rows = dataclasses.replace(spec, along="output")
+    rows, _ = along_rows.block_shape(table.features, 1, network.layers[layer].name)
+    return rows, table.features
+
+
+def _features_first(site: Site, x: Array) -> Float[Array, "features positions"]:
+    rest = [a for a in range(x.ndim) if a not in site.feature_axes]
+    features = math.prod(x.shape[a] for a in site.feature_axes)
+    return x.transpose([*site.feature_axes, *rest]).reshape(features, -1)
