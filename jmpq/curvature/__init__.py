@@ -1,0 +1,1 @@
+"""Curvature of any scalar function of any pytree; knows nothing of quantization."""
