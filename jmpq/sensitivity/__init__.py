@@ -1,0 +1,1 @@
+"""Sensitivities: the loss increase of every choice of every layer; one file a family."""

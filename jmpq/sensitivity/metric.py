@@ -1,0 +1,205 @@
+"""The interface of all metrics, and the loop over batches that serves them."""
+
+import dataclasses
+import pathlib
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jmpq.files import atomic_file, json_sha256
+from jmpq.problem.choice import Choice
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.result import Sensitivity, choice_members
+
+
+class Terms(NamedTuple):
+    """Means over one batch: first order, and the second-order matrix or its diagonal."""
+
+    first: Float[Array, " moves"]
+    second: Float[Array, "moves moves"] | Float[Array, " moves"]
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A sensitivity metric: a frozen dataclass whose fields are its options."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def use_first(self) -> bool: ...
+
+    def __call__(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Terms: ...
+
+
+def analyse(
+    moves: MoveNetwork,
+    metric: Metric,
+    batches: Sequence[tuple[PyTree, Array]],
+    choices: Sequence[Choice],
+    *,
+    seed: int = 0,
+    partial: pathlib.Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sensitivity:
+    """Average a metric over batches; finished batches survive an interruption.
+
+    Args:
+        moves: Network, quantizers and their moves.
+        metric: What to compute.
+        batches: (inputs, targets) of the calibration examples; sizes may differ.
+        choices: Candidates of every layer.
+        seed: Decides random probes, batch by batch.
+        partial: File for the sums so far, rewritten after every batch and removed at the
+            end; if it is there and fits, the analysis goes on from it.
+        provenance: What identifies network, data and quantizers (a partial file of another
+            one is not used), kept in the result.
+        progress: Called with (finished batches, all batches).
+
+    Raises:
+        ValueError: If there is no example or no move, or a term is NaN or infinite: the
+            layer is named.
+    """
+    if not batches or not moves.moves:
+        raise ValueError(
+            f"Nothing to analyse: {len(batches)} batches, {len(moves.moves)} moves. Give "
+            "calibration examples and candidate bits below 32."
+        )
+    identity = {
+        "metric": f"{type(metric).__name__}{dataclasses.asdict(metric)}",  # type: ignore[call-overload]
+        "batches": [int(targets.shape[0]) for _, targets in batches],
+        "moves": [list(move) for move in moves.moves],
+        "choices": [choice.label for choice in choices],
+        "seed": seed,
+        **(provenance or {}),
+    }
+    layers = tuple(layer.name for layer in moves.network.layers)
+    members = choice_members(layers, choices, moves.moves)
+    state = _State.resume(partial, json_sha256(identity))
+
+    @jax.jit
+    def terms(
+        params: PyTree, quantizers: Any, inputs: PyTree, targets: Array, key: Array
+    ) -> Terms:
+        here = MoveNetwork(network=moves.network.with_params(params), quantizers=quantizers)
+        return metric(here, inputs, targets, key)
+
+    key, total = jax.random.key(seed), len(batches)
+    progress(state.done, total)
+    for index in range(state.done, total):
+        start = time.perf_counter()
+        inputs, targets = batches[index]
+        targets = jnp.asarray(targets)
+        found = terms(
+            moves.network.params,
+            moves.quantizers,
+            inputs,
+            targets,
+            jax.random.fold_in(key, index),
+        )
+        first, second = (np.asarray(x, np.float64) for x in found)
+        _check_finite(metric.name, moves, first, second)
+        state.add(targets.shape[0], first, second, members, time.perf_counter() - start)
+        if partial is not None:
+            state.save(partial)
+        progress(index + 1, total)
+    weight = sum(state.examples)
+    result = Sensitivity(
+        metric=metric.name,
+        unit=metric.unit,
+        layers=layers,
+        choices=tuple(choices),
+        moves=moves.moves,
+        first=state.first / weight,
+        second=state.second / weight,
+        batch_first=np.array(state.batch_first),
+        batch_second=np.array(state.batch_second),
+        batch_examples=np.array(state.examples, np.float64),
+        use_first=metric.use_first,
+        provenance={**identity, "seconds": sum(state.seconds), "batch_seconds": state.seconds},
+    )
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    return result
+
+
+@dataclasses.dataclass(kw_only=True)
+class _State:
+    """Sums so far, and each finished batch's terms by choice."""
+
+    fingerprint: str
+    first: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    second: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    examples: list[int] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    batch_first: list[np.ndarray] = dataclasses.field(default_factory=list)
+    batch_second: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        return len(self.examples)
+
+    def add(
+        self, count: int, first: np.ndarray, second: np.ndarray, members: np.ndarray, s: float
+    ) -> None:
+        self.first, self.second = self.first + count * first, self.second + count * second
+        self.examples.append(count)
+        self.seconds.append(s)
+        self.batch_first.append(members @ first)
+        if second.ndim == 1:
+            quadratic = members @ second
+        else:
+            quadratic = np.einsum("icm,mk,ick->ic", members, second, members, optimize=True)
+        self.batch_second.append(0.5 * quadratic)
+
+    def save(self, path: pathlib.Path) -> None:
+        with atomic_file(path) as file:
+            arrays = {k: np.asarray(v) for k, v in vars(self).items()}
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def resume(cls, path: pathlib.Path | None, fingerprint: str) -> "_State":
+        if path is None or not path.is_file():
+            return cls(fingerprint=fingerprint)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                if str(stored["fingerprint"]) != fingerprint:
+                    return cls(fingerprint=fingerprint)
+                return cls(
+                    fingerprint=fingerprint,
+                    first=stored["first"],
+                    second=stored["second"],
+                    examples=stored["examples"].tolist(),
+                    seconds=stored["seconds"].tolist(),
+                    batch_first=list(stored["batch_first"]),
+                    batch_second=list(stored["batch_second"]),
+                )
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
+            return cls(fingerprint=fingerprint)
+
+
+def _check_finite(name: str, moves: MoveNetwork, first: np.ndarray, second: np.ndarray) -> None:
+    bad = ~np.isfinite(first) | ~np.isfinite(second.reshape(len(first), -1)).all(axis=1)
+    if bad.all():
+        raise ValueError(
+            f"Metric {name!r} is NaN or infinite for every layer, as the network's own logits "
+            "are. Check the weights and the normalisation of the inputs."
+        )
+    if bad.any():
+        move = moves.moves[int(np.argmax(bad))]
+        raise ValueError(
+            f"Metric {name!r} is NaN or infinite at layer {move.layer!r} "
+            f"({move.kind}{move.bits}). Check this layer's weights and inputs for huge values."
+        )

@@ -1,0 +1,106 @@
+"""Taylor terms of the loss in ε: first order, empirical Fisher, Gauss-Newton, Hessian."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
+from jmpq.curvature.hvp import hessian
+from jmpq.sensitivity.metric import Terms
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.training.losses import ExampleLoss, cross_entropy
+
+NATS = "nats per example"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstOrder:
+    """⟨∇L, δ⟩: one backward pass for all moves."""
+
+    loss: ExampleLoss = cross_entropy
+    name: str = "first_order"
+    unit: str = NATS
+    use_first: bool = True
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        first = example_gradients(moves, self.loss, inputs, targets).mean(axis=0)
+        return Terms(first, jnp.zeros_like(first))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmpiricalFisher:
+    """½ mean (∂L_n/∂ε)²: MPQCO's approximation, all moves and pairs from one backward pass.
+
+    References:
+        Chen, Wang, Cheng (2021), MPQCO, section 3.2: the Hessian of −log p_y with the second
+        derivative of p dropped is the outer product of the gradient, example by example.
+    """
+
+    loss: ExampleLoss = cross_entropy
+    name: str = "empirical_fisher"
+    unit: str = NATS
+    use_first: bool = False
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        gradients = example_gradients(moves, self.loss, inputs, targets)
+        return Terms(gradients.mean(axis=0), gradients.T @ gradients / gradients.shape[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussNewton:
+    """½ mean Var_p(u) with its cross terms; the Hessian of KL(p ‖ p_quantized) at zero.
+
+    Attributes:
+        changes: Logit changes u by ``derivative`` (J_z δ), or by ``difference``
+            (z(w + δ) − z(w)), which keeps each move's own nonlinearity.
+    """
+
+    changes: Literal["derivative", "difference"] = "derivative"
+    loss: ExampleLoss = cross_entropy
+    unit: str = NATS
+    use_first: bool = False
+
+    @property
+    def name(self) -> str:
+        return "gauss_newton" if self.changes == "derivative" else "gauss_newton_difference"
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        by = {
+            "derivative": moves.changes_by_derivative,
+            "difference": moves.changes_by_difference,
+        }
+        z, changes = by[self.changes](inputs)
+        first = gradient_of_changes(self.loss, z, targets, changes).mean(axis=0)
+        return Terms(first, ggn_of_changes(self.loss, z, targets, changes))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExactHessian:
+    """½ δᵀHδ with the exact Hessian, all cross terms: ``jvp`` over ``grad`` per move."""
+
+    loss: ExampleLoss = cross_entropy
+    name: str = "hessian"
+    unit: str = NATS
+    use_first: bool = False
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        def mean_loss(epsilon: Float[Array, " moves"]) -> Float[Array, ""]:
+            return jax.vmap(self.loss)(moves.logits(epsilon, inputs), targets).mean()
+
+        zero = jnp.zeros(len(moves.moves), jax.tree.leaves(moves.network.params)[0].dtype)
+        return Terms(jax.grad(mean_loss)(zero), hessian(mean_loss, zero))
+
+
+def example_gradients(
+    moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array
+) -> Float[Array, "batch moves"]:
+    """∂L_n/∂ε_m of every example and move at ε = 0, by one backward pass."""
+
+    def summed_loss(epsilon: Float[Array, "batch moves"]) -> Float[Array, ""]:
+        return jax.vmap(loss)(moves.logits_per_example(epsilon, inputs), targets).sum()
+
+    dtype = jax.tree.leaves(moves.network.params)[0].dtype
+    return jax.grad(summed_loss)(jnp.zeros((targets.shape[0], len(moves.moves)), dtype))
