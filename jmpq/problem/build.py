@@ -1,0 +1,94 @@
+"""From the layer table, a table of losses, rules and budgets to a `Problem`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from jmpq.models.layers import Layer
+from jmpq.problem.budgets import with_budgets
+from jmpq.problem.choice import FLOAT_BITS, Choice, labels
+from jmpq.problem.costs import COST_NAMES, Overhead, constant_cost, cost_table
+from jmpq.problem.problem import Problem
+from jmpq.problem.rules import Rule, apply_rules, tie_groups
+
+
+@runtime_checkable
+class LossTable(Protocol):
+    """What a sensitivity result offers: losses in nats per example, with their names."""
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+    @property
+    def choices(self) -> tuple[Choice, ...]: ...
+    @property
+    def losses(self) -> Float[np.ndarray, "_ _"]: ...
+
+
+def build_problem(
+    layers: Sequence[Layer],
+    table: LossTable,
+    *,
+    overhead: Overhead,
+    rules: Sequence[Rule] = (),
+    budgets: Sequence[str] | Mapping[str, float] = (),
+    choices: Sequence[Choice] | None = None,
+    unquantized_parameters: int = 0,
+    costs: Sequence[str] = COST_NAMES,
+) -> Problem:
+    """State the allocation problem of a network.
+
+    Args:
+        layers: The layer table.
+        table: Predicted losses; its rows and columns are found by name.
+        overhead: Scales and zero points of every layer of `layers`.
+        rules: Pins, exclusions, allowances and ties on layer names. None is added here.
+        budgets: Limits as text (``"size_bytes=40%"``, see `budgets.parse_budget`) or as
+            absolute numbers by name.
+        choices: Candidates, a part of the table's; all of them where not given.
+        unquantized_parameters: Parameters outside the layer table, 4 bytes each.
+        costs: The costs to tabulate.
+
+    Raises:
+        ValueError: If the loss table lacks a layer or a choice, a rule or a budget is wrong,
+            or what they leave is no problem; the message names the layer.
+    """
+    choices = tuple(table.choices if choices is None else choices)
+    if missing := [choice for choice in choices if choice not in table.choices]:
+        raise ValueError(
+            f"No losses for {labels(missing)}: the table has {labels(table.choices)}. Compute "
+            "the sensitivities with these bits or leave them out."
+        )
+    names = [layer.name for layer in layers]
+    ruling = apply_rules(rules, names, choices)
+    searched = [layer for layer, out in zip(layers, ruling.excluded, strict=True) if not out]
+    excluded = [layer for layer, out in zip(layers, ruling.excluded, strict=True) if out]
+    if not searched:
+        raise ValueError("Every layer is excluded: nothing is left to search.")
+    if lost := [layer.name for layer in searched if layer.name not in table.layers]:
+        raise ValueError(
+            f"No losses for layer {lost[0]!r}: the table has {', '.join(table.layers)}. "
+            "Compute the sensitivities of this network, or exclude the layer."
+        )
+    rows = [table.layers.index(layer.name) for layer in searched]
+    columns = [table.choices.index(choice) for choice in choices]
+    scales = tuple(
+        n for n, out in zip(overhead.num_scales, ruling.excluded, strict=True) if not out
+    )
+    kept = Overhead(scales, overhead.zero_points)
+    unquantized = Choice(FLOAT_BITS, FLOAT_BITS)
+    constants = {name: constant_cost(excluded, name, unquantized_parameters) for name in costs}
+    full = {name: cost_table(searched, (unquantized,), name, kept) for name in costs}
+    problem = Problem(
+        layers=tuple(layer.name for layer in searched),
+        choices=choices,
+        losses=np.asarray(table.losses, dtype=np.float64)[np.ix_(rows, columns)],
+        costs={name: cost_table(searched, choices, name, kept) for name in costs},
+        budgets={},
+        constants=constants,
+        allowed=ruling.allowed[~ruling.excluded],
+        groups=np.array(tie_groups([x.name for x in searched], ruling.ties), dtype=np.int64),
+        float_costs={name: constants[name] + float(full[name].sum()) for name in costs},
+    )
+    return with_budgets(problem, budgets)

@@ -1,0 +1,349 @@
+"""The allocation problem: a multiple-choice knapsack with several budgets. No JAX.
+
+Minimise Σ_i losses[i, c_i] subject to constants[k] + Σ_i costs[k][i, c_i] ≤ budgets[k] for
+every budget k, one allowed choice per layer, one choice per group of tied layers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jmpq.problem.choice import Choice, labels
+
+ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Reduced:
+    """The same problem over groups of tied layers, forbidden choices priced out.
+
+    Attributes:
+        losses: Summed over each group; +inf where a choice is not allowed.
+        costs: Summed over each group, one table a budget; 0 where not allowed.
+        limits: Budgets less the constants, rounding slack included.
+        names: The budgets.
+        groups: Group of every layer.
+    """
+
+    losses: Float[np.ndarray, "groups choices"]
+    costs: Float[np.ndarray, "budgets groups choices"]
+    limits: Float[np.ndarray, " budgets"]
+    names: tuple[str, ...]
+    groups: Int[np.ndarray, " layers"]
+
+    def expand(self, choice: Int[np.ndarray, " groups"]) -> Int[np.ndarray, " layers"]:
+        """Choice of every layer from the choice of every group."""
+        return choice[self.groups]
+
+    def used(self, choice: Int[np.ndarray, " groups"]) -> Float[np.ndarray, " budgets"]:
+        """Costs of one allocation, each sum correctly rounded."""
+        rows = np.arange(len(choice))
+        return np.array([math.fsum(table[rows, choice]) for table in self.costs])
+
+    def fits(self, choice: Int[np.ndarray, " groups"]) -> bool:
+        """Whether one allocation meets every budget."""
+        return bool((self.used(choice) <= self.limits).all())
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
+    """Choose bits for every layer; see the module for the program that this states.
+
+    Cross-layer terms, once solvers take them, are one more field beside `losses`
+    (``interactions[layers, choices, layers, choices]``) that `evaluate` adds; a solver that
+    cannot handle it must say so.
+
+    Attributes:
+        layers: Names of the searched layers.
+        choices: The candidates, columns of the tables.
+        losses: Predicted loss increase, nats per example; may be negative.
+        costs: Additive costs by name, unit in the name; not negative.
+        budgets: Upper limits on the total of some of the costs, constants included.
+        constants: Cost of what is outside the search, by name; 0 where absent.
+        allowed: Which choices each layer may take.
+        groups: Group of tied layers that each layer belongs to, numbered from 0 without gaps.
+        asked: How each budget was asked for, for reports.
+        float_costs: Cost of the unquantized network by name, what ratios refer to.
+
+    Raises:
+        ValueError: If shapes disagree, an allowed loss or cost is NaN or infinite, a cost is
+            negative, a layer or a group of tied layers has no choice, or a budget has no
+            cost. The message names the layer.
+    """
+
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    losses: Float[np.ndarray, "_ _"]
+    costs: dict[str, Float[np.ndarray, "_ _"]]
+    budgets: dict[str, float]
+    constants: dict[str, float]
+    allowed: Bool[np.ndarray, "_ _"]
+    groups: Int[np.ndarray, " _"]
+    asked: dict[str, str] = dataclasses.field(default_factory=dict)
+    float_costs: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_shapes()
+        self._check_choices_left()
+        self._check_values("loss", self.losses, least=-math.inf)
+        for name, table in self.costs.items():
+            self._check_values(name, table, least=0.0)
+        for name in (*self.budgets, *self.constants):
+            if name not in self.costs:
+                raise ValueError(
+                    f"Budget or constant {name!r} has no cost table: the costs are "
+                    f"{', '.join(self.costs) or 'none'}."
+                )
+        for name, limit in self.budgets.items():
+            if not math.isfinite(limit):
+                raise ValueError(f"Budget {name}={limit}: give a number or leave it out.")
+        for name, value in self.constants.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"Constant {name}={value} must be finite and not negative.")
+
+    def evaluate(self, choice: Int[np.ndarray, " _"]) -> tuple[float, dict[str, float]]:
+        """Loss and all costs of an allocation, each a correctly rounded sum.
+
+        Independent of every solver; does not ask whether the budgets are met (`violated`).
+
+        Args:
+            choice: Column of `losses` for each layer.
+
+        Returns:
+            Loss, nats per example, and the total of every cost, constants included.
+
+        Raises:
+            ValueError: If a layer has no choice, one that is not allowed, or tied layers
+                differ.
+        """
+        self._check_allocation(choice)
+        rows = np.arange(len(self.layers))
+        loss = math.fsum(self.losses[rows, choice])
+        costs = {
+            name: math.fsum([self.constants.get(name, 0.0), *table[rows, choice]])
+            for name, table in self.costs.items()
+        }
+        return loss, costs
+
+    def violated(self, costs: dict[str, float]) -> dict[str, float]:
+        """The budgets that these costs exceed, with the excess."""
+        return {
+            name: costs[name] - limit
+            for name, limit in self.budgets.items()
+            if costs[name] > limit + self.rounding(name)
+        }
+
+    def rounding(self, name: str) -> float:
+        """What the total of a cost may exceed its budget by: nothing for integer costs."""
+        limit, constant = self.budgets[name], self.constants.get(name, 0.0)
+        table = self.costs[name][self.allowed]
+        whole = constant.is_integer() and bool((table == np.floor(table)).all())
+        if whole and limit < 2**53:
+            return 0.0
+        return ROUNDING * abs(limit)
+
+    def range(self, name: str) -> tuple[float, float]:
+        """Least and most of a cost over allowed allocations, other budgets ignored."""
+        table, allowed = self._over_groups(self.costs[name])
+        constant = self.constants.get(name, 0.0)
+        least = math.fsum([constant, *np.where(allowed, table, np.inf).min(axis=1)])
+        most = math.fsum([constant, *np.where(allowed, table, -np.inf).max(axis=1)])
+        return least, most
+
+    def uniform(self, choice: Choice) -> Int[np.ndarray, " layers"]:
+        """The allocation nearest to one choice everywhere that the rules allow.
+
+        A group that may not take it (a pinned layer) takes its dearest allowed choice with
+        bits not above it, or else its first in order of bits.
+
+        Raises:
+            ValueError: If `choice` is not a candidate.
+        """
+        if choice not in self.choices:
+            raise ValueError(
+                f"{choice.label} is not a candidate: the candidates are {labels(self.choices)}."
+            )
+        _, allowed = self._over_groups(self.losses)
+        order = sorted(range(len(self.choices)), key=lambda column: self.choices[column])
+        picked = []
+        for row in allowed:
+            open_ = [column for column in order if row[column]]
+            below = [
+                column
+                for column in open_
+                if self.choices[column].w_bits <= choice.w_bits
+                and self.choices[column].a_bits <= choice.a_bits
+            ]
+            picked.append(below[-1] if below else open_[0])
+        return np.array(picked, dtype=np.int64)[self.groups]
+
+    def reduced(self) -> Reduced:
+        """The problem over groups, which is what solvers work on."""
+        losses, allowed = self._over_groups(self.losses)
+        tables = [self._over_groups(self.costs[name])[0] for name in self.budgets]
+        shape = (len(tables), *losses.shape)
+        limits = [
+            limit + self.rounding(name) - self.constants.get(name, 0.0)
+            for name, limit in self.budgets.items()
+        ]
+        return Reduced(
+            losses=np.where(allowed, losses, np.inf),
+            costs=np.where(allowed, np.array(tables).reshape(shape), 0.0),
+            limits=np.array(limits, dtype=np.float64),
+            names=tuple(self.budgets),
+            groups=self.groups,
+        )
+
+    def members(self, group: int) -> tuple[str, ...]:
+        """Names of the layers of one group."""
+        return tuple(self.layers[i] for i in np.flatnonzero(self.groups == group))
+
+    def bits(self, choice: Int[np.ndarray, " layers"]) -> dict[str, Choice]:
+        """An allocation by names: the choice of every layer."""
+        return {
+            name: self.choices[column] for name, column in zip(self.layers, choice, strict=True)
+        }
+
+    def columns(self, bits: dict[str, Choice]) -> Int[np.ndarray, " layers"]:
+        """Inverse of `bits`.
+
+        Raises:
+            ValueError: If a layer has no choice or one that is not a candidate.
+        """
+        for name in self.layers:
+            if bits.get(name) not in self.choices:
+                got = bits[name].label if name in bits else "no choice"
+                raise ValueError(
+                    f"Layer {name!r} has {got}: expected one of {labels(self.choices)}."
+                )
+        index = {choice: column for column, choice in enumerate(self.choices)}
+        return np.array([index[bits[name]] for name in self.layers], dtype=np.int64)
+
+    def _over_groups(
+        self, table: Float[np.ndarray, "_ _"]
+    ) -> tuple[Float[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]:
+        """A table summed over each group, 0 where not allowed, and what a group may take."""
+        shape = (int(self.groups.max()) + 1, len(self.choices))
+        allowed = np.ones(shape, dtype=bool)
+        np.logical_and.at(allowed, self.groups, self.allowed)
+        total = np.zeros(shape)
+        np.add.at(total, self.groups, np.where(self.allowed, table, 0.0))
+        return np.where(allowed, total, 0.0), allowed
+
+    def _check_shapes(self) -> None:
+        shape = (len(self.layers), len(self.choices))
+        if 0 in shape:
+            raise ValueError(f"Nothing to choose: {shape[0]} layers and {shape[1]} choices.")
+        for what, names in (("Layer", self.layers), ("Choice", self.choices)):
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ValueError(f"{what} {str(twice)!r} appears more than once.")
+        tables = {"losses": self.losses, "allowed": self.allowed, **self.costs}
+        for name, table in tables.items():
+            if table.shape != shape:
+                raise ValueError(
+                    f"{name} has shape {table.shape}: expected [layers, choices] = {shape}."
+                )
+        if self.groups.shape != shape[:1] or not np.array_equal(
+            np.unique(self.groups), np.arange(len(np.unique(self.groups)))
+        ):
+            raise ValueError(
+                "`groups` must give each layer a group, numbered from 0 without gaps; got "
+                f"{self.groups.tolist()}."
+            )
+
+    def _check_choices_left(self) -> None:
+        for name, row in zip(self.layers, self.allowed, strict=True):
+            if not row.any():
+                raise ValueError(f"Layer {name!r} has no candidate choice: allow at least one.")
+        _, allowed = self._over_groups(self.losses)
+        for group in np.flatnonzero(~allowed.any(axis=1)):
+            members = np.flatnonzero(self.groups == group)
+            each = "; ".join(
+                f"{self.layers[i]} allows "
+                + labels(c for c, ok in zip(self.choices, self.allowed[i], strict=True) if ok)
+                for i in members
+            )
+            raise ValueError(f"Tied layers have no choice in common: {each}.")
+
+    def _check_values(self, name: str, table: Float[np.ndarray, "_ _"], least: float) -> None:
+        bad = self.allowed & ~(np.isfinite(table) & (table >= least))
+        for row, column in np.argwhere(bad)[:1]:
+            expected = "finite" if least < 0 else "finite and not negative"
+            raise ValueError(
+                f"Layer {self.layers[row]!r} at {self.choices[column].label} has {name} "
+                f"{table[row, column]}: expected {expected}. Check the layer's weights and "
+                "the data, or exclude the layer."
+            )
+
+    def _check_allocation(self, choice: Int[np.ndarray, " _"]) -> None:
+        if choice.shape != (len(self.layers),):
+            raise ValueError(
+                f"An allocation has one choice for each of the {len(self.layers)} layers, "
+                f"got shape {choice.shape}."
+            )
+        outside = (choice < 0) | (choice >= len(self.choices))
+        for i in np.flatnonzero(outside)[:1]:
+            raise ValueError(
+                f"Layer {self.layers[i]!r} has choice {choice[i]}: expected a column 0 to "
+                f"{len(self.choices) - 1}."
+            )
+        for i in np.flatnonzero(~self.allowed[np.arange(len(choice)), choice])[:1]:
+            raise ValueError(
+                f"Layer {self.layers[i]!r} may not take {self.choices[choice[i]].label}: it "
+                "allows "
+                + labels(c for c, ok in zip(self.choices, self.allowed[i], strict=True) if ok)
+                + "."
+            )
+        first = np.zeros(int(self.groups.max()) + 1, dtype=np.int64)
+        first[self.groups[::-1]] = np.arange(len(choice))[::-1]  # the earliest member stays
+        for i in np.flatnonzero(choice != choice[first[self.groups]])[:1]:
+            raise ValueError(
+                f"Layer {self.layers[i]!r} is tied to {self.layers[first[self.groups[i]]]!r} "
+                "but takes another choice."
+            )
+
+
+def problem_of(
+    losses: Float[np.ndarray, "_ _"],
+    costs: dict[str, Float[np.ndarray, "_ _"]],
+    budgets: dict[str, float],
+    *,
+    layers: Sequence[str] | None = None,
+    choices: Sequence[Choice] | None = None,
+    ties: Sequence[Sequence[int]] = (),
+    allowed: Bool[np.ndarray, "_ _"] | None = None,
+    constants: dict[str, float] | None = None,
+) -> Problem:
+    """A problem from plain tables, where there is no layer table to build it from.
+
+    Args:
+        losses: Predicted loss increase, nats per example.
+        costs: Additive costs by name.
+        budgets: Limits by name of a cost.
+        layers: Names; ``layer0``, ``layer1``, ... where not given.
+        choices: Candidates; weights of 1, 2, ... bits where not given.
+        ties: Rows of layers that take the same choice.
+        allowed: Which choices each layer may take; all where not given.
+        constants: Costs outside the search.
+    """
+    from jmpq.problem.rules import tie_groups
+
+    num_layers, num_choices = losses.shape
+    names = [f"layer{i}" for i in range(num_layers)] if layers is None else list(layers)
+    if choices is None:
+        choices = [Choice(bits) for bits in range(1, num_choices + 1)]
+    groups = tie_groups(names, [[names[i] for i in tie] for tie in ties])
+    return Problem(
+        layers=tuple(names),
+        choices=tuple(choices),
+        losses=losses,
+        costs=dict(costs),
+        budgets=dict(budgets),
+        constants=dict(constants or {}),
+        allowed=np.ones(losses.shape, dtype=bool) if allowed is None else allowed,
+        groups=np.array(groups, dtype=np.int64),
+    )

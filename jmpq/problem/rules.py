@@ -1,0 +1,302 @@
+r"""Rules on layers: pin, exclude, allow, tie. Patterns are regular expressions on names.
+
+A pattern must match a whole name. Of the pins, exclusions and allowances that match a layer
+the first in the list wins; ties come on top. A rule is written as one line of text, the same
+on the command line and in files:
+
+- ``pin PATTERN=W8A8``: that choice and no other;
+- ``exclude PATTERN``: unquantized and outside the search, reported apart;
+- ``allow PATTERN=W2,W4A4,A8``: only these candidates; ``W2`` stands for every candidate with
+  2-bit weights, ``A8`` for every one with 8-bit activations;
+- ``tie PATTERN PATTERN ...``: all matching layers take the same choice. Layers are tied only
+  to layers whose capture groups hold the same text: ``tie (stage\d)/unit1/(?:conv1|down)``
+  makes one tie a stage.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+from jmpq.problem.choice import FLOAT_BITS, Choice, labels
+
+_CANDIDATE = re.compile(r"(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """The matching layers take `choice`."""
+
+    pattern: str
+    choice: Choice
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern)
+
+    def __str__(self) -> str:
+        return f"pin {self.pattern}={self.choice.label}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exclude:
+    """The matching layers are left unquantized and outside the search."""
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern)
+
+    def __str__(self) -> str:
+        return f"exclude {self.pattern}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Allow:
+    """The matching layers choose among `candidates` only.
+
+    Attributes:
+        pattern: Regular expression of layer names.
+        candidates: ``"W4A8"`` (that choice), ``"W4"`` (4-bit weights, any activations) or
+            ``"A8"`` (8-bit activations, any weights).
+    """
+
+    pattern: str
+    candidates: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_pattern(self.pattern)
+        for text in self.candidates:
+            if not text or _CANDIDATE.fullmatch(text) is None:
+                raise ValueError(
+                    f"{text!r} names no candidates: expected bits as in 'W4A8', 'W4' (any "
+                    "activation bits) or 'A8' (any weight bits)."
+                )
+
+    def __str__(self) -> str:
+        return f"allow {self.pattern}={','.join(self.candidates)}"
+
+    def permits(self, choice: Choice) -> bool:
+        """Whether one of the candidates stands for `choice`."""
+        for text in self.candidates:
+            match = _CANDIDATE.fullmatch(text)
+            assert match is not None
+            if int(match["w"] or choice.w_bits) == choice.w_bits and (
+                int(match["a"] or choice.a_bits) == choice.a_bits
+            ):
+                return True
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tie:
+    """The layers that match any pattern, with the same captured text, take one choice."""
+
+    patterns: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.patterns:
+            raise ValueError("A tie needs at least one pattern.")
+        for pattern in self.patterns:
+            _check_pattern(pattern)
+
+    def __str__(self) -> str:
+        return f"tie {' '.join(self.patterns)}"
+
+
+Rule = Pin | Exclude | Allow | Tie
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Ruling:
+    """What the rules make of a list of layers.
+
+    Attributes:
+        allowed: Which choices each layer may take; no row is empty. Excluded layers' rows
+            are all true and mean nothing.
+        excluded: Whether each layer is outside the search.
+        ties: Names of layers that take one choice, two or more in each.
+        rows: For each rule, the layers that it decided (ties: that it ties).
+    """
+
+    allowed: Bool[np.ndarray, "_ _"]
+    excluded: Bool[np.ndarray, " _"]
+    ties: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def parse_rule(text: str) -> Rule:
+    """Read one rule from a line of text, the inverse of ``str(rule)``.
+
+    >>> parse_rule("pin stem/conv=W8A8")
+    Pin(pattern='stem/conv', choice=Choice(w_bits=8, a_bits=8))
+
+    Raises:
+        ValueError: If the text is no rule.
+    """
+    verb, _, rest = text.strip().partition(" ")
+    words = rest.split()
+    pattern, equals, value = rest.strip().rpartition("=")  # the last: patterns may hold one
+    if verb == "pin" and len(words) == 1 and equals:
+        return Pin(pattern, Choice.parse(value))
+    if verb == "allow" and len(words) == 1 and equals:
+        return Allow(pattern, tuple(value.split(",")))
+    if verb == "exclude" and len(words) == 1:
+        return Exclude(words[0])
+    if verb == "tie" and words:
+        return Tie(tuple(words))
+    raise ValueError(
+        f"{text!r} is no rule: expected 'pin PATTERN=W8A8', 'exclude PATTERN', "
+        "'allow PATTERN=W2,W4A4' or 'tie PATTERN PATTERN ...' (no blanks in a pattern)."
+    )
+
+
+def first_and_last(
+    layers: Sequence[str], choices: Sequence[Choice], *, bits: int = 8
+) -> tuple[Rule, ...]:
+    """The default rule: pin the first and the last layer to `bits`.
+
+    Activations are pinned to the same bits, unless every candidate leaves them unquantized.
+    """
+    weights_only = all(choice.a_bits == FLOAT_BITS for choice in choices)
+    choice = Choice(bits) if weights_only else Choice(bits, bits)
+    ends = dict.fromkeys(name for name in (*layers[:1], *layers[-1:]))
+    return tuple(Pin(re.escape(name), choice) for name in ends)
+
+
+def apply_rules(
+    rules: Sequence[Rule], layers: Sequence[str], choices: Sequence[Choice]
+) -> Ruling:
+    """Decide what every layer may take.
+
+    Raises:
+        ValueError: If a pattern matches no layer, a pin is to a choice that is not a
+            candidate, an allowance leaves none, or a tie has fewer than two layers or an
+            excluded one.
+    """
+    allowed = np.ones((len(layers), len(choices)), dtype=bool)
+    excluded = np.zeros(len(layers), dtype=bool)
+    decided = np.zeros(len(layers), dtype=bool)
+    rows: list[tuple[str, ...]] = []
+    ties: list[tuple[str, ...]] = []
+    for rule in rules:
+        if isinstance(rule, Tie):
+            made = _tied(rule, layers)
+            ties.extend(made)
+            rows.append(tuple(name for tie in made for name in tie))
+            continue
+        matches = _matches(rule.pattern, layers, rule)
+        fresh = [i for i in matches if not decided[i]]
+        decided[fresh] = True
+        rows.append(tuple(layers[i] for i in fresh))
+        if isinstance(rule, Exclude):
+            excluded[fresh] = True
+            continue
+        wanted = _permitted(rule, choices)
+        allowed[fresh] = wanted
+    names_out = {name for name, out in zip(layers, excluded, strict=True) if out}
+    for tie in ties:
+        if out := sorted(set(tie) & names_out):
+            raise ValueError(
+                f"Layer {out[0]!r} is excluded and tied to {', '.join(tie)}: exclude all of "
+                "them or none."
+            )
+    return Ruling(allowed=allowed, excluded=excluded, ties=tuple(ties), rows=tuple(rows))
+
+
+def describe(
+    rules: Sequence[Rule], layers: Sequence[str], choices: Sequence[Choice]
+) -> list[str]:
+    """One line a rule: its text and the layers it decides."""
+    ruling = apply_rules(rules, layers, choices)
+    return [
+        f"{rule}: {', '.join(row) if row else 'no layer (earlier rules match first)'}"
+        for rule, row in zip(rules, ruling.rows, strict=True)
+    ]
+
+
+def rules_to_json(rules: Sequence[Rule]) -> list[str]:
+    """The rules as lines of text."""
+    return [str(rule) for rule in rules]
+
+
+def rules_from_json(lines: Sequence[str]) -> tuple[Rule, ...]:
+    """Inverse of `rules_to_json`."""
+    return tuple(parse_rule(line) for line in lines)
+
+
+def tie_groups(layers: Sequence[str], ties: Sequence[Sequence[str]]) -> list[int]:
+    """Group of each layer, numbered by first appearance; ties that share a layer join.
+
+    >>> tie_groups(["a", "b", "c", "d"], [["a", "c"], ["c", "d"]])
+    [0, 1, 0, 0]
+    """
+    index = {name: i for i, name in enumerate(layers)}
+    leader = list(range(len(layers)))
+
+    def find(i: int) -> int:
+        while leader[i] != i:
+            i = leader[i]
+        return i
+
+    for tie in ties:
+        for name in tie[1:]:
+            a, b = find(index[tie[0]]), find(index[name])
+            leader[max(a, b)] = min(a, b)
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(find(i), len(numbers)) for i in range(len(layers))]
+
+
+def _tied(rule: Tie, layers: Sequence[str]) -> list[tuple[str, ...]]:
+    groups: dict[tuple[str | None, ...], dict[str, None]] = {}
+    for pattern in rule.patterns:
+        for i in _matches(pattern, layers, rule):
+            match = re.fullmatch(pattern, layers[i])
+            assert match is not None
+            groups.setdefault(match.groups(), {})[layers[i]] = None
+    made = [tuple(names) for names in groups.values() if len(names) > 1]
+    if not made:
+        found = ", ".join(name for names in groups.values() for name in names)
+        raise ValueError(
+            f"Rule '{rule}' ties nothing: a tie needs two layers, it matches only {found}"
+            f"{' (each with its own captured text)' if len(groups) > 1 else ''}."
+        )
+    return made
+
+
+def _permitted(rule: Pin | Allow, choices: Sequence[Choice]) -> list[bool]:
+    if isinstance(rule, Pin):
+        wanted = [choice == rule.choice for choice in choices]
+    else:
+        wanted = [rule.permits(choice) for choice in choices]
+    if not any(wanted):
+        raise ValueError(
+            f"Rule '{rule}' leaves no candidate: the candidates are {labels(choices)}. Add "
+            "the bits to the candidates or change the rule."
+        )
+    return wanted
+
+
+def _matches(pattern: str, layers: Sequence[str], rule: Rule) -> list[int]:
+    found = [i for i, name in enumerate(layers) if re.fullmatch(pattern, name)]
+    if not found:
+        close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(
+            f"Pattern {pattern!r} of rule '{rule}' matches no layer.{hint} The whole name "
+            f"must match; the layers are {', '.join(layers)}."
+        )
+    return found
+
+
+def _check_pattern(pattern: str) -> None:
+    if not pattern or re.search(r"\s", pattern):
+        raise ValueError(
+            f"Pattern {pattern!r} is empty or has a blank in it: write \\s for a blank."
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"Pattern {pattern!r} is no regular expression: {error}.") from error

@@ -1,0 +1,21 @@
+"""Solvers: from a `Problem` to a `Solution` with a bound. No JAX; cvxpy only when used."""
+
+from jmpq.solvers.baselines import draw_allocations, random_search, reversed_search, uniform
+from jmpq.solvers.bounds import lagrangian_bound, lp_bound
+from jmpq.solvers.brute_force import BruteForce
+from jmpq.solvers.exact import Exact
+from jmpq.solvers.greedy import Greedy
+from jmpq.solvers.solver import Solver
+
+__all__ = [
+    "BruteForce",
+    "Exact",
+    "Greedy",
+    "Solver",
+    "draw_allocations",
+    "lagrangian_bound",
+    "lp_bound",
+    "random_search",
+    "reversed_search",
+    "uniform",
+]

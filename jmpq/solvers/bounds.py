@@ -1,0 +1,129 @@
+"""Lower bounds on the loss that need no integer program.
+
+Every bound here is a value of the Lagrangian: for any multipliers λ ≥ 0,
+
+    loss(c) ≥ Σ_i min_j (losses[i, j] + λ·costs[:, i, j]) − λ·limits  for every c in budget,
+
+because λ·(costs − limits) ≤ 0 there. Where λ comes from decides how tight it is, never
+whether it holds.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from jmpq.problem.problem import Reduced
+from jmpq.solvers.frontier import convex_frontier, undominated
+
+Multipliers = Float[np.ndarray, " budgets"]
+
+
+def priced_losses(
+    reduced: Reduced, multipliers: Multipliers
+) -> tuple[Float[np.ndarray, "groups choices"], float]:
+    """Loss plus price of each choice, and the price of the budgets.
+
+    Costs count from the cheapest choice of their group (the same program, less rounding).
+    """
+    least = cheapest_costs(reduced)
+    prices = np.tensordot(multipliers, reduced.costs - least[:, :, None], axes=1)
+    slack = [limit - math.fsum(row) for limit, row in zip(reduced.limits, least, strict=True)]
+    return reduced.losses + prices, math.fsum(multipliers * np.array(slack))
+
+
+def cheapest_costs(reduced: Reduced) -> Float[np.ndarray, "budgets groups"]:
+    """The least that each group can cost, budget by budget."""
+    allowed = np.isfinite(reduced.losses)
+    return np.where(allowed, reduced.costs, np.inf).min(axis=2)
+
+
+def lagrangian_bound(reduced: Reduced, multipliers: Multipliers) -> float:
+    """The Lagrangian at `multipliers`, less what rounding may have added.
+
+    Raises:
+        ValueError: If a multiplier is negative or not finite: the bound would not hold.
+    """
+    if not (np.isfinite(multipliers).all() and (multipliers >= 0).all()):
+        raise ValueError(f"Multipliers must be finite and not negative, got {multipliers}.")
+    priced, budget_price = priced_losses(reduced, multipliers)
+    best = priced.argmin(axis=1)
+    rows = np.arange(len(best))
+    value = math.fsum([*priced[rows, best], -budget_price])
+    if not multipliers.any():
+        return value  # a sum of losses, correctly rounded
+    magnitude = math.fsum(np.abs(priced[rows, best])) + abs(budget_price)
+    return value - 4 * np.finfo(np.float64).eps * magnitude * (2 + len(multipliers))
+
+
+def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
+    """The bound of the linear relaxation, and multipliers that prove it.
+
+    With one budget λ is the loss saved per cost of the break item (Dyer 1984, Zemel 1984);
+    with several the duals of the linear program solved by HiGHS through SciPy, or those of
+    one budget alone where they happen to prove more.
+
+    Returns:
+        The best of these bounds and its multipliers [budgets]; at least the bound of λ = 0,
+        the least loss of every group.
+    """
+    size = len(reduced.limits)
+    candidates = [np.zeros(size)]
+    for k in range(size):
+        multipliers = np.zeros(size)
+        multipliers[k] = _break_slope(reduced, k)
+        candidates.append(multipliers)
+    if size > 1:
+        candidates.append(_dual_values(reduced))
+    bounds = [lagrangian_bound(reduced, multipliers) for multipliers in candidates]
+    best = int(np.argmax(bounds))
+    return bounds[best], candidates[best]
+
+
+def _break_slope(reduced: Reduced, budget: int) -> float:
+    """Loss per cost at which upgrades along the frontiers, best first, fill one budget."""
+    cost = reduced.costs[budget]
+    single = Reduced(
+        losses=reduced.losses,
+        costs=cost[None],
+        limits=reduced.limits[budget : budget + 1],
+        names=reduced.names[budget : budget + 1],
+        groups=reduced.groups,
+    )
+    slopes, increments, start = [], [], []
+    for losses, row, keep in zip(single.losses, cost, undominated(single), strict=True):
+        frontier = convex_frontier(losses, row, keep)
+        start.append(row[frontier[0]])
+        increments.append(np.diff(row[frontier]))
+        slopes.append(-np.diff(losses[frontier]) / increments[-1])
+    slope, increment = np.concatenate(slopes), np.concatenate(increments)
+    order = np.argsort(-slope, kind="stable")
+    spent = math.fsum(start) + np.cumsum(increment[order])
+    over = np.flatnonzero(spent > single.limits[0])
+    if not len(over):
+        return 0.0
+    found = float(slope[order[over[0]]])
+    return found if math.isfinite(found) else 0.0
+
+
+def _dual_values(reduced: Reduced) -> Multipliers:
+    """Multipliers of all budgets from the linear relaxation; zeros where it fails."""
+    from scipy import optimize, sparse
+
+    rows, columns = np.nonzero(undominated(reduced))
+    least, spread = cheapest_costs(reduced), np.ptp(reduced.losses[rows, columns])
+    scale = spread if spread > 0 else 1.0
+    slack = reduced.limits - least.sum(axis=1)
+    unit = np.where(slack > 0, slack, 1.0)
+    result = optimize.linprog(
+        reduced.losses[rows, columns] / scale,
+        A_ub=(reduced.costs[:, rows, columns] - least[:, rows]) / unit[:, None],
+        b_ub=np.maximum(slack, 0.0) / unit,
+        A_eq=sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows))))),
+        b_eq=np.ones(len(reduced.losses)),
+        method="highs",
+    )
+    if result.status != 0:
+        return np.zeros(len(unit))
+    duals = np.maximum(-np.asarray(result.ineqlin.marginals), 0.0) * scale / unit
+    return np.where(np.isfinite(duals), duals, 0.0)

@@ -1,0 +1,142 @@
+import json
+
+import numpy as np
+import pytest
+
+from jmpq.problem import (
+    Choice,
+    Plan,
+    PlannedAllocation,
+    SolveTime,
+    allocation_from_plan,
+    planned_allocation,
+    planned_budgets,
+    problem_of,
+    read_plan,
+    solution_from_choice,
+    write_plan,
+)
+
+
+def plan():
+    problem = problem_of(
+        np.array([[3.0, 1.0], [5.0, 2.0]]),
+        {"size_bytes": np.array([[1.0, 2.0], [1.0, 4.0]])},
+        {"size_bytes": 5.0},
+        layers=("a", "b"),
+        choices=(Choice(2, 4), Choice(8)),
+    )
+    solution = solution_from_choice(
+        problem, np.array([0, 1]), bound=5.0, solver="exact", wall_s=0.5
+    )
+    found = planned_allocation(
+        "exact/gn", "solution", problem, solution, metric="gn", predictions={"gn": 5.0}
+    )
+    drawn = PlannedAllocation(
+        name="random/0",
+        role="random",
+        bits={"a": Choice(8), "b": Choice(8)},
+        costs={"size_bytes": 6.0},
+        seed=0,
+    )
+    return Plan(
+        jmpq="0.1.0",
+        versions={"numpy": np.__version__},
+        seed=0,
+        created="2026-01-01T00:00:00Z",
+        weights_sha256="00",
+        sensitivity_sha256="11",
+        quantizers={"weights": {"grid": "symmetric"}},
+        layers=problem.layers,
+        choices=problem.choices,
+        rules=("pin a=W8: a",),
+        budgets=planned_budgets(problem),
+        unquantized={"size_bytes": 4.0},
+        allocations=(found, drawn),
+        excluded=("c",),
+        solve_times=(SolveTime(layers=2, choices=2, solver="exact", wall_s=0.5, gap=0.0),),
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_plan(tmp_path / "plan.json", plan())
+    return tmp_path / "plan.json"
+
+
+def edited(path, **changes):
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, **changes}))
+    return path
+
+
+def test_a_plan_reads_back_as_written(path):
+    assert read_plan(path) == plan()
+    assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
+
+
+def test_a_plan_file_reads_without_jmpq(path):
+    data = json.loads(path.read_text())
+    assert (data["schema"], data["version"]) == ("jmpq/plan", 1)
+    assert data["allocations"][0]["bits"] == {"a": "W2A4", "b": "W8"}
+    assert data["allocations"][0]["predicted_loss"] == 5.0
+    assert data["budgets"]["size_bytes"] == {"limit": 5, "asked": "5", "least": 2, "most": 6}
+
+
+def test_an_allocation_is_found_by_name():
+    assert allocation_from_plan(plan(), "exact/gn") == {"a": Choice(2, 4), "b": Choice(8)}
+    with pytest.raises(ValueError, match=r"no allocation 'exact/g'. Did you mean 'exact/gn'"):
+        allocation_from_plan(plan(), "exact/g")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": "other"}, "is no plan: expected schema 'jmpq/plan', got 'other'"),
+        ({"version": 2}, "plan of version 2, this jmpq reads version 1"),
+        ({"extra": 1}, "the plan has unknown fields: extra"),
+        ({"choices": ["4"]}, "is no choice of bits"),
+        ({"layers": ["a"]}, "disagree on layers: b"),
+        ({"budgets": {"bops": {"limit": 1}}}, "budget 'bops' has no field 'asked'"),
+        ({"allocations": [{"name": "x"}]}, "allocation 'x' has no field 'role'"),
+        (
+            {"allocations": [{"name": "x", "role": "y", "bits": {}, "costs": {}}]},
+            "allocation 'x' has role 'y': expected one of",
+        ),
+        ({"allocations": 3}, "not iterable"),
+    ],
+)
+def test_a_wrong_plan_names_file_and_field(path, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_plan(edited(path, **changes))
+    assert str(path) in str(error.value)
+
+
+def test_a_plan_without_a_field_or_json_is_refused(path):
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in data.items() if k != "created"}))
+    with pytest.raises(ValueError, match="the plan has no field 'created'"):
+        read_plan(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is no JSON file"):
+        read_plan(path)
+
+
+def test_names_of_allocations_are_unique():
+    first = plan().allocations[0]
+    with pytest.raises(ValueError, match="Two allocations of the plan are called 'exact/gn'"):
+        Plan(**{**vars(plan()), "allocations": (first, first)})
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(path):
+    before = path.read_text()
+    broken = Plan(**{**vars(plan()), "unquantized": {"size_bytes": float("nan")}})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_plan(path, broken)
+    unwritable = Plan(**{**vars(plan()), "quantizers": {"weights": object()}})
+    with pytest.raises(TypeError, match="object cannot be written to a plan"):
+        write_plan(path, unwritable)
+    with pytest.raises(FileNotFoundError):
+        write_plan(path.parent / "missing" / "plan.json", plan())
+    assert path.read_text() == before
+    assert [p.name for p in path.parent.iterdir()] == ["plan.json"]

@@ -1,0 +1,129 @@
+"""The instances that every solver is run on, and an optimum found without jmpq's solvers."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+
+from jmpq.problem import Choice, problem_of, with_budgets
+
+
+def random_problem(seed, layers=6, choices=4, budgets=1, fraction=0.4, ties=(), integer=False):
+    """Losses that fall and costs that rise with the bits, roughly."""
+    rng = np.random.default_rng(seed)
+    bits = np.arange(1, choices + 1)
+    size = rng.lognormal(0, 1, (layers, 1))
+    losses = rng.lognormal(0, 2, (layers, 1)) * 4.0**-bits * rng.uniform(0.5, 1.5, choices)
+    costs = {}
+    for k in range(budgets):
+        table = size * bits ** (k + 1) * rng.uniform(0.8, 1.2, (layers, choices))
+        costs[f"cost{k}"] = np.ceil(100 * table) if integer else table
+    problem = problem_of(losses, costs, {}, ties=ties)
+    spans = {name: problem.range(name) for name in costs}
+    limits = {name: low + fraction * (high - low) for name, (low, high) in spans.items()}
+    return with_budgets(problem, limits)
+
+
+def _plain(losses, costs, budget, **options):
+    costs = {"cost": np.array(costs, dtype=np.float64)}
+    return problem_of(np.array(losses, dtype=np.float64), costs, {"cost": budget}, **options)
+
+
+def _huge(seed):
+    rng = np.random.default_rng(seed)
+    losses = 10.0 ** rng.uniform(-12, 6, (7, 4))
+    costs = np.sort(10.0 ** rng.uniform(-3, 9, (7, 4)), axis=1)
+    problem = problem_of(-np.sort(-losses, axis=1), {"cost": costs}, {})
+    return with_budgets(problem, ["cost=30%"])
+
+
+def _mixed():
+    rng = np.random.default_rng(5)
+    problem = problem_of(rng.normal(size=(6, 4)), {"cost": rng.uniform(1, 5, (6, 4))}, {})
+    return with_budgets(problem, ["cost=40%"])
+
+
+def _opposed():
+    """Two costs that pull apart: the cheapest of neither is within budget."""
+    a = np.array([[1.0, 5.0, 3.0]] * 4)
+    losses = np.array([[3.0, 2.0, 1.5]] * 4) * np.arange(1, 5)[:, None]
+    return problem_of(losses, {"a": a, "b": 6.0 - a}, {"a": 12.0, "b": 12.0})
+
+
+WEIGHTS = np.outer([7, 11, 13, 17, 19], [0, 1])
+
+SHORT = {
+    **{f"random{seed}": random_problem(seed) for seed in range(4)},
+    **{f"integer{seed}": random_problem(seed, integer=True) for seed in range(3)},
+    **{f"two_budgets{seed}": random_problem(seed, budgets=2) for seed in range(3)},
+    "three_budgets": random_problem(9, budgets=3, fraction=0.3),
+    "tied": random_problem(7, layers=8, ties=[[0, 3], [1, 2, 5]]),
+    "tight": random_problem(8, fraction=0.0),
+    "loose": random_problem(8, fraction=1.0),
+    "single_layer": random_problem(1, layers=1),
+    "one_choice": random_problem(1, choices=1),
+    "no_budget": random_problem(1, budgets=0),
+    "degenerate": _plain(
+        [[2, 1, 1, 0], [2, 2, 1, 1]] * 3, [[1, 2, 2, 3], [1, 1, 2, 2]] * 3, 11.0
+    ),
+    "equal_layers": _plain([[4, 2, 1]] * 6, [[1, 2, 4]] * 6, 13.0),
+    "exactly_met": _plain([[4, 2, 1]] * 3, [[0.1, 0.2, 0.3]] * 3, 0.1 + 0.2 + 0.3),
+    "subset_sum": _plain(-WEIGHTS, WEIGHTS, 33.0),
+    "zero_losses": _plain(np.zeros((3, 3)), np.outer([1, 2, 3], [1, 2, 3]), 9.0),
+    "negative_losses": _plain(
+        -np.outer([1, 2, 3, 4], [1, 4, 5]), np.outer([2, 1, 3, 2], [1, 2, 4]), 20.0
+    ),
+    "mixed_signs": _mixed(),
+    "forbidden": _plain(
+        [[9, 4, 1], [8, 3, 1], [7, 2, 1]],
+        [[1, 2, 3]] * 3,
+        6.0,
+        allowed=np.array([[1, 0, 1], [0, 1, 1], [1, 1, 0]], dtype=bool),
+    ),
+    "constants": _plain([[9, 4, 1]] * 3, [[1, 2, 3]] * 3, 106.0, constants={"cost": 100.0}),
+    "opposed_costs": _opposed(),
+    **{f"huge_range{seed}": _huge(seed) for seed in range(3)},
+}
+
+
+def published(folder):
+    """The nine HAWQ-V3 instances of ResNet-18 with their published assignments."""
+    data = json.loads((folder / "hawq_v3_resnet18.json").read_text())
+    choices = [Choice(bits, bits) for bits in data["bits"]]
+    for instance in data["instances"]:
+        name = instance["constraint"]
+        problem = problem_of(
+            np.array(data["losses"]),
+            {name: np.array(data["costs"][name])},
+            {name: instance["budget"]},
+            layers=data["layers"],
+            choices=choices,
+            ties=data["ties"],
+        )
+        assignment = {
+            layer: Choice(bits, bits)
+            for layer, bits in zip(data["layers"], instance["published"], strict=True)
+        }
+        yield problem, assignment, instance["optimum"]
+
+
+def optimum(problem):
+    """The least loss by plain enumeration of the layers, straight from the definition."""
+    best = math.inf
+    members = [np.flatnonzero(problem.groups == g) for g in range(problem.groups.max() + 1)]
+    for picks in itertools.product(range(len(problem.choices)), repeat=len(members)):
+        choice = np.array(picks)[problem.groups]
+        rows = np.arange(len(choice))
+        if not problem.allowed[rows, choice].all():
+            continue
+        within = []
+        for name, limit in problem.budgets.items():
+            cost = problem.constants.get(name, 0.0) + math.fsum(
+                problem.costs[name][rows, choice]
+            )
+            whole = (problem.costs[name] == np.floor(problem.costs[name])).all()
+            within.append(cost <= limit * (1.0 if whole else 1 + 1e-12))
+        if all(within):
+            best = min(best, math.fsum(problem.losses[rows, choice]))
+    return best
