@@ -1,0 +1,1 @@
+"""Figures, tables and one HTML page from the artifacts of a run folder; needs no JAX."""

@@ -1,0 +1,189 @@
+"""Figure 10: measured accuracy against size and bit operations."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jmpq.problem.choice import Choice
+from jmpq.report.artifacts import Json
+from jmpq.report.measured import Split, kind, outcome
+from jmpq.report.style import (
+    NothingToDrawError,
+    count_unit,
+    metric_colors,
+    metric_name,
+    new_figure,
+    size_unit,
+    solver_marker,
+    style,
+)
+
+CLOSE = 6.0  # percentage points below the float network that the lower row shows
+COSTS = ("size_bytes", "bops")
+
+
+def accuracy_figure(
+    plan: Json, evaluation: Json, *, split: Split = "evaluation", costs: Sequence[str] = COSTS
+) -> Figure:
+    """Draw top-1 accuracy against each cost, with one standard error.
+
+    Uniform allocations are labelled and those of the same activation bits joined by a
+    line, random ones are a cloud, the solutions are large markers, and the solutions at
+    other budgets a line per solver and metric. Dashed: the float network; dotted: the
+    plan's budget. Where the solutions and the uppermost `CLOSE` percentage points fill
+    less than half of the axis, a second row shows that part alone.
+
+    Args:
+        plan: The content of ``plan.json``.
+        evaluation: The content of ``evaluation.json``.
+        split: The examples the accuracy was measured on.
+        costs: Keys of the allocations' costs, one column each.
+
+    Raises:
+        NothingToDrawError: If no joint allocation was measured on the split.
+    """
+    points = accuracy_points(plan, evaluation, split)
+    costs = [cost for cost in costs if any(cost in point["costs"] for point in points)]
+    if not points or not costs:
+        raise NothingToDrawError(f"no joint allocation was measured on the {split} split")
+    reference = evaluation["float"].get(split, {}).get("top1")
+    values = [point["top1"] for point in points]
+    top = max(values) if reference is None else max(*values, 100 * reference)
+    floor = min([top - CLOSE, *(p["top1"] - 1.0 for p in points if p["kind"] == "solution")])
+    spread = top - min(values) > 2 * (top - floor)
+    with style():
+        figure = new_figure(2.6 * (1 + spread) + 0.9)
+        panels = figure.subplots(1 + spread, len(costs), squeeze=False, sharey="row")
+        for row, panel_row in enumerate(panels):
+            for axes, cost in zip(panel_row, costs, strict=True):
+                divisor = _draw_panel(axes, points, cost, plan, reference)
+                low, high = (floor, math.inf) if row == spread else (-math.inf, floor)
+                _label_uniform(axes, points, cost, divisor, low if spread else -math.inf, high)
+                if row == spread:
+                    axes.set_xlabel(_cost_label(cost, divisor))
+            panel_row[0].set_ylabel("top-1 accuracy (%)")
+        if spread:
+            panels[1, 0].set_ylim(floor, top + 0.06 * (top - floor))
+            panels[1, 0].set_title("the upper part, enlarged", loc="left")
+        handles, names = _all_handles(panels[-1, 0])
+        figure.legend(handles, names, loc="outside lower center", ncols=3, columnspacing=1.4)
+    return figure
+
+
+def accuracy_points(plan: Json, evaluation: Json, split: Split) -> list[dict[str, Any]]:
+    """Joint allocations measured on a split; `top1` and `top1_sem` in percent."""
+    points = []
+    for allocation in plan["allocations"]:
+        found = outcome(evaluation, allocation["name"], split)
+        if allocation["role"] == "single" or found is None or not math.isfinite(found.top1):
+            continue
+        points.append(
+            {
+                "name": allocation["name"],
+                "kind": kind(allocation),
+                "metric": allocation.get("metric"),
+                "solver": allocation.get("solver"),
+                "a_bits": _activation_bits(allocation),
+                "costs": allocation["costs"],
+                "top1": 100 * found.top1,
+                "top1_sem": 100 * found.top1_sem,
+            }
+        )
+    return points
+
+
+def _activation_bits(allocation: Json) -> int:
+    """The activation bits that most layers have."""
+    bits = [Choice.parse(label).a_bits for label in allocation["bits"].values()]
+    return statistics.mode(bits)
+
+
+def _cost_label(cost: str, divisor: float) -> str:
+    if cost == "size_bytes":
+        unit = size_unit(divisor)[1]
+        return f"size ({unit}, 1 {unit} = {count_unit(divisor)[1]} bytes)"
+    if cost == "bops":
+        return f"bit operations ({count_unit(divisor)[1]})"
+    return cost.replace("_", " ")
+
+
+def _draw_panel(
+    axes: Axes, points: Sequence[Json], cost: str, plan: Json, reference: float | None
+) -> float:  # fmt: skip
+    points = sorted((p for p in points if cost in p["costs"]), key=lambda p: p["costs"][cost])
+    largest = float(max(p["costs"][cost] for p in points))
+    units = {"size_bytes": size_unit(largest)[0], "bops": count_unit(largest)[0]}
+    divisor = units.get(cost, 1.0)
+    clouds = {"random": ("#c9dcea", "random, no budget"), "random baseline":
+              ("#9a9a9a", "random at the budget")}  # fmt: skip
+    for name, (color, label) in clouds.items():
+        chosen = [p for p in points if p["kind"] == name]
+        _errors(axes, chosen, cost, divisor, fmt="o", ms=3, color=color, label=label)
+    _draw_lines(axes, points, cost, divisor)
+    uniform = [p for p in points if p["kind"] == "uniform"]
+    for number, bits in enumerate(sorted({p["a_bits"] for p in uniform})):
+        chosen = [p for p in uniform if p["a_bits"] == bits]
+        label = None if number else "uniform"
+        _errors(axes, chosen, cost, divisor, fmt="s-", ms=4, lw=0.8, color="k", mfc="w",
+                label=label)  # fmt: skip
+    drawn = {*clouds, "uniform", "solution", "sweep"}
+    for other, marker in zip(sorted({p["kind"] for p in points} - drawn), "vPX*", strict=False):
+        chosen = [p for p in points if p["kind"] == other]
+        _errors(axes, chosen, cost, divisor, fmt=marker, ms=4.5, color="#555555", label=other)
+    if reference is not None:
+        axes.axhline(100 * reference, ls="--", lw=0.9, color="k", label="float network")
+    if cost in plan["budgets"]:
+        limit = plan["budgets"][cost]["limit"] / divisor
+        axes.axvline(limit, ls=":", lw=0.9, color="k", label="budget")
+    return divisor
+
+
+def _label_uniform(
+    axes: Axes, points: Sequence[Json], cost: str, divisor: float, low: float, high: float
+) -> None:
+    """Name the uniform points with low ≤ accuracy < high; fewest activation bits left."""
+    uniform = [p for p in points if p["kind"] == "uniform" and cost in p["costs"]]
+    fewest = min((p["a_bits"] for p in uniform), default=0)
+    axes.margins(x=0.14)
+    for p in uniform:
+        if low <= p["top1"] < high:
+            left = p["a_bits"] == fewest and len({p["a_bits"] for p in uniform}) > 1
+            axes.annotate(
+                p["name"].split("/")[-1], (p["costs"][cost] / divisor, p["top1"]),
+                xytext=(-4 if left else 4, -7), textcoords="offset points", fontsize=6,
+                ha="right" if left else "left", clip_on=True,
+            )  # fmt: skip
+
+
+def _draw_lines(axes: Axes, points: Sequence[Json], cost: str, divisor: float) -> None:
+    """The solvers: a line over all budgets and a large marker at the plan's own."""
+    colors = metric_colors(p["metric"] for p in points if p["metric"])
+    pairs = sorted({(p["metric"] or "", p["solver"] or "") for p in points
+                    if p["kind"] in ("solution", "sweep")})  # fmt: skip
+    for metric, solver in pairs:
+        mine = [p for p in points if (p["metric"] or "", p["solver"] or "") == (metric, solver)]
+        color, marker = colors.get(metric, "#7f7f7f"), solver_marker(solver)
+        dash = "-" if solver == "exact" else (0, (2, 1.2))
+        label = f"{solver} · {metric_name(metric)}"
+        line = [p for p in mine if p["kind"] in ("sweep", "solution")]
+        _errors(axes, line, cost, divisor, fmt=marker, ls=dash, ms=2.6, lw=0.9, color=color)
+        solution = [p for p in mine if p["kind"] == "solution"]
+        look = {"ms": 6, "color": color, "mec": "k", "mew": 0.7, "zorder": 4}
+        _errors(axes, solution, cost, divisor, fmt=marker, label=label, **look)
+
+
+def _errors(axes: Axes, points: Sequence[Json], cost: str, divisor: float, **look: Any) -> None:
+    if points:
+        x = [p["costs"][cost] / divisor for p in points]
+        sem = [0.0 if math.isnan(p["top1_sem"]) else p["top1_sem"] for p in points]
+        axes.errorbar(x, [p["top1"] for p in points], sem, elinewidth=0.6, **look)
+
+
+def _all_handles(axes: Axes) -> tuple[list[Any], list[str]]:
+    handles, names = axes.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: (" · " not in names[i], i))
+    return [handles[i] for i in order], [names[i] for i in order]

@@ -1,0 +1,138 @@
+"""Figure 1: the bits each allocation gives to each layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from jmpq.problem.choice import FLOAT_BITS, Choice
+from jmpq.report.artifacts import Json
+from jmpq.report.measured import kind, within_budgets
+from jmpq.report.style import (
+    NothingToDrawError,
+    layer_axis,
+    metric_colors,
+    metric_name,
+    new_figure,
+    size_unit,
+    style,
+)
+
+
+def bits_figure(plan: Json, *, names: Sequence[str] | None = None) -> Figure:
+    """Draw bits per layer, one row an allocation, weights and activations together.
+
+    Bars are weight bits, open circles activation bits (none where all are unquantized),
+    both on a logarithmic axis; the dashed line is the weight bits of the uniform baseline.
+    Allocations with the same bits share a row.
+
+    Args:
+        plan: The content of ``plan.json``.
+        names: Allocations to draw; default: the uniform baseline and the solutions.
+
+    Raises:
+        NothingToDrawError: If the plan has none of them.
+    """
+    uniform = reference_uniform(plan)
+    if names is None:
+        solutions = [a["name"] for a in plan["allocations"] if a["role"] == "solution"]
+        names = [*([uniform["name"]] if uniform else []), *solutions]
+    chosen = {a["name"]: a for a in plan["allocations"] if a["name"] in set(names)}
+    rows = _distinct([chosen[name] for name in names if name in chosen])
+    if not rows:
+        raise NothingToDrawError("the plan has no solution and no uniform baseline")
+    layers: list[str] = list(plan["layers"])
+    colors = metric_colors(a["metric"] for row in rows for a in row if a["metric"])
+    largest = float(max(row[0]["costs"].get("size_bytes", 0) for row in rows))
+    with style():
+        figure = new_figure(0.85 * len(rows) + 1.5)
+        panels = figure.subplots(len(rows), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        for axes, row in zip(panels, rows, strict=True):
+            color = colors.get(row[0]["metric"] or "", "#9a9a9a")
+            _draw_row(axes, row[0], layers, color)
+            if uniform is not None and row[0]["bits"] != uniform["bits"]:
+                weights = _bits(uniform, layers)[:, 0]
+                edges = np.arange(len(layers) + 1) - 0.5
+                axes.stairs(np.log2(weights), edges, baseline=None, ls="--", lw=0.9, color="k")
+            axes.set_title(_title(row, largest), loc="left", pad=3)
+        _bit_axis(panels[0], rows, layers)
+        layer_axis(panels[-1], layers)
+        for axes in panels[:-1]:
+            axes.tick_params(axis="x", length=0)
+        figure.supylabel("bits (logarithmic axis)", fontsize=8)
+        figure.legend(handles=_legend(rows, uniform), loc="outside upper right", ncols=3)
+    return figure
+
+
+def reference_uniform(plan: Json) -> Json | None:
+    """The uniform baseline to compare with: the largest that meets the plan's budgets."""
+    found = [a for a in plan["allocations"] if kind(a) == "uniform"]
+    fitting = [a for a in found if within_budgets(a, plan)]
+    if fitting:
+        return max(fitting, key=lambda a: (a["costs"].get("size_bytes", 0), a["name"]))
+    return min(found, key=lambda a: (a["costs"].get("size_bytes", 0), a["name"]), default=None)
+
+
+def _distinct(allocations: Sequence[Json]) -> list[list[Json]]:
+    rows: dict[Any, list[Json]] = {}
+    for allocation in allocations:
+        rows.setdefault(tuple(sorted(allocation["bits"].items())), []).append(allocation)
+    return list(rows.values())
+
+
+def _bits(allocation: Json, layers: Sequence[str]) -> np.ndarray:
+    plain = f"W{FLOAT_BITS}"
+    choices = [Choice.parse(allocation["bits"].get(name, plain)) for name in layers]
+    return np.array([(choice.w_bits, choice.a_bits) for choice in choices])
+
+
+def _draw_row(axes: Axes, allocation: Json, layers: Sequence[str], color: str) -> None:
+    weights, activations = _bits(allocation, layers).T
+    places = np.arange(len(layers))
+    axes.bar(places, np.log2(weights) + 1, bottom=-1, width=0.74, color=color, alpha=0.75)
+    if (activations != FLOAT_BITS).any():
+        size = 3.4 if len(layers) <= 60 else 2.2
+        axes.plot(places, np.log2(activations), "o", ms=size, mfc="w", mec="k", mew=0.8)
+
+
+def _bit_axis(axes: Axes, rows: Sequence[Sequence[Json]], layers: Sequence[str]) -> None:
+    bits = np.stack([_bits(row[0], layers) for row in rows])
+    used = set(bits[..., 0].ravel().tolist())
+    if (bits[..., 1] != FLOAT_BITS).any():
+        used |= set(bits[..., 1].ravel().tolist())
+    ticks: list[int] = []
+    for b in sorted(used):  # leave out what would overprint its neighbour
+        if not ticks or np.log2(b / ticks[-1]) > 0.25:
+            ticks.append(b)
+    axes.set_yticks(np.log2(ticks).tolist(), [str(b) for b in ticks], fontsize=6.5)
+    axes.set_ylim(np.log2(min(used)) - 0.8, np.log2(max(used)) + 0.35)
+
+
+def _title(row: Sequence[Json], largest: float) -> str:
+    who = ", ".join(
+        f"{a['solver']} · {metric_name(a['metric'])}" if a["metric"] else a["name"]
+        for a in row[:3]
+    )
+    who += f" and {len(row) - 3} more" if len(row) > 3 else ""
+    costs = row[0]["costs"]
+    divisor, unit = size_unit(largest)
+    parts = [f"{costs['size_bytes'] / divisor:.3g} {unit}"] if "size_bytes" in costs else []
+    if "average_bits" in costs:
+        parts.append(f"{costs['average_bits']:.2f} bits a weight")
+    return f"{who}   ({', '.join(parts)})" if parts else who
+
+
+def _legend(rows: Sequence[Sequence[Json]], uniform: Json | None) -> list[Any]:
+    handles: list[Any] = [Patch(color="#9a9a9a", alpha=0.75, label="weights")]
+    if any(
+        Choice.parse(b).a_bits != FLOAT_BITS for row in rows for b in row[0]["bits"].values()
+    ):
+        circle = {"marker": "o", "ls": "", "mfc": "w", "mec": "k", "ms": 3.4}
+        handles.append(Line2D([], [], label="activations", **circle))
+    if uniform is not None:
+        handles.append(Line2D([], [], ls="--", lw=0.9, color="k", label="weights, uniform"))
+    return handles

@@ -1,0 +1,101 @@
+"""One self-contained HTML page, figures as SVG and tables as CSV, from a run folder."""
+
+import importlib.resources
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from jmpq.files import write_text
+from jmpq.report.artifacts import Artifacts, read_artifacts
+from jmpq.report.figures import Drawing, draw_figures
+from jmpq.report.style import write_svg
+from jmpq.report.summary import summary, unmeasured
+from jmpq.report.tables import Table, all_tables, cell, csv_text, sensitivity_rows
+
+_XML = '<?xml version="1.0" encoding="utf-8"?>\n'
+
+
+def write_report(run: Path) -> Path:
+    """Write ``figures/*.svg``, ``tables/*.csv`` and ``report.html`` into a run folder.
+
+    Reads ``layers.json``, ``sensitivity.npz``, ``plan.json`` and ``evaluation.json``; the
+    same artifacts give the same bytes. Allocations that were not evaluated are left out of
+    the figures that need a measurement, and the page says so. Every file appears whole or
+    not at all, the page last.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        FileNotFoundError: If an artifact is missing.
+        ValueError: If an artifact is unreadable or belongs to another one.
+    """
+    artifacts = read_artifacts(run)
+    drawings = draw_figures(artifacts)
+    tables = all_tables(artifacts)
+    pictures = {
+        drawing.name: write_svg(drawing.figure, drawing.name, drawing.title)
+        for drawing in drawings
+        if drawing.figure is not None
+    }
+    page = render_page(artifacts, drawings, pictures, tables, title=run.resolve().name)
+    for drawing in drawings:
+        path = run / "figures" / f"{drawing.name}.svg"
+        if drawing.name in pictures:
+            write_text(path, _XML + pictures[drawing.name])
+        else:
+            path.unlink(missing_ok=True)  # of an earlier report
+    for table in tables:
+        write_text(run / "tables" / f"{table.name}.csv", csv_text(table.rows))
+    rows = sensitivity_rows(artifacts.sensitivities)
+    write_text(run / "tables" / "sensitivities.csv", csv_text(rows))
+    write_text(run / "report.html", page)
+    return run / "report.html"
+
+
+def render_page(
+    artifacts: Artifacts,
+    drawings: Sequence[Drawing],
+    pictures: dict[str, str],
+    tables: Sequence[Table],
+    *,
+    title: str,
+) -> str:
+    """The page as text.
+
+    Args:
+        artifacts: What the page is about.
+        drawings: Figures with their words, in order.
+        pictures: SVG text of the figures that could be drawn, by name.
+        tables: Tables, in order.
+        title: Name of the run.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = importlib.resources.files("jmpq.report").joinpath("template.html.j2")
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    plan = artifacts.plan
+    return template.render(
+        title=title,
+        summary=summary(artifacts),
+        partial=bool(unmeasured(plan, artifacts.evaluation)),
+        drawings=drawings,
+        pictures=pictures,
+        tables=[
+            {
+                "table": table,
+                "cells": [[cell(row, column) for column in table.columns]
+                          for row in table.shown],
+                "numeric": [column.format != "text" for column in table.columns],
+            }
+            for table in tables
+        ],
+        made=f"jmpq {plan.get('jmpq', '')}, plan of {plan.get('created', 'unknown date')}",
+        seed=json.dumps(plan.get("seed")),
+    )  # fmt: skip

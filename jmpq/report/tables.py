@@ -1,0 +1,319 @@
+"""The tables behind the figures: plain rows, as CSV and as text for the page."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jmpq.report.artifacts import Artifacts, Json, relative_metrics
+from jmpq.report.measured import (
+    Group,
+    Split,
+    Target,
+    compare,
+    gap_rows,
+    kind,
+    metrics_of,
+    number,
+    outcome,
+    within_budgets,
+)
+from jmpq.sensitivity.result import Sensitivity
+
+Row = dict[str, Any]
+Format = Literal["text", "number", "percent", "MB", "count", "loss"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table in the page: key of the rows, heading with unit, format.
+
+    `sem` is the key of the standard error that is written behind the value.
+    """
+
+    key: str
+    heading: str
+    format: Format = "text"
+    sem: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows with a name; the CSV has every row and key, the page `columns` of `shown`."""
+
+    name: str
+    title: str
+    note: str
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    shown: Sequence[Row]
+
+
+def allocation_rows(
+    plan: Json, evaluation: Json, *, relative: Collection[str] = ()
+) -> list[Row]:
+    """Every allocation of the plan: costs, predicted loss, bound, gap, what was measured.
+
+    `gap` is the plan's, against the solver's own bound; `measured_over_predicted` the
+    measured loss increase on the calibration split over the loss predicted by the
+    allocation's own metric (none for a metric in `relative`, which is not in nats). Numbers
+    that are unknown are None; losses in nats per example, top-1 a fraction.
+    """
+    rows = []
+    for allocation in plan["allocations"]:
+        predicted = number(allocation.get("predicted_loss"))
+        costs = allocation["costs"]
+        row: Row = {
+            "name": allocation["name"],
+            "kind": kind(allocation),
+            "solver": allocation.get("solver"),
+            "metric": allocation.get("metric"),
+            "status": allocation.get("status"),
+            "seed": allocation.get("seed"),
+            "within_budgets": within_budgets(allocation, plan),
+            "predicted_loss": predicted,
+            "bound": number(allocation.get("bound")),
+            "gap": number(allocation.get("gap")),
+            "wall_s": number(allocation.get("wall_s")),
+            **{key: number(costs.get(key)) for key in ("size_bytes", "average_bits", "bops")},
+        }
+        for split in ("calibration", "evaluation"):
+            found = outcome(evaluation, allocation["name"], split)
+            values = dataclasses.asdict(found) if found else {}
+            for key in ("increase", "increase_sem", "kl", "kl_sem", "top1", "top1_sem"):
+                row[f"{key}_{split}"] = values.get(key, math.nan)
+        usable = predicted > 0 and allocation.get("metric") not in relative
+        row["measured_over_predicted"] = (
+            row["increase_calibration"] / predicted if usable else math.nan
+        )
+        rows.append({key: _known(value) for key, value in row.items()})
+    return rows
+
+
+def bits_rows(plan: Json) -> list[Row]:
+    """One row a layer: its choice in every solution and baseline."""
+    chosen = [a for a in plan["allocations"] if a["role"] in ("solution", "baseline")]
+    return [
+        {"layer": layer, **{a["name"]: a["bits"].get(layer) for a in chosen}}
+        for layer in plan["layers"]
+    ]
+
+
+def sensitivity_rows(sensitivities: Mapping[str, Sensitivity]) -> list[Row]:
+    """One row for each metric, layer and choice: loss and standard error, nats per example."""
+    return [
+        {"metric": metric, "layer": layer, "choice": choice.label,
+         "loss": float(np.asarray(result.losses)[i, j]),
+         "sem": float(np.asarray(result.sem)[i, j])}
+        for metric, result in sensitivities.items()
+        for i, layer in enumerate(result.layers)
+        for j, choice in enumerate(result.choices)
+    ]  # fmt: skip
+
+
+def correlation_rows(
+    plan: Json, evaluation: Json, *, relative: Collection[str] = ()
+) -> list[Row]:
+    """Rank correlation and calibration ratio of every metric, group, target and split."""
+    rows = []
+    groups: tuple[Group, ...] = ("single", "joint")
+    targets: tuple[Target, ...] = ("increase", "kl")
+    splits: tuple[Split, ...] = ("calibration", "evaluation")
+    for key in itertools.product(metrics_of(plan), groups, targets, splits):
+        metric, group, target, split = key
+        found = compare(
+            plan,
+            evaluation,
+            metric=metric,
+            group=group,
+            target=target,
+            split=split,
+            relative=relative,
+        )
+        rows.append(
+            {
+                "metric": metric,
+                "allocations": group,
+                "measured": "loss increase" if target == "increase" else "KL",
+                "split": split,
+                "points": int(found.counted.sum()),
+                "spearman": _known(found.rho),
+                "median_measured_over_predicted": _known(found.ratio),
+            }
+        )
+    return rows
+
+
+def provenance_rows(artifacts: Artifacts) -> list[Row]:
+    """Splits, hashes, versions, quantizers and rules, as name and value."""
+    plan, evaluation = artifacts.plan, artifacts.evaluation
+    rows: list[Row] = []
+    for split, facts in evaluation.get("splits", {}).items():
+        for key, value in facts.items():
+            rows.append({"of": f"{split} split", "name": key, "value": _text(value)})
+        reference = evaluation["float"].get(split, {})
+        for key, value in reference.items():
+            rows.append({"of": f"float network, {split} split", "name": key, "value": value})
+    for source, name in ((plan, "plan"), (evaluation, "evaluation")):
+        skipped = ("schema", "layers", "choices", "allocations", "solve_times", "measured",
+                   "splits", "float", "budgets")  # fmt: skip
+        for key, value in source.items():
+            if key not in skipped:
+                rows.append({"of": name, "name": key, "value": _text(value)})
+    for key, value in artifacts.layers.get("network", {}).items():
+        rows.append({"of": "network", "name": key, "value": _text(value)})
+    return rows
+
+
+def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
+    """The tables of the report, in order."""
+    plan, evaluation = artifacts.plan, artifacts.evaluation
+    relative = relative_metrics(artifacts.sensitivities)
+    allocations = allocation_rows(plan, evaluation, relative=relative)
+    main = [row for row in allocations if row["kind"] not in ("sweep", "single", "random")]
+    bits = bits_rows(plan)
+    few = [a["name"] for a in plan["allocations"] if a["role"] == "solution"][:8]
+    provenance = provenance_rows(artifacts)
+    correlations = correlation_rows(plan, evaluation, relative=relative)
+    gaps = gap_rows(plan)
+    return (
+        Table(
+            name="allocations",
+            title="Solutions and baselines",
+            note="Losses in nats per example. Gap: predicted loss above the solver's own "
+            "lower bound, in percent of that loss. Ratio: measured loss increase on the "
+            "calibration split over the predicted one. ± is one standard error. The CSV has "
+            "the single-layer, random and other-budget allocations too.",
+            rows=allocations,
+            columns=_ALLOCATION_COLUMNS,
+            shown=main,
+        ),
+        Table(
+            name="correlations",
+            title="Predicted against measured",
+            note="Spearman's rank correlation, and the median of measured/predicted, by "
+            "metric; joint: over the random allocations drawn without a budget (all joint "
+            "ones where fewer than three were measured).",
+            rows=correlations,
+            columns=(
+                Column(key="metric", heading="metric"),
+                Column(key="allocations", heading="allocations"),
+                Column(key="measured", heading="measured"),
+                Column(key="split", heading="split"),
+                Column(key="points", heading="points", format="number"),
+                Column(key="spearman", heading="rank correlation", format="number"),
+                Column(key="median_measured_over_predicted", heading="measured / predicted",
+                       format="number"),
+            ),
+            shown=[row for row in correlations if row["points"]],
+        ),
+        Table(
+            name="bits",
+            title="Bits per layer",
+            note="W: weight bits, A: activation bits; 32 is unquantized. The CSV has the "
+            "baselines too.",
+            rows=bits,
+            columns=[Column(key="layer", heading="layer"),
+                     *(Column(key=name, heading=name) for name in few)],
+            shown=bits,
+        ),
+        Table(
+            name="gaps",
+            title="Optimality gaps",
+            note="Predicted loss above the best lower bound that any solver proved for the "
+            "same metric and budgets.",
+            rows=gaps,
+            columns=(
+                Column(key="name", heading="allocation"),
+                Column(key="predicted_loss", heading="predicted loss", format="loss"),
+                Column(key="best_bound", heading="best bound", format="loss"),
+                Column(key="gap", heading="gap (%)", format="percent"),
+                Column(key="wall_s", heading="wall time (s)", format="number"),
+            ),
+            shown=gaps,
+        ),
+        Table(
+            name="provenance",
+            title="Splits and provenance",
+            note="Where the numbers come from.",
+            rows=provenance,
+            columns=(
+                Column(key="of", heading="of"),
+                Column(key="name", heading="name"),
+                Column(key="value", heading="value"),
+            ),
+            shown=provenance,
+        ),
+    )  # fmt: skip
+
+
+_ALLOCATION_COLUMNS = (
+    Column(key="name", heading="allocation"),
+    Column(key="status", heading="status"),
+    Column(key="within_budgets", heading="in budget"),
+    Column(key="size_bytes", heading="size (MB)", format="MB"),
+    Column(key="average_bits", heading="bits a weight", format="number"),
+    Column(key="bops", heading="bit operations (10⁹)", format="count"),
+    Column(key="predicted_loss", heading="predicted loss", format="loss"),
+    Column(key="bound", heading="bound", format="loss"),
+    Column(key="gap", heading="gap (%)", format="percent"),
+    Column(key="increase_calibration", heading="loss increase, calibration", format="loss",
+           sem="increase_sem_calibration"),
+    Column(key="measured_over_predicted", heading="ratio", format="number"),
+    Column(key="increase_evaluation", heading="loss increase, evaluation", format="loss",
+           sem="increase_sem_evaluation"),
+    Column(key="kl_evaluation", heading="KL, evaluation", format="loss",
+           sem="kl_sem_evaluation"),
+    Column(key="top1_evaluation", heading="top-1 (%), evaluation", format="percent",
+           sem="top1_sem_evaluation"),
+)  # fmt: skip
+
+
+def cell(row: Mapping[str, Any], column: Column) -> str:
+    """A value as it stands in the page; an en dash where it is unknown."""
+    value = row.get(column.key)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str) or column.format == "text":
+        return str(value)
+    scale, spec = _FORMATS[column.format]
+    text = format(value * scale, spec)
+    sem = row.get(column.sem) if column.sem else None
+    if sem is not None and math.isfinite(sem):
+        text += f" ± {format(sem * scale, '.2f' if column.format == 'percent' else '.1g')}"
+    return text.replace("-", "−")
+
+
+_FORMATS: dict[str, tuple[float, str]] = {
+    "number": (1.0, ".3g"),
+    "percent": (100.0, ".2f"),
+    "MB": (1e-6, ".4g"),
+    "count": (1e-9, ".4g"),
+    "loss": (1.0, ".3g"),
+}
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a heading; unknown values are empty. Keys may differ by row."""
+    buffer = io.StringIO()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(buffer, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{k: _known(v) for k, v in row.items()} for row in rows])
+    return buffer.getvalue()
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,214 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jmpq.report.figure_accuracy import accuracy_figure, accuracy_points
+from jmpq.report.figure_bits import bits_figure, reference_uniform
+from jmpq.report.figure_gap import gap_figure
+from jmpq.report.figure_prediction import prediction_figure
+from jmpq.report.figure_sensitivity import sensitivity_figure
+from jmpq.report.style import (
+    NothingToDrawError,
+    layer_labels,
+    log_limits,
+    metric_colors,
+    write_svg,
+)
+from tests.report import synthetic_run
+
+
+@pytest.fixture(scope="module")
+def found():
+    return synthetic_run.sensitivities(metrics=("gauss_newton", "squared_error"))
+
+
+@pytest.fixture(scope="module")
+def plan(found):
+    return synthetic_run.plan(found)
+
+
+@pytest.fixture(scope="module")
+def evaluation(plan):
+    return synthetic_run.evaluation(plan, "")
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_synthetic_solutions_meet_their_bound_and_budget(plan):
+    for row in plan["allocations"]:
+        if row["solver"] == "exact":
+            assert row["gap"] == 0.0
+        if row["solver"] in ("exact", "greedy"):
+            assert row["costs"]["size_bytes"] <= row["budgets"]["size_bytes"]
+            assert row["predicted_loss"] >= row["bound"]
+
+
+def test_bits_figure_draws_the_bits_of_the_plan(plan):
+    figure = bits_figure(plan, names=["exact/gauss_newton"])
+    (axes,) = figure.axes
+    row = next(a for a in plan["allocations"] if a["name"] == "exact/gauss_newton")
+    weights = [int(row["bits"][layer][1]) for layer in plan["layers"]]
+    tops = [bar.get_y() + bar.get_height() for bar in axes.patches[: len(weights)]]
+    np.testing.assert_allclose(np.exp2(tops), weights)
+    np.testing.assert_allclose(
+        np.exp2(axes.lines[0].get_ydata()),
+        [int(row["bits"][layer][3]) for layer in plan["layers"]],
+    )
+
+
+def test_bits_figure_shares_a_row_between_equal_allocations(plan):
+    same = [a for a in plan["allocations"] if a["role"] == "solution"]
+    twin = {**same[0], "name": "twin", "solver": "twin"}
+    both = {**plan, "allocations": [same[0], twin]}
+    (axes,) = bits_figure(both).axes
+    assert "twin" in axes.get_title("left")
+
+
+def test_reference_uniform_is_the_largest_within_the_budget(plan):
+    reference = reference_uniform(plan)
+    assert reference is not None
+    assert reference["name"] in ("uniform/W4A4", "uniform/W4A8")
+    assert reference["costs"]["size_bytes"] <= plan["budgets"]["size_bytes"]["limit"]
+
+
+def test_weights_only_plans_have_no_activation_marks(plan):
+    row = dict(plan["allocations"][0], bits=dict.fromkeys(plan["layers"], "W4"))
+    (axes,) = bits_figure({**plan, "allocations": [row]}).axes
+    assert not [line for line in axes.lines if line.get_marker() == "o"]
+
+
+def test_sensitivity_figure_counts_negative_and_zero_losses(found):
+    result = found["gauss_newton"]
+    losses = result.losses.copy()
+    losses[2, 7], losses[4, 7], losses[5, 7] = -1e-3, 0.0, 0.0  # W8A8
+    changed = synthetic_run.sensitivity("gauss_newton", result.layers, losses, result.sem)
+    figure = sensitivity_figure({"gauss_newton": changed})
+    assert texts(figure.axes[0]) == ["1 negative (open), 2 zero (×)"]
+    weights, activations = figure.axes
+    assert weights.get_yscale() == activations.get_yscale() == "log"
+    drawn = {line.get_label(): line for line in weights.lines}["W3A8"]
+    np.testing.assert_array_equal(drawn.get_ydata(), losses[:, 3])
+    labels = [text.get_text() for text in activations.get_legend().get_texts()]
+    assert labels == ["W8A4", "W8A8"]
+
+
+def test_sensitivity_figure_survives_all_zeros_one_batch_and_110_layers(found):
+    deep = synthetic_run.sensitivities(110, metrics=("gauss_newton",))
+    assert len(sensitivity_figure(deep).axes) == 2
+    result = found["gauss_newton"]
+    nothing = np.zeros_like(result.losses)
+    flat = synthetic_run.sensitivity("zero", result.layers, nothing, np.nan * nothing)
+    assert "<svg" in write_svg(sensitivity_figure({"zero": flat}), "F2", "zeros")
+
+
+def test_sensitivity_figure_names_an_unknown_metric(found):
+    with pytest.raises(ValueError, match="No metric 'hessian'; there are: gauss_newton"):
+        sensitivity_figure(found, metrics=["hessian"])
+
+
+@pytest.mark.parametrize("target", ["increase", "kl"])
+def test_prediction_panels_state_the_rank_correlation_of_scipy(plan, evaluation, target):
+    figure = prediction_figure(plan, evaluation, target=target, relative=["squared_error"])
+    for axes, metric, role in zip(
+        figure.axes,
+        np.repeat(["gauss_newton", "squared_error"], 2),
+        ["single", "random"] * 2,
+        strict=True,
+    ):
+        rows = [a for a in plan["allocations"] if a["role"] == role]
+        measured = [evaluation["measured"][a["name"]]["evaluation"] for a in rows]
+        reference = evaluation["float"]["evaluation"]["loss"]
+        y = [m["kl"] if target == "kl" else m["loss"] - reference for m in measured]
+        x = [a["predictions"][metric] for a in rows]
+        rho = scipy.stats.spearmanr(x, y).statistic
+        (note,) = texts(axes)
+        assert note.startswith(f"ρ = {rho:.2f}, n = {len(rows)}")
+        assert ("median" in note) == (metric == "gauss_newton")
+
+
+def test_prediction_figure_without_single_layers_says_so(plan, evaluation):
+    joint = [a for a in plan["allocations"] if a["role"] != "single"]
+    figure = prediction_figure({**plan, "allocations": joint}, evaluation)
+    assert texts(figure.axes[0]) == ["none measured"]
+
+
+def test_accuracy_axis_is_percent_over_megabytes(plan, evaluation):
+    points = {p["name"]: p for p in accuracy_points(plan, evaluation, "evaluation")}
+    name = "uniform/W8A8"
+    measured = evaluation["measured"][name]["evaluation"]
+    assert points[name]["top1"] == pytest.approx(100 * measured["top1"])
+    figure = accuracy_figure(plan, evaluation)
+    axes = figure.axes[0]
+    (mb,) = {p["costs"]["size_bytes"] / 1e6 for p in points.values() if p["name"] == name}
+    drawn = np.concatenate([np.column_stack(line.get_data()) for line in axes.lines])
+    assert np.isclose(drawn, [mb, 100 * measured["top1"]]).all(axis=1).any()
+    assert figure.axes[-2].get_xlabel() == "size (MB, 1 MB = 10⁶ bytes)"
+    assert not any(name.startswith("single/") for name in points)
+
+
+def test_gap_figure_sets_greedy_against_the_exact_bound(plan):
+    axes = gap_figure(plan).axes[0]
+    drawn = {line.get_label(): line for line in axes.lines}
+    exact, greedy = drawn["exact · Gauss–Newton"], drawn["greedy · Gauss–Newton"]
+    np.testing.assert_array_equal(exact.get_ydata(), 0.0)
+    rows = {a["name"]: a for a in plan["allocations"] if a["metric"] == "gauss_newton"}
+    expected = []
+    for name, row in rows.items():
+        if row["solver"] == "greedy":
+            best = rows[name.replace("greedy", "exact")]["predicted_loss"]
+            gap = 100 * (row["predicted_loss"] - best) / row["predicted_loss"]
+            expected.append((row["budgets"]["size_bytes"] / 1e6, gap))
+    np.testing.assert_allclose(np.column_stack(greedy.get_data()), sorted(expected), atol=1e-9)
+
+
+def test_gap_figure_without_solve_times_or_without_bounds(plan):
+    assert len(gap_figure({**plan, "solve_times": []}).axes) == 1
+    none = [a for a in plan["allocations"] if a["role"] == "random"]
+    assert len(gap_figure({**plan, "allocations": none}).axes) == 1
+
+
+def test_figures_without_data_say_what_is_missing(plan, evaluation):
+    empty = {**plan, "allocations": [], "solve_times": []}
+    for draw in (
+        lambda: bits_figure(empty),
+        lambda: sensitivity_figure({}),
+        lambda: prediction_figure(empty, evaluation),
+        lambda: accuracy_figure(plan, {**evaluation, "measured": {}}),
+        lambda: gap_figure(empty),
+    ):
+        with pytest.raises(NothingToDrawError):
+            draw()
+
+
+def test_svg_is_deterministic_prefixed_and_undated(plan):
+    first, second = (write_svg(gap_figure(plan), name, "gap <1 %") for name in ("a", "a"))
+    assert first == second
+    assert "gap &lt;1 %" in first
+    assert "<metadata" not in first
+    assert 'id="a-' in first
+    assert ' href="#a-' in first or 'xlink:href="#a-' in first
+    assert write_svg(gap_figure(plan), "b", "gap <1 %").replace("b-", "a-") == first
+
+
+def test_layer_labels_drop_what_all_share_and_cut_long_names():
+    assert layer_labels(["net/a/x", "net/b/x"]) == ["a/x", "b/x"]
+    assert layer_labels(["net/conv"]) == ["net/conv"]
+    (label,) = layer_labels(["a" * 50], longest=10)
+    assert label == "…" + "a" * 9
+
+
+def test_known_metrics_keep_their_colour():
+    assert (
+        metric_colors(["gauss_newton"])["gauss_newton"]
+        == (metric_colors(["zzz", "gauss_newton", "hessian"])["gauss_newton"])
+    )
+
+
+def test_log_limits_leave_room_for_what_is_not_positive():
+    low, high, rail = log_limits(np.array([1e-3, 1.0, -2.0, 0.0, math.nan]), rail=True)
+    assert low < rail < 1e-3
+    assert high > 1.0

@@ -1,0 +1,275 @@
+import csv
+import html.parser
+import json
+import math
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from jmpq.report.artifacts import read_artifacts
+from jmpq.report.measured import compare, gap_rows, gap_to, rank_correlation
+from jmpq.report.report import write_report
+from jmpq.report.summary import summary
+from jmpq.report.tables import Column, allocation_rows, cell, csv_text
+from tests.report import synthetic_run
+
+
+@pytest.fixture(scope="module")
+def found():
+    return synthetic_run.sensitivities()
+
+
+@pytest.fixture(scope="module")
+def run(found, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits & <co>"
+    synthetic_run.write_run(folder, found)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    for name in ("layers.json", "sensitivity.npz", "plan.json", "evaluation.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    return tmp_path
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.attributes = []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+
+
+def parsed(run):
+    tags = Tags()
+    tags.feed((run / "report.html").read_text(encoding="utf-8"))
+    return tags.attributes
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_report_has_every_figure_inline_and_as_a_file(run):
+    names = ("F1-bits", "F2-sensitivity", "F6-loss", "F6-kl", "F10-accuracy", "F11-gap")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == len(names)
+    for name in names:
+        text = (run / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        ElementTree.fromstring(text)  # well-formed XML
+        assert text.split("\n", 1)[1] in page
+    assert not [path.name for path in run.rglob(".*")], "a temporary file is left"
+    assert "digits &amp; &lt;co&gt;" in page
+
+
+def test_report_loads_nothing_from_a_network(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for tag, key, value in parsed(run):
+        if not key.startswith("xmlns"):
+            assert "//" not in value, f"<{tag} {key}={value!r}>"
+    assert "<script" not in page
+    assert "@import" not in page
+    assert set(re.findall(r"https?://[^\"'\s<)]*", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_report_identifiers_are_unique_and_references_meet_them(run):
+    attributes = parsed(run)
+    ids = [value for _, key, value in attributes if key == "id"]
+    assert len(ids) == len(set(ids)) > 100
+    page = (run / "report.html").read_text(encoding="utf-8")
+    used = {value[1:] for _, key, value in attributes
+            if key in ("href", "xlink:href") and value.startswith("#")}  # fmt: skip
+    used |= set(re.findall(r"url\(#([^)]+)\)", page))
+    assert used <= set(ids)
+
+
+def test_report_links_are_files_that_exist(run):
+    links = [v for t, k, v in parsed(run) if t == "a" and k == "href" and v[0] != "#"]
+    assert links
+    assert all((run / link).is_file() for link in links)
+
+
+def test_report_is_redrawn_byte_for_byte(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    write_report(run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_partly_evaluated_plan_shows_what_is_there_and_says_so(copy):
+    (copy / "figures").mkdir()
+    (copy / "figures" / "F6-loss.svg").write_text("of an earlier report")
+
+    def drop(value):
+        value["measured"] = {}
+
+    edit(copy / "evaluation.json", drop)
+    page = write_report(copy).read_text(encoding="utf-8")
+    assert "Partly evaluated" in page
+    assert "Not drawn: no joint allocation was measured on the evaluation split." in page
+    assert page.count("<svg") == 3
+    assert not (copy / "figures" / "F6-loss.svg").exists()
+
+
+def test_summary_names_what_was_not_measured(copy):
+    edit(copy / "evaluation.json", lambda value: value["measured"].pop("exact/gauss_newton"))
+    found = dict(summary(read_artifacts(copy)))
+    assert "not evaluated" in found["Not measured"]
+    assert "exact/gauss_newton" in found["Not measured"]
+    assert "exact/gauss_newton" not in found["By measurement"]
+
+
+def test_summary_names_the_winners(run):
+    artifacts = read_artifacts(run)
+    found = dict(summary(artifacts))
+    assert "ranks exact/gauss_newton first" in found["By prediction"]
+    rows = allocation_rows(artifacts.plan, artifacts.evaluation)
+    fitting = [r for r in rows if r["within_budgets"]
+               and r["kind"] not in ("single", "random", "sweep")]  # fmt: skip
+    best = min(fitting, key=lambda row: row["increase_evaluation"])
+    assert found["By measurement"].startswith(best["name"])
+    assert "asked as W4A4" in found["Budget"]
+    assert "1000 examples" in found["Examples"]
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("layers.json", "layers"),
+        ("sensitivity.npz", "sensitivity"),
+        ("plan.json", "solve"),
+        ("evaluation.json", "evaluate"),
+    ],
+)
+def test_missing_artifact_names_the_step_to_run(copy, name, step):
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name} not found: run `jmpq {step} "):
+        write_report(copy)
+    assert not (copy / "report.html").exists()
+
+
+def test_mismatching_artifacts_are_refused(copy):
+    plan = (copy / "plan.json").read_text()
+    edit(copy / "evaluation.json", lambda value: value.update(plan_sha256="other"))
+    with pytest.raises(ValueError, match=r"belongs to another plan .*run `jmpq evaluate"):
+        write_report(copy)
+    edit(copy / "plan.json", lambda value: value.update(sensitivity_sha256="other"))
+    with pytest.raises(ValueError, match=r"made from another .*run `jmpq solve"):
+        write_report(copy)
+    edit(copy / "plan.json", lambda value: value.update(weights_sha256="other"))
+    with pytest.raises(ValueError, match=r"other weights .*run `jmpq sensitivity"):
+        write_report(copy)
+    (copy / "plan.json").write_text(plan[:100])
+    with pytest.raises(ValueError, match=r"not readable JSON .*run `jmpq solve"):
+        write_report(copy)
+    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 2}')
+    with pytest.raises(ValueError, match=r"schema and version .*expected"):
+        write_report(copy)
+    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 1}')
+    with pytest.raises(ValueError, match="lacks layers, choices"):
+        write_report(copy)
+
+
+def test_plan_and_sensitivity_must_know_the_same_layers(copy):
+    edit(copy / "plan.json", lambda value: value["layers"].append("ghost"))
+    with pytest.raises(ValueError, match=r"layers\.json lacks \(ghost\)"):
+        write_report(copy)
+    edit(copy / "layers.json", lambda value: value["layers"].append({"name": "ghost"}))
+    with pytest.raises(ValueError, match=r"lacks layers of the plan \(ghost\)"):
+        write_report(copy)
+
+
+def test_csv_holds_every_allocation_with_full_precision(run):
+    plan = json.loads((run / "plan.json").read_text())
+    with (run / "tables" / "allocations.csv").open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [a["name"] for a in plan["allocations"]]
+    for allocation in plan["allocations"]:
+        row = rows[allocation["name"]]
+        assert float(row["size_bytes"]) == allocation["costs"]["size_bytes"]
+        if allocation["gap"] is not None:
+            assert float(row["gap"]) == allocation["gap"]
+            assert float(row["bound"]) == allocation["bound"]
+        else:
+            assert row["gap"] == ""
+
+
+def test_allocation_rows_subtract_the_float_loss_and_take_the_ratio(found):
+    plan = synthetic_run.plan(found)
+    evaluation = synthetic_run.evaluation(plan, "")
+    row = allocation_rows(plan, evaluation)[0]
+    measured = evaluation["measured"][row["name"]]["calibration"]["loss"]
+    increase = measured - evaluation["float"]["calibration"]["loss"]
+    assert row["increase_calibration"] == increase
+    assert row["measured_over_predicted"] == increase / plan["allocations"][0]["predicted_loss"]
+    relative = allocation_rows(plan, evaluation, relative=["gauss_newton"])[0]
+    assert relative["measured_over_predicted"] is None
+
+
+def test_gap_uses_the_scale_of_the_plan_and_the_best_bound():
+    greedy = {"predicted_loss": -1.0, "bound": -3.0, "gap": 0.5}  # scale 4
+    assert gap_to(greedy, -2.0) == pytest.approx(0.25)
+    assert gap_to({"predicted_loss": 2.0, "bound": None, "gap": None}, 1.0) == 0.5
+    assert gap_to(greedy, -1.0) == 0.0
+    assert math.isnan(gap_to(greedy, math.nan))
+    row = {"role": "sweep", "metric": "m", "budgets": {"size_bytes": 1.0}, "name": "",
+           "wall_s": 0.0}  # fmt: skip
+    exact = {**row, "solver": "exact", "predicted_loss": 2.0, "bound": 2.0, "gap": 0.0}
+    other = {**row, "solver": "greedy", "predicted_loss": 2.5, "bound": 1.0, "gap": 0.6}
+    gaps = [r["gap"] for r in gap_rows({"allocations": [exact, other]})]
+    assert gaps == [0.0, pytest.approx(0.2)]
+
+
+def test_comparison_counts_random_joint_allocations_only(found):
+    plan = synthetic_run.plan(found, randoms=12)
+    evaluation = synthetic_run.evaluation(plan, "")
+    what = {"metric": "gauss_newton", "group": "joint", "target": "kl", "split": "evaluation"}
+    result = compare(plan, evaluation, **what)
+    assert result.counted.sum() == 12
+    ratios = result.measured[result.counted] / result.predicted[result.counted]
+    assert result.ratio == np.median(ratios)
+    few = synthetic_run.plan(found, randoms=2)
+    result = compare(few, synthetic_run.evaluation(few, ""), **what)
+    assert result.counted.all()
+
+
+def test_rank_correlation_of_constants_and_of_two_points_is_unknown():
+    assert math.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
+    assert math.isnan(rank_correlation(np.arange(2.0), np.arange(2.0)))
+    assert rank_correlation(np.arange(5.0), np.arange(5.0) ** 3) == pytest.approx(1.0)
+
+
+def test_cells_show_units_errors_and_what_is_unknown():
+    row = {"size_bytes": 1_234_567.0, "top1": 0.91234, "sem": 0.004, "loss": -0.00123,
+           "none": None, "nan": math.nan, "flag": True}  # fmt: skip
+    assert cell(row, Column(key="size_bytes", heading="", format="MB")) == "1.235"
+    assert cell(row, Column(key="top1", heading="", format="percent", sem="sem")) == (
+        "91.23 ± 0.40"
+    )
+    assert cell(row, Column(key="loss", heading="", format="loss")) == "−0.00123"
+    for key in ("none", "nan", "absent"):
+        assert cell(row, Column(key=key, heading="", format="loss")) == "–"
+    assert cell(row, Column(key="flag", heading="")) == "yes"
+
+
+def test_csv_text_joins_rows_of_different_keys():
+    assert csv_text([{"a": 1}, {"a": math.nan, "b": "x,y"}]) == 'a,b\n1,\n,"x,y"\n'
+
+
+def test_report_imports_no_jax():
+    code = "import sys, jmpq.report.report; print({'jax', 'cvxpy'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
