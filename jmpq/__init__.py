@@ -1,1 +1,54 @@
-"""x."""
+"""Mixed-precision quantization as a constrained optimisation, in JAX.
+
+model, params, batch ─┬─► δ(layer, choice) ─┬─► losses ─┐
+                      ├─► H·v ──────────────┘           ├─► Problem ─► Solution ─► Allocation
+                      └─► layer table ─► costs, budgets ┘                              │
+                       report ◄── plan, evaluation ◄── measured loss, KL, accuracy ◄───┘
+
+Public names in the order of the flow; each is imported when it is first used, so that the
+stages without JAX stay without it.
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Layer": "jmpq.models.layers",
+    "Network": "jmpq.models.network",
+    "calibration_split": "jmpq.data.splits",
+    "load_dataset": "jmpq.data.load",
+    "QuantizerSpec": "jmpq.quantizers.spec",
+    "Choice": "jmpq.quantizers.choice",
+    "choice_grid": "jmpq.quantizers.choice",
+    "Quantizers": "jmpq.quantizers.fake_quant",
+    "calibrate_weights": "jmpq.quantizers.fake_quant",
+    "calibrate_activations": "jmpq.quantizers.fake_quant",
+    "quantized_logits": "jmpq.quantizers.fake_quant",
+    "hvp": "jmpq.curvature.hvp",
+    "second_order_increase": "jmpq.curvature.hvp",
+    "ggn_product": "jmpq.curvature.ggn",
+    "block_traces": "jmpq.curvature.trace",
+    "MoveNetwork": "jmpq.sensitivity.moves",
+    "Sensitivity": "jmpq.sensitivity.result",
+    "analyse": "jmpq.sensitivity.metric",
+    "load_sensitivities": "jmpq.sensitivity.result",
+    "save_sensitivities": "jmpq.sensitivity.result",
+    "Problem": "jmpq.problem",
+    "build_problem": "jmpq.problem",
+    "Solution": "jmpq.problem",
+    "Plan": "jmpq.problem",
+    "read_plan": "jmpq.problem",
+    "Greedy": "jmpq.solvers",
+    "Exact": "jmpq.solvers",
+    "Evaluator": "jmpq.deploy.measure",
+    "write_report": "jmpq.report.report",
+}
+
+__all__ = [*_HOME]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jmpq' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -2,10 +2,8 @@
 
 from jmpq.problem.budgets import Budget, limit_of, parse_budget, with_budgets
 from jmpq.problem.build import LossTable, build_problem
-from jmpq.problem.choice import FLOAT_BITS, Choice, choice_grid
 from jmpq.problem.costs import (
     COST_NAMES,
-    Groups,
     Overhead,
     activation_bytes,
     allocation_costs,
@@ -46,6 +44,7 @@ from jmpq.problem.solution import (
     Status,
     solution_from_choice,
 )
+from jmpq.quantizers.choice import FLOAT_BITS, Choice, choice_grid
 
 __all__ = [
     "COST_NAMES",
@@ -55,7 +54,6 @@ __all__ = [
     "Budget",
     "Choice",
     "Exclude",
-    "Groups",
     "Infeasible",
     "LossTable",
     "Overhead",

@@ -8,10 +8,10 @@ from jaxtyping import Float
 
 from jmpq.models.layers import Layer
 from jmpq.problem.budgets import with_budgets
-from jmpq.problem.choice import FLOAT_BITS, Choice, labels
 from jmpq.problem.costs import COST_NAMES, Overhead, constant_cost, cost_table
 from jmpq.problem.problem import Problem
 from jmpq.problem.rules import Rule, apply_rules, tie_groups
+from jmpq.quantizers.choice import FLOAT_BITS, Choice, labels
 
 
 @runtime_checkable

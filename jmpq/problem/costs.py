@@ -6,45 +6,19 @@ MB = 10⁶ bytes.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from jmpq.models.layers import Layer
-from jmpq.problem.choice import FLOAT_BITS, Choice
+from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.quantizers.spec import QuantizerSpec
 
 SCALE_BYTES = 4
 FLOAT_BYTES = 4
 
 COST_NAMES = ("size_bytes", "average_bits", "bops")  # those that add up over layers
-
-
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """Blocks of the kernel seen as a matrix [output features, inputs], one scale a block.
-
-    Along ``output`` a block is several whole rows (Q-BERT's figure); along ``input`` it is a
-    part of one row. Give either `size`, features in a block (the last may be smaller), or
-    `count`, blocks along the axis (never more than there are features).
-    """
-
-    axis: Literal["output", "input"]
-    size: int | None = None
-    count: int | None = None
-
-    def __post_init__(self) -> None:
-        given = [value for value in (self.size, self.count) if value is not None]
-        if len(given) != 1 or given[0] < 1:
-            raise ValueError(
-                "Groups need either a size or a count of at least 1, got "
-                f"size={self.size}, count={self.count}."
-            )
-
-
-Granularity = Literal["tensor", "channel"] | Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +36,15 @@ class Overhead:
     zero_points: bool = False
 
     @classmethod
-    def of(
-        cls, layers: Sequence[Layer], granularity: Granularity, *, zero_points: bool = False
-    ) -> "Overhead":
-        """The overhead of quantizing every kernel at one granularity."""
-        return cls(tuple(num_scales(layer, granularity) for layer in layers), zero_points)
-
-
-def num_scales(layer: Layer, granularity: Granularity) -> int:
-    """Number of scales of one kernel: 1, its output features, or its groups."""
-    if granularity == "tensor":
-        return 1
-    if granularity == "channel":
-        return layer.output_features
-    rows, columns = layer.output_features, layer.parameters // layer.output_features
-    along, rest = (rows, 1) if granularity.axis == "output" else (columns, rows)
-    size = granularity.size or math.ceil(along / (granularity.count or 1))
-    return rest * math.ceil(along / size)
+    def of(cls, layers: Sequence[Layer], spec: QuantizerSpec) -> "Overhead":
+        """The overhead of quantizing every kernel by one specification."""
+        scales = tuple(
+            spec.num_scales(
+                layer.output_features, layer.parameters // layer.output_features, layer.name
+            )
+            for layer in layers
+        )
+        return cls(scales, spec.grid == "affine")
 
 
 def tensor_bytes(
@@ -273,7 +239,7 @@ def _check_overhead(layers: Sequence[Layer], overhead: Overhead) -> None:
     if len(overhead.num_scales) != len(layers):
         raise ValueError(
             f"The overhead counts scales of {len(overhead.num_scales)} layers, the table has "
-            f"{len(layers)}: build it with Overhead.of(layers, granularity)."
+            f"{len(layers)}: build it with Overhead.of(layers, spec)."
         )
 
 

@@ -1,18 +1,16 @@
 """The plan file: allocations by name with their proofs, readable without jmpq."""
 
-import contextlib
 import dataclasses
 import difflib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jmpq.problem.choice import Choice
+from jmpq.files import write_text
 from jmpq.problem.problem import Problem
 from jmpq.problem.solution import Solution, Status
+from jmpq.quantizers.choice import Choice
 
 SCHEMA = "jmpq/plan"
 VERSION = 1
@@ -166,23 +164,8 @@ def write_plan(path: Path, plan: Plan) -> None:
         ValueError: If a number is NaN or infinite.
     """
     fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    text = json.dumps(
-        {"schema": SCHEMA, "version": VERSION, **fields},
-        default=_plain,
-        allow_nan=False,
-        indent=1,
-    )
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".partial"
-    )
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    record = {"schema": SCHEMA, "version": VERSION, **fields}
+    write_text(path, json.dumps(record, default=_plain, allow_nan=False, indent=1) + "\n")
 
 
 def read_plan(path: Path) -> Plan:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jmpq.problem.choice import Choice, labels
+from jmpq.quantizers.choice import Choice, labels
 
 ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
 

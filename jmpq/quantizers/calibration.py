@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jmpq.quantizers.uniform import QuantizerSpec, fake_quantize, scale_of_range
+from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.uniform import fake_quantize, scale_of_range
 
 # Multiples of the full range that mean-squared-error clipping tries.
 FRACTIONS = tuple(i / 100 for i in range(100, 4, -1))

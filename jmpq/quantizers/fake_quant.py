@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmpq.models.network import Network
 from jmpq.models.tap import Op, Site
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
-from jmpq.quantizers.uniform import UNQUANTIZED, QuantizerSpec, fake_quantize
+from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.uniform import fake_quantize
 
 # Values per site that activation clipping sees, and least positions per feature.
 SAMPLED_VALUES, SAMPLED_POSITIONS = 65_536, 1_024
@@ -64,10 +67,10 @@ class Quantizers:
         known = {"weight": self.weights.bits, "activation": activations}
         for kind, bits in (("weight", w_bits), ("activation", a_bits)):
             for layer, b in zip(network.layers, bits, strict=True):
-                if b not in (*known[kind], UNQUANTIZED):
+                if b not in (*known[kind], FLOAT_BITS):
                     raise ValueError(
                         f"Layer {layer.name!r}: {kind} bits {b} were not calibrated; there are "
-                        f"{list(known[kind])} and {UNQUANTIZED} (unquantized)."
+                        f"{list(known[kind])} and {FLOAT_BITS} (unquantized)."
                     )
 
     @property
@@ -80,6 +83,42 @@ class Quantizers:
                 for array in (*scales.scale, *scales.zero_point):
                     digest.update(np.asarray(array).tobytes())
         return digest.hexdigest()
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays to store in an npz file, whatever else it holds."""
+        arrays: dict[str, np.ndarray] = {}
+        for kind in ("weights", "activations"):
+            scales: Scales | None = getattr(self, kind)
+            if scales is not None:
+                header = {"spec": scales.spec.to_json(), "bits": list(scales.bits)}
+                arrays[f"quantizers/{kind}/header"] = np.array(json.dumps(header))
+                for name in ("scale", "zero_point"):
+                    for i, array in enumerate(getattr(scales, name)):
+                        arrays[f"quantizers/{kind}/{name}/{i}"] = np.asarray(array)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Quantizers":
+        """Inverse of `to_arrays`.
+
+        Raises:
+            ValueError: If there are no quantizers among the arrays.
+        """
+        found: dict[str, Scales | None] = {"weights": None, "activations": None}
+        for kind in found:
+            if (header := arrays.get(f"quantizers/{kind}/header")) is None:
+                continue
+            record = json.loads(str(header))
+            tensors = {}
+            for name in ("scale", "zero_point"):
+                prefix = f"quantizers/{kind}/{name}/"
+                count = sum(key.startswith(prefix) for key in arrays)
+                tensors[name] = tuple(jnp.asarray(arrays[f"{prefix}{i}"]) for i in range(count))
+            spec, bits = QuantizerSpec(**record["spec"]), tuple(record["bits"])
+            found[kind] = Scales(spec=spec, bits=bits, **tensors)
+        if (weights := found["weights"]) is None:
+            raise ValueError("The file holds no quantizers; run `jmpq sensitivity` again.")
+        return cls(weights=weights, activations=found["activations"])
 
 
 def calibrate_weights(network: Network, spec: QuantizerSpec, bits: Iterable[int]) -> Scales:
@@ -217,7 +256,7 @@ def quantized_logits(
 
 
 def _bit_widths(bits: Iterable[int], spec: QuantizerSpec) -> tuple[int, ...]:
-    widths = tuple(sorted({int(b) for b in bits} - {UNQUANTIZED}))
+    widths = tuple(sorted({int(b) for b in bits} - {FLOAT_BITS}))
     for b in widths:
         spec.check_bits(b)
     return widths

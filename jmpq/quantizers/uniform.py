@@ -1,93 +1,13 @@
 """Uniform integer grids with traced bit-widths: one compilation serves them all."""
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Grid = Literal["symmetric", "half", "affine"]
-Granularity = Literal["tensor", "channel", "group"]
-Clipping = Literal["minmax", "percentile", "mse"]
-
-UNQUANTIZED = 32  # the bit-width that stands for "left as it is"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QuantizerSpec:
-    """How tensors are put on a grid; everything that decides a scale besides the bits.
-
-    Attributes:
-        grid: ``symmetric``: codes ±(2^(b−1) − 1), scale = clip/(2^(b−1) − 1).
-            ``half``: all 2^b codes from −2^(b−1), scale = clip/(2^(b−1) − 0.5).
-            ``affine``: codes 0..2^b − 1 with an integer zero point, zero exactly on the grid.
-        granularity: One scale per ``tensor``, per output ``channel`` (for activations: per
-            input feature), or per ``group``.
-        group_size: Features per group (``group``; or give `group_count`).
-        group_count: Groups per output channel (along inputs) or per kernel (along outputs).
-        along: Whether groups of a kernel run along its ``input`` or ``output`` features.
-        clipping: Range of the grid: ``minmax``; ``percentile``; ``mse``, the multiple of the
-            full range with least mean squared error.
-        percentile: Percentile of ``percentile`` clipping, in (50, 100].
-    """
-
-    grid: Grid = "symmetric"
-    granularity: Granularity = "channel"
-    group_size: int | None = None
-    group_count: int | None = None
-    along: Literal["input", "output"] = "input"
-    clipping: Clipping = "mse"
-    percentile: float = 99.9
-
-    def __post_init__(self) -> None:
-        given = [x for x in (self.group_size, self.group_count) if x is not None]
-        if (self.granularity == "group") != (len(given) == 1) or any(x < 1 for x in given):
-            raise ValueError(
-                f"granularity={self.granularity!r} with group_size={self.group_size}, "
-                f"group_count={self.group_count}: 'group' takes exactly one of them, at least "
-                "1, and the others take none."
-            )
-        if not 50 < self.percentile <= 100:
-            raise ValueError(f"percentile={self.percentile} is not in (50, 100].")
-
-    def check_bits(self, bits: int) -> None:
-        """Raise `ValueError` where the grid has no such bit-width."""
-        least = 2 if self.grid == "symmetric" else 1
-        if bits != UNQUANTIZED and not least <= bits <= 16:
-            raise ValueError(
-                f"{bits} bits on the {self.grid!r} grid: expected {least} to 16, or "
-                f"{UNQUANTIZED} for unquantized."
-            )
-
-    def block_shape(self, rows: int, columns: int, name: str) -> tuple[int, int]:
-        """Rows and columns of a matrix [output features, inputs] that share a scale.
-
-        Raises:
-            ValueError: If groups do not divide the matrix; it names the tensor `name`.
-        """
-        match self.granularity:
-            case "tensor":
-                return rows, columns
-            case "channel":
-                return 1, columns
-        axis = columns if self.along == "input" else rows
-        size = self.group_size or max(1, axis // (self.group_count or 1))
-        if axis % size or (self.group_count and axis // size != self.group_count):
-            asked = f"{self.group_count} groups" if self.group_count else f"groups of {size}"
-            raise ValueError(
-                f"{name!r}: {asked} do not divide its {axis} {self.along} features. Choose a "
-                "divisor, or another granularity."
-            )
-        return (1, size) if self.along == "input" else (size, columns)
-
-    def num_scales(self, rows: int, columns: int, name: str) -> int:
-        """Number of scales of a matrix."""
-        r, c = self.block_shape(rows, columns, name)
-        return rows // r * (columns // c)
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.quantizers.spec import Grid
 
 
 @jax.custom_jvp
@@ -149,4 +69,4 @@ def fake_quantize(
     """
     qmin, qmax = code_range(bits, grid, x.dtype)
     codes = jnp.clip(round_ste(x / scale) + zero_point, qmin, qmax)
-    return jnp.where(bits == UNQUANTIZED, x, scale * (codes - zero_point))
+    return jnp.where(bits == FLOAT_BITS, x, scale * (codes - zero_point))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.files import atomic_file, json_sha256
-from jmpq.problem.choice import Choice
+from jmpq.quantizers.choice import Choice
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.result import Sensitivity, choice_members
 

@@ -17,13 +17,13 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.models.network import Network
 from jmpq.models.tap import Op
+from jmpq.quantizers.choice import FLOAT_BITS
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     quantize_input,
     quantize_kernel,
     quantized_logits,
 )
-from jmpq.quantizers.uniform import UNQUANTIZED
 from jmpq.sensitivity.result import Move
 
 
@@ -128,7 +128,7 @@ class MoveNetwork:
     def allocation_bits(self, moves: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Weight and activation bits of every layer when just `moves` are made."""
         names = [layer.name for layer in self.network.layers]
-        bits = {"w": np.full(len(names), UNQUANTIZED), "a": np.full(len(names), UNQUANTIZED)}
+        bits = {"w": np.full(len(names), FLOAT_BITS), "a": np.full(len(names), FLOAT_BITS)}
         for m in moves:
             move = self.moves[m]
             bits[move.kind][names.index(move.layer)] = move.bits

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.files import atomic_file
-from jmpq.problem.choice import Choice
+from jmpq.quantizers.choice import Choice
 
 SCHEMA, VERSION = "jmpq/sensitivity", 1
 
@@ -140,9 +140,16 @@ def choice_members(
     return members
 
 
-def save_sensitivities(path: pathlib.Path, found: Mapping[str, Sensitivity]) -> None:
-    """Write several metrics of one network into one npz file, whole or not at all."""
-    arrays: dict[str, np.ndarray] = {}
+def save_sensitivities(
+    path: pathlib.Path,
+    found: Mapping[str, Sensitivity],
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write several metrics of one network into one npz file, whole or not at all.
+
+    `extra` arrays (the quantizers' scales) travel along under names of their own.
+    """
+    arrays: dict[str, np.ndarray] = dict(extra or {})
     header: dict[str, Any] = {"schema": SCHEMA, "version": VERSION, "metrics": {}}
     for name, sensitivity in found.items():
         record = {}
@@ -161,22 +168,14 @@ def save_sensitivities(path: pathlib.Path, found: Mapping[str, Sensitivity]) -> 
 
 
 def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
-    """Read what `save_sensitivities` wrote: no data, no network needed.
+    """Read the metrics that `save_sensitivities` wrote: no data, no network needed.
 
     Raises:
         FileNotFoundError: If there is no such file; it says which step makes it.
         ValueError: If the file is not a sensitivity file of this version.
     """
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path} not found: run `jmpq sensitivity` first.")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        header = json.loads(str(arrays.pop("header")))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path} is no sensitivity file; run `jmpq sensitivity` again."
-        ) from error
+    arrays = load_arrays(path)
+    header = json.loads(str(arrays.pop("header")))
     if (got := (header.get("schema"), header.get("version"))) != (SCHEMA, VERSION):
         raise ValueError(
             f"{path} holds {got[0]} version {got[1]}; this jmpq reads {SCHEMA} version "
@@ -190,5 +189,25 @@ def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
         record["choices"] = tuple(Choice.parse(label) for label in record["choices"])
         record["moves"] = tuple(Move(*move) for move in record["moves"])
         record["layers"] = tuple(record["layers"])
-        found[name] = Sensitivity(**record, **fields)
+        found[name] = Sensitivity(**(record | fields))
     return found
+
+
+def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a sensitivity file, by name.
+
+    Raises:
+        FileNotFoundError: If there is no such file; it says which step makes it.
+        ValueError: If the file cannot be read.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{path} not found: run `jmpq sensitivity` first.")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        arrays["header"]
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no sensitivity file; run `jmpq sensitivity` again."
+        ) from error
+    return arrays

@@ -22,9 +22,10 @@ from jmpq.problem import (
     with_budgets,
 )
 from jmpq.problem.solution import infeasible
+from jmpq.quantizers.spec import QuantizerSpec
 from tests.problem.tables import GRID, LAYERS, NAMES, losses_of
 
-OVERHEAD = Overhead.of(LAYERS, "channel")
+OVERHEAD = Overhead.of(LAYERS, QuantizerSpec())
 
 
 def built(rules=(), budgets=(), **options):

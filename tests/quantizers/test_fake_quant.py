@@ -12,7 +12,7 @@ from jmpq.quantizers.fake_quant import (
     calibrate_weights,
     quantized_logits,
 )
-from jmpq.quantizers.uniform import QuantizerSpec
+from jmpq.quantizers.spec import QuantizerSpec
 from tests import helpers
 
 ACTIVATIONS = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
-from jmpq.quantizers.uniform import QuantizerSpec, fake_quantize, round_ste, scale_of_range
+from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.uniform import fake_quantize, round_ste, scale_of_range
 
 GRIDS = ["symmetric", "half", "affine"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.optimize
 
 from jmpq.files import file_sha256
-from jmpq.problem.choice import choice_grid
+from jmpq.quantizers.choice import choice_grid
 from jmpq.sensitivity.result import Move, Sensitivity, save_sensitivities
 
 WEIGHTS, ACTIVATIONS = (2, 3, 4, 8), (4, 8)

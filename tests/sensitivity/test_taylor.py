@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jmpq.problem.choice import choice_grid
+from jmpq.quantizers.choice import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.uniform import QuantizerSpec
+from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.sensitivity.hawq import HawqTrace
 from jmpq.sensitivity.metric import analyse
 from jmpq.sensitivity.moves import MoveNetwork

@@ -1,5 +1,4 @@
 import dataclasses
-import doctest
 import functools
 import itertools
 import subprocess
@@ -17,7 +16,6 @@ from jmpq.solvers import (
     Greedy,
     draw_allocations,
     exact,
-    frontier,
     lagrangian_bound,
     lp_bound,
     random_search,
@@ -280,7 +278,6 @@ def test_lp_bound_of_one_budget_is_the_linear_program():
 
 
 def test_frontier_holds_the_hull_and_no_dominated_choice():
-    assert doctest.testmod(frontier).failed == 0
     losses = np.array([[5.0, 5.0, 3.0, 3.5, 1.0, 1.0]])
     costs = np.array([[1.0, 1.0, 2.0, 3.0, 4.0, 9.0]])
     problem = problem_of(losses, {"cost": costs}, {"cost": 9.0})

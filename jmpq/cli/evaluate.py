@@ -1,0 +1,166 @@
+"""`jmpq evaluate`: what the allocations of a plan really cost."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from jmpq.cli.run_folder import EVALUATION, PLAN, SENSITIVITY, network_of, versions
+
+if TYPE_CHECKING:
+    from jmpq.data.dataset import Split
+    from jmpq.deploy.measure import Evaluator
+    from jmpq.problem import Plan, PlannedAllocation
+
+Role = Literal["solution", "baseline", "sweep", "random", "single"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Write RUN/evaluation.json: measured loss, KL to the float network and top-1 of every
+    allocation of the plan, on the calibration and on the evaluation examples.
+
+    Interrupted, it goes on from the last finished allocation when called again.
+    """  # noqa: D205
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Folder of the run, with layers.json, sensitivity.npz and plan.json."""
+    roles: tuple[Role, ...] = ("solution", "baseline", "sweep")
+    """Allocations measured on the evaluation examples."""
+    calibration_roles: tuple[Role, ...] = ("solution", "baseline", "sweep", "random", "single")
+    """Allocations measured on the calibration examples, where prediction is compared."""
+    examples: int | None = None
+    """Evaluation examples, the first so many; all by default."""
+    batch_size: int = 256
+    """Examples per batch; one compilation serves all batches and allocations."""
+
+    def __call__(self) -> None:
+        import jax
+        import numpy as np
+
+        from jmpq.data.splits import calibration_split
+        from jmpq.files import file_sha256, write_json
+        from jmpq.problem import read_plan
+        from jmpq.quantizers.fake_quant import Quantizers
+        from jmpq.sensitivity.result import load_arrays, load_sensitivities
+
+        if not (self.run / PLAN).is_file():
+            raise FileNotFoundError(
+                f"{self.run / PLAN} not found: run `jmpq solve {self.run}` first."
+            )
+        plan = read_plan(self.run / PLAN)
+        network, dataset, record = network_of(self.run)
+        if plan.weights_sha256 != record["weights_sha256"]:
+            raise ValueError(
+                f"{self.run / PLAN} belongs to other weights than layers.json: run `jmpq solve "
+                f"{self.run}` again."
+            )
+        if plan.sensitivity_sha256 != file_sha256(self.run / SENSITIVITY):
+            raise ValueError(
+                f"{self.run / PLAN} belongs to another sensitivity.npz: run `jmpq solve "
+                f"{self.run}` again."
+            )
+        quantizers = Quantizers.from_arrays(load_arrays(self.run / SENSITIVITY))
+        origin = next(iter(load_sensitivities(self.run / SENSITIVITY).values())).provenance
+        drawn = origin["calibration"]
+        calibration, evaluation = calibration_split(
+            dataset, drawn["source"], examples=drawn["examples"], seed=drawn["seed"]
+        )
+        if calibration.sha256 != drawn["sha256"]:
+            raise ValueError(
+                "The calibration examples are not those of the sensitivities: the data set has "
+                f"changed. Run `jmpq sensitivity {self.run}` again."
+            )
+        if self.examples is not None:
+            evaluation = evaluation.take(np.arange(min(self.examples, len(evaluation))))
+        splits = {"calibration": calibration, "evaluation": evaluation}
+        plan_sha256 = file_sha256(self.run / PLAN)
+        measured: dict[str, dict[str, Any]] = {a.name: {} for a in plan.allocations}
+        float_outcome = {}
+        for name, split in splits.items():
+            roles = self.roles if name == "evaluation" else self.calibration_roles
+            wanted = [a for a in plan.allocations if a.role in roles]
+            evaluator = self._evaluator(network, quantizers, split)
+            partial = self.run / f".{EVALUATION}.{name}.partial"
+            identity = f"{plan_sha256} {split.sha256} {quantizers.sha256}"
+            found = self._measure(evaluator, plan, wanted, name, partial, identity)
+            for allocation, outcome in zip(wanted, found, strict=True):
+                measured[allocation.name][name] = outcome
+            float_outcome[name] = evaluator.float_outcome().to_json()
+        write_json(
+            self.run / EVALUATION,
+            {
+                "schema": "jmpq/evaluation",
+                "version": 1,
+                "plan_sha256": plan_sha256,
+                "versions": versions(),
+                "device": jax.devices()[0].device_kind,
+                "splits": {name: split.record() for name, split in splits.items()},
+                "float": float_outcome,
+                "measured": {name: found for name, found in measured.items() if found},
+            },
+        )
+        for name in splits:
+            (self.run / f".{EVALUATION}.{name}.partial").unlink(missing_ok=True)
+        top1 = 100 * float_outcome["evaluation"]["top1"]
+        print(f"Float top-1 {top1:.2f} % on {len(evaluation)} evaluation examples.")
+        print(f"Wrote {self.run / EVALUATION}")
+
+    def _evaluator(self, network: Any, quantizers: Any, split: "Split") -> "Evaluator":
+        from jmpq.data.batches import batches
+        from jmpq.deploy.measure import Evaluator
+
+        size = min(self.batch_size, len(split))
+        return Evaluator(network, quantizers, lambda: batches(split, size))
+
+    def _measure(
+        self,
+        evaluator: "Evaluator",
+        plan: "Plan",
+        wanted: Sequence["PlannedAllocation"],
+        split: str,
+        partial: pathlib.Path,
+        identity: str,
+    ) -> list[dict[str, Any]]:
+        """Outcomes of allocations; equal ones are measured once, finished ones never again."""
+        from jmpq.cli.progress import bar
+        from jmpq.deploy.measure import Outcome, bits_of
+
+        keys = [json.dumps({k: v.label for k, v in a.bits.items()}) for a in wanted]
+        known = _finished(partial, identity)
+        pairs = {
+            key: {layer: (c.w_bits, c.a_bits) for layer, c in a.bits.items()}
+            for key, a in zip(keys, wanted, strict=True)
+        }
+        todo = [key for key in pairs if key not in known]
+        w_bits, a_bits = bits_of(evaluator.network, [pairs[key] for key in todo])
+        with bar(f"Measuring on {split:11s}", "allocations") as progress:
+            progress(0, len(todo))
+            with partial.open("a") as file:
+
+                def keep(index: int, outcome: Outcome) -> None:
+                    known[todo[index]] = outcome.to_json()
+                    line = {"of": identity, "bits": todo[index], "outcome": outcome.to_json()}
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    progress(index + 1, len(todo))
+
+                evaluator(w_bits, a_bits, done=keep)
+        return [known[key] for key in keys]
+
+
+def _finished(partial: pathlib.Path, identity: str) -> dict[str, dict[str, Any]]:
+    """Outcomes that an interrupted evaluation of the same plan and examples left."""
+    known = {}
+    if partial.is_file():
+        for line in partial.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the line that was being written
+                continue
+            if record["of"] == identity:
+                known[record["bits"]] = record["outcome"]
+    return known

@@ -1,0 +1,147 @@
+"""The run folder: artifacts by name, and the network and data that they come from."""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jmpq.data.dataset import Dataset
+    from jmpq.models.network import Network
+
+LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
+EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
+SCHEMA, VERSION = "jmpq/layers", 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkSpec:
+    """Where a network and its data come from.
+
+    Attributes:
+        model: Name of a built-in network (resnet20, ..., digits_resnet), or
+            ``package.module:function``, a function without arguments that returns a
+            `jmpq.Network`.
+        weights: Safetensors file of a built-in network.
+        data: Name of the data set.
+        data_dir: Local folder of the data set; None for its usual source.
+    """
+
+    model: str
+    weights: str | None
+    data: str
+    data_dir: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.model, **dataclasses.asdict(self)}
+
+
+def load_data(spec: NetworkSpec) -> "Dataset":
+    """The data set of a run."""
+    from jmpq.data.load import load_dataset
+
+    return load_dataset(spec.data, spec.data_dir)
+
+
+def load_network(spec: NetworkSpec, run: pathlib.Path) -> "Network":
+    """The network of a run; relative weights are looked for in the run folder first.
+
+    Raises:
+        ValueError: If the model or its weights are wrong: the message says which and why.
+        FileNotFoundError: If there are no weights.
+    """
+    import jax.numpy as jnp
+
+    from jmpq.models.network import Network
+
+    if ":" in spec.model:
+        return _imported(spec.model)
+    from jmpq.models.resnet import resnet
+    from jmpq.models.weights import load_weights
+
+    module = resnet(spec.model)
+    if spec.weights is None:
+        raise ValueError(
+            f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "
+            "with `jmpq train`."
+        )
+    inside = run / spec.weights
+    path = inside if inside.is_file() else pathlib.Path(spec.weights)
+    shape = load_data(spec).heldout.inputs.shape[1:]
+    variables = load_weights(path, module, architecture=spec.model)
+    return Network.from_linen(module, variables, jnp.zeros((1, *shape), jnp.float32))
+
+
+def read_layers(run: pathlib.Path) -> dict[str, Any]:
+    """The record that `jmpq layers` wrote.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is not a layer table of this version.
+    """
+    path = run / LAYERS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: run `jmpq layers {run}` first.")
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON; run `jmpq layers {run}` again.") from error
+    if (record.get("schema"), record.get("version")) != (SCHEMA, VERSION):
+        raise ValueError(f"{path} is of another version; run `jmpq layers {run}` again.")
+    return record
+
+
+def network_of(run: pathlib.Path) -> tuple["Network", "Dataset", dict[str, Any]]:
+    """Network, data set and layer record of a run; the weights are those of the record.
+
+    Raises:
+        ValueError: If the weights have changed since the layer table was written.
+    """
+    from jmpq.models.weights import weights_sha256
+
+    record = read_layers(run)
+    fields = {f.name: record["network"][f.name] for f in dataclasses.fields(NetworkSpec)}
+    spec = NetworkSpec(**fields)
+    network = load_network(spec, run)
+    if weights_sha256((network.params, network.state)) != record["weights_sha256"]:
+        raise ValueError(
+            f"The weights of {spec.model!r} are not those of {run / LAYERS}: run `jmpq layers "
+            f"{run}` again, and the steps after it."
+        )
+    return network, load_data(spec), record
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on (those of packages already in use)."""
+    packages = ["jmpq", "numpy", "jax", "jaxlib", "flax", "cvxpy", "highspy"]
+    found = {"python": platform.python_version()}
+    for package in packages:
+        if package in ("jmpq", "numpy") or package in sys.modules:
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _imported(model: str) -> "Network":
+    from jmpq.models.network import Network
+
+    name, _, function = model.partition(":")
+    sys.path.insert(0, str(pathlib.Path.cwd()))
+    try:
+        network = getattr(importlib.import_module(name), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Cannot get a network from {model!r}: {error}. Expected 'package.module:function', "
+            "importable from here, a function without arguments."
+        ) from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(network, Network):
+        raise ValueError(
+            f"{model!r} returned {type(network).__name__}; expected a jmpq.Network, as made by "
+            "Network.from_linen or Network.from_function."
+        )
+    return network

@@ -1,0 +1,329 @@
+"""`jmpq solve`: allocations for any budget, with bounds; needs neither data nor JAX."""
+
+import dataclasses
+import datetime
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from jmpq.cli.run_folder import PLAN, SENSITIVITY, read_layers, versions
+
+if TYPE_CHECKING:
+    from jmpq.problem import PlannedAllocation, Problem, Rule, Solution, SolveTime
+    from jmpq.quantizers.choice import Choice
+    from jmpq.sensitivity.result import Sensitivity
+
+SolverName = Literal["exact", "greedy"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Solve:
+    """Write RUN/plan.json: an allocation of bits per metric and solver, its proven bound,
+    and the baselines it is compared with.
+    """  # noqa: D205
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Folder of the run, with layers.json and sensitivity.npz."""
+    budget: tuple[str, ...] = ()
+    """NAME=VALUE with NAME size_bytes (bytes), average_bits (bits per searched weight) or
+    bops (bit operations per example), and VALUE a number with unit (120kB, 0.27MB, 1.2G), a
+    ratio to the float network (0.13x), a fraction between the cheapest and the dearest
+    allocation (40%), or the cost of a uniform allocation (W4A4). By default size_bytes and,
+    with quantized activations, bops of uniform 4-bit (or the nearest candidate)."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to solve with, the first leading; all of the sensitivity file by default."""
+    solvers: tuple[SolverName, ...] = ("exact", "greedy")
+    """exact: integer program by cvxpy and HiGHS; greedy: the paper's Algorithm 1."""
+    rule: tuple[str, ...] = ()
+    """'pin PATTERN=W8A8', 'allow PATTERN=W4,W8A8', 'exclude PATTERN', 'tie PATTERN PATTERN';
+    patterns are regular expressions that match a whole layer name; the first match wins."""
+    first_last_bits: int = 8
+    """Bits that the first and last layer are pinned to, after the rules above; 0 for none."""
+    first_order: bool = False
+    """Add the first-order term to every metric that has one."""
+    random: int = 10
+    """Random baselines within the budget, one per seed."""
+    joint: int = 60
+    """Random joint allocations, budgets ignored, to compare prediction and measurement."""
+    singles: bool = True
+    """List every choice of every single layer, to compare prediction and measurement."""
+    sweep: int = 8
+    """Further budgets between the cheapest and the dearest allocation."""
+    scaling: tuple[int, ...] = (1, 4, 16, 64)
+    """Solve times on the layer table repeated so many times, losses scattered."""
+    time_limit_s: float = 60.0
+    """Seconds per exact solve; then the best allocation so far, with its bound."""
+    seed: int = 0
+    """Of all random allocations."""
+
+    def __call__(self) -> None:
+        from jmpq.files import file_sha256
+        from jmpq.models.layers import layers_from_json
+        from jmpq.problem import (
+            Overhead,
+            Plan,
+            build_problem,
+            describe,
+            first_and_last,
+            parse_rule,
+            planned_budgets,
+            rules_to_json,
+            with_budgets,
+            write_plan,
+        )
+        from jmpq.quantizers.spec import QuantizerSpec
+        from jmpq.sensitivity.result import load_sensitivities
+
+        record = read_layers(self.run)
+        layers = layers_from_json(record["layers"])
+        names = [layer.name for layer in layers]
+        found = self._chosen(load_sensitivities(self.run / SENSITIVITY))
+        lead = next(iter(found.values()))
+        if lead.provenance.get("weights_sha256") != record["weights_sha256"]:
+            raise ValueError(
+                f"{self.run / SENSITIVITY} belongs to other weights than layers.json: run "
+                f"`jmpq sensitivity {self.run}` again."
+            )
+        spec = QuantizerSpec(**lead.provenance["quantizers"]["weights"])
+        rules: tuple[Rule, ...] = tuple(parse_rule(text) for text in self.rule)
+        if self.first_last_bits:
+            ends = first_and_last(names, lead.choices, bits=self.first_last_bits)
+            rules = (*rules, *ends)
+        for line in describe(rules, names, lead.choices):
+            print(f"rule: {line}")
+        budgets = self.budget or default_budgets(lead.choices)
+        problems = {
+            name: build_problem(
+                layers,
+                table,
+                overhead=Overhead.of(layers, spec),
+                rules=rules,
+                budgets=budgets,
+                unquantized_parameters=record["other_parameters"],
+            )
+            for name, table in found.items()
+        }
+        problem = problems[lead.metric]
+        for name, limit in problem.budgets.items():
+            least, most = problem.range(name)
+            asked = problem.asked.get(name, "")
+            print(
+                f"budget: {name} <= {limit:g} (asked {asked}; {least:g} to {most:g} possible)"
+            )
+        allocations = [
+            *self._solutions(problems, found),
+            *self._baselines(problem, found, lead.metric),
+            *self._sweep(problem, found, lead.metric),
+            *self._unbudgeted(problem, found),
+        ]
+        plan = Plan(
+            jmpq=versions()["jmpq"],
+            versions=versions(),
+            seed=self.seed,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            weights_sha256=record["weights_sha256"],
+            sensitivity_sha256=file_sha256(self.run / SENSITIVITY),
+            quantizers=dict(lead.provenance["quantizers"]),
+            layers=problem.layers,
+            choices=problem.choices,
+            rules=tuple(rules_to_json(rules)),
+            budgets=planned_budgets(problem),
+            unquantized=dict(problem.constants),
+            allocations=tuple(allocations),
+            excluded=tuple(name for name in names if name not in problem.layers),
+            solve_times=tuple(self._solve_times(with_budgets(problem, {}))),
+        )
+        write_plan(self.run / PLAN, plan)
+        _print_solutions(plan.allocations)
+        print(f"Wrote {self.run / PLAN}")
+
+    def _chosen(self, found: Mapping[str, "Sensitivity"]) -> dict[str, "Sensitivity"]:
+        names = self.metrics or tuple(found)
+        if unknown := [name for name in names if name not in found]:
+            raise ValueError(
+                f"Metric {unknown[0]!r} is not in {self.run / SENSITIVITY}, which has "
+                f"{', '.join(found)}. Compute it with `jmpq sensitivity`."
+            )
+        use = {name: found[name] for name in names}
+        if self.first_order:
+            use = {k: dataclasses.replace(v, use_first=True) for k, v in use.items()}
+        return use
+
+    def _solve(self, problem: "Problem", solver: SolverName) -> "Solution":
+        from jmpq.solvers import Exact, Greedy
+
+        if solver == "exact":
+            return Exact(time_limit_s=self.time_limit_s)(problem)
+        return Greedy()(problem)
+
+    def _solutions(
+        self, problems: Mapping[str, "Problem"], found: Mapping[str, "Sensitivity"]
+    ) -> Iterator["PlannedAllocation"]:
+        from jmpq.problem import planned_allocation
+
+        for metric, problem in problems.items():
+            for solver in self.solvers:
+                solution = self._solve(problem, solver)
+                yield planned_allocation(
+                    f"{solver}/{metric}",
+                    "solution",
+                    problem,
+                    solution,
+                    metric=metric,
+                    predictions=predictions(found, problem.bits(solution.choice)),
+                )
+
+    def _baselines(
+        self, problem: "Problem", found: Mapping[str, "Sensitivity"], metric: str
+    ) -> Iterator["PlannedAllocation"]:
+        from jmpq.problem import PlannedAllocation, planned_allocation
+        from jmpq.solvers import random_search, reversed_search
+
+        for choice in problem.choices:
+            columns = problem.uniform(choice)
+            bits = problem.bits(columns)
+            loss, costs = problem.evaluate(columns)
+            yield PlannedAllocation(
+                name=f"uniform/{choice.label}",
+                role="baseline",
+                bits=bits,
+                costs=costs,
+                metric=metric,
+                solver="uniform",
+                predicted_loss=loss,
+                budgets=dict(problem.budgets),
+                predictions=predictions(found, bits),
+            )
+        searches = [("reversed", "reversed", None, reversed_search(problem))]
+        for i in range(self.random):
+            seed = self.seed + i
+            searches.append((f"random/{i}", "random", seed, random_search(problem, seed=seed)))
+        for name, solver, seed, solution in searches:
+            planned = planned_allocation(
+                name,
+                "baseline",
+                problem,
+                solution,
+                metric=metric,
+                predictions=predictions(found, problem.bits(solution.choice)),
+                seed=seed,
+            )
+            yield dataclasses.replace(planned, solver=solver)
+
+    def _sweep(
+        self, problem: "Problem", found: Mapping[str, "Sensitivity"], metric: str
+    ) -> Iterator["PlannedAllocation"]:
+        from jmpq.problem import planned_allocation, with_budgets
+
+        for i in range(1, self.sweep + 1):
+            percent = 100 * i / (self.sweep + 1)
+            here = with_budgets(problem, [f"{name}={percent:.4g}%" for name in problem.budgets])
+            for solver in self.solvers:
+                solution = self._solve(here, solver)
+                yield planned_allocation(
+                    f"sweep/{solver}/{percent:.4g}%",
+                    "sweep",
+                    here,
+                    solution,
+                    metric=metric,
+                    predictions=predictions(found, here.bits(solution.choice)),
+                )
+
+    def _unbudgeted(
+        self, problem: "Problem", found: Mapping[str, "Sensitivity"]
+    ) -> Iterator["PlannedAllocation"]:
+        from jmpq.problem import PlannedAllocation
+        from jmpq.quantizers.choice import FLOAT_BITS, Choice
+        from jmpq.solvers import draw_allocations
+
+        for i, columns in enumerate(draw_allocations(problem, self.joint, seed=self.seed)):
+            bits = problem.bits(columns)
+            yield PlannedAllocation(
+                name=f"joint/{i}",
+                role="random",
+                bits=bits,
+                costs=problem.evaluate(columns)[1],
+                seed=self.seed,
+                predictions=predictions(found, bits),
+            )
+        for layer in problem.layers if self.singles else ():
+            for choice in problem.choices:
+                bits = dict.fromkeys(problem.layers, Choice(FLOAT_BITS)) | {layer: choice}
+                yield PlannedAllocation(
+                    name=f"single/{layer}/{choice.label}",
+                    role="single",
+                    bits=bits,
+                    costs={},
+                    predictions=predictions(found, {layer: choice}),
+                )
+
+    def _solve_times(self, problem: "Problem") -> Iterator["SolveTime"]:
+        """Solve times on the layer table repeated, losses scattered by a log-normal factor,
+        at 40 % of the way from the cheapest to the dearest size.
+        """  # noqa: D205
+        import numpy as np
+
+        from jmpq.problem import SolveTime, problem_of, with_budgets
+
+        rng = np.random.default_rng(self.seed)
+        for times in self.scaling:
+            losses = np.tile(problem.losses, (times, 1))
+            losses = losses * np.exp(0.5 * rng.standard_normal((len(losses), 1)))
+            costs = {"size_bytes": np.tile(problem.costs["size_bytes"], (times, 1))}
+            allowed = np.tile(problem.allowed, (times, 1))
+            large = problem_of(losses, costs, {}, choices=problem.choices, allowed=allowed)
+            large = with_budgets(large, ["size_bytes=40%"])
+            for solver in self.solvers:
+                solution = self._solve(large, solver)
+                yield SolveTime(
+                    layers=len(losses),
+                    choices=len(problem.choices),
+                    solver=solver,
+                    wall_s=solution.wall_s,
+                    gap=solution.gap,
+                )
+
+
+def default_budgets(choices: Sequence["Choice"]) -> tuple[str, ...]:
+    """Size and, with quantized activations, bit operations of the candidate next to W4A4."""
+    nearest = min(choices, key=lambda c: (abs(c.w_bits - 4), abs(c.a_bits - 4)))
+    costs = ("size_bytes",) if all(c.a_bits == 32 for c in choices) else ("size_bytes", "bops")
+    return tuple(f"{cost}={nearest.label}" for cost in costs)
+
+
+def predictions(
+    found: Mapping[str, "Sensitivity"], bits: Mapping[str, "Choice"]
+) -> dict[str, float]:
+    """Loss increase of an allocation by every metric; with cross terms under ``NAME_full``."""
+    out = {}
+    for name, table in found.items():
+        at = [table.layers.index(layer) for layer in bits]
+        columns = [table.choices.index(choice) for choice in bits.values()]
+        out[name] = float(table.losses[at, columns].sum())
+        if table.has_interactions and len(at) > 1:
+            made = table.members[at, columns].sum(axis=0)
+            first = float(made @ table.first) if table.use_first else 0.0
+            out[f"{name}_full"] = first + 0.5 * float(made @ table.second @ made)
+    return out
+
+
+def _print_solutions(allocations: Sequence["PlannedAllocation"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "allocation", "status", "predicted", "bound", "gap", "size (kB)", "bits", "Gbops"
+    )
+    for a in allocations:
+        if a.role in ("solution", "baseline") and not a.name.startswith("random/"):
+            numbers = [a.predicted_loss, a.bound, a.gap]
+            shown = ["-" if x is None else f"{x:.4g}" for x in numbers]
+            costs = (
+                a.costs["size_bytes"] / 1e3,
+                a.costs["average_bits"],
+                a.costs["bops"] / 1e9,
+            )
+            table.add_row(a.name, a.status or "-", *shown, *(f"{c:.4g}" for c in costs))
+    Console().print(table)

@@ -1,0 +1,73 @@
+"""`jmpq train`: float weights of a built-in network."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from jmpq.cli.run_folder import WEIGHTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a built-in network and write RUN/weights.safetensors; resumable by epoch."""
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Folder of the run; made if it is not there."""
+    model: str = "digits_resnet"
+    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110."""
+    data: str = "digits"
+    """Data set: digits or cifar10."""
+    data_dir: pathlib.Path | None = None
+    """Local folder of the data set."""
+    epochs: int = 15
+    """Passes over the training examples."""
+    batch_size: int = 64
+    """Examples per step."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Nesterov momentum, or AdamW."""
+    learning_rate: float = 5e-3
+    """Peak learning rate; it falls to 0 along a cosine."""
+    weight_decay: float = 1e-2
+    """On kernels only."""
+    shift: int = 0
+    """Augmentation: random shifts by up to so many pixels."""
+    flip: bool = False
+    """Augmentation: random mirroring left to right."""
+    seed: int = 0
+    """Of initialisation, order of examples and augmentation."""
+
+    def __call__(self) -> None:
+        from jmpq.cli.progress import bar
+        from jmpq.data.load import load_dataset
+        from jmpq.models.resnet import resnet
+        from jmpq.models.weights import save_variables
+        from jmpq.training.evaluate import evaluate
+        from jmpq.training.train import TrainConfig, train
+
+        names = {field.name for field in dataclasses.fields(TrainConfig)}
+        config = TrainConfig(**{k: v for k, v in vars(self).items() if k in names})
+        dataset = load_dataset(self.data, self.data_dir)
+        module = resnet(self.model, len(dataset.classes))
+        with bar(f"Training {self.model}", "steps") as progress:
+            variables = train(
+                module,
+                dataset.train,
+                config,
+                checkpoints=(self.run / "checkpoints").resolve(),
+                progress=progress,
+            )
+
+        def apply(variables, inputs):
+            return module.apply(variables, inputs)
+
+        found = evaluate(apply, variables, dataset.heldout)
+        save_variables(
+            self.run / WEIGHTS,
+            variables,
+            architecture=self.model,
+            metadata={"config": dataclasses.asdict(config), "heldout_top1": found.top1},
+        )
+        print(f"Held-out top-1 {100 * found.top1:.2f} % on {len(dataset.heldout)} examples.")
+        print(f"Wrote {self.run / WEIGHTS}")
