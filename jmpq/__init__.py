@@ -44,7 +44,7 @@ _HOME = {
     "write_report": "jmpq.report.report",
 }
 
-__all__ = [*_HOME]
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from jmpq.cli.run_folder import EVALUATION, PLAN, SENSITIVITY, network_of, versi
 if TYPE_CHECKING:
     from jmpq.data.dataset import Split
     from jmpq.deploy.measure import Evaluator
-    from jmpq.problem import Plan, PlannedAllocation
+    from jmpq.problem import PlannedAllocation
 
 Role = Literal["solution", "baseline", "sweep", "random", "single"]
 
@@ -79,14 +80,14 @@ class Evaluate:
         splits = {"calibration": calibration, "evaluation": evaluation}
         plan_sha256 = file_sha256(self.run / PLAN)
         measured: dict[str, dict[str, Any]] = {a.name: {} for a in plan.allocations}
-        float_outcome = {}
+        float_outcome, timing = {}, {}
         for name, split in splits.items():
             roles = self.roles if name == "evaluation" else self.calibration_roles
             wanted = [a for a in plan.allocations if a.role in roles]
             evaluator = self._evaluator(network, quantizers, split)
             partial = self.run / f".{EVALUATION}.{name}.partial"
             identity = f"{plan_sha256} {split.sha256} {quantizers.sha256}"
-            found = self._measure(evaluator, plan, wanted, name, partial, identity)
+            found, timing[name] = self._measure(evaluator, wanted, name, partial, identity)
             for allocation, outcome in zip(wanted, found, strict=True):
                 measured[allocation.name][name] = outcome
             float_outcome[name] = evaluator.float_outcome().to_json()
@@ -100,6 +101,7 @@ class Evaluate:
                 "device": jax.devices()[0].device_kind,
                 "splits": {name: split.record() for name, split in splits.items()},
                 "float": float_outcome,
+                "timing": timing,
                 "measured": {name: found for name, found in measured.items() if found},
             },
         )
@@ -119,13 +121,15 @@ class Evaluate:
     def _measure(
         self,
         evaluator: "Evaluator",
-        plan: "Plan",
         wanted: Sequence["PlannedAllocation"],
         split: str,
         partial: pathlib.Path,
         identity: str,
-    ) -> list[dict[str, Any]]:
-        """Outcomes of allocations; equal ones are measured once, finished ones never again."""
+    ) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+        """Outcomes of allocations, and seconds per allocation without compilation.
+
+        Equal allocations are measured once, those of an interrupted run not again.
+        """
         from jmpq.cli.progress import bar
         from jmpq.deploy.measure import Outcome, bits_of
 
@@ -137,6 +141,7 @@ class Evaluate:
         }
         todo = [key for key in pairs if key not in known]
         w_bits, a_bits = bits_of(evaluator.network, [pairs[key] for key in todo])
+        ends: list[float] = []
         with bar(f"Measuring on {split:11s}", "allocations") as progress:
             progress(0, len(todo))
             with partial.open("a") as file:
@@ -147,9 +152,14 @@ class Evaluate:
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                     progress(index + 1, len(todo))
+                    ends.append(time.perf_counter())
 
                 evaluator(w_bits, a_bits, done=keep)
-        return [known[key] for key in keys]
+        chunk = evaluator.candidates_per_call  # the first one compiles
+        seconds = None
+        if len(ends) > chunk:
+            seconds = (ends[-1] - ends[chunk - 1]) / (len(ends) - chunk)
+        return [known[key] for key in keys], {"seconds_per_allocation": seconds}
 
 
 def _finished(partial: pathlib.Path, identity: str) -> dict[str, dict[str, Any]]:

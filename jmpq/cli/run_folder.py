@@ -134,8 +134,8 @@ def _imported(model: str) -> "Network":
         network = getattr(importlib.import_module(name), function)()
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"Cannot get a network from {model!r}: {error}. Expected 'package.module:function', "
-            "importable from here, a function without arguments."
+            f"Cannot get a network from {model!r}: {error}. Expected "
+            "'package.module:function', importable from here, without arguments."
         ) from error
     finally:
         sys.path.pop(0)

@@ -121,7 +121,7 @@ class Sensitivity:
         }
         moves = MoveNetwork(network=network, quantizers=quantizers)
         print(
-            f"{len(network.layers)} layers x {len(choices)} choices = {len(moves.moves)} moves, "
+            f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
             f"{len(split)} examples of the {split.source} split in {len(data)} batches."
         )
         found, partials = {}, []

@@ -196,7 +196,9 @@ class Solve:
                 budgets=dict(problem.budgets),
                 predictions=predictions(found, bits),
             )
-        searches = [("reversed", "reversed", None, reversed_search(problem))]
+        searches: list[tuple[str, str, int | None, Solution]] = [
+            ("reversed", "reversed", None, reversed_search(problem))
+        ]
         for i in range(self.random):
             seed = self.seed + i
             searches.append((f"random/{i}", "random", seed, random_search(problem, seed=seed)))
@@ -302,7 +304,7 @@ def predictions(
         at = [table.layers.index(layer) for layer in bits]
         columns = [table.choices.index(choice) for choice in bits.values()]
         out[name] = float(table.losses[at, columns].sum())
-        if table.has_interactions and len(at) > 1:
+        if table.has_interactions:
             made = table.members[at, columns].sum(axis=0)
             first = float(made @ table.first) if table.use_first else 0.0
             out[f"{name}_full"] = first + 0.5 * float(made @ table.second @ made)
@@ -310,20 +312,20 @@ def predictions(
 
 
 def _print_solutions(allocations: Sequence["PlannedAllocation"]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "allocation", "status", "predicted", "bound", "gap", "size (kB)", "bits", "Gbops"
-    )
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("allocation", no_wrap=True)
+    for title in ("status", "predicted", "gap", "kB", "bits", "Gbops"):
+        table.add_column(title, no_wrap=True, justify="right")
     for a in allocations:
         if a.role in ("solution", "baseline") and not a.name.startswith("random/"):
-            numbers = [a.predicted_loss, a.bound, a.gap]
-            shown = ["-" if x is None else f"{x:.4g}" for x in numbers]
-            costs = (
-                a.costs["size_bytes"] / 1e3,
-                a.costs["average_bits"],
-                a.costs["bops"] / 1e9,
-            )
-            table.add_row(a.name, a.status or "-", *shown, *(f"{c:.4g}" for c in costs))
-    Console().print(table)
+            found = ["-" if x is None else f"{x:.3g}" for x in (a.predicted_loss, a.gap)]
+            size, bits, bops = (a.costs[k] for k in ("size_bytes", "average_bits", "bops"))
+            costs = [f"{x:.3g}" for x in (size / 1e3, bits, bops / 1e9)]
+            table.add_row(a.name, a.status or "-", *found, *costs)
+    console = Console()
+    console.width = max(console.width, 90)
+    console.print(table)

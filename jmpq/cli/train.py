@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -59,9 +59,7 @@ class Train:
                 progress=progress,
             )
 
-        def apply(variables, inputs):
-            return module.apply(variables, inputs)
-
+        apply: Any = module.apply
         found = evaluate(apply, variables, dataset.heldout)
         save_variables(
             self.run / WEIGHTS,

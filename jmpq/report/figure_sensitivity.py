@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jmpq.problem.choice import FLOAT_BITS, Choice
+from jmpq.quantizers.choice import FLOAT_BITS, Choice
 from jmpq.report.style import (
     NothingToDrawError,
     bit_colors,

@@ -11,6 +11,7 @@ from jmpq.report.figure_bits import bits_figure
 from jmpq.report.figure_gap import gap_figure
 from jmpq.report.figure_prediction import prediction_figure
 from jmpq.report.figure_sensitivity import sensitivity_figure
+from jmpq.report.measured import fidelity_split
 from jmpq.report.style import NothingToDrawError
 
 
@@ -37,6 +38,7 @@ def draw_figures(artifacts: Artifacts) -> tuple[Drawing, ...]:
     """Draw every figure for which the artifacts have data."""
     plan, evaluation = artifacts.plan, artifacts.evaluation
     relative = relative_metrics(artifacts.sensitivities)
+    split = fidelity_split(plan, evaluation)
     return (
         _draw(
             "F1-bits",
@@ -58,18 +60,22 @@ def draw_figures(artifacts: Artifacts) -> tuple[Drawing, ...]:
         _draw(
             "F6-loss",
             "F6a. Predicted against measured loss increase",
-            "Evaluation split. Left: one layer quantized; right: all layers. ρ is Spearman's "
-            "rank correlation over n points: single layers, and on the right the random joint "
-            "allocations without a budget (all joint ones where fewer than three were "
-            "measured). The dashed line is equality; open markers on an edge are values of "
-            "zero or less.",
-            lambda: prediction_figure(plan, evaluation, target="increase", relative=relative),
+            f"{split.capitalize()} split. Left: one layer quantized; right: all layers. ρ is "
+            "Spearman's rank correlation over n points: single layers, and on the right the "
+            "random joint allocations without a budget (all joint ones where fewer than "
+            "three were measured). The dashed line is equality; open markers on an edge are "
+            "values of zero or less.",
+            lambda: prediction_figure(
+                plan, evaluation, target="increase", split=split, relative=relative
+            ),
         ),
         _draw(
             "F6-kl",
             "F6b. Predicted increase against measured KL divergence",
             "As F6a, measured by the KL divergence from the output of the float network.",
-            lambda: prediction_figure(plan, evaluation, target="kl", relative=relative),
+            lambda: prediction_figure(
+                plan, evaluation, target="kl", split=split, relative=relative
+            ),
         ),
         _draw(
             "F10-accuracy",

@@ -239,6 +239,19 @@ def _problem(allocation: Json) -> tuple[Any, ...]:
     return (allocation["metric"], *sorted(allocation["budgets"].items()))
 
 
+def fidelity_split(plan: Json, evaluation: Json) -> Split:
+    """Where prediction is compared: the evaluation split, unless allocations that no solver
+    chose (single layers, random joint ones) were measured on the calibration split only.
+    """  # noqa: D205
+    roles = {a["name"]: a["role"] for a in plan["allocations"]}
+
+    def count(split: Split) -> int:
+        names = evaluated(plan, evaluation, split)
+        return sum(roles[name] in ("single", "random") for name in names)
+
+    return "evaluation" if count("evaluation") >= count("calibration") else "calibration"
+
+
 def evaluated(plan: Json, evaluation: Json, split: Split) -> Sequence[str]:
     """Names of the plan's allocations that were measured on a split."""
     return [

@@ -55,7 +55,6 @@ KNOWN = (
 )
 NAMES = {
     "gauss_newton": "Gauss–Newton",
-    "gauss_newton_jvp": "Gauss–Newton (derivative)",
     "gauss_newton_difference": "Gauss–Newton (difference)",
     "empirical_fisher": "empirical Fisher",
     "hawq_trace": "HAWQ-V2 trace",
@@ -85,10 +84,12 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
 
 
 def metric_name(metric: str | None) -> str:
-    """A metric as a reader knows it."""
+    """A metric as a reader knows it; ``NAME_full`` is the whole quadratic form of NAME."""
     if metric is None:
         return "no metric"
-    return NAMES.get(metric, metric.replace("_", " "))
+    base = metric.removesuffix("_full")
+    cross = "" if base == metric else ", with cross terms"
+    return NAMES.get(base, base.replace("_", " ")) + cross
 
 
 def metric_colors(metrics: Iterable[str]) -> dict[str, str]:

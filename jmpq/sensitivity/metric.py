@@ -46,7 +46,7 @@ class Metric(Protocol):
 def analyse(
     moves: MoveNetwork,
     metric: Metric,
-    batches: Sequence[tuple[PyTree, Array]],
+    batches: Sequence[tuple[PyTree, Any]],
     choices: Sequence[Choice],
     *,
     seed: int = 0,
@@ -62,8 +62,8 @@ def analyse(
         batches: (inputs, targets) of the calibration examples; sizes may differ.
         choices: Candidates of every layer.
         seed: Decides random probes, batch by batch.
-        partial: File for the sums so far, rewritten after every batch and removed at the
-            end; if it is there and fits, the analysis goes on from it.
+        partial: File for the sums so far, rewritten after every batch; if it is there and
+            fits, the analysis goes on from it. The caller removes it when the result is safe.
         provenance: What identifies network, data and quantizers (a partial file of another
             one is not used), kept in the result.
         progress: Called with (finished batches, all batches).
@@ -116,7 +116,7 @@ def analyse(
             state.save(partial)
         progress(index + 1, total)
     weight = sum(state.examples)
-    result = Sensitivity(
+    return Sensitivity(
         metric=metric.name,
         unit=metric.unit,
         layers=layers,
@@ -130,9 +130,6 @@ def analyse(
         use_first=metric.use_first,
         provenance={**identity, "seconds": sum(state.seconds), "batch_seconds": state.seconds},
     )
-    if partial is not None:
-        partial.unlink(missing_ok=True)
-    return result
 
 
 @dataclasses.dataclass(kw_only=True)

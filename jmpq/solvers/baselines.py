@@ -5,9 +5,9 @@ import time
 import numpy as np
 from jaxtyping import Int
 
-from jmpq.problem.choice import labels
 from jmpq.problem.problem import Problem
 from jmpq.problem.solution import Infeasible, Solution, solution_from_choice
+from jmpq.quantizers.choice import labels
 from jmpq.solvers.bounds import lp_bound
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.greedy import Greedy

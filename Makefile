@@ -1,0 +1,38 @@
+# Commands for people and for CI. Everything happens in .venv; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+UV_VERSION = 0.13.9
+BIN = $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test lint lock clean
+
+## the whole flow on embedded data: train, sensitivities, solve, evaluate, report
+demo: $(VENV)/installed
+	$(BIN)/jmpq demo $(RUN)
+
+## all tests but the slow ones
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q
+
+## format, lint, types
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+## the environment: locked versions, CPU
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+## resolve the dependencies again (all supported Python versions in one file)
+lock: $(VENV)/installed
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes \
+	  --no-annotate --no-header --upgrade --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) runs

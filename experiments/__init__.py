@@ -1,0 +1,1 @@
+"""Experiments: one file a result, results/*.json; figures are redrawn from these alone."""

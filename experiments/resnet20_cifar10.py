@@ -1,0 +1,206 @@
+"""ResNet-20 on CIFAR-10 at the size and bit operations of uniform 4-bit.
+
+Greedy and exact allocations by every metric against uniform, HAWQ-V2's trace, random and
+reversed ones: predicted and measured loss and top-1, weights and activations searched. Once
+with calibration examples from the training set (accuracy on all test images), once with
+examples set aside from the test set (accuracy on the others).
+
+Run:     python -m experiments.resnet20_cifar10 --data-dir DIR     (about 45 min on 2 cores)
+Smoke:   python -m experiments.resnet20_cifar10 --smoke            (a minute, digits)
+Writes:  experiments/results/resnet20_cifar10.json
+Expect:  exact <= greedy in predicted loss for every metric; the order of metrics as in README
+"""
+
+import dataclasses
+import json
+import pathlib
+import platform
+from typing import Any, Literal
+
+import tyro
+
+from jmpq.cli.evaluate import Evaluate
+from jmpq.cli.layers import Layers
+from jmpq.cli.run_folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
+from jmpq.cli.sensitivity import MetricName, Sensitivity
+from jmpq.cli.solve import Solve
+from jmpq.cli.train import Train
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+Source = Literal["train", "heldout"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is run; every field is in the result.
+
+    Attributes:
+        model: Built-in network.
+        weights: Its weights, below the data folder; None to train it first.
+        data: Data set.
+        sources: Where calibration examples come from, one run each.
+        metrics: Metrics, the first leading.
+        w_bits: Candidate bits of weights.
+        a_bits: Candidate bits of activations.
+        examples: Calibration examples.
+        batch_size: Calibration examples per batch.
+        budget: Budgets.
+        random: Random baselines, one seed each.
+        joint: Random joint allocations without budget (calibration examples only).
+        sweep: Further budgets.
+        epochs: Epochs of training where there are no weights.
+        evaluation_examples: Evaluation examples; None for all.
+        seed: Of calibration examples and random allocations.
+    """
+
+    model: str = "resnet20"
+    weights: str | None = "cifar10/resnet20.safetensors"
+    data: str = "cifar10"
+    sources: tuple[Source, ...] = ("heldout", "train")
+    metrics: tuple[MetricName, ...] = (
+        "gauss_newton",
+        "gauss_newton_difference",
+        "empirical_fisher",
+        "first_order",
+        "hawq_trace",
+        "squared_error",
+    )
+    w_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    a_bits: tuple[int, ...] = (4, 8)
+    examples: int = 1024
+    batch_size: int = 64
+    budget: tuple[str, ...] = ("size_bytes=W4A4", "bops=W4A4")
+    random: int = 10
+    joint: int = 60
+    sweep: int = 4
+    epochs: int = 15
+    evaluation_examples: int | None = None
+    seed: int = 0
+
+
+SMOKE = Config(
+    model="digits_resnet",
+    weights=None,
+    data="digits",
+    metrics=("gauss_newton", "empirical_fisher", "hawq_trace"),
+    w_bits=(2, 4, 8),
+    examples=64,
+    batch_size=32,
+    random=2,
+    joint=4,
+    sweep=1,
+    epochs=2,
+    evaluation_examples=64,
+)
+
+
+def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> dict[str, Any]:
+    """All runs of a configuration; interrupted, it goes on from what is in `folder`."""
+    result: dict[str, Any] = {
+        "experiment": "resnet20_cifar10",
+        "config": dataclasses.asdict(config),
+        "machine": {"processor": platform.processor() or platform.machine()},
+        "runs": {},
+    }
+    for source in config.sources:
+        here = folder / source
+        weights = None
+        if config.weights is None:
+            Train(here, model=config.model, data=config.data, epochs=config.epochs)()
+            weights = here / WEIGHTS
+        elif data_dir is not None:
+            weights = data_dir / config.weights
+        Layers(here, config.model, weights, config.data, data_dir)()
+        Sensitivity(
+            here,
+            metrics=config.metrics,
+            w_bits=config.w_bits,
+            a_bits=config.a_bits,
+            calibration_from=source,
+            examples=config.examples,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )()
+        Solve(
+            here,
+            budget=config.budget,
+            random=config.random,
+            joint=config.joint,
+            singles=False,
+            sweep=config.sweep,
+            seed=config.seed,
+        )()
+        Evaluate(here, examples=config.evaluation_examples)()
+        result["runs"][source] = collect(here)
+    return result
+
+
+def collect(folder: pathlib.Path) -> dict[str, Any]:
+    """What one run folder says: allocations with prediction beside measurement, timings."""
+    from jmpq.sensitivity.result import load_sensitivities
+
+    plan = json.loads((folder / PLAN).read_text())
+    evaluation = json.loads((folder / EVALUATION).read_text())
+    found = load_sensitivities(folder / SENSITIVITY)
+    rows = [
+        {**row, "measured": evaluation["measured"].get(row["name"], {})}
+        for row in plan["allocations"]
+    ]
+    return {
+        "versions": evaluation["versions"],
+        "device": evaluation["device"],
+        "splits": evaluation["splits"],
+        "float": evaluation["float"],
+        "budgets": plan["budgets"],
+        "rules": plan["rules"],
+        "allocations": rows,
+        "solve_times": plan["solve_times"],
+        "timing": {
+            "evaluation": evaluation["timing"],
+            "sensitivity": {
+                name: {
+                    "examples": int(s.batch_examples.sum()),
+                    "seconds": s.provenance["seconds"],
+                    "first_batch_seconds": s.provenance["batch_seconds"][0],
+                    "seconds_per_further_batch": _mean(s.provenance["batch_seconds"][1:]),
+                }
+                for name, s in found.items()
+            },
+        },
+        "sensitivities": {
+            name: {"unit": s.unit, "losses": s.losses.tolist(), "sem": s.sem.tolist()}
+            for name, s in found.items()
+        },
+        "layers": plan["layers"],
+        "choices": plan["choices"],
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def main(
+    smoke: bool = False,
+    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    folder: pathlib.Path = pathlib.Path("runs/resnet20_cifar10"),
+    output: pathlib.Path = RESULTS / "resnet20_cifar10.json",
+) -> None:
+    """Run the experiment.
+
+    Args:
+        smoke: The same on a tiny configuration, with embedded data.
+        data_dir: Folder with the data set and the weights.
+        folder: Where the artifacts of the runs are kept.
+        output: JSON file of the result.
+    """
+    from jmpq.files import write_json
+
+    config = SMOKE if smoke else Config()
+    result = run(config, folder, None if smoke else data_dir)
+    write_json(output, result)
+    print(f"Wrote {output}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
