@@ -82,14 +82,15 @@ SMOKE = Config(
     model="digits_resnet",
     weights=None,
     data="digits",
-    metrics=("gauss_newton", "empirical_fisher", "hawq_trace"),
+    sources=("train",),
+    metrics=("gauss_newton", "empirical_fisher"),
     w_bits=(2, 4, 8),
     examples=64,
     batch_size=32,
     random=2,
     joint=4,
     sweep=1,
-    epochs=2,
+    epochs=1,
     evaluation_examples=64,
 )
 

@@ -10,6 +10,11 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Programs that several tests compile are compiled once.
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
 SHARED_DATA = pathlib.Path(
     os.environ.get(
         "JMPQ_SHARED_DATA", pathlib.Path(__file__).parents[1].parent / "shared" / "data"
