@@ -21,11 +21,17 @@ from jmpq.models.tap import Op, Site, Tap
 KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding", "value"}
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "state"],
+    meta_fields=["apply", "layers", "other_parameters", "tap", "leaves"],
+)
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Network:
     """A trained network, unwrapped: `apply` is the user's own function.
 
-    Make one with `from_linen` or `from_function`.
+    Make one with `from_linen` or `from_function`. A pytree whose leaves are the parameters,
+    so that compiled functions take it as an argument.
 
     Attributes:
         apply: ``apply(params, inputs) -> logits [batch, classes]``, deterministic, batch
@@ -36,6 +42,8 @@ class Network:
         other_parameters: Number of parameters outside the table (biases, normalisation):
             they stay unquantized.
         tap: Access to the layers' inputs.
+        leaves: Per layer the index of its kernel among the flattened parameters, then those
+            of its aliases.
     """
 
     apply: Callable[[PyTree, PyTree], Array]
@@ -44,8 +52,7 @@ class Network:
     layers: tuple[Layer, ...]
     other_parameters: int
     tap: Tap
-    _leaves: tuple[tuple[int, ...], ...]  # per layer: its leaf, then its aliases
-    _layer_of: Mapping[int, int]  # leaf index -> layer index
+    leaves: tuple[tuple[int, ...], ...]
 
     @classmethod
     def from_function(
@@ -133,7 +140,6 @@ class Network:
             tuple(dict.fromkeys([leaf, *(s.leaf for s in sites)]))
             for leaf, sites in uses.items()
         )
-        layer_of = {leaf: i for i, group in enumerate(groups) for leaf in group}
         distinct = {id(leaf): leaf.size for leaf in leaves}
         return cls(
             apply=apply,
@@ -142,8 +148,7 @@ class Network:
             layers=tuple(layers),
             other_parameters=sum(distinct.values()) - sum(layer.parameters for layer in layers),
             tap=tap,
-            _leaves=groups,
-            _layer_of=layer_of,
+            leaves=groups,
         )
 
     @classmethod
@@ -190,15 +195,16 @@ class Network:
             ) from error
 
     @functools.cached_property
+    def _layer_of(self) -> dict[int, int]:
+        """From the index of a leaf to the layer it is the kernel of."""
+        return {leaf: i for i, group in enumerate(self.leaves) for leaf in group}
+
+    @functools.cached_property
     def sites(self) -> tuple[tuple[int, Site], ...]:
         """(layer index, site) of every use of a quantizable kernel, in order of execution."""
         return tuple(
             (self._layer_of[s.leaf], s) for s in self.tap.sites if s.leaf in self._layer_of
         )
-
-    def with_params(self, params: PyTree) -> "Network":
-        """The same network at other parameters (so that they may be arguments of a jit)."""
-        return dataclasses.replace(self, params=params)
 
     def site_names(self) -> tuple[str, ...]:
         """One name per site: the layer's, numbered from its second use on."""
@@ -241,12 +247,12 @@ class Network:
     def kernels(self, params: PyTree | None = None) -> list[Array]:
         """The kernel leaf of every layer."""
         leaves = jax.tree.leaves(self.params if params is None else params)
-        return [leaves[group[0]] for group in self._leaves]
+        return [leaves[group[0]] for group in self.leaves]
 
     def with_kernels(self, kernels: Sequence[Array], params: PyTree | None = None) -> PyTree:
         """The parameters with other kernels (shapes as `kernels`), aliases included."""
         leaves, tree = jax.tree.flatten(self.params if params is None else params)
-        for group, kernel in zip(self._leaves, kernels, strict=True):
+        for group, kernel in zip(self.leaves, kernels, strict=True):
             for leaf in group:
                 leaves[leaf] = kernel
         return jax.tree.unflatten(tree, leaves)

@@ -1,0 +1,1 @@
+"""Data sets in memory, fixed splits, batches (import the modules)."""

@@ -1,0 +1,75 @@
+"""Batches for the network: normalised float32 inputs, in a fixed order."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jmpq.data.dataset import Split
+
+LastBatch = Literal["pad", "keep", "drop"]
+
+
+class Batch(NamedTuple):
+    """Arrays on the host; a pytree."""
+
+    inputs: Float[np.ndarray, "batch height width channels"]  # float32, normalised
+    labels: Int[np.ndarray, " batch"]  # int32
+    weights: Float[np.ndarray, " batch"]  # float32: 1, or 0 where the example is padding
+
+
+def batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> Iterator[Batch]:
+    """The examples of a split in their order, `batch_size` at a time.
+
+    Args:
+        split: The examples.
+        batch_size: Examples per batch.
+        last: What becomes of a last batch with fewer examples. ``"pad"`` repeats the split's
+            first example with weight 0 up to `batch_size`, so that one compilation serves all
+            batches: means must use `Batch.weights`. ``"keep"`` leaves it smaller. ``"drop"``
+            leaves it out.
+
+    Raises:
+        ValueError: If `batch_size` is not positive, `last` is unknown, or dropping leaves
+            nothing. Raised when the first batch is asked for.
+    """
+    if last not in ("pad", "keep", "drop"):
+        raise ValueError(f"last={last!r}: choose 'pad', 'keep' or 'drop'.")
+    for start in range(0, count_batches(split, batch_size, last=last) * batch_size, batch_size):
+        positions = np.arange(start, min(start + batch_size, len(split)))
+        weights = np.ones(len(positions), np.float32)
+        if last == "pad":
+            missing = batch_size - len(positions)
+            positions = np.pad(positions, (0, missing))
+            weights = np.pad(weights, (0, missing))
+        yield make_batch(split, positions, weights)
+
+
+def make_batch(
+    split: Split,
+    positions: Int[np.ndarray, " batch"],
+    weights: Float[np.ndarray, " batch"] | None = None,
+) -> Batch:
+    """One batch of the examples at `positions`, of weight 1 if nothing else is said."""
+    if weights is None:
+        weights = np.ones(len(positions), np.float32)
+    inputs = split.normalization(split.inputs[positions])
+    return Batch(inputs, split.labels[positions].astype(np.int32), weights)
+
+
+def count_batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> int:
+    """Number of batches that `batches` yields.
+
+    Raises:
+        ValueError: If `batch_size` is not positive, or dropping leaves nothing.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1.")
+    full, rest = divmod(len(split), batch_size)
+    if last == "drop" and not full:
+        raise ValueError(
+            f"batch_size={batch_size} with last='drop' leaves no batch of {len(split)} "
+            "examples. Use a smaller batch or last='pad'."
+        )
+    return full + bool(rest and last != "drop")

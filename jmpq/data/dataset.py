@@ -1,0 +1,136 @@
+"""What a data set is here: two splits in memory, each knowing where its examples come from."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+Source = Literal["train", "heldout"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """Network input = (raw / scale − mean) / std, mean and std per channel, float32."""
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, raw: Shaped[np.ndarray, "batch height width channels"]
+    ) -> Float[np.ndarray, "batch height width channels"]:
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return (raw.astype(np.float32) / np.float32(self.scale) - mean) / std
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Split:
+    """Examples in memory: raw inputs and labels, in a fixed order.
+
+    Attributes:
+        dataset: Name of the data set.
+        source: The part of the data set they come from.
+        inputs: Raw inputs NHWC as stored (uint8); `normalization` is applied to batches.
+        labels: Classes, from 0.
+        indices: Positions in the whole `source` split.
+        normalization: From raw inputs to the network's.
+        seed: Seed of the draw that chose these examples; None for a whole split.
+    """
+
+    dataset: str
+    source: Source
+    inputs: Shaped[np.ndarray, "_ _ _ _"]
+    labels: Int[np.ndarray, " _"]
+    indices: Int[np.ndarray, " _"]
+    normalization: Normalization
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = {len(self.inputs), len(self.labels), len(self.indices)}
+        if len(counts) > 1 or counts == {0}:
+            raise ValueError(
+                f"Split {self.source!r} of {self.dataset}: {len(self.inputs)} inputs, "
+                f"{len(self.labels)} labels, {len(self.indices)} indices; expected one of each "
+                "for every example, and at least one example."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Int[np.ndarray, " _"], *, seed: int | None = None) -> "Split":
+        """The examples at these positions of this split, in their order."""
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs[positions],
+            labels=self.labels[positions],
+            indices=self.indices[positions],
+            seed=self.seed if seed is None else seed,
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of names, normalisation, indices, inputs and labels."""
+        names = [self.dataset, self.source, dataclasses.asdict(self.normalization)]
+        digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode())
+        for array in (self.indices.astype("<i8"), self.labels.astype("<i4"), self.inputs):
+            digest.update(json.dumps([array.dtype.name, list(array.shape)]).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What an artifact says of the examples it was made from (JSON)."""
+        return {
+            "dataset": self.dataset,
+            "source": self.source,
+            "examples": len(self),
+            "seed": self.seed,
+            "sha256": self.sha256,
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset:
+    """A named data set; its splits are read when first asked for.
+
+    Attributes:
+        name: Name, as `load_dataset` takes it.
+        classes: Names of the classes, in the order of the labels.
+        read: Reads one split.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    read: Callable[[Source], Split]
+
+    @cached_property
+    def train(self) -> Split:
+        """Examples to train on."""
+        return self.read("train")
+
+    @cached_property
+    def heldout(self) -> Split:
+        """Examples that training never sees (the official test set where there is one)."""
+        return self.read("heldout")
+
+
+def whole_split(
+    dataset: str,
+    source: Source,
+    inputs: Shaped[np.ndarray, "examples height width channels"],
+    labels: Shaped[np.ndarray, " labels"],
+    normalization: Normalization,
+) -> Split:
+    """All examples of one source, numbered in their order."""
+    return Split(
+        dataset=dataset,
+        source=source,
+        inputs=inputs,
+        labels=labels.astype(np.int32),
+        indices=np.arange(len(inputs)),
+        normalization=normalization,
+    )

@@ -1,0 +1,254 @@
+"""Weights on disk (safetensors): published CIFAR ResNets, and any variables of our own."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import PyTree
+
+from jmpq.files import atomic_file
+from jmpq.models.resnet import ResNetCIFAR
+
+SCHEMA, VERSION = "jmpq/weights", 1
+
+# (collection, leaf) of linen -> name of the published tensor
+TORCH_NAMES = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+# Axes of ours in the published tensor: OIHW -> HWIO, (out, in) -> (in, out).
+KERNEL_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
+
+
+def load_resnet(path: pathlib.Path | str, module: ResNetCIFAR) -> dict[str, PyTree]:
+    """Variables of `module` from published PyTorch weights of the same network.
+
+    Args:
+        path: Safetensors file with names as ``layer1.0.conv1.weight``, convolutions OIHW,
+            dense layers (out, in); batch counters (``num_batches_tracked``) are ignored.
+        module: The network, with RGB input.
+
+    Returns:
+        ``{"params": ..., "batch_stats": ...}``, float32.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not safetensors, or a tensor is missing, unexpected, of
+            another shape, or not finite: the tensor is named.
+    """
+    tensors, _ = _read(path)
+    tensors = {k: v for k, v in tensors.items() if not k.endswith(".num_batches_tracked")}
+    expected = {
+        leaf: (torch_name(leaf), struct.shape)
+        for leaf, struct in _flatten(abstract_variables(module, (32, 32, 3))).items()
+    }
+    shapes = {
+        name: tuple(shape[KERNEL_AXES[len(shape)].index(a)] for a in range(len(shape)))
+        if leaf.endswith("/kernel")
+        else shape
+        for leaf, (name, shape) in expected.items()
+    }
+    _check_tensors(tensors, shapes, path)
+    return _unflatten(
+        {
+            leaf: tensors[name].transpose(KERNEL_AXES[len(shape)])
+            if leaf.endswith("/kernel")
+            else tensors[name]
+            for leaf, (name, shape) in expected.items()
+        },
+        jnp.float32,
+    )
+
+
+def load_weights(
+    path: pathlib.Path | str, module: ResNetCIFAR, *, architecture: str
+) -> dict[str, PyTree]:
+    """Variables of a network from a file of ours or from published PyTorch weights.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: As `load_variables` and `load_resnet`.
+    """
+    _, metadata = _read(path)
+    if "jmpq" in metadata:
+        return load_variables(path, architecture=architecture)[0]
+    return load_resnet(path, module)
+
+
+def torch_name(leaf: str) -> str:
+    """Name of a variable in the published weights.
+
+    >>> torch_name("params/layer1/0/bn1/scale"), torch_name("batch_stats/bn1/var")
+    ('layer1.0.bn1.weight', 'bn1.running_var')
+    """
+    collection, *path, last = leaf.split("/")
+    return ".".join([*path, TORCH_NAMES[collection, last]])
+
+
+def abstract_variables(module: ResNetCIFAR, input_shape: tuple[int, ...]) -> dict[str, PyTree]:
+    """Shapes and dtypes of a network's variables, from the shape of one example's input."""
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), example)  # type: ignore[arg-type]
+
+
+def save_variables(
+    path: pathlib.Path | str,
+    variables: Mapping[str, PyTree],
+    *,
+    architecture: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write nested dicts of arrays as safetensors, whole or not at all.
+
+    Args:
+        path: File to write; its folder is made.
+        variables: Nested dicts with string keys; the tensors' names are the '/'-joined keys.
+        architecture: What the weights belong to, checked again by `load_variables`.
+        metadata: JSON values to keep beside (training, accuracy, ...).
+
+    Raises:
+        ValueError: If a key has a '/' or a tensor is not finite.
+        OSError: If the folder cannot be written.
+    """
+    tensors = {name: np.asarray(leaf, order="C") for name, leaf in _flatten(variables).items()}
+    _check_finite(tensors, path)
+    header = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "architecture": architecture,
+        "metadata": dict(metadata or {}),
+    }
+    data = safetensors.numpy.save(tensors, {"jmpq": json.dumps(header, allow_nan=False)})
+    with atomic_file(pathlib.Path(path)) as file:
+        file.write(data)
+
+
+def load_variables(
+    path: pathlib.Path | str, *, architecture: str | None = None
+) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    """Read what `save_variables` wrote.
+
+    Args:
+        path: File to read.
+        architecture: If given, what the file must say it belongs to.
+
+    Returns:
+        The nested dicts of arrays, and the header: ``architecture``, ``metadata``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not one of ours, of another architecture, or not finite.
+    """
+    tensors, raw = _read(path)
+    header = json.loads(raw.get("jmpq", "{}"))
+    if header.get("schema") != SCHEMA or header.get("version") != VERSION:
+        raise ValueError(
+            f"{path} was not written by this version of jmpq (schema "
+            f"{header.get('schema')!r}, version {header.get('version')!r}; expected "
+            f"{SCHEMA!r}, {VERSION}). Published ResNet weights are read by `load_resnet`."
+        )
+    if architecture not in (None, header["architecture"]):
+        raise ValueError(
+            f"{path} has weights of {header['architecture']!r}, not of {architecture!r}. "
+            "Choose the architecture of the file, or train this one."
+        )
+    _check_finite(tensors, path)
+    return _unflatten(tensors), header
+
+
+def weights_sha256(tree: PyTree) -> str:
+    """Hash of any pytree of arrays: paths, dtypes, shapes and bytes of its leaves.
+
+    The same on every machine and JAX version; independent of the order of dict keys.
+    """
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
+    for name, leaf in sorted(named, key=lambda item: item[0]):
+        array = np.asarray(leaf)
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: pathlib.Path | str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    if not (path := pathlib.Path(path)).is_file():
+        raise FileNotFoundError(f"There is no weights file {path}. Give a .safetensors file.")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
+
+
+def _check_tensors(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: pathlib.Path | str,
+) -> None:
+    problems = {
+        "missing": [name for name in shapes if name not in tensors],
+        "unexpected": [name for name in tensors if name not in shapes],
+        "of another shape": [
+            f"{name} {tensors[name].shape} instead of {shape}"
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape
+        ],
+    }
+    if any(problems.values()):
+        said = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+        raise ValueError(
+            f"{path} does not fit the network. Tensors {said}. Choose the depth and the number "
+            "of classes of the file."
+        )
+    _check_finite(tensors, path)
+
+
+def _check_finite(tensors: Mapping[str, np.ndarray], path: pathlib.Path | str) -> None:
+    bad = {name: int(np.sum(~np.isfinite(array))) for name, array in tensors.items()}
+    if any(bad.values()):
+        counts = [f"{n} ({b} of {tensors[n].size} values)" for n, b in bad.items() if b]
+        raise ValueError(
+            f"NaN or infinite weights in {path}: {_some(counts)}. Get the file again or train "
+            "with a smaller learning rate."
+        )
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _flatten(tree: Mapping[str, PyTree], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if "/" in key:
+            raise ValueError(f"The name {prefix + key!r} has a '/' of its own: rename it.")
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}/")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _unflatten(flat: Mapping[str, np.ndarray], dtype: Any = None) -> dict[str, PyTree]:
+    tree: dict[str, PyTree] = {}
+    for name, array in flat.items():
+        *path, last = name.split("/")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = jnp.asarray(array, dtype)
+    return tree

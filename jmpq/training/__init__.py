@@ -1,0 +1,1 @@
+"""Losses, float training and the evaluation of any parameters (import the modules)."""

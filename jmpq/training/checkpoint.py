@@ -1,0 +1,74 @@
+"""Training state on disk (orbax): whole or not at all, bound to what made it."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from jmpq.files import write_json
+
+KEPT = 2  # checkpoints: the newest, and one more in case
+
+
+class Checkpoints:
+    """Checkpoints of one training run in one folder.
+
+    Args:
+        folder: Where to keep them; made if it is not there.
+        origin: JSON value that says what the run is (configuration, data, seed). A folder of
+            another run is refused.
+
+    Raises:
+        ValueError: If the folder belongs to another run; the first difference is named.
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(self, folder: pathlib.Path | str, origin: Mapping[str, Any]) -> None:
+        folder = pathlib.Path(folder).absolute()
+        path = folder / "origin.json"
+        if path.is_file():
+            _check_origin(json.loads(path.read_text()), json.loads(json.dumps(origin)), folder)
+        else:
+            write_json(path, dict(origin))
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree]:
+        """The newest state and its step; ``(0, like)`` where there is none.
+
+        Args:
+            like: State of the same tree, shapes and dtypes: jax arrays, no NumPy scalars.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return 0, like
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        return step, jax.tree.map(jnp.asarray, state)
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Keep `state` as the newest."""
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._manager.close()
+
+
+def _check_origin(
+    found: Mapping[str, Any], origin: Mapping[str, Any], folder: pathlib.Path
+) -> None:
+    for key in sorted({*found, *origin}):
+        if found.get(key) != origin.get(key):
+            raise ValueError(
+                f"The checkpoints in {folder} are of another training: {key} is "
+                f"{found.get(key)!r} there and {origin.get(key)!r} here. Choose another folder "
+                "or delete that one."
+            )

@@ -1,0 +1,121 @@
+"""Loss and accuracy of any parameters on any split, by one compiled forward pass."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+from jaxtyping import Array, Float, Int, PyTree
+
+from jmpq.data.batches import batches
+from jmpq.data.dataset import Split
+
+# apply(params, inputs) -> logits
+Apply = Callable[[PyTree, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Means over the examples with their standard errors.
+
+    Attributes:
+        examples: Number of examples.
+        loss: Mean cross entropy, nats per example.
+        loss_sem: Standard error of `loss` over examples; NaN of a single example.
+        top1: Fraction of examples whose largest logit is the label's.
+        top1_sem: Standard error of `top1`; NaN of a single example.
+    """
+
+    examples: int
+    loss: float
+    loss_sem: float
+    top1: float
+    top1_sem: float
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    apply: Apply, params: PyTree, split: Split, *, batch_size: int = 500
+) -> Evaluation:
+    """Mean loss and accuracy of ``apply(params, ·)`` on a split.
+
+    Args:
+        apply: Pure function of parameters and inputs; compiled once per function and batch
+            size, so pass the same function object again for other parameters.
+        params: Any pytree of arrays.
+        split: The examples; the last batch is padded and the padding left out of the means.
+        batch_size: Examples per forward pass.
+
+    Raises:
+        ValueError: If logits are not finite, or not one row per example.
+    """
+    return evaluate_logits(logits(apply, params, split, batch_size=batch_size), split.labels)
+
+
+def logits(
+    apply: Apply, params: PyTree, split: Split, *, batch_size: int = 500
+) -> Float[np.ndarray, "examples classes"]:
+    """Logits of every example of a split, in its order, on the host.
+
+    Raises:
+        ValueError: If `apply` does not return one row of logits per example.
+    """
+    size = min(batch_size, len(split))
+    rows = []
+    for batch in batches(split, size):
+        out = np.asarray(_forward(apply, params, batch.inputs))
+        if out.ndim != 2 or len(out) != size:
+            raise ValueError(
+                f"`apply` returned shape {out.shape} for {size} inputs; expected one row of "
+                "logits per input."
+            )
+        rows.append(out[batch.weights > 0])
+    return np.concatenate(rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(apply: Apply, params: PyTree, inputs: Array) -> Array:
+    return apply(params, inputs)
+
+
+def evaluate_logits(
+    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
+) -> Evaluation:
+    """Mean loss and accuracy from logits; float64 on the host.
+
+    Raises:
+        ValueError: If a logit is not finite or a label has no logit.
+    """
+    wide = np.asarray(logits, np.float64)
+    if bad := int(np.sum(~np.isfinite(wide).all(1))):
+        raise ValueError(
+            f"The logits of {bad} of {len(wide)} examples are NaN or infinite. Check the "
+            "weights and the normalisation of the inputs."
+        )
+    if labels.min() < 0 or labels.max() >= wide.shape[1]:
+        raise ValueError(
+            f"Labels go from {labels.min()} to {labels.max()}, but there are "
+            f"{wide.shape[1]} logits. Choose a network with as many classes as the data."
+        )
+    losses = scipy.special.logsumexp(wide, axis=1) - wide[np.arange(len(wide)), labels]
+    right = (wide.argmax(1) == labels).astype(np.float64)
+    return Evaluation(
+        examples=len(wide),
+        loss=float(losses.mean()),
+        loss_sem=_sem(losses),
+        top1=float(right.mean()),
+        top1_sem=_sem(right),
+    )
+
+
+def _sem(values: Float[np.ndarray, " examples"]) -> float:
+    """Standard error of the mean."""
+    if len(values) < 2:
+        return float("nan")
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
