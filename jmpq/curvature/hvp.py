@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 Params = PyTree[Float[Array, "..."]]
@@ -44,14 +43,3 @@ def second_order_increase(
         return jax.jvp(loss, (at,), (delta,))[1]
 
     return 0.5 * jax.jvp(slope, (params,), (delta,))[1]
-
-
-def hessian(
-    loss: Callable[[Float[Array, " n"]], Scalar], point: Float[Array, " n"]
-) -> Float[Array, "n n"]:
-    """The whole Hessian, one product per row and one after another (memory stays flat).
-
-    Meant for functions of a few hundred variables whose gradient is expensive.
-    """
-    basis = jnp.eye(point.size, dtype=point.dtype)
-    return jax.lax.map(lambda tangent: hvp(loss, point, tangent), basis)

@@ -1,5 +1,7 @@
 """Stochastic traces of Hessian blocks: one probe serves every block."""
 
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,40 +11,49 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.curvature.hvp import Params, Scalar, hvp
 
 
+def block_trace_sample(
+    loss: Callable[[Params], Scalar], params: Params, key: Array
+) -> PyTree[Scalar]:
+    """One sample of the trace of every leaf's diagonal Hessian block: ``v_i · (Hv)_i``.
+
+    Signs v are independent over all leaves, so the expectation is the trace of block i
+    alone: one Hessian-vector product of the whole tree serves all blocks. Exact where the
+    Hessian is diagonal.
+
+    References:
+        Hutchinson (1990); by blocks as in HAWQ-V2 (arXiv 1911.03852), section 3.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
+    signs = jax.tree.map(lambda x, k: jax.random.rademacher(k, x.shape, x.dtype), params, keys)
+    return jax.tree.map(jnp.vdot, signs, hvp(loss, params, signs))
+
+
 def block_traces(
     loss: Callable[[Params], Scalar], params: Params, *, key: Array, num_probes: int = 1
 ) -> tuple[PyTree[Scalar], PyTree[Scalar]]:
     """Hutchinson's estimate of the trace of every leaf's diagonal Hessian block.
 
-    Signs are independent over all leaves, so ``E[v_i · (Hv)_i]`` is the trace of block i
-    alone: one Hessian-vector product of the whole tree per probe serves all blocks. Exact
-    where the Hessian is diagonal.
-
     Args:
-        loss: Scalar function of `params`.
+        loss: Scalar function of `params`; compiled once per call of this function.
         params: Point of expansion.
         key: Decides the probes.
-        num_probes: Number of Rademacher probes, taken one after another.
+        num_probes: Number of Rademacher probes, one after another in a loop on the host
+            (inside a compiled loop the CPU is far slower on convolution gradients).
 
     Returns:
         Trees of `params` with one scalar per leaf: the mean over probes, and its standard
         error (NaN for one probe). Negative curvature is kept.
-
-    References:
-        Hutchinson (1990); block form as in HAWQ-V2 (arXiv 1911.03852), section 3.
     """
-    leaves, tree = jax.tree.flatten(params)
+    sample = jax.jit(functools.partial(block_trace_sample, loss))
+    samples = [sample(params, k) for k in jax.random.split(key, num_probes)]
 
-    def probe(key: Array) -> Float[Array, " leaves"]:
-        keys = jax.random.split(key, len(leaves))
-        signs = [
-            jax.random.rademacher(k, leaf.shape, leaf.dtype)
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]
-        products = jax.tree.leaves(hvp(loss, params, jax.tree.unflatten(tree, signs)))
-        return jnp.stack([jnp.vdot(v, hv) for v, hv in zip(signs, products, strict=True)])
+    def over_probes(statistic: Callable[[Array], Array]) -> PyTree[Scalar]:
+        return jax.tree.map(lambda *values: statistic(jnp.stack(values)), *samples)
 
-    samples = jax.lax.map(probe, jax.random.split(key, num_probes))
-    sem = samples.std(axis=0, ddof=1) / jnp.sqrt(jnp.asarray(num_probes, samples.dtype))
-    sem = sem if num_probes > 1 else jnp.full_like(sem, jnp.nan)
-    return jax.tree.unflatten(tree, samples.mean(axis=0)), jax.tree.unflatten(tree, sem)
+    def sem(values: Float[Array, " probes"]) -> Scalar:
+        if num_probes == 1:
+            return jnp.full_like(values[0], jnp.nan)
+        return values.std(ddof=1) / math.sqrt(num_probes)
+
+    return over_probes(lambda values: values.mean()), over_probes(sem)

@@ -1,12 +1,13 @@
 """HAWQ-V2: mean Hessian trace of a layer times the squared perturbation."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jmpq.curvature.trace import block_traces
+from jmpq.curvature.trace import block_trace_sample
 from jmpq.models.tap import Op
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
@@ -35,6 +36,15 @@ class HawqTrace:
     use_first: bool = False
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        keys = jax.random.split(key, self.num_probes)
+        second = jnp.stack([self.sample(moves, inputs, targets, k) for k in keys]).mean(axis=0)
+        return Terms(jnp.zeros_like(second), second)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def sample(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Float[Array, " moves"]:
+        """Tr(H_i)/n_i · ‖δ‖² of every move, the traces by one probe."""
         network = moves.network
         _, recorded = jax.eval_shape(network.record, inputs)
 
@@ -51,10 +61,7 @@ class HawqTrace:
             jnp.zeros(x.shape if site.has_input else (), network.kernels()[layer].dtype)
             for x, (layer, site) in zip(recorded, network.sites, strict=True)
         ]
-        traces, _ = block_traces(
-            mean_loss, (network.kernels(), shifts), key=key, num_probes=self.num_probes
-        )
-        by_kernel, by_site = traces
+        by_kernel, by_site = block_trace_sample(mean_loss, (network.kernels(), shifts), key)
         norms = squared_norms(moves, inputs)
         second = jnp.zeros(len(moves.moves), norms.kernels[0].dtype)
         for i, layer in enumerate(network.layers):
@@ -64,4 +71,4 @@ class HawqTrace:
             if (at := moves.columns(i, "a")).size and site.has_input:
                 size = recorded[s].size // targets.shape[0]
                 second = second.at[at].add(by_site[s] / size * norms.inputs[s])
-        return Terms(jnp.zeros_like(second), second)
+        return second

@@ -27,7 +27,11 @@ class Terms(NamedTuple):
 
 @runtime_checkable
 class Metric(Protocol):
-    """A sensitivity metric: a frozen dataclass whose fields are its options."""
+    """A sensitivity metric: a frozen dataclass whose fields are its options.
+
+    Its call is compiled by itself (``@functools.partial(jax.jit, static_argnums=0)``), so
+    that a metric may also loop on the host over compiled parts.
+    """
 
     @property
     def name(self) -> str: ...
@@ -89,26 +93,13 @@ def analyse(
     members = choice_members(layers, choices, moves.moves)
     state = _State.resume(partial, json_sha256(identity))
 
-    @jax.jit
-    def terms(
-        params: PyTree, quantizers: Any, inputs: PyTree, targets: Array, key: Array
-    ) -> Terms:
-        here = MoveNetwork(network=moves.network.with_params(params), quantizers=quantizers)
-        return metric(here, inputs, targets, key)
-
     key, total = jax.random.key(seed), len(batches)
     progress(state.done, total)
     for index in range(state.done, total):
         start = time.perf_counter()
         inputs, targets = batches[index]
         targets = jnp.asarray(targets)
-        found = terms(
-            moves.network.params,
-            moves.quantizers,
-            inputs,
-            targets,
-            jax.random.fold_in(key, index),
-        )
+        found = metric(moves, inputs, targets, jax.random.fold_in(key, index))
         first, second = (np.asarray(x, np.float64) for x in found)
         _check_finite(metric.name, moves, first, second)
         state.add(targets.shape[0], first, second, members, time.perf_counter() - start)

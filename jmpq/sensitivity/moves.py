@@ -27,9 +27,12 @@ from jmpq.quantizers.fake_quant import (
 from jmpq.sensitivity.result import Move
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["network", "quantizers"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MoveNetwork:
-    """A network with a scalar on every move.
+    """A network with a scalar on every move: a pytree, so that compiled functions take it.
 
     Attributes:
         network: The network.

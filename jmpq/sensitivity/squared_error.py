@@ -1,8 +1,10 @@
 """The squared error of quantization, blind to the loss: the simplest rival."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -25,6 +27,7 @@ class SquaredError:
     unit: str = "squared error"
     use_first: bool = False
 
+    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         norms = squared_norms(moves, inputs)
         second = jnp.zeros(len(moves.moves), norms.kernels[0].dtype)

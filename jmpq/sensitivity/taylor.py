@@ -1,14 +1,15 @@
 """Taylor terms of the loss in ε: first order, empirical Fisher, Gauss-Newton, Hessian."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
-from jmpq.curvature.hvp import hessian
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy
@@ -25,6 +26,7 @@ class FirstOrder:
     unit: str = NATS
     use_first: bool = True
 
+    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         first = example_gradients(moves, self.loss, inputs, targets).mean(axis=0)
         return Terms(first, jnp.zeros_like(first))
@@ -44,6 +46,7 @@ class EmpiricalFisher:
     unit: str = NATS
     use_first: bool = False
 
+    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         gradients = example_gradients(moves, self.loss, inputs, targets)
         return Terms(gradients.mean(axis=0), gradients.T @ gradients / gradients.shape[0])
@@ -67,6 +70,7 @@ class GaussNewton:
     def name(self) -> str:
         return "gauss_newton" if self.changes == "derivative" else "gauss_newton_difference"
 
+    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         by = {
             "derivative": moves.changes_by_derivative,
@@ -79,7 +83,11 @@ class GaussNewton:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExactHessian:
-    """½ δᵀHδ with the exact Hessian, all cross terms: ``jvp`` over ``grad`` per move."""
+    """½ δᵀHδ with the exact Hessian, all cross terms: ``jvp`` over ``grad`` per move.
+
+    The moves are looped over on the host: inside a compiled loop the CPU is far slower on
+    the gradient of a convolution's kernel.
+    """
 
     loss: ExampleLoss = cross_entropy
     name: str = "hessian"
@@ -87,11 +95,25 @@ class ExactHessian:
     use_first: bool = False
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        dtype = jax.tree.leaves(moves.network.params)[0].dtype
+        basis = np.eye(len(moves.moves), dtype=dtype)
+        rows = [self.product(moves, inputs, targets, tangent) for tangent in basis]
+        return Terms(rows[0][0], jnp.stack([row for _, row in rows]))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def product(
+        self,
+        moves: MoveNetwork,
+        inputs: PyTree,
+        targets: Array,
+        tangent: Float[Array, " moves"],
+    ) -> tuple[Float[Array, " moves"], Float[Array, " moves"]]:
+        """Gradient, and Hessian times `tangent`, with respect to ε at zero."""
+
         def mean_loss(epsilon: Float[Array, " moves"]) -> Float[Array, ""]:
             return jax.vmap(self.loss)(moves.logits(epsilon, inputs), targets).mean()
 
-        zero = jnp.zeros(len(moves.moves), jax.tree.leaves(moves.network.params)[0].dtype)
-        return Terms(jax.grad(mean_loss)(zero), hessian(mean_loss, zero))
+        return jax.jvp(jax.grad(mean_loss), (jnp.zeros_like(tangent),), (tangent,))
 
 
 def example_gradients(
