@@ -15,25 +15,46 @@ def atomic_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends without an error.
 
     Raises:
-        OSError: One line, if the folder cannot be made or written.
+        OSError: One line, if the folder cannot be made or written, or `path` is a folder.
     """
     path = pathlib.Path(path)
-    try:
+    with _named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OSError(
-            f"Cannot write {path}: {error.strerror}. Choose another folder for the results."
-        ) from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        with _named(path):
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raise now what writing `path` would raise after hours of work; nothing is left.
+
+    Raises:
+        OSError: One line, if no file can be made in the folder of `path`.
+    """
+    with _named(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Errors that say which file could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            reason = "there is a file in the place of its folder"
+        raise OSError(
+            f"Cannot write {path}: {reason}. Choose another folder for the results."
+        ) from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import EVALUATION, PLAN, SENSITIVITY, network_of, versions
+from jmpq.cli.run_folder import (
+    EVALUATION,
+    PLAN,
+    SENSITIVITY,
+    network_of,
+    read_layers,
+    versions,
+)
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Split
@@ -43,17 +50,20 @@ class Evaluate:
         import numpy as np
 
         from jmpq.data.splits import calibration_split
-        from jmpq.files import file_sha256, write_json
+        from jmpq.files import check_writable, file_sha256, write_json
         from jmpq.problem import read_plan
         from jmpq.quantizers.fake_quant import Quantizers
         from jmpq.sensitivity.result import load_arrays, load_sensitivities
 
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples={self.examples}: give at least 1, or none for all.")
+        record = read_layers(self.run)
+        arrays = load_arrays(self.run / SENSITIVITY)
         if not (self.run / PLAN).is_file():
             raise FileNotFoundError(
                 f"{self.run / PLAN} not found: run `jmpq solve {self.run}` first."
             )
         plan = read_plan(self.run / PLAN)
-        network, dataset, record = network_of(self.run)
         if plan.weights_sha256 != record["weights_sha256"]:
             raise ValueError(
                 f"{self.run / PLAN} belongs to other weights than layers.json: run `jmpq solve "
@@ -64,7 +74,9 @@ class Evaluate:
                 f"{self.run / PLAN} belongs to another sensitivity.npz: run `jmpq solve "
                 f"{self.run}` again."
             )
-        quantizers = Quantizers.from_arrays(load_arrays(self.run / SENSITIVITY))
+        check_writable(self.run / EVALUATION)
+        network, dataset, _ = network_of(self.run)
+        quantizers = Quantizers.from_arrays(arrays)
         origin = next(iter(load_sensitivities(self.run / SENSITIVITY).values())).provenance
         drawn = origin["calibration"]
         calibration, evaluation = calibration_split(
@@ -97,7 +109,7 @@ class Evaluate:
                 "schema": "jmpq/evaluation",
                 "version": 1,
                 "plan_sha256": plan_sha256,
-                "versions": versions(),
+                "versions": versions("jax", "jaxlib", "flax"),
                 "device": jax.devices()[0].device_kind,
                 "splits": {name: split.record() for name, split in splits.items()},
                 "float": float_outcome,
@@ -132,6 +144,7 @@ class Evaluate:
         """
         from jmpq.cli.progress import bar
         from jmpq.deploy.measure import Outcome, bits_of
+        from jmpq.files import write_json
 
         keys = [json.dumps({k: v.label for k, v in a.bits.items()}) for a in wanted]
         known = _finished(partial, identity)
@@ -144,17 +157,14 @@ class Evaluate:
         ends: list[float] = []
         with bar(f"Measuring on {split:11s}", "allocations") as progress:
             progress(0, len(todo))
-            with partial.open("a") as file:
 
-                def keep(index: int, outcome: Outcome) -> None:
-                    known[todo[index]] = outcome.to_json()
-                    line = {"of": identity, "bits": todo[index], "outcome": outcome.to_json()}
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-                    progress(index + 1, len(todo))
-                    ends.append(time.perf_counter())
+            def keep(index: int, outcome: Outcome) -> None:
+                known[todo[index]] = outcome.to_json()
+                write_json(partial, {"of": identity, "outcomes": known})
+                progress(index + 1, len(todo))
+                ends.append(time.perf_counter())
 
-                evaluator(w_bits, a_bits, done=keep)
+            evaluator(w_bits, a_bits, done=keep)
         chunk = evaluator.candidates_per_call  # the first one compiles
         seconds = None
         if len(ends) > chunk:
@@ -164,13 +174,8 @@ class Evaluate:
 
 def _finished(partial: pathlib.Path, identity: str) -> dict[str, dict[str, Any]]:
     """Outcomes that an interrupted evaluation of the same plan and examples left."""
-    known = {}
-    if partial.is_file():
-        for line in partial.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written
-                continue
-            if record["of"] == identity:
-                known[record["bits"]] = record["outcome"]
-    return known
+    try:
+        record = json.loads(partial.read_text())
+        return record["outcomes"] if record["of"] == identity else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}

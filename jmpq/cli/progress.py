@@ -28,4 +28,8 @@ def bar(description: str, unit: str = "") -> Iterator[Callable[[int, int], None]
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        try:
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+        except Exception:
+            progress.live.transient = True  # the error's one line stands alone
+            raise

@@ -47,8 +47,15 @@ def load_data(spec: NetworkSpec) -> "Dataset":
     return load_dataset(spec.data, spec.data_dir)
 
 
-def load_network(spec: NetworkSpec, run: pathlib.Path) -> "Network":
-    """The network of a run; relative weights are looked for in the run folder first.
+def load_network(
+    spec: NetworkSpec, run: pathlib.Path, dataset: "Dataset | None" = None
+) -> "Network":
+    """The network of a run.
+
+    Args:
+        spec: Where it comes from; relative weights lie in the run folder.
+        run: The run folder.
+        dataset: The data set of `spec`, where it is in memory already.
 
     Raises:
         ValueError: If the model or its weights are wrong: the message says which and why.
@@ -69,10 +76,8 @@ def load_network(spec: NetworkSpec, run: pathlib.Path) -> "Network":
             f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "
             "with `jmpq train`."
         )
-    inside = run / spec.weights
-    path = inside if inside.is_file() else pathlib.Path(spec.weights)
-    shape = load_data(spec).heldout.inputs.shape[1:]
-    variables = load_weights(path, module, architecture=spec.model)
+    variables = load_weights(run / spec.weights, module, architecture=spec.model)
+    shape = (dataset or load_data(spec)).heldout.inputs.shape[1:]
     return Network.from_linen(module, variables, jnp.zeros((1, *shape), jnp.float32))
 
 
@@ -86,12 +91,17 @@ def read_layers(run: pathlib.Path) -> dict[str, Any]:
     path = run / LAYERS
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: run `jmpq layers {run}` first.")
+    again = f"run `jmpq layers {run}` again."
     try:
         record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON; run `jmpq layers {run}` again.") from error
-    if (record.get("schema"), record.get("version")) != (SCHEMA, VERSION):
-        raise ValueError(f"{path} is of another version; run `jmpq layers {run}` again.")
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {again}") from error
+    found = (record.get("schema"), record.get("version")) if isinstance(record, dict) else None
+    if found != (SCHEMA, VERSION):
+        raise ValueError(f"{path} is no layer table of this version of jmpq: {again}")
+    needed = ("network", "weights_sha256", "layers", "other_parameters")
+    if lacking := [key for key in needed if key not in record]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: {again}")
     return record
 
 
@@ -106,23 +116,20 @@ def network_of(run: pathlib.Path) -> tuple["Network", "Dataset", dict[str, Any]]
     record = read_layers(run)
     fields = {f.name: record["network"][f.name] for f in dataclasses.fields(NetworkSpec)}
     spec = NetworkSpec(**fields)
-    network = load_network(spec, run)
+    dataset = load_data(spec)
+    network = load_network(spec, run, dataset)
     if weights_sha256((network.params, network.state)) != record["weights_sha256"]:
         raise ValueError(
             f"The weights of {spec.model!r} are not those of {run / LAYERS}: run `jmpq layers "
             f"{run}` again, and the steps after it."
         )
-    return network, load_data(spec), record
+    return network, dataset, record
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on (those of packages already in use)."""
-    packages = ["jmpq", "numpy", "jax", "jaxlib", "flax", "cvxpy", "highspy"]
-    found = {"python": platform.python_version()}
-    for package in packages:
-        if package in ("jmpq", "numpy") or package in sys.modules:
-            found[package] = importlib.metadata.version(package)
-    return found
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python, jmpq, NumPy and the `packages` that a result depends on."""
+    found = {name: importlib.metadata.version(name) for name in ("jmpq", "numpy", *packages)}
+    return {"python": platform.python_version(), **found}
 
 
 def _imported(model: str) -> "Network":
@@ -131,14 +138,23 @@ def _imported(model: str) -> "Network":
     name, _, function = model.partition(":")
     sys.path.insert(0, str(pathlib.Path.cwd()))
     try:
-        network = getattr(importlib.import_module(name), function)()
-    except (ImportError, AttributeError) as error:
+        make = getattr(importlib.import_module(name), function)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"Cannot get a network from {model!r}: {error}. Expected "
             "'package.module:function', importable from here, without arguments."
         ) from error
     finally:
         sys.path.pop(0)
+    try:
+        network = make()
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # someone else's code
+        raise ValueError(
+            f"{model!r} failed with {type(error).__name__}: {error}. Call it in Python to see "
+            "where; it takes no arguments."
+        ) from error
     if not isinstance(network, Network):
         raise ValueError(
             f"{model!r} returned {type(network).__name__}; expected a jmpq.Network, as made by "

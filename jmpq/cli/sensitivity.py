@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import SENSITIVITY, network_of, versions
-from jmpq.quantizers.spec import Clipping, Granularity, Grid, QuantizerSpec
+from jmpq.cli.run_folder import SENSITIVITY, network_of, read_layers, versions
+from jmpq.quantizers.spec import QuantizerSpec
 
 if TYPE_CHECKING:
     from jmpq.models.network import Network
@@ -32,35 +32,8 @@ DEFAULT_METRICS: tuple[MetricName, ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightQuantizer:
-    """How weights are put on a grid."""
-
-    grid: Grid = "symmetric"
-    """symmetric: clip/(2^(b-1) - 1); half: clip/(2^(b-1) - 0.5); affine: with zero point."""
-    granularity: Granularity = "channel"
-    """One scale per tensor, per output channel, or per group."""
-    group_size: int | None = None
-    """Features per group (granularity group)."""
-    group_count: int | None = None
-    """Groups per channel (along input) or per kernel (along output)."""
-    along: Literal["input", "output"] = "input"
-    """Axis along which groups run."""
-    clipping: Clipping = "mse"
-    """Range: min-max, percentile, or least mean squared error."""
-    percentile: float = 99.9
-    """Percentile of percentile clipping."""
-
-    def spec(self) -> QuantizerSpec:
-        return QuantizerSpec(**vars(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class ActivationQuantizer(WeightQuantizer):
-    """How activations are put on a grid; channels and groups run along input features."""
-
-    grid: Grid = "affine"
-    granularity: Granularity = "tensor"
+WEIGHTS = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
+ACTIVATIONS = QuantizerSpec(grid="affine", granularity="tensor", clipping="mse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,19 +62,25 @@ class Sensitivity:
     """Random probes per batch of hawq_trace."""
     seed: int = 0
     """Of calibration examples, sampled activations and probes."""
-    weights: WeightQuantizer = dataclasses.field(default_factory=WeightQuantizer)
-    activations: ActivationQuantizer = dataclasses.field(default_factory=ActivationQuantizer)
+    weights: QuantizerSpec = WEIGHTS
+    """How weights are put on a grid."""
+    activations: QuantizerSpec = ACTIVATIONS
+    """How activations are put on a grid."""
 
     def __call__(self) -> None:
         from jmpq.cli.progress import bar
         from jmpq.data.batches import batches
         from jmpq.data.splits import calibration_split
+        from jmpq.files import check_writable
         from jmpq.quantizers.choice import choice_grid
         from jmpq.sensitivity.metric import analyse
         from jmpq.sensitivity.moves import MoveNetwork
         from jmpq.sensitivity.result import save_sensitivities
 
         choices = choice_grid(self.w_bits, self.a_bits)
+        self.check_bits()
+        read_layers(self.run)
+        check_writable(self.run / SENSITIVITY)
         network, dataset, record = network_of(self.run)
         split, _ = calibration_split(
             dataset, self.calibration_from, examples=self.examples, seed=self.seed
@@ -113,20 +92,19 @@ class Sensitivity:
             "calibration": split.record(),
             "quantizers_sha256": quantizers.sha256,
             "quantizers": {
-                "weights": self.weights.spec().to_json(),
-                "activations": self.activations.spec().to_json(),
+                "weights": self.weights.to_json(),
+                "activations": self.activations.to_json(),
             },
             "batch_size": self.batch_size,
-            "versions": versions(),
+            "versions": versions("jax", "jaxlib", "flax"),
         }
         moves = MoveNetwork(network=network, quantizers=quantizers)
         print(
             f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
             f"{len(split)} examples of the {split.source} split in {len(data)} batches."
         )
-        found, partials = {}, []
+        found = {}
         for name in dict.fromkeys(self.metrics):
-            partials.append(self.run / f".{SENSITIVITY}.{name}.partial")
             metric = make_metric(name, probes=self.probes)
             start = time.perf_counter()
             with bar(f"{name:24s}", "batches") as progress:
@@ -136,15 +114,21 @@ class Sensitivity:
                     data,
                     choices,
                     seed=self.seed,
-                    partial=partials[-1],
+                    partial=self.run / f".{SENSITIVITY}.{name}.partial",
                     provenance=provenance,
                     progress=progress,
                 )
             print(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
         save_sensitivities(self.run / SENSITIVITY, found, quantizers.to_arrays())
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+        for partial in self.run.glob(f".{SENSITIVITY}.*.partial"):
+            partial.unlink()
         print(f"Wrote {self.run / SENSITIVITY}")
+
+    def check_bits(self) -> None:
+        """Raise `ValueError` for bits that are not on the grid, before anything is loaded."""
+        for quantizer, widths in ((self.weights, self.w_bits), (self.activations, self.a_bits)):
+            for bits in widths:
+                quantizer.check_bits(bits)
 
     def calibrate(self, network: "Network", inputs: list[Any]) -> "Quantizers":
         """Scales of weights and activations."""
@@ -161,9 +145,9 @@ class Sensitivity:
         activations = None
         if set(self.a_bits) - {FLOAT_BITS}:
             activations = calibrate_activations(
-                network, self.activations.spec(), self.a_bits, inputs, key=key
+                network, self.activations, self.a_bits, inputs, key=key
             )
-        weights = calibrate_weights(network, self.weights.spec(), self.w_bits)
+        weights = calibrate_weights(network, self.weights, self.w_bits)
         return Quantizers(weights=weights, activations=activations)
 
 

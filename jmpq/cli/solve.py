@@ -66,7 +66,6 @@ class Solve:
             Plan,
             build_problem,
             describe,
-            first_and_last,
             parse_rule,
             planned_budgets,
             rules_to_json,
@@ -89,8 +88,7 @@ class Solve:
         spec = QuantizerSpec(**lead.provenance["quantizers"]["weights"])
         rules: tuple[Rule, ...] = tuple(parse_rule(text) for text in self.rule)
         if self.first_last_bits:
-            ends = first_and_last(names, lead.choices, bits=self.first_last_bits)
-            rules = (*rules, *ends)
+            rules = (*rules, *self._first_and_last(names, lead.choices))
         for line in describe(rules, names, lead.choices):
             print(f"rule: {line}")
         budgets = self.budget or default_budgets(lead.choices)
@@ -120,7 +118,7 @@ class Solve:
         ]
         plan = Plan(
             jmpq=versions()["jmpq"],
-            versions=versions(),
+            versions=versions("cvxpy", "highspy"),
             seed=self.seed,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             weights_sha256=record["weights_sha256"],
@@ -150,6 +148,21 @@ class Solve:
         if self.first_order:
             use = {k: dataclasses.replace(v, use_first=True) for k, v in use.items()}
         return use
+
+    def _first_and_last(
+        self, names: Sequence[str], choices: Sequence["Choice"]
+    ) -> tuple["Rule", ...]:
+        from jmpq.problem import Pin, first_and_last
+        from jmpq.quantizers.choice import labels
+
+        rules = first_and_last(names, choices, bits=self.first_last_bits)
+        if not all(isinstance(rule, Pin) and rule.choice in choices for rule in rules):
+            raise ValueError(
+                f"The first and last layer are to have {self.first_last_bits} bits, which is "
+                f"none of {labels(choices)}. Choose with --first-last-bits, 0 to search these "
+                "layers too."
+            )
+        return rules
 
     def _solve(self, problem: "Problem", solver: SolverName) -> "Solution":
         from jmpq.solvers import Exact, Greedy
@@ -217,13 +230,16 @@ class Solve:
     def _sweep(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"], metric: str
     ) -> Iterator["PlannedAllocation"]:
-        from jmpq.problem import planned_allocation, with_budgets
+        from jmpq.problem import Infeasible, planned_allocation, with_budgets
 
         for i in range(1, self.sweep + 1):
             percent = 100 * i / (self.sweep + 1)
             here = with_budgets(problem, [f"{name}={percent:.4g}%" for name in problem.budgets])
             for solver in self.solvers:
-                solution = self._solve(here, solver)
+                try:
+                    solution = self._solve(here, solver)
+                except Infeasible:  # here the budgets conflict: there is nothing to show
+                    continue
                 yield planned_allocation(
                     f"sweep/{solver}/{percent:.4g}%",
                     "sweep",

@@ -55,6 +55,7 @@ class Train:
                 module,
                 dataset.train,
                 config,
+                seed=self.seed,
                 checkpoints=(self.run / "checkpoints").resolve(),
                 progress=progress,
             )
@@ -65,7 +66,11 @@ class Train:
             self.run / WEIGHTS,
             variables,
             architecture=self.model,
-            metadata={"config": dataclasses.asdict(config), "heldout_top1": found.top1},
+            metadata={
+                "config": dataclasses.asdict(config),
+                "seed": self.seed,
+                "heldout_top1": found.top1,
+            },
         )
         print(f"Held-out top-1 {100 * found.top1:.2f} % on {len(dataset.heldout)} examples.")
         print(f"Wrote {self.run / WEIGHTS}")

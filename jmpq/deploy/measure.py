@@ -84,9 +84,7 @@ class Evaluator:
             """[candidates, 4, batch]: loss, KL, correct, agrees."""
 
             def score(bits: Int[Array, "2 layers"]) -> Float[Array, "4 batch"]:
-                q = quantized_logits(
-                    network, quantizers, bits[0], bits[1], inputs, params
-                )
+                q = quantized_logits(network, quantizers, bits[0], bits[1], inputs, params)
                 top = q.argmax(axis=1).astype(labels.dtype)
                 return jnp.stack(
                     [

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from jmpq.problem.costs import COST_NAMES
 from jmpq.problem.problem import Problem
 from jmpq.quantizers.choice import FLOAT_BITS, Choice, labels
 
@@ -74,7 +75,7 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(
             f"Budget {text!r}: write {unit}B for bytes, or k, M, G for powers of ten."
         )
-    if match["bytes"] and not name.endswith("_bytes"):
+    if match["bytes"] and name in COST_NAMES and not name.endswith("_bytes"):
         raise ValueError(
             f"Budget {text!r} is given in bytes, but {name} is not: leave the B out."
         )

@@ -82,7 +82,7 @@ def analyse(
             "calibration examples and candidate bits below 32."
         )
     identity = {
-        "metric": f"{type(metric).__name__}{dataclasses.asdict(metric)}",  # type: ignore[call-overload]
+        "metric": _options(metric),
         "batches": [int(targets.shape[0]) for _, targets in batches],
         "moves": [list(move) for move in moves.moves],
         "choices": [choice.label for choice in choices],
@@ -121,6 +121,16 @@ def analyse(
         use_first=metric.use_first,
         provenance={**identity, "seconds": sum(state.seconds), "batch_seconds": state.seconds},
     )
+
+
+def _options(metric: Metric) -> dict[str, Any]:
+    """Class and fields of a metric, functions by name: the same in every process."""
+    fields = dataclasses.fields(metric)  # type: ignore[arg-type]
+    values = {field.name: getattr(metric, field.name) for field in fields}
+    named = {
+        k: f"{v.__module__}.{v.__qualname__}" if callable(v) else v for k, v in values.items()
+    }
+    return {"class": type(metric).__name__, **named}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -162,7 +172,7 @@ class _State:
         if path is None or not path.is_file():
             return cls(fingerprint=fingerprint)
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["fingerprint"]) != fingerprint:
                     return cls(fingerprint=fingerprint)
                 return cls(

@@ -203,7 +203,7 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"{path} not found: run `jmpq sensitivity` first.")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with pathlib.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         arrays["header"]
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:

@@ -1,0 +1,124 @@
+"""Redraw every figure and table from the committed results alone: no network, no data.
+
+Run:     python -m experiments.figures
+Reads:   experiments/results/*.json
+Writes:  experiments/figures/*.svg, and the tables of README.md between their marks
+"""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+from jmpq.files import write_text
+from jmpq.report.figure_accuracy import accuracy_figure
+from jmpq.report.figure_bits import bits_figure
+from jmpq.report.figure_prediction import prediction_figure
+from jmpq.report.style import metric_name, write_svg
+
+HERE = pathlib.Path(__file__).parent
+README = HERE.parent / "README.md"
+SOURCES = {
+    "heldout": "calibrated on 1,024 test images set aside, accuracy on the other 8,976",
+    "train": "calibrated on 1,024 training images, accuracy on all 10,000 test images",
+}
+
+
+def resnet20_figures(result: dict[str, Any]) -> dict[str, str]:
+    """SVG text of F1, F6 and F10 for each source of calibration examples."""
+    drawn = {}
+    for source, run in result["runs"].items():
+        relative = [
+            k for k, s in run["sensitivities"].items() if s["unit"] != "nats per example"
+        ]
+        evaluation = {
+            **run,
+            "measured": {row["name"]: row["measured"] for row in run["allocations"]},
+        }
+        figures = {
+            "F1-bits": bits_figure(run),
+            "F6-kl": prediction_figure(
+                run, evaluation, target="kl", split="calibration", relative=relative
+            ),
+            "F6-loss": prediction_figure(
+                run, evaluation, target="increase", split="calibration", relative=relative
+            ),
+            "F10-accuracy": accuracy_figure(run, evaluation),
+        }
+        for name, figure in figures.items():
+            key = f"resnet20_cifar10_{source}_{name}"
+            drawn[key] = write_svg(figure, key, f"{name}, ResNet-20 on CIFAR-10, {source}")
+    return drawn
+
+
+def resnet20_table(result: dict[str, Any]) -> str:
+    """The README's table: predicted beside measured, one row an allocation."""
+    lines = []
+    for source, run in result["runs"].items():
+        rows = {row["name"]: row for row in run["allocations"]}
+        floats = run["float"]["evaluation"]
+        lines += [
+            f"**{SOURCES[source][0].upper()}{SOURCES[source][1:]}**: float top-1 "
+            f"{100 * floats['top1']:.2f} %, loss {floats['loss']:.4f}.",
+            "",
+            "| allocation | predicted | loss increase | KL | top-1 % |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for metric in run["sensitivities"]:
+            for solver in ("exact", "greedy"):
+                label = f"{solver}, {metric_name(metric)}"
+                lines.append(_row(label, rows[f"{solver}/{metric}"]))
+        lines.append(_row("uniform W4A4", rows["uniform/W4A4"]))
+        lines.append(_row("reversed greedy", rows["reversed"]))
+        lines.append(_random(run["allocations"]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(label: str, row: dict[str, Any]) -> str:
+    found = row["measured"]["evaluation"]
+    predicted = "-" if row["predicted_loss"] is None else f"{row['predicted_loss']:.4g}"
+    return (
+        f"| {label} | {predicted} | {found['increase']:.4f} ± {found['increase_sem']:.4f} | "
+        f"{found['kl']:.4f} ± {found['kl_sem']:.4f} | "
+        f"{100 * found['top1']:.2f} ± {100 * found['top1_sem']:.2f} |"
+    )
+
+
+def _random(rows: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds of the random baseline."""
+    import numpy as np
+
+    found = [r["measured"]["evaluation"] for r in rows if r["name"].startswith("random/")]
+
+    def shown(key: str, scale: float = 1.0, digits: int = 4) -> str:
+        values = scale * np.array([outcome[key] for outcome in found])
+        return f"{values.mean():.{digits}f} (sd {values.std(ddof=1):.{digits}f})"
+
+    return (
+        f"| random, {len(found)} seeds | - | {shown('increase')} | {shown('kl')} | "
+        f"{shown('top1', 100, 2)} |"
+    )
+
+
+def into_readme(name: str, text: str) -> None:
+    """Put a table between its marks in README.md."""
+    old = README.read_text()
+    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not mark.search(old):
+        raise ValueError(f"README.md has no marks '<!-- {name} -->' and '<!-- /{name} -->'.")
+    new = mark.sub(lambda m: f"{m[1]}\n{text}\n{m[2]}", old)
+    if new != old:
+        write_text(README, new)
+
+
+def main() -> None:
+    """Redraw everything."""
+    result = json.loads((HERE / "results" / "resnet20_cifar10.json").read_text())
+    for name, svg in resnet20_figures(result).items():
+        write_text(HERE / "figures" / f"{name}.svg", svg)
+    into_readme("resnet20_cifar10", resnet20_table(result))
+
+
+if __name__ == "__main__":
+    main()

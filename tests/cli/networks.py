@@ -1,0 +1,45 @@
+"""Networks that the command line imports as ``tests.cli.networks:NAME``."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jmpq.models.network import Network
+
+SEED, SCALE = 0, 1.0  # of the weights; tests change them
+
+
+class Tiny(nn.Module):
+    """Three layers for digits: 8x8x1 images, 10 classes."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="stem")(x))
+        x = nn.relu(nn.Conv(8, (3, 3), strides=2, name="body")(x))
+        return nn.Dense(10, name="head")(x.mean((1, 2)))
+
+
+def tiny() -> Network:
+    example = jnp.zeros((1, 8, 8, 1), jnp.float32)
+    variables = Tiny().init(jax.random.key(SEED), example)
+    return Network.from_linen(Tiny(), jax.tree.map(lambda x: SCALE * x, variables), example)
+
+
+def without_layers() -> Network:
+    return Network.from_function(
+        lambda params, x: x.mean((1, 2)) * params["scale"],
+        {"scale": jnp.ones(10)},
+        jnp.zeros((1, 8, 8, 10)),
+    )
+
+
+def a_module() -> nn.Module:
+    return Tiny()
+
+
+def broken() -> Network:
+    raise KeyError("lost")
+
+
+def with_argument(depth) -> Network:
+    return tiny()

@@ -1,0 +1,334 @@
+"""Tried as a new user would: one line that says what to do, and nothing half-written."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.cli import networks
+from tests.cli.command import FEW, TINY, contents, jmpq, works
+
+DIGITS = ("--model", "digits_resnet", "--data", "digits")
+
+
+def refuses(folder, args, match):
+    """A step ends with one line, and `folder` is as it was before."""
+    before = contents(folder)
+    result = jmpq(*args)
+    assert result.code == 1, (result.out, result.err)
+    (line,) = filter(str.strip, result.err.splitlines())
+    assert line.startswith("jmpq: ")
+    assert re.search(match, line), line
+    assert contents(folder) == before
+
+
+def saved_weights(digits_run, path, change):
+    """The trained weights with one tensor changed."""
+    with safetensors.safe_open(digits_run / "weights.safetensors", "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path, metadata)
+
+
+def edit(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("--data", "cifar10", "--data-dir", "nowhere"), "no data folder nowhere.*"),
+        (("--data", "imagenet"), "no data set 'imagenet'; choose one of digits, cifar10"),
+        (("--model", "resnet21"), "'resnet21'.*digits_resnet.*resnet20"),
+        (("--epochs", 0), "epochs=0: give a positive number"),
+        (("--batch-size", 5000), "batch_size=5000 is more than.*Use a smaller batch"),
+    ],
+)
+def test_train_refuses(tmp_path, args, match):
+    refuses(tmp_path, ("train", tmp_path / "run", *args), match)
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (DIGITS, "No weights for 'digits_resnet': give --weights FILE.*jmpq train"),
+        ((*DIGITS, "--weights", "no.safetensors"), "no weights file.*Give a .safetensors"),
+        (("--model", "resnet21", "--data", "digits"), "'resnet21'.*digits_resnet.*resnet20"),
+        (("--model", "no.such:network"), "No module named 'no'.*package.module:function"),
+        (("--model", ":network"), "package.module:function"),
+        (("--model", "tests.cli.networks:none"), "'none'.*package.module:function"),
+        (("--model", "tests.cli.networks:a_module"), "returned Tiny; expected a jmpq.Network"),
+        (("--model", "tests.cli.networks:broken"), "KeyError: 'lost'.*Call it in Python"),
+        (("--model", "tests.cli.networks:with_argument"), "takes no arguments"),
+        (
+            ("--model", "tests.cli.networks:without_layers"),
+            "no quantizable layer: no convolution, matrix product or embedding.*scale",
+        ),
+    ],
+)
+def test_layers_refuses(tmp_path, args, match):
+    refuses(tmp_path, ("layers", tmp_path / "run", *args), match)
+
+
+def test_layers_refuses_weights_that_are_nan(digits_run, tmp_path):
+    path = tmp_path / "nan.safetensors"
+
+    def spoil(tensors):
+        tensors["params/layer2/0/conv1/kernel"][0, 0, 0, :3] = np.nan
+
+    saved_weights(digits_run, path, spoil)
+    match = r"NaN or infinite weights in .*layer2/0/conv1/kernel \(3 of 4608 values\)"
+    refuses(tmp_path, ("layers", tmp_path / "run", *DIGITS, "--weights", path), match)
+
+
+def test_networks_of_functions_must_not_have_nan_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "SCALE", np.nan)
+    match = "Parameter 'body/bias' has 8 values of 8 that are NaN"
+    refuses(tmp_path, ("layers", tmp_path / "run", *TINY), match)
+
+
+def test_layers_refuses_weights_of_another_architecture(digits_run, tmp_path):
+    args = ("--model", "resnet20", "--data", "digits")
+    match = "weights of 'digits_resnet', not of 'resnet20'. Choose"
+    weights = ("--weights", digits_run / "weights.safetensors")
+    refuses(tmp_path, ("layers", tmp_path / "run", *args, *weights), match)
+
+
+def test_layers_refuses_what_is_no_weights_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_text("not weights")
+    match = "weights.safetensors is not a readable safetensors file"
+    refuses(tmp_path, ("layers", tmp_path, *DIGITS), match)
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("--examples", 100_000), "100000 calibration examples.*can give 1 to 596.*Ask for"),
+        (("--examples", 0), "0 calibration examples.*can give 1 to 596"),
+        (("--w-bits", 1, 4), "1 bits on the 'symmetric' grid: expected 2 to 16, or 32"),
+        (("--w-bits", 4, 17), "w_bits=17 is no bit-width: expected 1 to 16, or 32"),
+        (("--a-bits", 0), "a_bits=0 is no bit-width"),
+        (("--batch-size", 0), "batch_size=0: give at least 1"),
+        (("--w-bits", 32, "--a-bits", 32), "Nothing to analyse.*bits below 32"),
+        (
+            ("--weights.granularity", "group", "--weights.group-size", 5),
+            "'stem': groups of 5 do not divide.*Choose a divisor",
+        ),
+    ],
+)
+def test_sensitivity_refuses(run, args, match):
+    refuses(run, ("sensitivity", run, *args), match)
+
+
+def test_sensitivity_names_the_metric_where_numbers_overflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "SCALE", 1e20)
+    works("layers", tmp_path, *TINY)
+    match = "Metric 'gauss_newton' is NaN or infinite.*Check"
+    refuses(tmp_path, ("sensitivity", tmp_path, *FEW), match)
+
+
+def test_sensitivity_refuses_a_data_folder_that_is_gone(run):
+    edit(run / "layers.json", lambda x: x["network"].update(data="cifar10", data_dir="gone"))
+    refuses(run, ("sensitivity", run), "no data folder gone")
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("--rule", "pin bodi=W8A8"), "'bodi'.*matches no layer. Did you mean 'body'.*stem"),
+        (("--rule", "pin .*/conv=W8A8"), "matches no layer.*the layers are stem, body, head"),
+        (("--rule", "pin body=W5A5"), "leaves no candidate: the candidates are W2A4"),
+        (("--rule", "pin (body=W8A8"), "no regular expression"),
+        (("--rule", "freeze body"), "is no rule: expected 'pin PATTERN=W8A8'"),
+        (("--rule", "exclude .*"), "Every layer is excluded"),
+        (("--budget", "size_bytes=10"), "size_bytes=10 cannot be met.*Raise"),
+        (("--budget", "memory=10k"), "unknown cost: expected one of size_bytes"),
+        (("--budget", "size_bytes=much"), "cannot be read: expected a number"),
+        (("--budget", "size_bytes"), "is no budget: expected NAME=VALUE"),
+        (("--budget", "size_bytes=W3A3"), "W3A3.*not"),
+        (("--budget", "bops=1G", "bops=2G"), "given more than once"),
+        (("--metrics", "hessian"), "'hessian' is not in.*gauss_newton, squared_error"),
+        (("--first-last-bits", 6), "have 6 bits.*none of W2A4.*--first-last-bits"),
+        (("--time-limit-s", 0), "time limit above 0"),
+    ],
+)
+def test_solve_refuses(run, args, match):
+    refuses(run, ("solve", run, *args), match)
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("--examples", 0), "examples=0: give at least 1"),
+        (("--batch-size", 0), "batch_size=0: give at least 1"),
+    ],
+)
+def test_evaluate_refuses(run, args, match):
+    refuses(run, ("evaluate", run, *args), match)
+
+
+@pytest.mark.parametrize(
+    ("step", "missing", "match"),
+    [
+        ("sensitivity", "layers.json", "layers.json not found: run `jmpq layers .*` first"),
+        ("solve", "layers.json", "layers.json not found: run `jmpq layers .*` first"),
+        ("solve", "sensitivity.npz", "npz not found: run `jmpq sensitivity.*` first"),
+        ("evaluate", "layers.json", "layers.json not found: run `jmpq layers .*` first"),
+        ("evaluate", "sensitivity.npz", "npz not found: run `jmpq sensitivity.*` first"),
+        ("evaluate", "plan.json", "plan.json not found: run `jmpq solve .*` first"),
+        ("report", "layers.json", "layers.json not found: run `jmpq layers .*` first"),
+        ("report", "sensitivity.npz", "npz not found: run `jmpq sensitivity.*` first"),
+        ("report", "plan.json", "plan.json not found: run `jmpq solve .*` first"),
+        ("report", "evaluation.json", "json not found: run `jmpq evaluate .*` first"),
+    ],
+)
+def test_steps_out_of_order_name_the_step_to_run_first(run, step, missing, match):
+    (run / missing).unlink()
+    refuses(run, (step, run), match)
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def flip(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes(255 - byte for byte in data[middle : middle + 64]) + data[
+        middle + 64 :
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", [cut, flip, lambda data: b"", lambda data: b"text\n"])
+@pytest.mark.parametrize("step", ["solve", "evaluate", "report"])
+def test_a_spoilt_sensitivity_file_is_refused(run, step, spoil):
+    path = run / "sensitivity.npz"
+    path.write_bytes(spoil(path.read_bytes()))
+    match = "npz is no sensitivity file; run `jmpq sensitivity.*` again"
+    refuses(run, (step, run), match)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "jmpq/layers", "version": 1}'])
+def test_a_spoilt_layer_table_is_refused(run, text):
+    (run / "layers.json").write_text(text)
+    for step in ("sensitivity", "solve", "evaluate"):
+        refuses(run, (step, run), "layers.json .*: run `jmpq layers .*` again")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "jmpq/plan", "version": 1}'])
+def test_a_spoilt_plan_is_refused(run, text):
+    (run / "plan.json").write_text(text)
+    refuses(run, ("evaluate", run), "plan.json")
+
+
+def test_weights_that_changed_are_noticed(run, monkeypatch):
+    monkeypatch.setattr(networks, "SEED", 1)
+    match = "weights of .* are not those of .*: run `jmpq layers .*` again, and the steps"
+    for step in ("sensitivity", "evaluate"):
+        refuses(run, (step, run), match)
+    works("layers", run, *TINY)
+    match = "sensitivity.npz belongs to other weights.*: run `jmpq sensitivity .*` again"
+    refuses(run, ("solve", run), match)
+    match = "plan.json belongs to other weights.*: run `jmpq (solve|sensitivity) .*` again"
+    refuses(run, ("evaluate", run), match)
+    refuses(run, ("report", run), "other weights.*: run `jmpq sensitivity .*` and `jmpq solve")
+
+
+def test_sensitivities_that_changed_are_noticed(run):
+    works("sensitivity", run, *FEW, "--metrics", "squared_error", "--seed", 1)
+    refuses(run, ("evaluate", run), "belongs to another sensitivity.npz: run `jmpq solve")
+    refuses(run, ("report", run), "made from another .*sensitivity.npz: run `jmpq solve")
+    works("solve", run, "--scaling", 1)
+    refuses(run, ("report", run), "belongs to another plan.*: run `jmpq evaluate")
+
+
+def test_weights_that_are_gone_are_named(digits_run, tmp_path):
+    shutil.copy(digits_run / "layers.json", tmp_path)
+    match = f"no weights file {tmp_path}/weights.safetensors"
+    refuses(tmp_path, ("sensitivity", tmp_path), match)
+
+
+@pytest.mark.parametrize(
+    ("step", "match"),
+    [
+        (("train",), "Cannot write .*: there is a file in the place.*Choose"),
+        (("layers", *TINY), "Cannot write .*: there is a file in the place.*Choose"),
+        (("sensitivity",), "layers.json not found"),
+        (("solve",), "layers.json not found"),
+        (("evaluate",), "layers.json not found"),
+        (("report",), "layers.json not found"),
+    ],
+)
+def test_a_file_in_the_place_of_the_run_folder_is_refused(tmp_path, step, match):
+    (tmp_path / "run").write_text("a file")
+    name, *options = step
+    refuses(tmp_path, (name, tmp_path / "run", *options), match)
+
+
+@contextlib.contextmanager
+def ordinary_user():
+    """Root may write everywhere."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "step", [("layers", *TINY), ("sensitivity",), ("solve",), ("evaluate",)]
+)
+def test_a_folder_without_permission_is_refused(run, step, monkeypatch):
+    for folder in (run, *run.parents):
+        if folder.stat().st_uid == os.geteuid() and "pytest" in str(folder):
+            folder.chmod(0o555)
+    name, *options = step
+    try:
+        with ordinary_user():
+            match = "Cannot write .*: Permission denied. Choose another folder"
+            refuses(run, (name, run, *options), match)
+    finally:
+        for folder in (run, *run.parents):
+            if folder.stat().st_uid == os.geteuid() and "pytest" in str(folder):
+                folder.chmod(0o755)
+
+
+def test_a_folder_in_the_place_of_an_artifact_is_refused(run):
+    (run / "plan.json").unlink()
+    (run / "plan.json").mkdir()
+    refuses(run, ("solve", run, "--scaling", 1), "Cannot write .*plan.json: Is a directory")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("quantize", "run"),
+        ("solve",),
+        ("solve", "run", "--joint", "few"),
+        ("solve", "--jiont"),
+        ("sensitivity", "run", "--weights.granularity", "group"),
+    ],
+)
+def test_wrong_arguments_end_with_code_2(args):
+    result = jmpq(*args)
+    assert result.code == 2
+    assert "Traceback" not in result.out + result.err
+    assert result.err.strip()
+    assert result.out == ""
+
+
+def test_debugging_shows_the_traceback(run, monkeypatch):
+    monkeypatch.setenv("JMPQ_DEBUG", "1")
+    with pytest.raises(ValueError, match="no rule"):
+        jmpq("solve", run, "--rule", "freeze body")

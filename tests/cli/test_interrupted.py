@@ -1,0 +1,179 @@
+"""Interrupted steps keep what is finished, and end in the result of an undisturbed run."""
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from jmpq.cli import progress
+from jmpq.sensitivity.result import load_sensitivities
+from tests.cli.command import FEW, TINY, contents, finish, jmpq, process, works
+
+METRICS = ("--metrics", "gauss_newton", "squared_error")
+
+
+class Bars:
+    """Stands for the progress bars: remembers their moves, interrupts at one of them."""
+
+    def __init__(self, monkeypatch):
+        self.moves, self.at = [], None
+        monkeypatch.setattr(progress, "bar", self.bar)
+
+    @contextlib.contextmanager
+    def bar(self, description, unit=""):
+        def move(done, total):
+            self.moves.append((description.strip(), done, total))
+            if self.at == (description.strip(), done):
+                raise KeyboardInterrupt
+
+        yield move
+
+    def interrupts(self, description, done, *args):
+        self.moves, self.at = [], (description, done)
+        result = jmpq(*args)
+        self.moves, self.at = [], None
+        assert result.code == 130
+        assert result.err == "jmpq: interrupted; the same command goes on from here.\n"
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    return Bars(monkeypatch)
+
+
+def assert_same_sensitivities(path, other):
+    found, expected = load_sensitivities(path), load_sensitivities(other)
+    assert list(found) == list(expected)
+    for name, sensitivity in found.items():
+        for field in ("first", "second", "batch_first", "batch_second", "batch_examples"):
+            np.testing.assert_array_equal(
+                getattr(sensitivity, field), getattr(expected[name], field)
+            )
+
+
+@pytest.mark.parametrize(
+    ("metric", "done", "moves"),
+    [
+        ("gauss_newton", 2, [("gauss_newton", 2, 3), ("gauss_newton", 3, 3)]),
+        ("squared_error", 1, [("gauss_newton", 3, 3), ("squared_error", 1, 3)]),
+    ],
+)
+def test_sensitivity_goes_on_from_the_last_finished_batch(
+    tiny_run, tmp_path, bars, metric, done, moves
+):
+    shutil.copy(tiny_run / "layers.json", tmp_path)
+    before = contents(tmp_path)
+    args = ("sensitivity", tmp_path, *FEW, *METRICS)
+    bars.interrupts(metric, done, *args)
+    left = set(contents(tmp_path)) - set(before)
+    wanted = ("gauss_newton", "squared_error")
+    started = wanted[: wanted.index(metric) + 1]
+    assert left == {f".sensitivity.npz.{name}.partial" for name in started}
+    with np.load(tmp_path / f".sensitivity.npz.{metric}.partial") as partial:
+        seconds = partial["seconds"].tolist()
+    assert len(seconds) == done
+    works(*args)
+    assert bars.moves[:2] == moves
+    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz"}
+    assert_same_sensitivities(tmp_path / "sensitivity.npz", tiny_run / "sensitivity.npz")
+    found = load_sensitivities(tmp_path / "sensitivity.npz")[metric]
+    assert found.provenance["batch_seconds"][:done] == seconds
+
+
+def test_other_options_do_not_go_on_from_an_interrupted_run(tiny_run, tmp_path, bars):
+    shutil.copy(tiny_run / "layers.json", tmp_path)
+    bars.interrupts("gauss_newton", 2, "sensitivity", tmp_path, *FEW, *METRICS)
+    works("sensitivity", tmp_path, *FEW, *METRICS[:2], "--seed", 1)
+    assert bars.moves[0] == ("gauss_newton", 0, 3)
+
+
+def test_sensitivity_goes_on_in_another_process(tiny_run, tmp_path):
+    shutil.copy(tiny_run / "layers.json", tmp_path)
+    many = ("--w-bits", 2, 4, "--a-bits", 8, "--examples", 100, "--batch-size", 1)
+    args = ("sensitivity", tmp_path, *many, "--metrics", "empirical_fisher")
+    partial = tmp_path / ".sensitivity.npz.empirical_fisher.partial"
+    child, end = process(*args), time.monotonic() + 60
+    while not partial.exists() and child.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    result = finish(child)
+    assert result.code == 130, result.err
+    assert result.err.splitlines()[-1].startswith("jmpq: interrupted")
+    assert "Traceback" not in result.err
+    assert set(contents(tmp_path)) == {"layers.json", partial.name}
+    with np.load(partial) as stored:
+        seconds = stored["seconds"].tolist()
+    assert 0 < len(seconds) < 100
+    works(*args)
+    found = load_sensitivities(tmp_path / "sensitivity.npz")["empirical_fisher"]
+    assert found.provenance["batch_seconds"][: len(seconds)] == seconds
+    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz"}
+
+
+@pytest.mark.parametrize("split", ["calibration", "evaluation"])
+def test_evaluate_goes_on_from_the_last_finished_allocation(run, bars, split):
+    expected = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").unlink()
+    before = contents(run)
+    args = ("evaluate", run, "--examples", 100)
+    bars.interrupts(f"Measuring on {split}", 5, *args)
+    left = set(contents(run)) - set(before)
+    assert f".evaluation.json.{split}.partial" in left
+    assert "evaluation.json" not in left
+    works(*args)
+    counts = {description: total for description, done, total in bars.moves if done == 0}
+    all_of_it = {
+        name: len({json.dumps(a["bits"]) for a in allocations(run, expected, name)})
+        for name in ("calibration", "evaluation")
+    }
+    finished = {"calibration": all_of_it["calibration"], "evaluation": 5}
+    if split == "calibration":
+        finished = {"calibration": 5, "evaluation": 0}
+    assert counts == {
+        f"Measuring on {name}": all_of_it[name] - finished[name] for name in finished
+    }
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found.pop("timing").keys() == expected.pop("timing").keys()
+    assert found == expected
+    assert set(contents(run)) == {*before, "evaluation.json"}
+
+
+def allocations(run, evaluation, split):
+    plan = json.loads((run / "plan.json").read_text())
+    measured = {name for name, found in evaluation["measured"].items() if split in found}
+    return [a for a in plan["allocations"] if a["name"] in measured]
+
+
+@pytest.mark.parametrize("text", ["", '{"of"', "[]", '{"of": "another plan", "outcomes": {}}'])
+def test_evaluate_starts_anew_where_the_partial_file_does_not_fit(run, bars, text):
+    (run / ".evaluation.json.calibration.partial").write_text(text)
+    works("evaluate", run, "--roles", "solution", "--calibration-roles", "solution")
+    assert next(done for name, done, _ in bars.moves if "calibration" in name) == 0
+    assert not list(run.glob(".*"))
+
+
+def test_interrupting_a_step_without_memory_leaves_nothing(run, monkeypatch):
+    from jmpq.solvers import Exact
+
+    def interrupt(self, problem):
+        raise KeyboardInterrupt
+
+    before = contents(run)
+    monkeypatch.setattr(Exact, "__call__", interrupt)
+    assert jmpq("solve", run).code == 130
+    assert contents(run) == before
+
+
+def test_layers_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    from tests.cli import networks
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(networks, "tiny", interrupt)
+    assert jmpq("layers", tmp_path / "run", *TINY).code == 130
+    assert contents(tmp_path) == {}

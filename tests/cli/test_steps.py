@@ -1,0 +1,241 @@
+import hashlib
+import html.parser
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from jmpq.cli.demo import Demo
+from jmpq.cli.evaluate import Evaluate
+from jmpq.cli.layers import Layers
+from jmpq.cli.report import Report
+from jmpq.cli.sensitivity import DEFAULT_METRICS, Sensitivity, make_metric
+from jmpq.cli.solve import Solve
+from jmpq.cli.train import Train
+from tests.cli.command import FEW, SMALL, TINY, contents, finish, process, works
+
+LAYERS = (
+    "conv1",
+    "layer1/0/conv1",
+    "layer1/0/conv2",
+    "layer2/0/conv1",
+    "layer2/0/conv2",
+    "layer3/0/conv1",
+    "layer3/0/conv2",
+    "linear",
+)
+
+
+def read(path):
+    """JSON as any other program would read it: no NaN."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_every_step_leaves_its_artifact_and_nothing_else(digits_run):
+    assert sorted(path.name for path in digits_run.iterdir()) == [
+        "checkpoints",
+        "evaluation.json",
+        "figures",
+        "layers.json",
+        "plan.json",
+        "report.html",
+        "sensitivity.npz",
+        "tables",
+        "weights.safetensors",
+    ]
+    hidden = [p for p in digits_run.rglob(".*") if "checkpoints" not in p.parts]
+    assert hidden == []
+
+
+def test_plan_reads_without_jmpq(digits_run):
+    plan = read(digits_run / "plan.json")
+    assert (plan["schema"], plan["version"], plan["seed"]) == ("jmpq/plan", 1, 0)
+    assert tuple(plan["layers"]) == LAYERS
+    assert plan["choices"] == ["W2A4", "W2A8", "W4A4", "W4A8", "W8A4", "W8A8"]
+    assert {"jmpq", "python", "numpy", "cvxpy", "highspy"} <= set(plan["versions"])
+    record = read(digits_run / "layers.json")
+    assert plan["weights_sha256"] == record["weights_sha256"]
+    assert plan["sensitivity_sha256"] == sha256(digits_run / "sensitivity.npz")
+    assert plan["rules"] == ["pin conv1=W8A8", "pin linear=W8A8"]
+    assert set(plan["budgets"]) == {"size_bytes", "bops"}
+    allocations = {a["name"]: a for a in plan["allocations"]}
+    for solver in ("exact", "greedy"):
+        found = allocations[f"{solver}/gauss_newton"]
+        assert tuple(found["bits"]) == LAYERS
+        assert set(found["bits"].values()) <= set(plan["choices"])
+        assert found["status"] in ("optimal", "feasible")
+        assert found["bound"] <= found["predicted_loss"] * (1 + 1e-9)
+        assert 0 <= found["gap"] <= 1
+        for name, budget in plan["budgets"].items():
+            assert found["costs"][name] <= budget["limit"] * (1 + 1e-12)
+            assert budget["least"] <= budget["limit"] <= budget["most"]
+    exact, greedy = (allocations[f"{s}/gauss_newton"] for s in ("exact", "greedy"))
+    assert exact["predicted_loss"] <= greedy["predicted_loss"] * (1 + 1e-9)
+    assert [allocations[f"random/{i}"]["seed"] for i in range(2)] == [0, 1]
+    assert {(t["layers"], t["solver"]) for t in plan["solve_times"]} == {
+        (layers, solver) for layers in (8, 16) for solver in ("exact", "greedy")
+    }
+
+
+def test_evaluation_belongs_to_the_plan_and_measures_what_it_lists(digits_run):
+    plan, found = read(digits_run / "plan.json"), read(digits_run / "evaluation.json")
+    assert found["plan_sha256"] == sha256(digits_run / "plan.json")
+    by_role = {}
+    for allocation in plan["allocations"]:
+        by_role.setdefault(allocation["role"], set()).add(allocation["name"])
+    assert set(by_role) == {"solution", "baseline", "sweep", "random", "single"}
+    assert set(found["measured"]) == set().union(*by_role.values())
+    evaluated = by_role["solution"] | by_role["baseline"] | by_role["sweep"]
+    for name, outcomes in found["measured"].items():
+        assert set(outcomes) == (
+            {"calibration", "evaluation"} if name in evaluated else {"calibration"}
+        )
+        assert outcomes["calibration"]["examples"] == 40
+        assert all(math.isfinite(value) for value in outcomes["calibration"].values())
+    splits = found["splits"]
+    assert (splits["calibration"]["examples"], splits["evaluation"]["examples"]) == (40, 100)
+    assert splits["calibration"]["source"] == splits["evaluation"]["source"] == "heldout"
+    assert splits["calibration"]["sha256"] != splits["evaluation"]["sha256"]
+    assert found["float"]["evaluation"]["increase"] == 0
+    measured = {k: v["calibration"]["increase"] for k, v in found["measured"].items()}
+    assert abs(measured["uniform/W8A8"]) < measured["uniform/W2A4"]
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.loads = []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [
+            (tag, value)
+            for key, value in attrs
+            if key in ("src", "href", "xlink:href", "srcset", "data")
+            and not (value or "").startswith(("#", "data:"))
+            and tag != "a"
+        ]
+
+
+def test_report_needs_nothing_beside_itself(digits_run):
+    text = (digits_run / "report.html").read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.loads == []
+    assert "@import" not in text
+    assert "exact/gauss_newton" in text
+    figures = {path.name.split("-")[0] for path in (digits_run / "figures").glob("*.svg")}
+    assert figures == {"F1", "F2", "F6", "F10", "F11"}
+
+
+def without_clock(value):
+    """A record without what differs from one call to the next."""
+    clock = ("created", "wall_s", "timing", "plan_sha256", "sensitivity_sha256", "seconds")
+    if isinstance(value, dict):
+        return {
+            k: without_clock(v) for k, v in value.items() if k not in (*clock, "batch_seconds")
+        }
+    return [without_clock(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    ("artifact", "args"),
+    [
+        ("layers.json", ("layers", *TINY)),
+        (
+            "sensitivity.npz",
+            ("sensitivity", *FEW, "--metrics", "gauss_newton", "squared_error"),
+        ),
+        ("plan.json", ("solve", *SMALL)),
+        ("evaluation.json", ("evaluate", "--examples", 100)),
+    ],
+)
+def test_a_step_called_again_gives_the_same_result(run, artifact, args):
+    before = (run / artifact).read_bytes()
+    others = {k: v for k, v in contents(run).items() if k != artifact}
+    step, *options = args
+    works(step, run, *options)
+    if artifact.endswith(".json"):
+        assert without_clock(read(run / artifact)) == without_clock(json.loads(before))
+    else:
+        (run / "before.npz").write_bytes(before)
+        with np.load(run / artifact) as now, np.load(run / "before.npz") as then:
+            assert sorted(now) == sorted(then)
+            for name in set(now) - {"header"}:
+                np.testing.assert_array_equal(now[name], then[name])
+            headers = [json.loads(str(x["header"])) for x in (now, then)]
+        assert without_clock(headers[0]) == without_clock(headers[1])
+        (run / "before.npz").unlink()
+    assert {k: v for k, v in contents(run).items() if k != artifact} == others
+
+
+def test_new_budgets_and_the_report_need_neither_jax_nor_network_nor_data(run):
+    record = read(run / "layers.json")
+    record["network"] |= {"model": "gone:gone", "data_dir": "gone"}
+    (run / "layers.json").write_text(json.dumps(record))
+    code = """
+import pathlib, sys
+from jmpq.cli.main import main
+run = sys.argv[1]
+main(["solve", run, "--budget", "average_bits=60%", "--sweep", "0", "--scaling", "1"])
+main(["report", sys.argv[2]])
+heavy = {"jax", "flax", "optax", "orbax", "sklearn", "tensorflow_datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    old = shutil.copytree(run, run.parent / "old")  # its evaluation fits its plan
+    result = finish(process(run, old, code=code))
+    assert (result.code, result.err) == (0, "")
+    plan = read(run / "plan.json")
+    assert set(plan["budgets"]) == {"average_bits"}
+    assert (old / "report.html").is_file()
+    assert not (run / "report.html").exists()
+
+
+def test_allocations_of_other_roles_can_be_left_out(run):
+    works("evaluate", run, "--roles", "solution", "--calibration-roles", "solution")
+    measured = read(run / "evaluation.json")["measured"]
+    assert {name.split("/")[0] for name in measured} == {"exact", "greedy"}
+
+
+def test_budgets_that_conflict_in_the_sweep_are_left_out_of_it(run):
+    bits = ("--w-bits", 4, 8, "--a-bits", 2, 8, "--examples", 16)
+    works("sensitivity", run, *bits, "--metrics", "squared_error")
+    rule = "allow .*=W4A8,W8A2"  # the first has the least size, the second the least bops
+    budgets = ("--budget", "size_bytes=99%", "bops=99%")
+    works("solve", run, "--rule", rule, *budgets, "--first-last-bits", 0, "--scaling", 1)
+    names = [a["name"] for a in read(run / "plan.json")["allocations"]]
+    sweep = [name for name in names if name.startswith("sweep/exact")]
+    assert 0 < len(sweep) < 8
+
+
+def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
+    called = []
+    for step in (Train, Layers, Sensitivity, Solve, Evaluate, Report):
+        monkeypatch.setattr(step, "__call__", lambda self: called.append(self))
+    Demo(tmp_path, epochs=3, seed=5)()
+    assert [type(step).__name__ for step in called] == [
+        "Train",
+        "Layers",
+        "Sensitivity",
+        "Solve",
+        "Evaluate",
+        "Report",
+    ]
+    assert {step.run for step in called} == {tmp_path}
+    train, layers, sensitivity, solve, _, _ = called
+    assert (train.epochs, train.seed, sensitivity.seed, solve.seed) == (3, 5, 5, 5)
+    assert (layers.model, layers.data) == (train.model, train.data)
+
+
+def test_every_metric_goes_by_its_name():
+    names = (*DEFAULT_METRICS, "gauss_newton_difference", "first_order", "hessian")
+    assert [make_metric(name).name for name in names] == list(names)

@@ -1,0 +1,210 @@
+"""The measured outcome against the network written out by hand, in NumPy."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from jmpq.data.batches import Batch
+from jmpq.deploy.measure import Evaluator, bits_of
+from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.spec import QuantizerSpec
+from tests import helpers
+
+W_BITS, A_BITS = (2, 3, 8), (3, 8)
+EXAMPLES = 11
+MIXED = ((2, 8, 3, 32), (8, 3, 32, 8))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return helpers.residual_cnn(3)
+
+
+@pytest.fixture(scope="module")
+def quantizers(network):
+    inputs, _ = helpers.images(5, EXAMPLES)
+    weights = QuantizerSpec(clipping="minmax")
+    activations = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+    return Quantizers(
+        weights=calibrate_weights(network, weights, W_BITS),
+        activations=calibrate_activations(
+            network, activations, A_BITS, [inputs], key=jax.random.key(0)
+        ),
+    )
+
+
+def data(size, dtype=np.float64, garbage=0.0):
+    """Batches of one size; the last is padded with `garbage` of weight zero."""
+    inputs, labels = (np.asarray(x) for x in helpers.images(5, EXAMPLES))
+    for start in range(0, EXAMPLES, size):
+        x, y = inputs[start : start + size], labels[start : start + size]
+        missing = size - len(x)
+        yield Batch(
+            np.concatenate([x, np.full((missing, 5, 5, 2), garbage)]).astype(dtype),
+            np.concatenate([y, np.zeros(missing, int)]).astype(np.int32),
+            np.concatenate([np.ones(len(x)), np.zeros(missing)]).astype(np.float32),
+        )
+
+
+def measure(network, quantizers, w_bits, a_bits, size=EXAMPLES, garbage=0.0, **options):
+    evaluator = Evaluator(network, quantizers, lambda: data(size, garbage=garbage), **options)
+    return evaluator(np.array(w_bits), np.array(a_bits))
+
+
+def logits_by_hand(network, quantizers, w_bits, a_bits):
+    """Quantize with the calibrated scales, layer by layer, and add the input's changes."""
+    inputs, labels = helpers.images(5, EXAMPLES)
+    kernels, shifts = [], [jnp.zeros(())] * 4
+    for i, kernel in enumerate(np.asarray(k) for k in network.kernels()):
+        if w_bits[i] != 32:
+            scale = np.asarray(quantizers.weights.scale[i])[W_BITS.index(w_bits[i])]
+            top = 2 ** (w_bits[i] - 1) - 1
+            kernel = scale * np.clip(np.round(kernel / scale), -top, top)  # last axis: output
+        kernels.append(jnp.asarray(kernel))
+    for i in range(4):  # later inputs depend on earlier changes
+        x = np.asarray(helpers.manual_logits(network, kernels, shifts, inputs)[1][i])
+        if a_bits[i] != 32:
+            at = A_BITS.index(a_bits[i])
+            scale = float(quantizers.activations.scale[i][at, 0])
+            zero = float(quantizers.activations.zero_point[i][at, 0])
+            codes = np.clip(np.round(x / scale) + zero, 0, 2 ** a_bits[i] - 1)
+            shifts = [*shifts[:i], jnp.asarray(scale * (codes - zero) - x), *shifts[i + 1 :]]
+    logits, _ = helpers.manual_logits(network, kernels, shifts, inputs)
+    return np.asarray(logits), np.asarray(labels)
+
+
+def sem(values):
+    return np.sqrt(np.sum((values - values.mean()) ** 2) / (len(values) - 1) / len(values))
+
+
+@pytest.mark.parametrize("bits", [MIXED, ((2,) * 4, (3,) * 4), ((3,) * 4, (32,) * 4)])
+def test_outcome_is_that_of_the_network_by_hand(network, quantizers, bits):
+    q, labels = logits_by_hand(network, quantizers, *bits)
+    z, _ = logits_by_hand(network, quantizers, (32,) * 4, (32,) * 4)
+    log_q, log_p = scipy.special.log_softmax(q, axis=1), scipy.special.log_softmax(z, axis=1)
+    rows = np.arange(EXAMPLES)
+    loss, before = -log_q[rows, labels], -log_p[rows, labels]
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    correct = (q.argmax(1) == labels).astype(float)
+    (got,) = measure(network, quantizers, [bits[0]], [bits[1]])
+    assert got.examples == EXAMPLES
+    pairs = {
+        "loss": loss.mean(),
+        "loss_sem": sem(loss),
+        "increase": loss.mean() - before.mean(),
+        "increase_sem": sem(loss - before),
+        "kl": kl.mean(),
+        "kl_sem": sem(kl),
+        "top1": correct.mean(),
+        "top1_sem": sem(correct),
+        "agreement": (q.argmax(1) == z.argmax(1)).mean(),
+    }
+    for name, want in pairs.items():
+        np.testing.assert_allclose(
+            getattr(got, name), want, rtol=1e-9, atol=1e-13, err_msg=name
+        )
+
+
+def test_float_outcome_loses_nothing(network, quantizers):
+    z, labels = logits_by_hand(network, quantizers, (32,) * 4, (32,) * 4)
+    loss = -scipy.special.log_softmax(z, axis=1)[np.arange(EXAMPLES), labels]
+    got = Evaluator(network, quantizers, lambda: data(4)).float_outcome()
+    np.testing.assert_allclose((got.loss, got.loss_sem), (loss.mean(), sem(loss)), rtol=1e-10)
+    assert (got.increase, got.increase_sem, got.kl, got.agreement) == (0, 0, 0, 1)
+    assert got.top1 == (z.argmax(1) == labels).mean()
+    (unquantized,) = measure(network, quantizers, [[32] * 4], [[32] * 4])
+    np.testing.assert_allclose(unquantized.loss, got.loss, rtol=1e-12)
+    np.testing.assert_allclose((unquantized.increase, unquantized.kl), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "garbage"), [(4, 0.0), (4, 1e3), (64, np.nan), (1, 0.0)])
+def test_batch_size_and_padding_do_not_matter(network, quantizers, size, garbage):
+    (want,) = measure(network, quantizers, [MIXED[0]], [MIXED[1]])
+    (got,) = measure(network, quantizers, [MIXED[0]], [MIXED[1]], size, garbage)
+    assert got.examples == want.examples
+    for name, value in want.to_json().items():
+        np.testing.assert_allclose(getattr(got, name), value, rtol=1e-9, atol=1e-13)
+
+
+def random_bits(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.choice([*W_BITS, 32], (count, 4)), rng.choice([*A_BITS, 32], (count, 4))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 20])
+def test_allocations_per_call_do_not_matter(network, quantizers, chunk):
+    bits = random_bits(5)
+    want = measure(network, quantizers, *bits, candidates_per_call=2)
+    calls = []
+    evaluator = Evaluator(network, quantizers, lambda: data(6), candidates_per_call=chunk)
+    got = evaluator(*bits, done=lambda index, outcome: calls.append((index, outcome)))
+    assert calls == list(enumerate(got))
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(
+            list(one.to_json().values()), list(other.to_json().values()), rtol=1e-9, atol=1e-13
+        )
+
+
+def test_fifty_allocations_compile_once(network, quantizers):
+    traces = []
+
+    def loss(logits, label):
+        traces.append(None)
+        return jax.nn.logsumexp(logits) - logits[label]
+
+    evaluator = Evaluator(network, quantizers, lambda: data(4), loss=loss)
+    evaluator.float_outcome()
+    evaluator(*random_bits(1))
+    before = len(traces)
+    outcomes = evaluator(*random_bits(50, seed=1))
+    assert len(traces) == before
+    assert len({outcome.loss for outcome in outcomes}) > 40
+
+
+def test_bits_that_were_not_calibrated_are_refused_by_layer(network, quantizers):
+    evaluator = Evaluator(network, quantizers, lambda: data(4))
+    with pytest.raises(ValueError, match="'conv1': weight bits 5 were not calibrated"):
+        evaluator(np.array([[2, 5, 2, 2]]), np.array([[8] * 4]))
+    with pytest.raises(ValueError, match="'head': activation bits 2 were not calibrated"):
+        evaluator(np.array([[2] * 4, [2] * 4]), np.array([[8] * 4, [8, 8, 8, 2]]))
+
+
+def test_no_allocations_are_no_work(network, quantizers):
+    def nothing():
+        raise AssertionError("read data")
+
+    assert Evaluator(network, quantizers, nothing)(*bits_of(network, [])) == []
+
+
+def test_a_destroyed_network_is_none_in_json(network, quantizers):
+    huge = jax.tree.map(lambda x: x * 1e200, network.params)
+    destroyed = dataclasses.replace(network, params=huge)
+    evaluator = Evaluator(destroyed, quantizers, lambda: data(4))
+    (got,) = evaluator(np.array([[32] * 4]), np.array([[32] * 4]))
+    record = json.loads(json.dumps(got.to_json(), allow_nan=False))
+    assert record["loss"] is None
+    assert record["increase"] is None
+    assert record["examples"] == EXAMPLES
+
+
+def test_one_example_has_no_standard_error(network, quantizers):
+    one = [Batch(*(np.asarray(x)[:1] for x in next(data(1))))]
+    (got,) = Evaluator(network, quantizers, lambda: iter(one))(*random_bits(1))
+    assert got.examples == 1
+    assert np.isnan(got.loss_sem)
+    assert got.to_json()["loss_sem"] is None
+
+
+def test_bits_by_layer_of_allocations_by_name(network):
+    w_bits, a_bits = bits_of(network, [{"head": (4, 8), "stem": (2, 32)}, {}])
+    assert w_bits.tolist() == [[2, 32, 32, 4], [32] * 4]
+    assert a_bits.tolist() == [[32, 32, 32, 8], [32] * 4]
+    with pytest.raises(
+        ValueError, match=r"layer 'body', which the network does not have.*stem"
+    ):
+        bits_of(network, [{"body": (4, 8)}])
