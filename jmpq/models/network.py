@@ -15,6 +15,7 @@ from flax import errors as flax_errors
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.models.layers import Layer
+from jmpq.models.paths import leaf_paths
 from jmpq.models.tap import Op, Site, Tap
 
 # Names of a kernel inside its layer: left out of the layer's name.
@@ -283,12 +284,6 @@ class Network:
             a for a in range(len(self.layers[layer].kernel_shape)) if a not in (*out, *inputs)
         ]
         return [*out, *inputs, *rest]
-
-
-def leaf_paths(tree: PyTree) -> list[str]:
-    """'/'-joined paths of the leaves of a pytree."""
-    flat = jax.tree_util.tree_leaves_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
 
 
 def layer_names(kernels: Sequence[str]) -> list[str]:

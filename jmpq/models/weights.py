@@ -14,6 +14,7 @@ import safetensors.numpy
 from jaxtyping import PyTree
 
 from jmpq.files import atomic_file
+from jmpq.models.paths import leaf_paths
 from jmpq.models.resnet import ResNetCIFAR
 
 SCHEMA, VERSION = "jmpq/weights", 1
@@ -172,8 +173,7 @@ def weights_sha256(tree: PyTree) -> str:
     The same on every machine and JAX version; independent of the order of dict keys.
     """
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
+    named = zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
     for name, leaf in sorted(named, key=lambda item: item[0]):
         array = np.asarray(leaf)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -1,0 +1,128 @@
+"""Traces: exact cases first, then within five standard errors of the dense Hessian."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmpq.curvature.ggn import ggn_product
+from jmpq.curvature.ggn_trace import ggn_block_traces
+from jmpq.curvature.hutchpp import hutch_plus_plus
+from jmpq.curvature.hvp import hessian
+from jmpq.curvature.trace import block_traces, trace
+from jmpq.training.losses import cross_entropy
+from tests.curvature.helpers import dense_hessian, quadratic, tiny_mlp
+
+KEY = jax.random.key(0)
+
+
+def diagonal():
+    weights = {"a": jnp.arange(1.0, 4.0), "b": jnp.array([[-2.0, 5.0]])}
+    loss = lambda p: sum(0.5 * (weights[k] * p[k] ** 2).sum() for k in p)  # noqa: E731
+    return hessian(loss), weights
+
+
+def test_traces_are_exact_where_the_hessian_is_diagonal():
+    product, params = diagonal()
+    got = block_traces(product, params, key=KEY, max_probes=3)
+    np.testing.assert_allclose([got.value["a"], got.value["b"]], [6.0, 3.0])
+    np.testing.assert_allclose([got.sem["a"], got.sem["b"]], 0.0, atol=1e-12)
+    whole = trace(product, params, key=KEY, max_probes=100, tolerance=1e-6)
+    assert (whole.value, whole.sem, whole.probes, whole.products) == (9.0, 0.0, 8, 8)
+    assert np.isnan(trace(product, params, key=KEY, max_probes=1).sem)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_traces_are_within_five_standard_errors(seed):
+    _, loss, params, _ = tiny_mlp(seed)
+    product, key = hessian(loss), jax.random.key(seed)
+    got = block_traces(product, params, key=key, max_probes=200)
+    matrix = dense_hessian(loss, params)
+    start = 0
+    for name in params:  # the order of ravel_pytree
+        size = params[name].size
+        want = np.trace(matrix[start : start + size, start : start + size])
+        start += size
+        assert abs(got.value[name] - want) < 5 * got.sem[name]
+    whole = trace(product, params, key=key, max_probes=200)
+    assert abs(whole.value - np.trace(matrix)) < 5 * whole.sem
+    # Same probes: the parts add up to the whole; its error is not the sum of theirs.
+    assert whole.value == pytest.approx(sum(got.value.values()), rel=1e-12)
+    again = block_traces(product, params, key=key, max_probes=200)
+    assert again.value == got.value
+
+
+def test_probes_stop_at_the_tolerance_in_every_block():
+    _, loss, params, _ = tiny_mlp(1)
+    product = hessian(loss)
+    got = block_traces(product, params, key=KEY, max_probes=2000, tolerance=0.2)
+    assert 8 <= got.probes < 2000
+    assert all(got.sem[k] <= 0.2 * abs(got.value[k]) for k in params)
+    same = block_traces(product, params, key=KEY, max_probes=got.probes)
+    assert same.value == got.value  # more probes repeat the first ones
+
+
+def test_float32_traces():
+    product, params, matrix = quadratic(np.arange(12.0), dtype=jnp.float32)
+    got = trace(product, params, key=KEY, max_probes=50)
+    assert abs(got.value - np.trace(matrix)) < 5 * got.sem
+    plus = hutch_plus_plus(product, params, key=KEY, max_products=50, rank=12)
+    np.testing.assert_allclose(plus.value, 66, rtol=1e-5)
+
+
+def test_trace_errors():
+    product, params = diagonal()
+    with pytest.raises(ValueError, match="at least one probe"):
+        block_traces(product, params, key=KEY, max_probes=0)
+    with pytest.raises(ValueError, match="not finite"):
+        trace(lambda _, v: jax.tree.map(lambda x: x * jnp.nan, v), params, key=KEY)
+    with pytest.raises(ValueError, match="leave no probe"):
+        hutch_plus_plus(product, params, key=KEY, max_products=4, rank=2)
+    with pytest.raises(ValueError, match="leave no probe"):
+        hutch_plus_plus(product, params, key=KEY, max_products=2)
+
+
+def test_hutch_plus_plus_is_exact_at_full_sketch_and_at_low_rank():
+    product, params, matrix = quadratic(np.linspace(-3, 5, 12))
+    got = hutch_plus_plus(product, params, key=KEY, max_products=24, rank=12)
+    np.testing.assert_allclose(got.value, np.trace(matrix), rtol=1e-10)
+    assert (got.sem, got.products) == (0.0, 24)
+    product, params, _ = quadratic([0.0] * 57 + [-1.0, 4.0, 8.0])
+    got = hutch_plus_plus(product, params, key=KEY, max_products=30)
+    np.testing.assert_allclose(got.value, 11, rtol=1e-10)
+    assert got.sem < 1e-10
+    assert got.products == 30
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_hutch_plus_plus_is_within_five_standard_errors_and_sharper(seed):
+    decaying = 100.0 / np.arange(1, 61) ** 2
+    product, params, matrix = quadratic(decaying, seed=seed)
+    key = jax.random.key(seed)
+    got = hutch_plus_plus(product, params, key=key, max_products=60)
+    assert abs(got.value - np.trace(matrix)) < 5 * got.sem
+    assert got.sem < trace(product, params, key=key, max_probes=60).sem / 5
+    assert got.value == hutch_plus_plus(product, params, key=key, max_products=60).value
+    early = hutch_plus_plus(product, params, key=key, max_products=60, tolerance=0.05)
+    assert early.products < 60
+    assert early.sem <= 0.05 * early.value
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_gauss_newton_traces_are_the_dense_blocks(seed):
+    logits, _, params, labels = tiny_mlp(seed)
+    x = jax.random.normal(jax.random.split(jax.random.key(seed), 4)[3], (5, 2))
+    of_inputs = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] + p["c"][None]  # noqa: E731
+    np.testing.assert_array_equal(of_inputs(params, x), logits(params))
+    got = ggn_block_traces(of_inputs, cross_entropy, params, x, labels)
+    product = functools.partial(ggn_product, logits, cross_entropy, labels, params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for name, leaf in params.items():
+        unit = jnp.eye(leaf.size).reshape(-1, *leaf.shape)
+        column = jax.jit(jax.vmap(lambda e, n=name: product(zero | {n: e})[n]))(unit)
+        want = jnp.trace(column.reshape(leaf.size, -1))
+        np.testing.assert_allclose(got[name].mean(), want, rtol=1e-10)
+        assert got[name].shape == (5,)
+        assert (got[name] > 0).all()
