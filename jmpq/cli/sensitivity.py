@@ -21,8 +21,14 @@ MetricName = Literal[
     "empirical_fisher",
     "first_order",
     "hessian",
+    "output_fisher",
     "hawq_trace",
     "squared_error",
+    "measured_loss",
+    "measured_kl",
+    "measured_pairs_loss",
+    "measured_pairs_kl",
+    "path_attribution",
 ]
 DEFAULT_METRICS: tuple[MetricName, ...] = (
     "gauss_newton",
@@ -154,6 +160,9 @@ class Sensitivity:
 def make_metric(name: MetricName, *, probes: int = 1) -> "Metric":
     """A metric by its name."""
     from jmpq.sensitivity.hawq import HawqTrace
+    from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
+    from jmpq.sensitivity.output_fisher import OutputFisher
+    from jmpq.sensitivity.path import PathAttribution
     from jmpq.sensitivity.squared_error import SquaredError
     from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, FirstOrder, GaussNewton
 
@@ -172,3 +181,15 @@ def make_metric(name: MetricName, *, probes: int = 1) -> "Metric":
             return HawqTrace(num_probes=probes)
         case "squared_error":
             return SquaredError()
+        case "output_fisher":
+            return OutputFisher()
+        case "measured_loss":
+            return MeasuredSingle(kind="loss")
+        case "measured_kl":
+            return MeasuredSingle(kind="kl")
+        case "measured_pairs_loss":
+            return MeasuredPairs(kind="loss")
+        case "measured_pairs_kl":
+            return MeasuredPairs(kind="kl")
+        case "path_attribution":
+            return PathAttribution()

@@ -59,6 +59,12 @@ NAMES = {
     "empirical_fisher": "empirical Fisher",
     "hawq_trace": "HAWQ-V2 trace",
     "squared_error": "squared error",
+    "output_fisher": "output Fisher",
+    "measured_loss": "measured loss",
+    "measured_kl": "measured KL",
+    "measured_pairs_loss": "measured pairs, loss",
+    "measured_pairs_kl": "measured pairs, KL",
+    "path_attribution": "path attribution",
     "hessian": "exact Hessian",
     "first_order": "first order",
 }

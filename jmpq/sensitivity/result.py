@@ -77,10 +77,12 @@ class Sensitivity:
         spread = np.square(self._batches - self.losses)
         return np.sqrt(np.tensordot(np.square(weights), spread, 1) * count / (count - 1))
 
-    @property
+    @functools.cached_property
     def has_interactions(self) -> bool:
-        """Whether the metric knows cross-layer terms."""
-        return self.second.ndim == 2
+        """Whether the metric knows cross-layer terms: any that is not zero."""
+        layers = np.array([move.layer for move in self.moves])
+        across = layers[:, None] != layers[None, :]
+        return self.second.ndim == 2 and bool(np.any(self.second[across]))
 
     @functools.cached_property
     def members(self) -> Float[np.ndarray, "layers choices moves"]:

@@ -1,0 +1,312 @@
+"""Superposed logits: joint allocations predicted by the loss of added logit changes."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+from jmpq.files import atomic_file
+from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.result import Move, choice_members
+from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
+
+SCHEMA, VERSION = "jmpq/superposed", 1
+MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
+WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Superposed:
+    """Predicts any joint allocation as loss(z + Σ u): the true loss on added logit changes.
+
+    u_m = z(δ_m) − z is the change of the logits when one move is made in full, with its own
+    nonlinearity. Exact for a single move; the second-order expansion is the Gauss-Newton
+    quadratic form by difference. Two moves of one layer, weight and input, are added like
+    those of different layers: their product term is left out.
+
+    Attributes:
+        layers: Layer names.
+        choices: Candidate choices, the same for every layer.
+        moves: The moves behind the choices.
+        logits: z, float logits ``[examples, classes]``.
+        changes: u ``[examples, moves, classes]``.
+        targets: One per example.
+        provenance: Hashes, seeds, versions.
+
+    Raises:
+        ValueError: If shapes do not fit, or a choice has bits that no move makes.
+    """
+
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    moves: tuple[Move, ...]
+    logits: Float[np.ndarray, "_ _"]
+    changes: Float[np.ndarray, "_ _ _"]
+    targets: Shaped[np.ndarray, "..."]
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (examples, classes), count = self.logits.shape, len(self.moves)
+        want = (examples, count, classes)
+        if self.changes.shape != want or self.targets.shape[:1] != (examples,):
+            raise ValueError(
+                f"`changes` must be [examples, moves, classes] = {want} and `targets` hold one "
+                f"per example; got {self.changes.shape} and {self.targets.shape}."
+            )
+        _check_choices(self.layers, self.choices, self.moves)
+
+    @classmethod
+    def measure(
+        cls,
+        moves: MoveNetwork,
+        batches: Sequence[tuple[PyTree, Any]],
+        choices: Sequence[Choice],
+        *,
+        memory_bytes: int = 2**32,
+        provenance: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> "Superposed":
+        """Make every move alone, batch by batch: one forward pass a move, and one more.
+
+        Args:
+            moves: Network and quantizers.
+            batches: (inputs, targets) of the calibration examples.
+            choices: Candidates of every layer.
+            memory_bytes: Most that the changes may take on the host (`changes_bytes`).
+            provenance: What identifies network, data and quantizers.
+            progress: Called with (finished batches, all batches).
+
+        Raises:
+            ValueError: If there is nothing to measure, the changes exceed the memory, a
+                choice has bits that were not calibrated, or a change is not finite.
+        """
+        if not batches or not moves.moves:
+            raise ValueError(
+                f"Nothing to measure: {len(batches)} batches, {len(moves.moves)} moves. Give "
+                "calibration examples and candidate bits below 32."
+            )
+        layers = tuple(layer.name for layer in moves.network.layers)
+        _check_choices(layers, choices, moves.moves)
+        targets = [np.asarray(t) for _, t in batches]
+        examples = sum(len(t) for t in targets)
+        struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
+        shape = (len(moves.moves), examples, struct.shape[1])
+        if (need := changes_bytes(*shape, itemsize=struct.dtype.itemsize)) > memory_bytes:
+            raise ValueError(
+                f"The logit changes of {shape[0]} moves, {examples} examples and {shape[2]} "
+                f"classes take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
+                "examples or candidates, or raise the limit."
+            )
+        z = np.empty(shape[1:], struct.dtype)
+        u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
+        done = 0
+        progress(0, len(batches))
+        for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
+            here = slice(done, done + len(t))
+            found, changes = _changes(moves, inputs)
+            z[here], u[:, here] = np.asarray(found), np.moveaxis(np.asarray(changes), 1, 0)
+            _check_finite(moves.moves, u[:, here])
+            done += len(t)
+            progress(n + 1, len(batches))
+        return cls(
+            layers=layers,
+            choices=tuple(choices),
+            moves=moves.moves,
+            logits=z,
+            changes=np.moveaxis(u, 0, 1),
+            targets=np.concatenate(targets),
+            provenance=dict(provenance or {}),
+        )
+
+    def predict(
+        self,
+        choice: Int[np.ndarray, "allocations layers"],
+        kind: Literal["kl", "loss"] = "kl",
+        *,
+        loss: ExampleLoss = cross_entropy,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> Float[np.ndarray, " allocations"]:
+        """Predicted increase of joint allocations, mean nats per example.
+
+        Args:
+            choice: Columns of `choices`, one per layer.
+            kind: ``kl``, KL(p_float ‖ p_quantized), or the increase of the ``loss``.
+            loss: Loss of one example.
+            memory_bytes: Limit of a chunk's working memory; allocations are predicted in
+                chunks of `allocations_per_chunk`.
+
+        Raises:
+            ValueError: If `choice` is no table of allocations, or one allocation alone
+                exceeds the memory.
+        """
+        choice = np.asarray(choice)
+        if choice.ndim != 2 or choice.shape[1] != len(self.layers):
+            raise ValueError(
+                f"`choice` must be [allocations, {len(self.layers)} layers]; got "
+                f"{choice.shape}."
+            )
+        if choice.size and not (choice.min() >= 0 and choice.max() < len(self.choices)):
+            raise ValueError(
+                f"`choice` holds columns {choice.min()} to {choice.max()}; there are choices 0 "
+                f"to {len(self.choices) - 1}."
+            )
+        most = self.allocations_per_chunk(memory_bytes)
+        size = min(most, 1 << max(len(choice) - 1, 0).bit_length())  # few sizes: few programs
+        found = []
+        for start in range(0, len(choice), size):
+            chunk = choice[start : start + size]
+            made = self._members[np.arange(len(self.layers)), chunk].sum(axis=1)
+            made = np.pad(made, ((0, size - len(chunk)), (0, 0)))
+            increases = _increases(kind, loss, made, *self._on_device)
+            found.append(np.asarray(increases, np.float64)[: len(chunk)].mean(axis=1))
+        return np.concatenate(found) if found else np.zeros(0)
+
+    def allocations_per_chunk(self, memory_bytes: int = MEMORY_BYTES) -> int:
+        """How many allocations are predicted at once within `memory_bytes`.
+
+        Estimated at `WORKING_COPIES` arrays of the logits' size for each; the changes
+        themselves, held twice (host and device), are not counted.
+
+        Raises:
+            ValueError: If there is no room for one.
+        """
+        each = WORKING_COPIES * self.logits.size * self.logits.itemsize
+        if memory_bytes < each:
+            raise ValueError(
+                f"One allocation takes about {each} bytes, more than "
+                f"memory_bytes={memory_bytes}. Raise the limit or use fewer examples."
+            )
+        return memory_bytes // each
+
+    @functools.cached_property
+    def _members(self) -> Float[np.ndarray, "layers choices moves"]:
+        members = choice_members(self.layers, self.choices, self.moves)
+        return members.astype(self.changes.dtype)
+
+    @functools.cached_property
+    def _on_device(self) -> tuple[Array, Array, Array]:
+        """Changes as a matrix [moves, examples·classes], z, targets."""
+        by_move = np.moveaxis(self.changes, 1, 0).reshape(len(self.moves), -1)
+        return jnp.asarray(by_move), jnp.asarray(self.logits), jnp.asarray(self.targets)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write one npz file, whole or not at all."""
+        header = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "layers": self.layers,
+            "choices": [choice.label for choice in self.choices],
+            "moves": self.moves,
+            "provenance": self.provenance,
+        }
+        by_move = np.moveaxis(self.changes, 1, 0)
+        with atomic_file(path) as file:
+            np.savez(
+                file,
+                header=np.array(json.dumps(header)),
+                logits=self.logits,
+                changes_by_move=by_move,
+                targets=self.targets,
+            )
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Superposed":
+        """Read what `save` wrote: no data, no network needed.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not one of superposed logits of this version.
+        """
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"{path} not found: measure the logit changes first.")
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                header = json.loads(str(stored["header"]))
+                arrays = {k: stored[k] for k in ("logits", "changes_by_move", "targets")}
+            got = header["schema"], header["version"]
+        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} is no file of superposed logits; measure the logit changes again."
+            ) from error
+        if got != (SCHEMA, VERSION):
+            raise ValueError(
+                f"{path} holds {got[0]} version {got[1]}; this jmpq reads {SCHEMA} version "
+                f"{VERSION}. Measure the logit changes again."
+            )
+        return cls(
+            layers=tuple(header["layers"]),
+            choices=tuple(Choice.parse(label) for label in header["choices"]),
+            moves=tuple(Move(*move) for move in header["moves"]),
+            logits=arrays["logits"],
+            changes=np.moveaxis(arrays["changes_by_move"], 0, 1),
+            targets=arrays["targets"],
+            provenance=header["provenance"],
+        )
+
+
+def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:
+    """Bytes that the logit changes take; `Superposed` holds them twice when it predicts.
+
+    >>> changes_bytes(moves=140, examples=256, classes=10)
+    1433600
+    """
+    return moves * examples * classes * itemsize
+
+
+@jax.jit
+def _changes(moves: MoveNetwork, inputs: PyTree) -> tuple[Array, Array]:
+    return moves.changes_by_difference(inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _increases(
+    kind: Literal["kl", "loss"],
+    loss: ExampleLoss,
+    made: Float[Array, "allocations moves"],
+    by_move: Float[Array, "moves values"],
+    z: Float[Array, "examples classes"],
+    targets: Array,
+) -> Float[Array, "allocations examples"]:
+    q = z[None] + (made @ by_move).reshape(-1, *z.shape)
+    if kind == "kl":
+        return jax.vmap(jax.vmap(kl_divergence), (0, None))(q, z)
+    return jax.vmap(jax.vmap(loss), (0, None))(q, targets) - jax.vmap(loss)(z, targets)[None]
+
+
+def _check_choices(
+    layers: Sequence[str], choices: Sequence[Choice], moves: Sequence[Move]
+) -> None:
+    """Every choice's bits are moves; a layer without input moves at all (embedding) may be."""
+    weights = {(move.layer, move.bits) for move in moves if move.kind == "w"}
+    inputs = {move.bits for move in moves if move.kind == "a"}
+    for choice in choices:
+        lacking = [x for x in layers if (x, choice.w_bits) not in weights]
+        if choice.w_bits != FLOAT_BITS and lacking:
+            raise ValueError(
+                f"Choice {choice.label}: layer {lacking[0]!r} has no move to "
+                f"{choice.w_bits}-bit weights. Calibrate these bits, or leave out the choice."
+            )
+        if choice.a_bits not in (*inputs, FLOAT_BITS):
+            raise ValueError(
+                f"Choice {choice.label}: no layer has a move to {choice.a_bits}-bit "
+                "activations. Calibrate these bits, or leave out the choice."
+            )
+
+
+def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves _ _"]) -> None:
+    bad = ~np.isfinite(changes).all(axis=(1, 2))
+    if bad.any():
+        move = moves[int(np.argmax(bad))]
+        raise ValueError(
+            f"The logits are NaN or infinite when layer {move.layer!r} is at {move.kind}"
+            f"{move.bits}. Check this layer's weights and inputs for huge values."
+        )

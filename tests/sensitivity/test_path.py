@@ -1,0 +1,116 @@
+"""Path attribution against gradients of a network written out by hand; saturation."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.sensitivity.path import PathAttribution, path_attribution, saturate, unsaturate
+from tests.sensitivity.dense import Dense
+
+W2, W4, A3, A8 = (list(range(k, 16, 4)) for k in range(4))  # each layer has w2 w4 a3 a8
+
+
+class Smooth(Dense):
+    """`Dense` with its mean loss and gradient compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = jax.jit(lambda w: self.losses(w).mean())
+        self.slope = jax.jit(jax.grad(self.mean))
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return Smooth()
+
+
+def shares(dense, made, points):
+    """φ by hand: gradients on the straight path to all of `made`."""
+    total = dense.deltas[made].sum(axis=0)
+    times = (np.arange(points) + 0.5) / points
+    slopes = [np.asarray(dense.slope(dense.point + t * total)) for t in times]
+    found = np.zeros(16)
+    found[made] = dense.deltas[made] @ np.mean(slopes, axis=0)
+    return found
+
+
+@pytest.mark.parametrize("points", [1, 2])
+def test_shares_are_gradients_along_the_path_of_each_bit_width(dense, points):
+    got = dense.analyse(PathAttribution(points=points))
+    want = sum(shares(dense, made, points) for made in (W2, W4, A3, A8))
+    np.testing.assert_allclose(got.first, want, rtol=1e-8, atol=1e-14)
+    np.testing.assert_array_equal(got.second, 0)
+    np.testing.assert_allclose(got.losses, got.members @ want, rtol=1e-8, atol=1e-14)
+
+
+def test_bit_width_of_weights_and_activations_is_one_path(dense):
+    """Activations that are called 2 bits: W2 and A2 then share their path."""
+    activations = dense.quantizers.activations
+    renamed = Quantizers(
+        weights=dense.quantizers.weights,
+        activations=type(activations)(
+            **{k: getattr(activations, k) for k in ("spec", "scale", "zero_point")},
+            bits=(2, 4),
+        ),
+    )
+    moves = type(dense.moves)(network=dense.network, quantizers=renamed)
+    args = (dense.inputs, dense.labels)
+    got = PathAttribution()(moves, *args, jax.random.key(0)).first
+    want = sum(path_attribution(moves, np.full(4, b), np.full(4, b), *args) for b in (2, 4))
+    np.testing.assert_allclose(got, want, rtol=1e-10)
+    apart = path_attribution(moves, np.full(4, 2), np.full(4, 32), *args)
+    assert np.abs(apart - want)[W2].max() > 1e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("made", [W2, W2 + A3, [0, 6, 9, 14]])
+def test_shares_add_up_to_the_damage_with_error_as_one_over_points_squared(dense, made):
+    w_bits, a_bits = dense.moves.allocation_bits(made)
+    damage = dense.mean(dense.point + dense.deltas[made].sum(axis=0)) - dense.mean(dense.point)
+    errors = []
+    for points in (16, 32):
+        got = path_attribution(
+            dense.moves, w_bits, a_bits, dense.inputs, dense.labels, points=points
+        )
+        np.testing.assert_allclose(got, shares(dense, made, points), rtol=1e-8, atol=1e-14)
+        errors.append(abs(got.sum() - damage))
+    assert errors[1] < 1e-3 * abs(damage)
+    np.testing.assert_allclose(errors[0] / errors[1], 4, rtol=0.15)
+
+
+def test_path_of_no_move_and_unknown_bits(dense):
+    args = (dense.inputs, dense.labels)
+    none = path_attribution(dense.moves, np.full(4, 32), np.full(4, 32), *args)
+    np.testing.assert_array_equal(none, 0)
+    with pytest.raises(ValueError, match="'stem': weight bits 5 were not calibrated"):
+        path_attribution(dense.moves, np.full(4, 5), np.full(4, 32), *args)
+    for call in (
+        lambda: PathAttribution(points=0),
+        lambda: path_attribution(dense.moves, np.full(4, 2), np.full(4, 3), *args, points=0),
+    ):
+        with pytest.raises(ValueError, match="points=0: the path needs at least one point"):
+            call()
+
+
+def test_saturated_losses_add_up_to_the_saturating_damage():
+    c, losses = 3.0, np.array([0.2, 2.9, -0.1, 0.0])
+    b = saturate(losses, c)
+    np.testing.assert_allclose(unsaturate(b, c), losses, rtol=1e-12, atol=1e-15)
+    for made in itertools.product([False, True], repeat=4):
+        kept = np.array(made)
+        want = c * (1 - np.prod(1 - losses[kept] / c))
+        np.testing.assert_allclose(unsaturate(b[kept].sum(), c), want, atol=1e-12)
+    np.testing.assert_allclose(saturate(losses, 1e9), losses / 1e9, rtol=1e-6)
+
+
+def test_saturation_refuses_what_has_no_share():
+    with pytest.raises(ValueError, match="increase, 2, is not below the greatest damage c=2"):
+        saturate(np.array([1.0, 2.0]), 2.0)
+    with pytest.raises(ValueError, match="increase, nan, is not below"):
+        saturate(np.array([np.nan]), 2.0)
+    for function in (saturate, unsaturate):
+        for c in (0.0, -1.0, np.nan, np.inf):
+            with pytest.raises(ValueError, match="is no greatest damage: expected a positive"):
+                function(np.array([0.1]), c)
