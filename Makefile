@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 
 ## all tests but the slow ones
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 ## format, lint, types
 lint: $(VENV)/installed

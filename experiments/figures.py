@@ -18,9 +18,19 @@ from jmpq.report.style import metric_name, write_svg
 
 HERE = pathlib.Path(__file__).parent
 README = HERE.parent / "README.md"
+COMPARED = (
+    "gauss_newton",
+    "gauss_newton_full",
+    "gauss_newton_difference",
+    "gauss_newton_difference_full",
+    "empirical_fisher",
+    "hawq_trace",
+)
 SOURCES = {
-    "heldout": "calibrated on 1,024 test images set aside, accuracy on the other 8,976",
-    "train": "calibrated on 1,024 training images, accuracy on all 10,000 test images",
+    "heldout": "Calibrated on {calibration:,} test images set aside, accuracy on the other "
+    "{evaluation:,}",
+    "train": "Calibrated on {calibration:,} training images, accuracy on all {evaluation:,} "
+    "test images",
 }
 
 
@@ -28,9 +38,6 @@ def resnet20_figures(result: dict[str, Any]) -> dict[str, str]:
     """SVG text of F1, F6 and F10 for each source of calibration examples."""
     drawn = {}
     for source, run in result["runs"].items():
-        relative = [
-            k for k, s in run["sensitivities"].items() if s["unit"] != "nats per example"
-        ]
         evaluation = {
             **run,
             "measured": {row["name"]: row["measured"] for row in run["allocations"]},
@@ -38,10 +45,7 @@ def resnet20_figures(result: dict[str, Any]) -> dict[str, str]:
         figures = {
             "F1-bits": bits_figure(run),
             "F6-kl": prediction_figure(
-                run, evaluation, target="kl", split="calibration", relative=relative
-            ),
-            "F6-loss": prediction_figure(
-                run, evaluation, target="increase", split="calibration", relative=relative
+                run, evaluation, target="kl", split="calibration", metrics=COMPARED
             ),
             "F10-accuracy": accuracy_figure(run, evaluation),
         }
@@ -57,8 +61,9 @@ def resnet20_table(result: dict[str, Any]) -> str:
     for source, run in result["runs"].items():
         rows = {row["name"]: row for row in run["allocations"]}
         floats = run["float"]["evaluation"]
+        counts = {name: split["examples"] for name, split in run["splits"].items()}
         lines += [
-            f"**{SOURCES[source][0].upper()}{SOURCES[source][1:]}**: float top-1 "
+            f"**{SOURCES[source].format(**counts)}**: float top-1 "
             f"{100 * floats['top1']:.2f} %, loss {floats['loss']:.4f}.",
             "",
             "| allocation | predicted | loss increase | KL | top-1 % |",

@@ -13,8 +13,9 @@ Expect:  exact <= greedy in predicted loss for every metric; the order of metric
 
 import dataclasses
 import json
+import os
 import pathlib
-import platform
+import subprocess
 from typing import Any, Literal
 
 import tyro
@@ -100,7 +101,8 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     result: dict[str, Any] = {
         "experiment": "resnet20_cifar10",
         "config": dataclasses.asdict(config),
-        "machine": {"processor": platform.processor() or platform.machine()},
+        "commit": commit(),
+        "cores": os.cpu_count(),
         "runs": {},
     }
     for source in config.sources:
@@ -175,6 +177,13 @@ def collect(folder: pathlib.Path) -> dict[str, Any]:
         "layers": plan["layers"],
         "choices": plan["choices"],
     }
+
+
+def commit() -> str | None:
+    """Commit of the code that runs; None outside a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def _mean(values: list[float]) -> float | None:
