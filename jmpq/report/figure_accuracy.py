@@ -34,8 +34,9 @@ def accuracy_figure(
     Uniform allocations are labelled and those of the same activation bits joined by a
     line, random ones are a cloud, the solutions are large markers, and the solutions at
     other budgets a line per solver and metric. Dashed: the float network; dotted: the
-    plan's budget. Where the solutions and the uppermost `CLOSE` percentage points fill
-    less than half of the axis, a second row shows that part alone.
+    plan's budget. Where the solutions (but for destroyed networks) and the uppermost
+    `CLOSE` percentage points fill less than half of the axis, a second row shows that part
+    alone.
 
     Args:
         plan: The content of ``plan.json``.
@@ -53,7 +54,10 @@ def accuracy_figure(
     reference = evaluation["float"].get(split, {}).get("top1")
     values = [point["top1"] for point in points]
     top = max(values) if reference is None else max(*values, 100 * reference)
-    floor = min([top - CLOSE, *(p["top1"] - 1.0 for p in points if p["kind"] == "solution")])
+    near = [
+        p["top1"] for p in points if p["kind"] == "solution" and p["top1"] > top - 3 * CLOSE
+    ]
+    floor = min([top - CLOSE, *(x - 1.0 for x in near)])  # destroyed networks stay below
     spread = top - min(values) > 2 * (top - floor)
     with style():
         figure = new_figure(2.6 * (1 + spread) + 0.9)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from jmpq.quantizers.choice import Choice
 from jmpq.report.artifacts import Json
-from jmpq.report.measured import Comparison, Split, Target, compare, metrics_of
+from jmpq.report.measured import Comparison, Group, Split, Target, compare, metrics_of
 from jmpq.report.style import (
     NothingToDrawError,
     bit_colors,
@@ -36,6 +36,7 @@ LABELS = {
     "solution": "solutions",
     "sweep": "solutions at other budgets",
 }
+GROUPS: tuple[Group, ...] = ("single", "joint")
 
 
 def prediction_figure(
@@ -49,7 +50,8 @@ def prediction_figure(
 ) -> Figure:
     """Draw predicted against measured, a row for each metric.
 
-    Left: one layer quantized, the others not; right: joint allocations. The axes are
+    Left: one layer quantized, the others not; right: joint allocations; a column without
+    any measurement is left out. The axes are
     logarithmic, the dashed line is equality, error bars are one standard error of the
     measurement. A value ≤ 0 is drawn open on the lower or left edge; it counts in the
     rank correlation. Rank correlation and median ratio are those of `compare`.
@@ -77,18 +79,20 @@ def prediction_figure(
                 split=split,
                 relative=relative,
             )
-            for g in ("single", "joint")
+            for g in GROUPS
         ]
         for m in chosen
     ]
-    if not any(len(c.names) for pair in pairs for c in pair):
+    measured = [i for i in range(len(GROUPS)) if any(len(pair[i].names) for pair in pairs)]
+    if not measured:
         raise NothingToDrawError(f"no allocation was measured on the {split} split")
     with style():
         figure = new_figure(2.35 * len(chosen) + 0.7)
-        panels = figure.subplots(len(chosen), 2, squeeze=False)
+        panels = figure.subplots(len(chosen), len(measured), squeeze=False)
         for row, metric, pair in zip(panels, chosen, pairs, strict=True):
             colors = _single_colors(plan, pair[0])
-            for axes, comparison, group in zip(row, pair, ("single", "joint"), strict=True):
+            for axes, column in zip(row, measured, strict=True):
+                group, comparison = GROUPS[column], pair[column]
                 _draw_panel(axes, comparison, colors if group == "single" else None)
                 _scale(axes, comparison, equality=metric not in relative)
                 what = "single layers" if group == "single" else "joint allocations"
