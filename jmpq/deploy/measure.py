@@ -1,6 +1,7 @@
 """The measured outcome of allocations: loss, KL, accuracy, in one compiled program."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -50,7 +51,9 @@ class Outcome:
 
 
 class Evaluator:
-    """Measures allocations of one network; everything compiles once.
+    """Measures allocations of one network.
+
+    One compilation serves all allocations, and other examples in batches of the same size.
 
     Args:
         network: The float network.
@@ -70,35 +73,7 @@ class Evaluator:
         candidates_per_call: int = CANDIDATES_PER_CALL,
     ) -> None:
         self.network, self.quantizers, self.batches = network, quantizers, batches
-        self.candidates_per_call = candidates_per_call
-        self._float = jax.jit(lambda params, inputs: _plain(network, params, inputs))
-
-        def scores(
-            params: PyTree,
-            quantizers: Quantizers,
-            bits: Array,
-            inputs: PyTree,
-            labels: Array,
-            z: Array,
-        ) -> Array:
-            """[candidates, 4, batch]: loss, KL, correct, agrees."""
-
-            def score(bits: Int[Array, "2 layers"]) -> Float[Array, "4 batch"]:
-                q = quantized_logits(network, quantizers, bits[0], bits[1], inputs, params)
-                top = q.argmax(axis=1).astype(labels.dtype)
-                return jnp.stack(
-                    [
-                        jax.vmap(loss)(q, labels),
-                        jax.vmap(kl_divergence)(q, z),
-                        (top == labels).astype(q.dtype),
-                        (top == z.argmax(axis=1).astype(top.dtype)).astype(q.dtype),
-                    ]
-                )
-
-            return jax.lax.map(score, bits)
-
-        self._scores = jax.jit(scores)
-        self._loss = jax.jit(jax.vmap(loss))
+        self.loss, self.candidates_per_call = loss, candidates_per_call
         self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
 
     def reference(self) -> list[tuple[Array, np.ndarray, np.ndarray]]:
@@ -106,9 +81,9 @@ class Evaluator:
         if self._reference is None:
             self._reference = []
             for batch in self.batches():
-                z = self._float(self.network.params, jnp.asarray(batch.inputs))
-                losses = np.asarray(self._loss(z, jnp.asarray(batch.labels)), np.float64)
-                self._reference.append((z, losses, np.asarray(batch.weights) > 0))
+                z, losses = _float_scores(self.network, self.loss, batch.inputs, batch.labels)
+                counts = np.asarray(batch.weights) > 0
+                self._reference.append((z, np.asarray(losses, np.float64), counts))
         return self._reference
 
     def float_outcome(self) -> Outcome:
@@ -153,8 +128,8 @@ class Evaluator:
     def _chunk(self, bits: Array, count: int) -> list[Outcome]:
         rows = []
         for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
-            found = self._scores(
-                self.network.params, self.quantizers, bits, batch.inputs, batch.labels, z
+            found = _scores(
+                self.network, self.quantizers, self.loss, bits, batch.inputs, batch.labels, z
             )
             found = np.asarray(found, np.float64)[:count]
             base = np.broadcast_to(losses, (count, 1, len(losses)))
@@ -178,8 +153,40 @@ def bits_of(
     return table[..., 0], table[..., 1]
 
 
-def _plain(network: Network, params: PyTree, inputs: Array) -> Array:
-    return network.run(inputs, lambda site, layer, x, leaf, op: op(x, leaf), params)
+@functools.partial(jax.jit, static_argnums=1)
+def _float_scores(
+    network: Network, loss: ExampleLoss, inputs: PyTree, labels: Array
+) -> tuple[Float[Array, "batch classes"], Float[Array, " batch"]]:
+    """Logits and losses of the float network."""
+    z = network.run(inputs, lambda site, layer, x, leaf, op: op(x, leaf))
+    return z, jax.vmap(loss)(z, labels)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _scores(
+    network: Network,
+    quantizers: Quantizers,
+    loss: ExampleLoss,
+    bits: Int[Array, "candidates 2 layers"],
+    inputs: PyTree,
+    labels: Array,
+    z: Float[Array, "batch classes"],
+) -> Float[Array, "candidates 4 batch"]:
+    """Loss, KL, correct and agrees, of every candidate and example."""
+
+    def score(bits: Int[Array, "2 layers"]) -> Float[Array, "4 batch"]:
+        q = quantized_logits(network, quantizers, bits[0], bits[1], inputs)
+        top = q.argmax(axis=1).astype(labels.dtype)
+        return jnp.stack(
+            [
+                jax.vmap(loss)(q, labels),
+                jax.vmap(kl_divergence)(q, z),
+                (top == labels).astype(q.dtype),
+                (top == z.argmax(axis=1).astype(top.dtype)).astype(q.dtype),
+            ]
+        )
+
+    return jax.lax.map(score, bits)
 
 
 def _outcome(scores: Float[np.ndarray, "5 examples"]) -> Outcome:

@@ -162,6 +162,8 @@ def test_fifty_allocations_compile_once(network, quantizers):
     evaluator(*random_bits(1))
     before = len(traces)
     outcomes = evaluator(*random_bits(50, seed=1))
+    other = Evaluator(network, quantizers, lambda: data(4), loss=loss)  # as for another split
+    other(*random_bits(2))
     assert len(traces) == before
     assert len({outcome.loss for outcome in outcomes}) > 40
 
