@@ -22,7 +22,9 @@ MetricName = Literal[
     "first_order",
     "hessian",
     "output_fisher",
+    "hawq_eigenvalue",
     "hawq_trace",
+    "qbert",
     "squared_error",
     "measured_loss",
     "measured_kl",
@@ -66,6 +68,8 @@ class Sensitivity:
     """Examples per batch; a smaller last batch is kept."""
     probes: int = 1
     """Random probes per batch of hawq_trace."""
+    qbert_spread: float = 1.0
+    """c of qbert: mean + c · standard deviation of the eigenvalue over batches."""
     seed: int = 0
     """Of calibration examples, sampled activations and probes."""
     weights: QuantizerSpec = WEIGHTS
@@ -111,7 +115,7 @@ class Sensitivity:
         )
         found = {}
         for name in dict.fromkeys(self.metrics):
-            metric = make_metric(name, probes=self.probes)
+            metric = make_metric(name, probes=self.probes, qbert_spread=self.qbert_spread)
             start = time.perf_counter()
             with bar(f"{name:24s}", "batches") as progress:
                 found[name] = analyse(
@@ -157,8 +161,9 @@ class Sensitivity:
         return Quantizers(weights=weights, activations=activations)
 
 
-def make_metric(name: MetricName, *, probes: int = 1) -> "Metric":
+def make_metric(name: MetricName, *, probes: int = 1, qbert_spread: float = 1.0) -> "Metric":
     """A metric by its name."""
+    from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.hawq import HawqTrace
     from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
     from jmpq.sensitivity.output_fisher import OutputFisher
@@ -177,6 +182,10 @@ def make_metric(name: MetricName, *, probes: int = 1) -> "Metric":
             return FirstOrder()
         case "hessian":
             return ExactHessian()
+        case "hawq_eigenvalue":
+            return HawqEigenvalue()
+        case "qbert":
+            return QBert(spread=qbert_spread)
         case "hawq_trace":
             return HawqTrace(num_probes=probes)
         case "squared_error":
