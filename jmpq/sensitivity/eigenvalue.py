@@ -222,9 +222,9 @@ def _terms(
         layer, site = network.sites[s]
         if site.repeat > 1:
             raise ValueError(
-                f"Layer {network.layers[layer].name!r}: its input merges the batch with an "
-                "axis, so that examples have no eigenvalues of their own. Keep the batch, "
-                "quantize weights only, or use hawq_trace."
+                f"Layer {network.layers[layer].name!r}: its input merges the batch with "
+                "another axis, so that examples have no eigenvalues of their own. Keep the "
+                "batch axis, quantize weights only, or use hawq_trace."
             )
         own = jax.random.fold_in(key, len(network.layers) + s)
         values = input_eigenvalues(network, loss, inputs, targets, s, own, search)
