@@ -5,6 +5,7 @@ import math
 import shutil
 import typing
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,9 +13,13 @@ from jmpq.cli.demo import Demo
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.report import Report
+from jmpq.cli.run_folder import network_of
 from jmpq.cli.sensitivity import MetricName, Sensitivity, make_metric
 from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
+from jmpq.data.batches import batches
+from jmpq.data.splits import calibration_split
+from jmpq.sensitivity.result import load_sensitivities
 from tests.cli.command import FEW, SMALL, TINY, contents, finish, process, works
 
 LAYERS = (
@@ -216,6 +221,41 @@ def test_budgets_that_conflict_in_the_sweep_are_left_out_of_it(run):
     names = [a["name"] for a in read(run / "plan.json")["allocations"]]
     sweep = [name for name in names if name.startswith("sweep/exact")]
     assert 0 < len(sweep) < 8
+
+
+def test_kl_needs_no_labels_and_its_hessian_is_the_gauss_newton_matrix(run):
+    works("sensitivity", run, *FEW, "--metrics", "hessian", "gauss_newton", "--loss", "kl")
+    found = load_sensitivities(run / "sensitivity.npz")
+    newton, exact = found["gauss_newton"].second, found["hessian"].second
+    np.testing.assert_allclose(exact, newton, atol=1e-4 * np.abs(newton).max())
+    assert np.abs(found["hessian"].first).max() < 1e-5 * found["hessian"].losses.max()
+    assert found["hessian"].provenance["loss"] == "kl"
+    works("solve", run, *SMALL)
+    works("evaluate", run, "--examples", 20, "--calibration-roles", "solution")
+    assert read(run / "evaluation.json")["loss"] == "cross_entropy"
+
+
+def test_a_loss_of_the_users_is_predicted_and_measured(run):
+    loss = "tests.cli.losses:brier"
+    works("sensitivity", run, *FEW, "--metrics", "gauss_newton", "--loss", loss)
+    works("solve", run, *SMALL)
+    works("evaluate", run, "--examples", 100, "--calibration-roles", "single")
+    found = read(run / "evaluation.json")
+    assert found["loss"] == loss
+    network, dataset, _ = network_of(run)
+    _, split = calibration_split(dataset, "heldout", examples=40, seed=0)
+    split = split.take(np.arange(100))
+    (batch,) = batches(split, 100)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        z = np.asarray(network.apply(network.params, batch.inputs), np.float64)
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    want = np.square(p - np.eye(10)[batch.labels]).sum(axis=1).mean()
+    np.testing.assert_allclose(found["float"]["evaluation"]["loss"], want, rtol=1e-5)
+    single = read(run / "plan.json")["allocations"]
+    predicted = [
+        a["predictions"]["gauss_newton"] for a in single if a["name"].endswith("/W8A8")
+    ]
+    assert all(0 < value < 1e-2 for value in predicted)
 
 
 def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
