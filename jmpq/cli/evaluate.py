@@ -30,7 +30,7 @@ Role = Literal["solution", "baseline", "sweep", "random", "single"]
 class Evaluate:
     """Write RUN/evaluation.json: measured loss (that of the sensitivities), KL to the float
     network and top-1 of every allocation of the plan, on the calibration and on the evaluation
-    examples.
+    examples; beside them the increase that superposed.npz predicts, where it is there.
 
     Interrupted, it goes on from the last finished allocation when called again.
     """  # noqa: D205
@@ -50,6 +50,7 @@ class Evaluate:
         import jax
         import numpy as np
 
+        from jmpq.cli.joint import joint_predictions
         from jmpq.data.splits import calibration_split
         from jmpq.files import check_writable, file_sha256, write_json
         from jmpq.problem import read_plan
@@ -76,9 +77,10 @@ class Evaluate:
                 f"{self.run}` again."
             )
         check_writable(self.run / EVALUATION)
+        origin = next(iter(load_sensitivities(self.run / SENSITIVITY).values())).provenance
+        predictions = joint_predictions(self.run, origin, plan.allocations)
         network, dataset, _ = network_of(self.run)
         quantizers = Quantizers.from_arrays(arrays)
-        origin = next(iter(load_sensitivities(self.run / SENSITIVITY).values())).provenance
         loss = origin.get("loss", "cross_entropy")
         drawn = origin["calibration"]
         calibration, evaluation = calibration_split(
@@ -117,6 +119,7 @@ class Evaluate:
                 "splits": {name: split.record() for name, split in splits.items()},
                 "float": float_outcome,
                 "timing": timing,
+                "predictions": predictions,
                 "measured": {name: found for name, found in measured.items() if found},
             },
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
 EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
+SUPERPOSED = "superposed.npz"  # optional
 SCHEMA, VERSION = "jmpq/layers", 1
 
 

@@ -3,17 +3,26 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import SENSITIVITY, network_of, read_layers, versions
+from jmpq.cli.run_folder import (
+    SENSITIVITY,
+    SUPERPOSED,
+    network_of,
+    read_layers,
+    versions,
+)
 from jmpq.quantizers.spec import QuantizerSpec
 
 if TYPE_CHECKING:
     from jmpq.models.network import Network
+    from jmpq.quantizers.choice import Choice
     from jmpq.quantizers.fake_quant import Quantizers
     from jmpq.sensitivity.metric import Metric
+    from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.training.losses import ExampleLoss
 
 MetricName = Literal[
@@ -71,6 +80,9 @@ class Sensitivity:
     """What increases: cross_entropy; kl, the KL divergence to the float network's own logits,
     which needs no labels; or package.module:function, of the logits of one example and its
     label, in nats."""
+    superposed: bool = False
+    """Also write RUN/superposed.npz: what every move alone does to the logits, with which
+    `jmpq evaluate` predicts joint allocations. One forward pass for every move."""
     probes: int = 1
     """Random probes per batch of hawq_trace."""
     qbert_spread: float = 1.0
@@ -83,6 +95,8 @@ class Sensitivity:
     """How activations are put on a grid."""
 
     def __call__(self) -> None:
+        import jax.numpy as jnp
+
         from jmpq.cli.losses import ZERO_FOR_KL, check_loss, find_loss
         from jmpq.cli.progress import bar
         from jmpq.data.batches import batches
@@ -126,7 +140,7 @@ class Sensitivity:
         if self.loss == "kl":
             data = [(inputs, float_logits(moves, inputs)) for inputs, _ in data]
         inputs, targets = data[0]
-        check_loss(self.loss, loss, float_logits(moves, inputs), targets)
+        check_loss(self.loss, loss, float_logits(moves, inputs), jnp.asarray(targets))
         print(
             f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
             f"{len(split)} examples of the {split.source} split in {len(data)} batches."
@@ -153,6 +167,31 @@ class Sensitivity:
         for partial in self.run.glob(f".{SENSITIVITY}.*.partial"):
             partial.unlink()
         print(f"Wrote {self.run / SENSITIVITY}")
+        if self.superposed:
+            self.write_superposed(moves, data, choices, provenance)
+
+    def write_superposed(
+        self,
+        moves: "MoveNetwork",
+        data: Sequence[tuple[Any, Any]],
+        choices: Sequence["Choice"],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Measure the logit changes of every move; unquantized layers are a choice too."""
+        from jmpq.cli.progress import bar
+        from jmpq.quantizers.choice import FLOAT_BITS, Choice
+        from jmpq.sensitivity.superposed import Superposed
+
+        with bar(f"{'superposed':24s}", "batches") as progress:
+            found = Superposed.measure(
+                moves,
+                data,
+                tuple(dict.fromkeys((*choices, Choice(FLOAT_BITS)))),
+                provenance=provenance,
+                progress=progress,
+            )
+        found.save(self.run / SUPERPOSED)
+        print(f"Wrote {self.run / SUPERPOSED}: {found.changes.nbytes / 1e6:.3g} MB")
 
     def check_bits(self) -> None:
         """Raise `ValueError` for bits that are not on the grid, before anything is loaded."""

@@ -20,7 +20,9 @@ from jmpq.cli.train import Train
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
 from jmpq.sensitivity.result import load_sensitivities
-from tests.cli.command import FEW, SMALL, TINY, contents, finish, process, works
+from jmpq.sensitivity.superposed import Superposed
+from tests.cli import losses
+from tests.cli.command import FEW, SMALL, TINY, contents, finish, jmpq, process, works
 
 LAYERS = (
     "conv1",
@@ -236,26 +238,49 @@ def test_kl_needs_no_labels_and_its_hessian_is_the_gauss_newton_matrix(run):
 
 
 def test_a_loss_of_the_users_is_predicted_and_measured(run):
-    loss = "tests.cli.losses:brier"
-    works("sensitivity", run, *FEW, "--metrics", "gauss_newton", "--loss", loss)
-    works("solve", run, *SMALL)
-    works("evaluate", run, "--examples", 100, "--calibration-roles", "single")
-    found = read(run / "evaluation.json")
+    loss, solve = "tests.cli.losses:brier", ("solve", run, *SMALL, "--scaling", 1)
+    options = (*FEW, "--metrics", "gauss_newton", "--loss", loss, "--superposed")
+    works("sensitivity", run, *options)
+    works(*solve)
+    roles = ("--calibration-roles", "single", "random", "--roles", "solution")
+    works("evaluate", run, "--examples", 100, *roles)
+    works("report", run)
+    found, plan = read(run / "evaluation.json"), read(run / "plan.json")
     assert found["loss"] == loss
     network, dataset, _ = network_of(run)
     _, split = calibration_split(dataset, "heldout", examples=40, seed=0)
-    split = split.take(np.arange(100))
-    (batch,) = batches(split, 100)
+    (batch,) = batches(split.take(np.arange(100)), 100)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         z = np.asarray(network.apply(network.params, batch.inputs), np.float64)
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     want = np.square(p - np.eye(10)[batch.labels]).sum(axis=1).mean()
     np.testing.assert_allclose(found["float"]["evaluation"]["loss"], want, rtol=1e-5)
-    single = read(run / "plan.json")["allocations"]
-    predicted = [
-        a["predictions"]["gauss_newton"] for a in single if a["name"].endswith("/W8A8")
-    ]
-    assert all(0 < value < 1e-2 for value in predicted)
+
+    # Joint predictions stand beside what was measured, allocation by allocation.
+    predictions, superposed = found["predictions"], Superposed.load(run / "superposed.npz")
+    assert set(predictions) == {a["name"] for a in plan["allocations"]}
+    labels = [choice.label for choice in superposed.choices]
+    for allocation in plan["allocations"][::5]:
+        bits = [allocation["bits"].get(layer, "W32") for layer in superposed.layers]
+        row = np.array([[labels.index(label) for label in bits]])
+        got = predictions[allocation["name"]]
+        np.testing.assert_allclose(
+            got["superposed_kl"], superposed.predict(row)[0], rtol=1e-3, atol=1e-7
+        )
+        brier = superposed.predict(row, "loss", loss=losses.brier)[0]
+        np.testing.assert_allclose(got["superposed_loss"], brier, rtol=1e-3, atol=1e-7)
+    names = [a["name"] for a in plan["allocations"] if a["role"] in ("single", "random")]
+    measured = [found["measured"][name]["calibration"] for name in names]
+    for predictor, key in (("superposed_kl", "kl"), ("superposed_loss", "increase")):
+        x = [predictions[name][predictor] for name in names]
+        assert np.corrcoef(x, [row[key] for row in measured])[0, 1] > 0.95
+    assert "superposed logits, KL" in (run / "report.html").read_text()
+
+    works("sensitivity", run, *options[:-3])  # another loss; the logit changes stay behind
+    works(*solve)
+    result = jmpq("evaluate", run)
+    assert result.code == 1
+    assert "belongs to other sensitivities (loss differs): run `jmpq sensit" in result.err
 
 
 def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
