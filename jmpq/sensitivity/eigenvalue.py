@@ -16,6 +16,7 @@ from jmpq.models.network import Network
 from jmpq.sensitivity.hawq import shifted_losses, zero_shifts
 from jmpq.sensitivity.metric import Prepared, Terms
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.squared_error import squared_norms
 from jmpq.sensitivity.taylor import NATS
 from jmpq.training.losses import ExampleLoss, cross_entropy
@@ -99,24 +100,35 @@ class HawqEigenvalue:
         moves: MoveNetwork,
         batches: Sequence[tuple[PyTree, Any]],
         key: Array,
+        *,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        notes: Notes | None = None,
     ) -> Prepared:
-        """Find the leading eigenvector of every kernel over all batches."""
+        """Find the leading eigenvector of every kernel over all batches.
+
+        A layer that is in `notes` is not searched again.
+        """
         network, vectors, record = moves.network, {}, {}
+        notes = notes or Notes()
         layers = _layers_of(moves, "w")
         progress(0, len(layers))
         for done, i in enumerate(layers):
-            product = block_product(network, self.loss, batches, i)
-            found = self.search.kernel(
-                product, network.kernels()[i], jax.random.fold_in(key, i)
-            )
-            vectors[i] = found.vectors[0]
-            record[network.layers[i].name] = {
-                "eigenvalue": float(found.values[0]),
-                "residual": float(found.residuals[0]),
-                "converged": bool(found.converged[0]),
-                "products": found.products,
-            }
+            name = network.layers[i].name
+            if (pair := notes.get(name)) is None:
+                product = block_product(network, self.loss, batches, i)
+                found = self.search.kernel(
+                    product, network.kernels()[i], jax.random.fold_in(key, i)
+                )
+                pair = {
+                    "vector": np.asarray(found.vectors[0]),
+                    "eigenvalue": found.values[0],
+                    "residual": found.residuals[0],
+                    "converged": found.converged[0],
+                    "products": np.array(found.products),
+                }
+                notes.keep(name, pair)
+            vectors[i] = jnp.asarray(pair["vector"])
+            record[name] = {k: v.item() for k, v in pair.items() if k != "vector"}
             progress(done + 1, len(layers))
         return Prepared(_AlongEigenvectors(of=self, vectors=vectors), record)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.files import atomic_file, json_sha256
 from jmpq.quantizers.choice import Choice
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.result import Sensitivity, choice_members
 
 
@@ -63,7 +64,9 @@ class NeedsAllBatches(Protocol):
         moves: MoveNetwork,
         batches: Sequence[tuple[PyTree, Any]],
         key: Array,
+        *,
         progress: Callable[[int, int], None],
+        notes: Notes,
     ) -> Prepared: ...
 
 
@@ -87,7 +90,8 @@ def analyse(
         choices: Candidates of every layer.
         seed: Decides random probes, batch by batch.
         partial: File for the sums so far, rewritten after every batch; if it is there and
-            fits, the analysis goes on from it. The caller removes it when the result is safe.
+            fits, the analysis goes on from it. The caller removes it when the result is safe,
+            and the ``*.notes.partial`` beside it that a metric which `NeedsAllBatches` leaves.
         provenance: What identifies network, data and quantizers (a partial file of another
             one is not used), kept in the result.
         progress: Called with (finished batches, all batches); before, by a metric that
@@ -123,7 +127,9 @@ def analyse(
     ready, prepared = metric, {}
     if isinstance(metric, NeedsAllBatches):
         start = time.perf_counter()
-        ready, record = metric.prepare(moves, batches, key, progress)
+        path = partial and partial.with_name(f"{partial.stem}.notes.partial")
+        notes = Notes(path, json_sha256(identity))
+        ready, record = metric.prepare(moves, batches, key, progress=progress, notes=notes)
         prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
     progress(state.done, total)
     for index in range(state.done, total):

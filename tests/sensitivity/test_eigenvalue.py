@@ -143,6 +143,48 @@ def negative(logits, label):
     return -cross_entropy(logits, label)
 
 
+def interrupt_at(at):
+    def progress(done, total):
+        if done == at:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def spoil(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("change", [None, spoil])
+def test_interrupted_search_keeps_the_layers_it_finished(
+    dense, blocks, tmp_path, monkeypatch, change
+):
+    partial, args = tmp_path / ".eigenvalue.partial", (blocks.batches, WEIGHTS)
+    whole = analyse(dense.moves, HawqEigenvalue(), *args)
+    with pytest.raises(KeyboardInterrupt):
+        analyse(dense.moves, HawqEigenvalue(), *args, partial=partial, progress=interrupt_at(2))
+    (notes,) = tmp_path.iterdir()
+    assert notes.name == ".eigenvalue.notes.partial"
+    if change is not None:
+        change(notes)
+    searched, search = [], Search.kernel
+
+    def counted(self, product, kernel, key):
+        searched.append(kernel.shape)
+        return search(self, product, kernel, key)
+
+    monkeypatch.setattr(Search, "kernel", counted)
+    again = analyse(dense.moves, HawqEigenvalue(), *args, partial=partial)
+    shapes = [kernel.shape for kernel in dense.network.kernels()]
+    assert searched == (shapes[2:] if change is None else shapes)
+    np.testing.assert_array_equal(again.second, whole.second)
+    assert again.provenance["prepared"] == whole.provenance["prepared"]
+    other = HawqEigenvalue(search=Search(tolerance=1e-3))  # its notes are others
+    searched.clear()
+    analyse(dense.moves, other, *args, partial=partial)
+    assert searched == shapes
+
+
 def test_one_batch_has_no_spread(dense):
     with pytest.raises(ValueError, match="'qbert' takes the spread over batches, and there is"):
         dense.analyse(QBert())
