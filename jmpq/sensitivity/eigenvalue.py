@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.curvature.eigen import EigenPairs, top_eigenpairs
 from jmpq.curvature.power import power_iteration
 from jmpq.models.network import Network
+from jmpq.models.tap import Op
 from jmpq.sensitivity.hawq import shifted_losses, zero_shifts
 from jmpq.sensitivity.metric import Prepared, Terms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.notes import Notes
+from jmpq.sensitivity.output_fisher import output_gradients
 from jmpq.sensitivity.squared_error import squared_norms
 from jmpq.sensitivity.taylor import NATS
 from jmpq.training.losses import ExampleLoss, cross_entropy
@@ -80,9 +82,8 @@ class HawqEigenvalue:
     λ keeps its sign: where negative curvature dominates, the predicted increase is negative.
     HAWQ leaves out the ½, which ranks alike.
 
-    Costs one Hessian-vector product of the network per iteration and kernel (blocks cannot
-    share one: the others' parts of the tangent would leak in through the cross terms), all
-    from one compiled program with the other blocks' tangents zero.
+    Costs one product per iteration and kernel: blocks cannot share one, the others' parts of
+    the tangent would leak in through the cross terms. See `block_product`.
 
     References:
         Dong et al. (2019), HAWQ, arXiv 1905.03696: Ω_i = λ_max(H_i) ‖Q(w_i) − w_i‖²
@@ -252,33 +253,77 @@ def block_product(
     layer: int,
 ) -> Callable[[Array, Array], Array]:
     """``product(kernel, tangent)`` with one layer's diagonal block of the Hessian of the mean
-    loss over all examples of the batches; one compiled program serves all layers.
+    loss over all examples of the batches.
+
+    A layer is bilinear in its input and its kernel, so the product is the layer's own kernel
+    gradient at the tangent of its output's gradient: one compiled program to the outputs
+    serves all layers, the costly gradients of all other kernels are not taken.
     """  # noqa: D205
     zeros = [jnp.zeros_like(kernel) for kernel in network.kernels()]
-    counts = [len(targets) for _, targets in batches]
+    uses = sum(i == layer for i, _ in network.sites)
+    count = sum(len(targets) for _, targets in batches)
 
     def product(kernel: Array, tangent: Array) -> Array:
         total = jnp.zeros_like(tangent)
         tangents = [*zeros[:layer], tangent, *zeros[layer + 1 :]]
-        for count, (inputs, targets) in zip(counts, batches, strict=True):
-            part = kernel_products(network, loss, inputs, jnp.asarray(targets), tangents)
-            total = total + jnp.asarray(count / sum(counts), total.dtype) * part[layer]
-        return total
+        for inputs, targets in batches:
+            found = _slopes(network, loss, inputs, jnp.asarray(targets), tangents)
+            total = total + _kernel_gradient(network, layer, inputs, found.x, found.dg)
+            if uses > 1:  # otherwise the layer's input does not depend on its kernel
+                total = total + _kernel_gradient(network, layer, inputs, found.dx, found.g)
+        return total / count
 
     return product
 
 
+class _Slopes(NamedTuple):
+    """By site: its input, the gradient of the summed loss at its output, and their tangents."""
+
+    x: list[Array]
+    g: list[Array]
+    dx: list[Array | None]  # None where the site has no input to perturb
+    dg: list[Array]
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def kernel_products(
+def _slopes(
     network: Network, loss: ExampleLoss, inputs: PyTree, targets: Array, tangents: list[Array]
-) -> list[Array]:
-    """Hessian of the batch's mean loss with respect to all kernels, times `tangents`."""
-    shifts = zero_shifts(network, inputs)
+) -> _Slopes:
+    """Along kernel `tangents`, without any gradient with respect to a kernel."""
 
-    def mean_loss(kernels: list[Array]) -> Float[Array, ""]:
-        return shifted_losses(network, loss, kernels, shifts, inputs, targets).mean()
+    def at(kernels: list[Array]) -> tuple[list[Array | None], list[Array]]:
+        params = network.with_kernels(kernels)
+        _, seen = network.record(inputs, params)
+        x = [x if s.has_input else None for x, (_, s) in zip(seen, network.sites, strict=True)]
+        return x, output_gradients(network, loss, inputs, targets, params)
 
-    return jax.jvp(jax.grad(mean_loss), (network.kernels(),), (tangents,))[1]
+    (_, g), (dx, dg) = jax.jvp(at, (network.kernels(),), (tangents,))
+    return _Slopes(network.record(inputs)[1], g, dx, dg)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _kernel_gradient(
+    network: Network,
+    layer: int,
+    inputs: PyTree,
+    x: Sequence[Array | None],
+    g: Sequence[Array],
+) -> Array:
+    """Σ over a layer's sites of ∂⟨op(x, w), g⟩/∂w; a site whose x is None is left out.
+
+    Compiled for each layer, but only the layer's own operation is left of the network.
+    """
+    kernel = network.kernels()[layer]
+    total = jnp.zeros_like(kernel)
+
+    def add(site: int, at: int, unused: Array, leaf: Array, op: Op) -> Array:
+        nonlocal total
+        if at == layer and (seen := x[site]) is not None:
+            total = total + jax.vjp(lambda w: op(seen, w), kernel)[1](g[site])[0]
+        return op(unused, leaf)
+
+    network.run(inputs, add)
+    return total
 
 
 @functools.partial(jax.jit, static_argnums=1)

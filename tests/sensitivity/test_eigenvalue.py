@@ -11,7 +11,7 @@ from jmpq.models.network import Network
 from jmpq.quantizers.choice import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert, Search
+from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert, Search, block_product
 from jmpq.sensitivity.metric import analyse
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
@@ -183,6 +183,34 @@ def test_interrupted_search_keeps_the_layers_it_finished(
     searched.clear()
     analyse(dense.moves, other, *args, partial=partial)
     assert searched == shapes
+
+
+def test_block_of_a_kernel_that_is_used_twice_has_both_uses_and_their_cross_terms():
+    params = {
+        "w": jax.random.normal(jax.random.key(0), (3, 3)),
+        "table": jax.random.normal(jax.random.key(1), (5, 3)),
+    }
+
+    def apply(params, tokens):  # the table embeds and, transposed, reads out
+        x = jnp.tanh(jnp.take(params["table"], tokens, axis=0) @ params["w"])
+        return jnp.tanh(x @ params["w"]) @ params["table"].T
+
+    tokens, labels = jnp.array([0, 3, 2, 3]), jnp.array([1, 0, 4, 2])
+    network = Network.from_function(apply, params, tokens, tied=("w", "table"))
+
+    def mean_loss(params):
+        return jax.vmap(cross_entropy)(apply(params, tokens), labels).mean()
+
+    for i, layer in enumerate(network.layers):
+        name = layer.kernel
+        of_kernel = lambda k, name=name: mean_loss(params | {name: k})  # noqa: E731
+        hessian = jax.jit(jax.hessian(of_kernel))(params[name])
+        batches = [(tokens[:3], labels[:3]), (tokens[3:], labels[3:])]
+        product = block_product(network, cross_entropy, batches, i)
+        tangent = jax.random.normal(jax.random.key(i), params[name].shape)
+        want = jnp.tensordot(hessian, tangent, 2)
+        np.testing.assert_allclose(product(params[name], tangent), want, rtol=1e-10, atol=1e-12)
+    assert {layer.kernel for layer in network.layers} == {"w", "table"}
 
 
 def test_one_batch_has_no_spread(dense):
