@@ -31,7 +31,9 @@ WITHOUT_JAX = (
     "models.layers",
     "quantizers.choice",
     "quantizers.spec",
+    "sensitivity.joint",
     "sensitivity.result",
+    "sensitivity.saturation",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in MODULES

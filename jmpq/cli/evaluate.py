@@ -28,8 +28,9 @@ Role = Literal["solution", "baseline", "sweep", "random", "single"]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Write RUN/evaluation.json: measured loss, KL to the float network and top-1 of every
-    allocation of the plan, on the calibration and on the evaluation examples.
+    """Write RUN/evaluation.json: measured loss (that of the sensitivities), KL to the float
+    network and top-1 of every allocation of the plan, on the calibration and on the evaluation
+    examples; beside them the increase that superposed.npz predicts, where it is there.
 
     Interrupted, it goes on from the last finished allocation when called again.
     """  # noqa: D205
@@ -49,6 +50,7 @@ class Evaluate:
         import jax
         import numpy as np
 
+        from jmpq.cli.joint import joint_predictions
         from jmpq.data.splits import calibration_split
         from jmpq.files import check_writable, file_sha256, write_json
         from jmpq.problem import read_plan
@@ -75,9 +77,11 @@ class Evaluate:
                 f"{self.run}` again."
             )
         check_writable(self.run / EVALUATION)
+        origin = next(iter(load_sensitivities(self.run / SENSITIVITY).values())).provenance
+        predictions = joint_predictions(self.run, origin, plan.allocations)
         network, dataset, _ = network_of(self.run)
         quantizers = Quantizers.from_arrays(arrays)
-        origin = next(iter(load_sensitivities(self.run / SENSITIVITY).values())).provenance
+        loss = origin.get("loss", "cross_entropy")
         drawn = origin["calibration"]
         calibration, evaluation = calibration_split(
             dataset, drawn["source"], examples=drawn["examples"], seed=drawn["seed"]
@@ -96,7 +100,7 @@ class Evaluate:
         for name, split in splits.items():
             roles = self.roles if name == "evaluation" else self.calibration_roles
             wanted = [a for a in plan.allocations if a.role in roles]
-            evaluator = self._evaluator(network, quantizers, split)
+            evaluator = self._evaluator(network, quantizers, split, loss)
             partial = self.run / f".{EVALUATION}.{name}.partial"
             identity = f"{plan_sha256} {split.sha256} {quantizers.sha256}"
             found, timing[name] = self._measure(evaluator, wanted, name, partial, identity)
@@ -110,10 +114,12 @@ class Evaluate:
                 "version": 1,
                 "plan_sha256": plan_sha256,
                 "versions": versions("jax", "jaxlib", "flax"),
+                "loss": "cross_entropy" if loss == "kl" else loss,
                 "device": jax.devices()[0].device_kind,
                 "splits": {name: split.record() for name, split in splits.items()},
                 "float": float_outcome,
                 "timing": timing,
+                "predictions": predictions,
                 "measured": {name: found for name, found in measured.items() if found},
             },
         )
@@ -123,12 +129,17 @@ class Evaluate:
         print(f"Float top-1 {top1:.2f} % on {len(evaluation)} evaluation examples.")
         print(f"Wrote {self.run / EVALUATION}")
 
-    def _evaluator(self, network: Any, quantizers: Any, split: "Split") -> "Evaluator":
+    def _evaluator(
+        self, network: Any, quantizers: Any, split: "Split", loss: str
+    ) -> "Evaluator":
+        """Measures the loss of the sensitivities; the KL divergence is measured anyway."""
+        from jmpq.cli.losses import find_loss
         from jmpq.data.batches import batches
         from jmpq.deploy.measure import Evaluator
 
         size = min(self.batch_size, len(split))
-        return Evaluator(network, quantizers, lambda: batches(split, size))
+        measured = find_loss("cross_entropy" if loss == "kl" else loss)
+        return Evaluator(network, quantizers, lambda: batches(split, size), loss=measured)
 
     def _measure(
         self,

@@ -7,6 +7,7 @@ import json
 import pathlib
 import platform
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
 EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
+SUPERPOSED = "superposed.npz"  # optional
 SCHEMA, VERSION = "jmpq/layers", 1
 
 
@@ -66,7 +68,7 @@ def load_network(
     from jmpq.models.network import Network
 
     if ":" in spec.model:
-        return _imported(spec.model)
+        return _made_by(spec.model)
     from jmpq.models.resnet import resnet
     from jmpq.models.weights import load_weights
 
@@ -132,20 +134,37 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def _imported(model: str) -> "Network":
-    from jmpq.models.network import Network
+def imported(text: str, what: str, call: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names, importable from the current folder.
 
-    name, _, function = model.partition(":")
+    Args:
+        text: The name.
+        what: What the function gives, for the error ("a network").
+        call: How it is called, for the error ("without arguments").
+
+    Raises:
+        ValueError: If there is no such function; it says why.
+    """
+    name, _, function = text.partition(":")
     sys.path.insert(0, str(pathlib.Path.cwd()))
     try:
-        make = getattr(importlib.import_module(name), function)
+        found = getattr(importlib.import_module(name), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"Cannot get a network from {model!r}: {error}. Expected "
-            "'package.module:function', importable from here, without arguments."
+            f"Cannot get {what} from {text!r}: {error}. Expected 'package.module:function', "
+            f"importable from here, {call}."
         ) from error
     finally:
         sys.path.pop(0)
+    if not callable(found):
+        raise ValueError(f"{text!r} is {type(found).__name__}, not a function, {call}.")
+    return found
+
+
+def _made_by(model: str) -> "Network":
+    from jmpq.models.network import Network
+
+    make = imported(model, "a network", "without arguments")
     try:
         network = make()
     except (ValueError, OSError):

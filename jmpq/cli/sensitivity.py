@@ -3,17 +3,27 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import SENSITIVITY, network_of, read_layers, versions
+from jmpq.cli.run_folder import (
+    SENSITIVITY,
+    SUPERPOSED,
+    network_of,
+    read_layers,
+    versions,
+)
 from jmpq.quantizers.spec import QuantizerSpec
 
 if TYPE_CHECKING:
     from jmpq.models.network import Network
+    from jmpq.quantizers.choice import Choice
     from jmpq.quantizers.fake_quant import Quantizers
     from jmpq.sensitivity.metric import Metric
+    from jmpq.sensitivity.moves import MoveNetwork
+    from jmpq.training.losses import ExampleLoss
 
 MetricName = Literal[
     "gauss_newton",
@@ -22,7 +32,9 @@ MetricName = Literal[
     "first_order",
     "hessian",
     "output_fisher",
+    "hawq_eigenvalue",
     "hawq_trace",
+    "qbert",
     "squared_error",
     "measured_loss",
     "measured_kl",
@@ -64,8 +76,17 @@ class Sensitivity:
     """Number of calibration examples."""
     batch_size: int = 64
     """Examples per batch; a smaller last batch is kept."""
+    loss: str = "cross_entropy"
+    """What increases: cross_entropy; kl, the KL divergence to the float network's own logits,
+    which needs no labels; or package.module:function, of the logits of one example and its
+    label, in nats."""
+    superposed: bool = False
+    """Also write RUN/superposed.npz: what every move alone does to the logits, with which
+    `jmpq evaluate` predicts joint allocations. One forward pass for every move."""
     probes: int = 1
     """Random probes per batch of hawq_trace."""
+    qbert_spread: float = 1.0
+    """c of qbert: mean + c · standard deviation of the eigenvalue over batches."""
     seed: int = 0
     """Of calibration examples, sampled activations and probes."""
     weights: QuantizerSpec = WEIGHTS
@@ -74,17 +95,27 @@ class Sensitivity:
     """How activations are put on a grid."""
 
     def __call__(self) -> None:
+        import jax.numpy as jnp
+
+        from jmpq.cli.losses import ZERO_FOR_KL, check_loss, find_loss
         from jmpq.cli.progress import bar
         from jmpq.data.batches import batches
         from jmpq.data.splits import calibration_split
         from jmpq.files import check_writable
         from jmpq.quantizers.choice import choice_grid
+        from jmpq.sensitivity.measured import float_logits
         from jmpq.sensitivity.metric import analyse
         from jmpq.sensitivity.moves import MoveNetwork
         from jmpq.sensitivity.result import save_sensitivities
 
         choices = choice_grid(self.w_bits, self.a_bits)
         self.check_bits()
+        loss = find_loss(self.loss)
+        if zero := [name for name in self.metrics if self.loss == "kl" and name in ZERO_FOR_KL]:
+            raise ValueError(
+                f"Metric {zero[0]!r} is zero with --loss kl, whose gradient vanishes at the "
+                "float network. Leave it out, or choose another loss."
+            )
         read_layers(self.run)
         check_writable(self.run / SENSITIVITY)
         network, dataset, record = network_of(self.run)
@@ -102,16 +133,23 @@ class Sensitivity:
                 "activations": self.activations.to_json(),
             },
             "batch_size": self.batch_size,
+            "loss": self.loss,
             "versions": versions("jax", "jaxlib", "flax"),
         }
         moves = MoveNetwork(network=network, quantizers=quantizers)
+        if self.loss == "kl":
+            data = [(inputs, float_logits(moves, inputs)) for inputs, _ in data]
+        inputs, targets = data[0]
+        check_loss(self.loss, loss, float_logits(moves, inputs), jnp.asarray(targets))
         print(
             f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
             f"{len(split)} examples of the {split.source} split in {len(data)} batches."
         )
         found = {}
         for name in dict.fromkeys(self.metrics):
-            metric = make_metric(name, probes=self.probes)
+            metric = make_metric(
+                name, loss=loss, probes=self.probes, qbert_spread=self.qbert_spread
+            )
             start = time.perf_counter()
             with bar(f"{name:24s}", "batches") as progress:
                 found[name] = analyse(
@@ -129,6 +167,31 @@ class Sensitivity:
         for partial in self.run.glob(f".{SENSITIVITY}.*.partial"):
             partial.unlink()
         print(f"Wrote {self.run / SENSITIVITY}")
+        if self.superposed:
+            self.write_superposed(moves, data, choices, provenance)
+
+    def write_superposed(
+        self,
+        moves: "MoveNetwork",
+        data: Sequence[tuple[Any, Any]],
+        choices: Sequence["Choice"],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Measure the logit changes of every move; unquantized layers are a choice too."""
+        from jmpq.cli.progress import bar
+        from jmpq.quantizers.choice import FLOAT_BITS, Choice
+        from jmpq.sensitivity.superposed import Superposed
+
+        with bar(f"{'superposed':24s}", "batches") as progress:
+            found = Superposed.measure(
+                moves,
+                data,
+                tuple(dict.fromkeys((*choices, Choice(FLOAT_BITS)))),
+                provenance=provenance,
+                progress=progress,
+            )
+        found.save(self.run / SUPERPOSED)
+        print(f"Wrote {self.run / SUPERPOSED}: {found.changes.nbytes / 1e6:.3g} MB")
 
     def check_bits(self) -> None:
         """Raise `ValueError` for bits that are not on the grid, before anything is loaded."""
@@ -157,39 +220,52 @@ class Sensitivity:
         return Quantizers(weights=weights, activations=activations)
 
 
-def make_metric(name: MetricName, *, probes: int = 1) -> "Metric":
-    """A metric by its name."""
+def make_metric(
+    name: MetricName,
+    *,
+    loss: "ExampleLoss | None" = None,
+    probes: int = 1,
+    qbert_spread: float = 1.0,
+) -> "Metric":
+    """A metric by its name; the loss is cross-entropy by default."""
+    from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.hawq import HawqTrace
     from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
     from jmpq.sensitivity.output_fisher import OutputFisher
     from jmpq.sensitivity.path import PathAttribution
     from jmpq.sensitivity.squared_error import SquaredError
     from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, FirstOrder, GaussNewton
+    from jmpq.training.losses import cross_entropy
 
+    loss = loss or cross_entropy
     match name:
         case "gauss_newton":
-            return GaussNewton()
+            return GaussNewton(loss=loss)
         case "gauss_newton_difference":
-            return GaussNewton(changes="difference")
+            return GaussNewton(changes="difference", loss=loss)
         case "empirical_fisher":
-            return EmpiricalFisher()
+            return EmpiricalFisher(loss=loss)
         case "first_order":
-            return FirstOrder()
+            return FirstOrder(loss=loss)
         case "hessian":
-            return ExactHessian()
+            return ExactHessian(loss=loss)
+        case "hawq_eigenvalue":
+            return HawqEigenvalue(loss=loss)
+        case "qbert":
+            return QBert(spread=qbert_spread, loss=loss)
         case "hawq_trace":
-            return HawqTrace(num_probes=probes)
+            return HawqTrace(num_probes=probes, loss=loss)
         case "squared_error":
             return SquaredError()
         case "output_fisher":
-            return OutputFisher()
+            return OutputFisher(loss=loss)
         case "measured_loss":
-            return MeasuredSingle(kind="loss")
+            return MeasuredSingle(kind="loss", loss=loss)
         case "measured_kl":
             return MeasuredSingle(kind="kl")
         case "measured_pairs_loss":
-            return MeasuredPairs(kind="loss")
+            return MeasuredPairs(kind="loss", loss=loss)
         case "measured_pairs_kl":
             return MeasuredPairs(kind="kl")
         case "path_attribution":
-            return PathAttribution()
+            return PathAttribution(loss=loss)

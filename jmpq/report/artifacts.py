@@ -20,7 +20,9 @@ NEEDED = {
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Artifacts:
-    """The four artifacts of a run; the JSON ones as they are in their files."""
+    """The four artifacts of a run; the JSON ones as they are in their files, but for the
+    plan's predictions, to which those of the evaluation are added.
+    """  # noqa: D205
 
     layers: Json
     sensitivities: Mapping[str, Sensitivity]
@@ -49,7 +51,17 @@ def read_artifacts(run: Path) -> Artifacts:
         layers=layers, sensitivities=sensitivities, plan=plan, evaluation=evaluation
     )
     _check(run, artifacts)
-    return artifacts
+    return dataclasses.replace(artifacts, plan=with_predictions(plan, evaluation))
+
+
+def with_predictions(plan: Json, evaluation: Json) -> Json:
+    """The plan, every allocation's predictions followed by those of joint predictors."""
+    joint = evaluation.get("predictions", {})
+    allocations = [
+        {**a, "predictions": {**a.get("predictions", {}), **joint.get(a["name"], {})}}
+        for a in plan["allocations"]
+    ]
+    return {**plan, "allocations": allocations}
 
 
 def relative_metrics(sensitivities: Mapping[str, Sensitivity]) -> frozenset[str]:

@@ -58,6 +58,8 @@ NAMES = {
     "gauss_newton_difference": "Gauss–Newton (difference)",
     "empirical_fisher": "empirical Fisher",
     "hawq_trace": "HAWQ-V2 trace",
+    "hawq_eigenvalue": "HAWQ eigenvalue",
+    "qbert": "Q-BERT eigenvalue",
     "squared_error": "squared error",
     "output_fisher": "output Fisher",
     "measured_loss": "measured loss",
@@ -67,6 +69,8 @@ NAMES = {
     "path_attribution": "path attribution",
     "hessian": "exact Hessian",
     "first_order": "first order",
+    "superposed_kl": "superposed logits, KL",
+    "superposed_loss": "superposed logits, loss",
 }
 MARKERS = {"exact": "D", "greedy": "^", "brute_force": "s"}
 

@@ -82,6 +82,7 @@ def allocation_rows(
             "gap": number(allocation.get("gap")),
             "wall_s": number(allocation.get("wall_s")),
             **{key: number(costs.get(key)) for key in ("size_bytes", "average_bits", "bops")},
+            "superposed_kl": number(allocation.get("predictions", {}).get("superposed_kl")),
         }
         for split in ("calibration", "evaluation"):
             found = outcome(evaluation, allocation["name"], split)
@@ -162,7 +163,7 @@ def provenance_rows(artifacts: Artifacts) -> list[Row]:
             rows.append({"of": f"float network, {split} split", "name": key, "value": value})
     for source, name in ((plan, "plan"), (evaluation, "evaluation")):
         skipped = ("schema", "layers", "choices", "allocations", "solve_times", "measured",
-                   "splits", "float", "budgets")  # fmt: skip
+                   "predictions", "splits", "float", "budgets")  # fmt: skip
         for key, value in source.items():
             if key not in skipped:
                 rows.append({"of": name, "name": key, "value": _text(value)})
@@ -191,7 +192,7 @@ def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
             "calibration split over the predicted one. ± is one standard error. The CSV has "
             "the single-layer, random and other-budget allocations too.",
             rows=allocations,
-            columns=_ALLOCATION_COLUMNS,
+            columns=_allocation_columns(main),
             shown=main,
         ),
         Table(
@@ -273,6 +274,21 @@ _ALLOCATION_COLUMNS = (
     Column(key="top1_evaluation", heading="top-1 (%), evaluation", format="percent",
            sem="top1_sem_evaluation"),
 )  # fmt: skip
+
+
+_JOINT_COLUMNS = (
+    Column(key="superposed_kl", heading="KL by superposed logits", format="loss"),
+    Column(key="kl_calibration", heading="KL, calibration", format="loss",
+           sem="kl_sem_calibration"),
+)  # fmt: skip
+
+
+def _allocation_columns(rows: Sequence[Row]) -> Sequence[Column]:
+    """With the joint prediction beside its measurement, where there is one."""
+    if all(row["superposed_kl"] is None for row in rows):
+        return _ALLOCATION_COLUMNS
+    at = [column.key for column in _ALLOCATION_COLUMNS].index("increase_evaluation")
+    return (*_ALLOCATION_COLUMNS[:at], *_JOINT_COLUMNS, *_ALLOCATION_COLUMNS[at:])
 
 
 def cell(row: Mapping[str, Any], column: Column) -> str:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.trace import block_trace_sample
+from jmpq.models.network import Network
 from jmpq.models.tap import Op
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
@@ -46,21 +47,11 @@ class HawqTrace:
     ) -> Float[Array, " moves"]:
         """Tr(H_i)/n_i · ‖δ‖² of every move, the traces by one probe."""
         network = moves.network
-        _, recorded = jax.eval_shape(network.record, inputs)
+        shifts = zero_shifts(network, inputs)
 
         def mean_loss(point: tuple[list[Array], list[Array]]) -> Float[Array, ""]:
-            kernels, shifts = point
+            return shifted_losses(network, self.loss, *point, inputs, targets).mean()
 
-            def shift(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-                x = x + shifts[site] if network.sites[site][1].has_input else x
-                return op(x, kernels[layer])
-
-            return jax.vmap(self.loss)(network.run(inputs, shift), targets).mean()
-
-        shifts = [
-            jnp.zeros(x.shape if site.has_input else (), network.kernels()[layer].dtype)
-            for x, (layer, site) in zip(recorded, network.sites, strict=True)
-        ]
         by_kernel, by_site = block_trace_sample(mean_loss, (network.kernels(), shifts), key)
         norms = squared_norms(moves, inputs)
         second = jnp.zeros(len(moves.moves), norms.kernels[0].dtype)
@@ -69,6 +60,33 @@ class HawqTrace:
             second = second.at[moves.columns(i, "w")].add(curvature * norms.kernels[i])
         for s, (i, site) in enumerate(network.sites):
             if (at := moves.columns(i, "a")).size and site.has_input:
-                size = recorded[s].size // targets.shape[0]
-                second = second.at[at].add(by_site[s] / size * norms.inputs[s])
+                size = shifts[s].size // targets.shape[0]
+                mean = norms.inputs[s].sum(axis=1) / targets.shape[0]
+                second = second.at[at].add(by_site[s] / size * mean)
         return second
+
+
+def zero_shifts(network: Network, inputs: PyTree) -> list[Array]:
+    """A zero for every element of every site's input; a scalar where there is no input."""
+    _, recorded = jax.eval_shape(network.record, inputs)
+    return [
+        jnp.zeros(x.shape if site.has_input else (), network.kernels()[layer].dtype)
+        for x, (layer, site) in zip(recorded, network.sites, strict=True)
+    ]
+
+
+def shifted_losses(
+    network: Network,
+    loss: ExampleLoss,
+    kernels: list[Array],
+    shifts: list[Array],
+    inputs: PyTree,
+    targets: Array,
+) -> Float[Array, " batch"]:
+    """Losses with other kernels, and with shifts added to the inputs of the sites."""
+
+    def shift(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        x = x + shifts[site] if network.sites[site][1].has_input else x
+        return op(x, kernels[layer])
+
+    return jax.vmap(loss)(network.run(inputs, shift), targets)

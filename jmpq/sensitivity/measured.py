@@ -119,7 +119,7 @@ def measured_increases(
         kind: What is measured, mean over the batch, nats per example.
         loss: Loss of one example.
     """
-    z = _float_logits(moves, inputs)
+    z = float_logits(moves, inputs)
     bits = np.array([moves.allocation_bits(s) for s in sets])  # [sets, 2, layers]
     found = []
     for start in range(0, len(sets), SETS_PER_CALL):
@@ -131,7 +131,8 @@ def measured_increases(
 
 
 @jax.jit
-def _float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch classes"]:
+def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch classes"]:
+    """Logits of the network as it is."""
     return moves.network.run(inputs, lambda site, layer, x, leaf, op: op(x, leaf))
 
 

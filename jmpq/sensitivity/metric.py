@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.files import atomic_file, json_sha256
 from jmpq.quantizers.choice import Choice
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.result import Sensitivity, choice_members
 
 
@@ -47,6 +48,28 @@ class Metric(Protocol):
     ) -> Terms: ...
 
 
+class Prepared(NamedTuple):
+    """What a metric found in all batches: the metric to average, and values for people."""
+
+    metric: Metric
+    record: dict[str, Any]  # JSON values, kept in the provenance
+
+
+@runtime_checkable
+class NeedsAllBatches(Protocol):
+    """A metric of which something is to be found in all batches before the first is added."""
+
+    def prepare(
+        self,
+        moves: MoveNetwork,
+        batches: Sequence[tuple[PyTree, Any]],
+        key: Array,
+        *,
+        progress: Callable[[int, int], None],
+        notes: Notes,
+    ) -> Prepared: ...
+
+
 def analyse(
     moves: MoveNetwork,
     metric: Metric,
@@ -67,19 +90,26 @@ def analyse(
         choices: Candidates of every layer.
         seed: Decides random probes, batch by batch.
         partial: File for the sums so far, rewritten after every batch; if it is there and
-            fits, the analysis goes on from it. The caller removes it when the result is safe.
+            fits, the analysis goes on from it. The caller removes it when the result is safe,
+            and the ``*.notes.partial`` beside it that a metric which `NeedsAllBatches` leaves.
         provenance: What identifies network, data and quantizers (a partial file of another
             one is not used), kept in the result.
-        progress: Called with (finished batches, all batches).
+        progress: Called with (finished batches, all batches); before, by a metric that
+            `NeedsAllBatches`, with its own steps.
 
     Raises:
-        ValueError: If there is no example or no move, or a term is NaN or infinite: the
-            layer is named.
+        ValueError: If there is no example or no move, a term is NaN or infinite (the layer
+            is named), or there is one batch where the metric asks for a spread over them.
     """
     if not batches or not moves.moves:
         raise ValueError(
             f"Nothing to analyse: {len(batches)} batches, {len(moves.moves)} moves. Give "
             "calibration examples and candidate bits below 32."
+        )
+    if getattr(metric, "spread", 0.0) and len(batches) < 2:
+        raise ValueError(
+            f"Metric {metric.name!r} takes the spread over batches, and there is one. Use a "
+            "smaller batch size."
         )
     identity = {
         "metric": _options(metric),
@@ -94,12 +124,19 @@ def analyse(
     state = _State.resume(partial, json_sha256(identity))
 
     key, total = jax.random.key(seed), len(batches)
+    ready, prepared = metric, {}
+    if isinstance(metric, NeedsAllBatches):
+        start = time.perf_counter()
+        path = partial and partial.with_name(f"{partial.stem}.notes.partial")
+        notes = Notes(path, json_sha256(identity))
+        ready, record = metric.prepare(moves, batches, key, progress=progress, notes=notes)
+        prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
     progress(state.done, total)
     for index in range(state.done, total):
         start = time.perf_counter()
         inputs, targets = batches[index]
         targets = jnp.asarray(targets)
-        found = metric(moves, inputs, targets, jax.random.fold_in(key, index))
+        found = ready(moves, inputs, targets, jax.random.fold_in(key, index))
         first, second = (np.asarray(x, np.float64) for x in found)
         _check_finite(metric.name, moves, first, second)
         state.add(targets.shape[0], first, second, members, time.perf_counter() - start)
@@ -119,7 +156,13 @@ def analyse(
         batch_second=np.array(state.batch_second),
         batch_examples=np.array(state.examples, np.float64),
         use_first=metric.use_first,
-        provenance={**identity, "seconds": sum(state.seconds), "batch_seconds": state.seconds},
+        spread=getattr(metric, "spread", 0.0),
+        provenance={
+            **identity,
+            **prepared,
+            "seconds": sum(state.seconds),
+            "batch_seconds": state.seconds,
+        },
     )
 
 
@@ -127,10 +170,13 @@ def _options(metric: Metric) -> dict[str, Any]:
     """Class and fields of a metric, functions by name: the same in every process."""
     fields = dataclasses.fields(metric)  # type: ignore[arg-type]
     values = {field.name: getattr(metric, field.name) for field in fields}
-    named = {
-        k: f"{v.__module__}.{v.__qualname__}" if callable(v) else v for k, v in values.items()
-    }
-    return {"class": type(metric).__name__, **named}
+    return {"class": type(metric).__name__, **{k: _plain(v) for k, v in values.items()}}
+
+
+def _plain(option: Any) -> Any:
+    if dataclasses.is_dataclass(option) and not isinstance(option, type):
+        return dataclasses.asdict(option)
+    return f"{option.__module__}.{option.__qualname__}" if callable(option) else option
 
 
 @dataclasses.dataclass(kw_only=True)

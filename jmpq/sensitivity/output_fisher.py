@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.models.network import Network
 from jmpq.models.tap import Op
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
@@ -39,7 +40,7 @@ class OutputFisher:
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         network = moves.network
-        gradients = output_gradients(moves, self.loss, inputs, targets)
+        gradients = output_gradients(network, self.loss, inputs, targets)
         second = jnp.zeros(len(moves.moves), gradients[0].dtype)
 
         def add(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
@@ -62,10 +63,16 @@ class OutputFisher:
 
 
 def output_gradients(
-    moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array
+    network: Network,
+    loss: ExampleLoss,
+    inputs: PyTree,
+    targets: Array,
+    params: PyTree | None = None,
 ) -> list[Array]:
-    """∂L_n/∂y of every site's output, each example's own loss, by one backward pass."""
-    network = moves.network
+    """∂L_n/∂y of every site's output, each example's own loss, by one backward pass.
+
+    At the network's parameters, or at `params`.
+    """
 
     def outputs(inputs: PyTree) -> list[Array]:
         seen: list[Array] = []
@@ -81,7 +88,7 @@ def output_gradients(
         def probe(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
             return op(x, leaf) + probes[site]
 
-        return jax.vmap(loss)(network.run(inputs, probe), targets).sum()
+        return jax.vmap(loss)(network.run(inputs, probe, params), targets).sum()
 
     shapes = jax.eval_shape(outputs, inputs)
     return jax.grad(summed_loss)([jnp.zeros(s.shape, s.dtype) for s in shapes])

@@ -43,6 +43,8 @@ class Sensitivity:
         batch_second: Second-order term of every choice, batch by batch.
         batch_examples: Examples in each batch.
         use_first: Whether `losses` include the first-order term.
+        spread: Weight c of the spread: `losses` are the mean over batches plus c times the
+            standard deviation over batches, choice by choice. Not in `first` and `second`.
         provenance: Hashes, seeds, versions, options, seconds.
     """
 
@@ -57,6 +59,7 @@ class Sensitivity:
     batch_second: Float[np.ndarray, "batches layers choices"]
     batch_examples: Float[np.ndarray, " batches"]
     use_first: bool = False
+    spread: float = 0.0
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -64,18 +67,31 @@ class Sensitivity:
         return self.batch_second + (self.batch_first if self.use_first else 0.0)
 
     @functools.cached_property
-    def losses(self) -> Float[np.ndarray, "layers choices"]:
-        """Predicted increase: diagonal blocks, weight and input of a layer together."""
+    def _mean(self) -> Float[np.ndarray, "layers choices"]:
         return np.average(self._batches, axis=0, weights=self.batch_examples)
 
     @functools.cached_property
-    def sem(self) -> Float[np.ndarray, "layers choices"]:
-        """Standard error of `losses` over batches; NaN from a single batch."""
+    def losses(self) -> Float[np.ndarray, "layers choices"]:
+        """Predicted increase: diagonal blocks, weight and input of a layer together."""
+        return self._mean + self.spread * self.deviation if self.spread else self._mean
+
+    @functools.cached_property
+    def deviation(self) -> Float[np.ndarray, "layers choices"]:
+        """Standard deviation over batches, weighted by examples; NaN from a single batch."""
         if (count := len(self.batch_examples)) < 2:
-            return np.full_like(self.losses, np.nan)
+            return np.full_like(self._mean, np.nan)
+        squares = np.square(self._batches - self._mean)
+        mean = np.average(squares, axis=0, weights=self.batch_examples)
+        return np.sqrt(mean * count / (count - 1))
+
+    @functools.cached_property
+    def sem(self) -> Float[np.ndarray, "layers choices"]:
+        """Standard error of the mean over batches in `losses`; NaN from a single batch."""
+        if (count := len(self.batch_examples)) < 2:
+            return np.full_like(self._mean, np.nan)
         weights = self.batch_examples / self.batch_examples.sum()
-        spread = np.square(self._batches - self.losses)
-        return np.sqrt(np.tensordot(np.square(weights), spread, 1) * count / (count - 1))
+        squares = np.square(self._batches - self._mean)
+        return np.sqrt(np.tensordot(np.square(weights), squares, 1) * count / (count - 1))
 
     @functools.cached_property
     def has_interactions(self) -> bool:

@@ -13,10 +13,13 @@ from jmpq.sensitivity.moves import MoveNetwork
 
 
 class SquaredNorms(NamedTuple):
-    """‖δ‖² of every move: by layer, and by site as a mean over examples."""
+    """‖δ‖² of every move: by layer; by site, and there by row of the batch axis.
+
+    A row is an example, unless the function merged another axis into that of the batch.
+    """
 
     kernels: list[Float[Array, " bits"]]
-    inputs: list[Float[Array, " bits"]]
+    inputs: list[Float[Array, "bits rows"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +38,11 @@ class SquaredError:
             second = second.at[moves.columns(i, "w")].add(2 * norms.kernels[i])
         for s, (i, site) in enumerate(moves.network.sites):
             if (at := moves.columns(i, "a")).size and site.has_input:
-                second = second.at[at].add(2 * norms.inputs[s])
+                second = second.at[at].add(2 * norms.inputs[s].sum(axis=1) / targets.shape[0])
         return Terms(jnp.zeros_like(second), second)
 
 
+@jax.jit
 def squared_norms(moves: MoveNetwork, inputs: PyTree) -> SquaredNorms:
     """Squared norms of all perturbations on one batch."""
     network = moves.network
@@ -48,18 +52,20 @@ def squared_norms(moves: MoveNetwork, inputs: PyTree) -> SquaredNorms:
             kernels.append(_sums(moves.weight_deltas(i, kernel)))
         else:
             kernels.append(jnp.zeros(0, kernel.dtype))
+    none = jnp.zeros((0, 0), kernels[0].dtype)
     if moves.quantizers.activations is None or not moves.quantizers.activations.bits:
-        return SquaredNorms(kernels, [jnp.zeros(0, kernels[0].dtype) for _ in network.sites])
+        return SquaredNorms(kernels, [none for _ in network.sites])
     _, recorded = network.record(inputs)
     found = []
     for s, (x, (_, site)) in enumerate(zip(recorded, network.sites, strict=True)):
         if site.has_input:
-            examples = x.shape[site.input_batch_axis] // site.repeat
-            found.append(_sums(moves.input_deltas(s, x)) / examples)
+            deltas = jnp.moveaxis(moves.input_deltas(s, x), site.input_batch_axis + 1, 1)
+            found.append(_sums(deltas, kept=2))
         else:
-            found.append(jnp.zeros(0, kernels[0].dtype))
+            found.append(none)
     return SquaredNorms(kernels, found)
 
 
-def _sums(deltas: Float[Array, "bits ..."]) -> Float[Array, " bits"]:
-    return jnp.square(deltas).sum(axis=tuple(range(1, deltas.ndim)))
+def _sums(deltas: Float[Array, "bits ..."], kept: int = 1) -> Float[Array, "bits *rows"]:
+    """Sums of squares over all but the first `kept` axes."""
+    return jnp.square(deltas).sum(axis=tuple(range(kept, deltas.ndim)))

@@ -253,6 +253,20 @@ class Superposed:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SuperposedLoss:
+    """`Superposed` as a joint predictor of the increase of a loss, where it predicts the KL."""
+
+    superposed: Superposed
+    loss: ExampleLoss = cross_entropy
+
+    def predict(
+        self, choice: Int[np.ndarray, "allocations layers"]
+    ) -> Float[np.ndarray, " allocations"]:
+        """Predicted increase, nats per example."""
+        return self.superposed.predict(choice, "loss", loss=self.loss)
+
+
 def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:
     """Bytes that the logit changes take; `Superposed` holds them twice when it predicts.
 

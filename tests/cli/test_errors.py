@@ -129,6 +129,33 @@ def test_sensitivity_refuses(run, args, match):
     refuses(run, ("sensitivity", run, *args), match)
 
 
+LOSSES = "tests.cli.losses"
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("mse",), "'mse' is no loss: expected cross_entropy, kl or package.module:function"),
+        (
+            ("no.such:loss",),
+            "Cannot get a loss from.*'no'.*logits of one example and its label",
+        ),
+        ((f"{LOSSES}:none",), "'none'.*package.module:function.*its label"),
+        ((f"{LOSSES}:number",), "losses:number' is int, not a function, of the logits"),
+        ((f"{LOSSES}:by_class",), r"returned float32\[10\]; expected one real number.*called"),
+        ((f"{LOSSES}:whole_number",), r"returned int32\[\]; expected one real number"),
+        ((f"{LOSSES}:pair",), "returned tuple; expected one real number"),
+        ((f"{LOSSES}:undefined",), "is NaN or infinite for 16 of the first 16 examples. Check"),
+        ((f"{LOSSES}:broken",), "failed with KeyError: 'lost'. It is called with the logits"),
+        (("kl", "--metrics", "empirical_fisher"), "'empirical_fisher' is zero with --loss kl"),
+    ],
+)
+def test_sensitivity_refuses_what_is_no_loss(run, args, match):
+    refuses(
+        run, ("sensitivity", run, *FEW, "--metrics", "gauss_newton", "--loss", *args), match
+    )
+
+
 def test_sensitivity_names_the_metric_where_numbers_overflow(tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "SCALE", 1e20)
     works("layers", tmp_path, *TINY)

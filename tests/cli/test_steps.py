@@ -3,7 +3,9 @@ import html.parser
 import json
 import math
 import shutil
+import typing
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,10 +13,16 @@ from jmpq.cli.demo import Demo
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.report import Report
-from jmpq.cli.sensitivity import DEFAULT_METRICS, Sensitivity, make_metric
+from jmpq.cli.run_folder import network_of
+from jmpq.cli.sensitivity import MetricName, Sensitivity, make_metric
 from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
-from tests.cli.command import FEW, SMALL, TINY, contents, finish, process, works
+from jmpq.data.batches import batches
+from jmpq.data.splits import calibration_split
+from jmpq.sensitivity.result import load_sensitivities
+from jmpq.sensitivity.superposed import Superposed
+from tests.cli import losses
+from tests.cli.command import FEW, SMALL, TINY, contents, finish, jmpq, process, works
 
 LAYERS = (
     "conv1",
@@ -217,6 +225,64 @@ def test_budgets_that_conflict_in_the_sweep_are_left_out_of_it(run):
     assert 0 < len(sweep) < 8
 
 
+def test_kl_needs_no_labels_and_its_hessian_is_the_gauss_newton_matrix(run):
+    works("sensitivity", run, *FEW, "--metrics", "hessian", "gauss_newton", "--loss", "kl")
+    found = load_sensitivities(run / "sensitivity.npz")
+    newton, exact = found["gauss_newton"].second, found["hessian"].second
+    np.testing.assert_allclose(exact, newton, atol=1e-4 * np.abs(newton).max())
+    assert np.abs(found["hessian"].first).max() < 1e-5 * found["hessian"].losses.max()
+    assert found["hessian"].provenance["loss"] == "kl"
+    works("solve", run, *SMALL)
+    works("evaluate", run, "--examples", 20, "--calibration-roles", "solution")
+    assert read(run / "evaluation.json")["loss"] == "cross_entropy"
+
+
+def test_a_loss_of_the_users_is_predicted_and_measured(run):
+    loss, solve = "tests.cli.losses:brier", ("solve", run, *SMALL, "--scaling", 1)
+    options = (*FEW, "--metrics", "gauss_newton", "--loss", loss, "--superposed")
+    works("sensitivity", run, *options)
+    works(*solve)
+    roles = ("--calibration-roles", "single", "random", "--roles", "solution")
+    works("evaluate", run, "--examples", 100, *roles)
+    works("report", run)
+    found, plan = read(run / "evaluation.json"), read(run / "plan.json")
+    assert found["loss"] == loss
+    network, dataset, _ = network_of(run)
+    _, split = calibration_split(dataset, "heldout", examples=40, seed=0)
+    (batch,) = batches(split.take(np.arange(100)), 100)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        z = np.asarray(network.apply(network.params, batch.inputs), np.float64)
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    want = np.square(p - np.eye(10)[batch.labels]).sum(axis=1).mean()
+    np.testing.assert_allclose(found["float"]["evaluation"]["loss"], want, rtol=1e-5)
+
+    # Joint predictions stand beside what was measured, allocation by allocation.
+    predictions, superposed = found["predictions"], Superposed.load(run / "superposed.npz")
+    assert set(predictions) == {a["name"] for a in plan["allocations"]}
+    labels = [choice.label for choice in superposed.choices]
+    for allocation in plan["allocations"][::5]:
+        bits = [allocation["bits"].get(layer, "W32") for layer in superposed.layers]
+        row = np.array([[labels.index(label) for label in bits]])
+        got = predictions[allocation["name"]]
+        np.testing.assert_allclose(
+            got["superposed_kl"], superposed.predict(row)[0], rtol=1e-3, atol=1e-7
+        )
+        brier = superposed.predict(row, "loss", loss=losses.brier)[0]
+        np.testing.assert_allclose(got["superposed_loss"], brier, rtol=1e-3, atol=1e-7)
+    names = [a["name"] for a in plan["allocations"] if a["role"] in ("single", "random")]
+    measured = [found["measured"][name]["calibration"] for name in names]
+    for predictor, key in (("superposed_kl", "kl"), ("superposed_loss", "increase")):
+        x = [predictions[name][predictor] for name in names]
+        assert np.corrcoef(x, [row[key] for row in measured])[0, 1] > 0.95
+    assert "superposed logits, KL" in (run / "report.html").read_text()
+
+    works("sensitivity", run, *options[:-3])  # another loss; the logit changes stay behind
+    works(*solve)
+    result = jmpq("evaluate", run)
+    assert result.code == 1
+    assert "belongs to other sensitivities (loss differs): run `jmpq sensit" in result.err
+
+
 def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
     called = []
     for step in (Train, Layers, Sensitivity, Solve, Evaluate, Report):
@@ -237,5 +303,5 @@ def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
 
 
 def test_every_metric_goes_by_its_name():
-    names = (*DEFAULT_METRICS, "gauss_newton_difference", "first_order", "hessian")
+    names = typing.get_args(MetricName)
     assert [make_metric(name).name for name in names] == list(names)

@@ -14,7 +14,14 @@ from jmpq.report.artifacts import read_artifacts
 from jmpq.report.measured import compare, gap_rows, gap_to, rank_correlation
 from jmpq.report.report import write_report
 from jmpq.report.summary import summary
-from jmpq.report.tables import Column, allocation_rows, cell, csv_text
+from jmpq.report.tables import (
+    Column,
+    all_tables,
+    allocation_rows,
+    cell,
+    correlation_rows,
+    csv_text,
+)
 from tests.report import synthetic_run
 
 
@@ -120,6 +127,36 @@ def test_partly_evaluated_plan_shows_what_is_there_and_says_so(copy):
     assert "Not drawn: no joint allocation was measured on the evaluation split." in page
     assert page.count("<svg") == 3
     assert not (copy / "figures" / "F6-loss.svg").exists()
+
+
+def test_joint_predictions_stand_beside_what_was_measured(copy):
+    measured = json.loads((copy / "evaluation.json").read_text())["measured"]
+    kl = {name: found["calibration"]["kl"] for name, found in measured.items()}
+
+    def add(value):
+        value["predictions"] = {name: {"superposed_kl": x / 2} for name, x in kl.items()}
+
+    def headings():
+        table = next(t for t in all_tables(read_artifacts(copy)) if t.name == "allocations")
+        return [column.heading for column in table.columns]
+
+    assert "KL by superposed logits" not in headings()
+    edit(copy / "evaluation.json", add)
+    at = headings().index("KL by superposed logits")
+    assert headings()[at + 1] == "KL, calibration"
+    artifacts = read_artifacts(copy)
+    rows = correlation_rows(artifacts.plan, artifacts.evaluation)
+    ((row),) = [
+        row
+        for row in rows
+        if row["metric"] == "superposed_kl"
+        and (row["allocations"], row["measured"], row["split"])
+        == ("joint", "KL", "calibration")
+    ]
+    np.testing.assert_allclose(row["spearman"], 1)
+    np.testing.assert_allclose(row["median_measured_over_predicted"], 2)
+    for row in allocation_rows(artifacts.plan, artifacts.evaluation):
+        np.testing.assert_allclose(row["superposed_kl"], kl[row["name"]] / 2)
 
 
 def test_summary_names_what_was_not_measured(copy):

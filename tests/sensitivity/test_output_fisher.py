@@ -68,7 +68,7 @@ def test_output_fisher(dense):
     np.testing.assert_allclose(got.losses, 0.5 * got.members @ want, rtol=1e-10)
     assert not got.has_interactions
     found = jax.jit(output_gradients, static_argnums=1)(
-        dense.moves, cross_entropy, dense.inputs, dense.labels
+        dense.network, cross_entropy, dense.inputs, dense.labels
     )
     for g, slope in zip(found, slopes, strict=True):
         np.testing.assert_allclose(g, slope, rtol=1e-10, atol=1e-14)

@@ -1,13 +1,11 @@
-"""Path attribution against gradients of a network written out by hand; saturation."""
-
-import itertools
+"""Path attribution against gradients of a network written out by hand."""
 
 import jax
 import numpy as np
 import pytest
 
 from jmpq.quantizers.fake_quant import Quantizers
-from jmpq.sensitivity.path import PathAttribution, path_attribution, saturate, unsaturate
+from jmpq.sensitivity.path import PathAttribution, path_attribution
 from tests.sensitivity.dense import Dense
 
 W2, W4, A3, A8 = (list(range(k, 16, 4)) for k in range(4))  # each layer has w2 w4 a3 a8
@@ -92,25 +90,3 @@ def test_path_of_no_move_and_unknown_bits(dense):
     ):
         with pytest.raises(ValueError, match="points=0: the path needs at least one point"):
             call()
-
-
-def test_saturated_losses_add_up_to_the_saturating_damage():
-    c, losses = 3.0, np.array([0.2, 2.9, -0.1, 0.0])
-    b = saturate(losses, c)
-    np.testing.assert_allclose(unsaturate(b, c), losses, rtol=1e-12, atol=1e-15)
-    for made in itertools.product([False, True], repeat=4):
-        kept = np.array(made)
-        want = c * (1 - np.prod(1 - losses[kept] / c))
-        np.testing.assert_allclose(unsaturate(b[kept].sum(), c), want, atol=1e-12)
-    np.testing.assert_allclose(saturate(losses, 1e9), losses / 1e9, rtol=1e-6)
-
-
-def test_saturation_refuses_what_has_no_share():
-    with pytest.raises(ValueError, match="increase, 2, is not below the greatest damage c=2"):
-        saturate(np.array([1.0, 2.0]), 2.0)
-    with pytest.raises(ValueError, match="increase, nan, is not below"):
-        saturate(np.array([np.nan]), 2.0)
-    for function in (saturate, unsaturate):
-        for c in (0.0, -1.0, np.nan, np.inf):
-            with pytest.raises(ValueError, match="is no greatest damage: expected a positive"):
-                function(np.array([0.1]), c)

@@ -64,6 +64,20 @@ def test_gauss_newton_is_the_hessian_of_the_kl_divergence(dense):
     assert np.linalg.eigvalsh(got.second).min() > -1e-10 * np.abs(want).max()
 
 
+def test_exact_hessian_of_the_kl_divergence_is_gauss_newton_and_its_gradient_is_zero(dense):
+    z, choices = dense.logits(dense.point), choice_grid(W_BITS, A_BITS)
+    exact = analyse(dense.moves, ExactHessian(loss=kl_divergence), [(dense.inputs, z)], choices)
+    newton = dense.analyse(GaussNewton()).second
+    np.testing.assert_allclose(exact.first, 0, atol=1e-14)
+    np.testing.assert_allclose(
+        exact.second, newton, rtol=1e-8, atol=1e-8 * np.abs(newton).max()
+    )
+    by_reference = analyse(
+        dense.moves, GaussNewton(loss=kl_divergence), [(dense.inputs, z)], choices
+    )
+    np.testing.assert_allclose(by_reference.second, newton, rtol=1e-10)
+
+
 def test_move_side_and_class_side_jacobians_agree(dense):
     few = Quantizers(
         weights=calibrate_weights(dense.network, QuantizerSpec(), []),

@@ -1,0 +1,71 @@
+"""Predictions of joint allocations that need more than a sensitivity table."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jmpq.cli.run_folder import SUPERPOSED
+
+if TYPE_CHECKING:
+    from jmpq.problem import PlannedAllocation
+    from jmpq.sensitivity.joint import JointPredictor
+    from jmpq.sensitivity.superposed import Superposed
+
+SAME = ("weights_sha256", "quantizers_sha256", "calibration", "loss")
+
+
+def joint_predictors(
+    run: pathlib.Path, origin: Mapping[str, Any]
+) -> tuple["Superposed | None", dict[str, "JointPredictor"]]:
+    """What `jmpq sensitivity --superposed` left in a run folder, as predictors by name.
+
+    Args:
+        run: The run folder.
+        origin: Provenance of the sensitivities, which must be that of the logit changes.
+
+    Raises:
+        ValueError: If the file cannot be read or belongs to other sensitivities.
+    """
+    from jmpq.cli.losses import find_loss
+    from jmpq.sensitivity.superposed import Superposed, SuperposedLoss
+
+    path = run / SUPERPOSED
+    if not path.is_file():
+        return None, {}
+    found = Superposed.load(path)
+    for key in SAME:
+        if found.provenance.get(key) != origin.get(key):
+            raise ValueError(
+                f"{path} belongs to other sensitivities ({key} differs): run `jmpq sensitivity "
+                f"{run} --superposed` again, or delete it."
+            )
+    predictors: dict[str, JointPredictor] = {"superposed_kl": found}
+    if (loss := origin.get("loss", "cross_entropy")) != "kl":
+        predictors["superposed_loss"] = SuperposedLoss(superposed=found, loss=find_loss(loss))
+    return found, predictors
+
+
+def joint_predictions(
+    run: pathlib.Path,
+    origin: Mapping[str, Any],
+    allocations: Sequence["PlannedAllocation"],
+) -> dict[str, dict[str, float]]:
+    """Predicted increase, nats per example, by allocation and predictor; {} without any."""
+    import numpy as np
+
+    from jmpq.quantizers.choice import FLOAT_BITS, Choice
+
+    found, predictors = joint_predictors(run, origin)
+    if found is None:
+        return {}
+    column = {choice: c for c, choice in enumerate(found.choices)}
+    bits = [
+        [column[a.bits.get(layer, Choice(FLOAT_BITS))] for layer in found.layers]
+        for a in allocations
+    ]
+    table = np.array(bits, int).reshape(len(allocations), len(found.layers))
+    by_name = {name: predictor.predict(table) for name, predictor in predictors.items()}
+    return {
+        a.name: {name: float(values[i]) for name, values in by_name.items()}
+        for i, a in enumerate(allocations)
+    }

@@ -1,0 +1,69 @@
+"""The loss of a run: ready-made by its name, or a function of the user's."""
+
+from typing import TYPE_CHECKING
+
+from jmpq.cli.run_folder import imported
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from jmpq.training.losses import ExampleLoss
+
+# Their gradient is zero where the network still equals its reference: so are their terms.
+ZERO_FOR_KL = ("first_order", "empirical_fisher", "output_fisher")
+
+
+def find_loss(name: str) -> "ExampleLoss":
+    """The loss of one example, nats: ``cross_entropy``, ``kl`` or ``package.module:function``.
+
+    The targets of ``kl`` are the float network's own logits, not labels.
+
+    Raises:
+        ValueError: If there is no such loss.
+    """
+    from jmpq.training.losses import cross_entropy, kl_divergence
+
+    if name == "cross_entropy":
+        return cross_entropy
+    if name == "kl":
+        return kl_divergence
+    if ":" not in name:
+        raise ValueError(
+            f"{name!r} is no loss: expected cross_entropy, kl or package.module:function."
+        )
+    return imported(name, "a loss", "of the logits of one example and its label")
+
+
+def check_loss(
+    name: str,
+    loss: "ExampleLoss",
+    logits: "Float[Array, 'batch classes']",
+    targets: "Array",
+) -> None:
+    """Try a loss on a first batch, before hours are spent on it.
+
+    Raises:
+        ValueError: If it fails, returns no real scalar, or is NaN or infinite.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    call = "It is called with the logits of one example [classes] and its label."
+    try:
+        found = jax.eval_shape(loss, logits[0], targets[0])
+    except Exception as error:  # someone else's code
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Loss {name!r} failed with {type(error).__name__}: {first}. {call}"
+        ) from error
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        what = type(found).__name__ if shape is None else f"{dtype}{list(shape)}"
+        raise ValueError(f"Loss {name!r} returned {what}; expected one real number. {call}")
+    values = np.asarray(jax.jit(jax.vmap(loss))(logits, targets))
+    if bad := int(np.sum(~np.isfinite(values))):
+        raise ValueError(
+            f"Loss {name!r} is NaN or infinite for {bad} of the first {len(values)} examples. "
+            "Check it on the float network's logits, and the normalisation of the inputs."
+        )

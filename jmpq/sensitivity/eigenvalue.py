@@ -1,0 +1,397 @@
+"""Largest Hessian eigenvalues times squared perturbations: HAWQ (V1) and Q-BERT."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jmpq.curvature.eigen import EigenPairs, top_eigenpairs
+from jmpq.curvature.power import power_iteration
+from jmpq.models.network import Network
+from jmpq.models.tap import Op
+from jmpq.sensitivity.hawq import shifted_losses, zero_shifts
+from jmpq.sensitivity.metric import Prepared, Terms
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.notes import Notes
+from jmpq.sensitivity.output_fisher import output_gradients
+from jmpq.sensitivity.squared_error import squared_norms
+from jmpq.sensitivity.taylor import NATS
+from jmpq.training.losses import ExampleLoss, cross_entropy
+
+Method = Literal["power", "lanczos"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """How the eigenvalues of the blocks are found.
+
+    Attributes:
+        method: For kernels: ``power`` iteration from a normal start, as HAWQ and Q-BERT, which
+            finds the eigenvalue of largest magnitude; or ``lanczos``, which finds the
+            algebraically largest, so that ½ λ‖δ‖² bounds ½ δᵀHδ from above. The examples of
+            an input are iterated side by side, always by power.
+        tolerance: Power: stop at this relative change (1 % in their code). Lanczos: residual
+            relative to the eigenvalue.
+        max_products: Products per block at most; what has not settled is taken as it is (for
+            the kernels of `HawqEigenvalue` the provenance has residuals).
+    """
+
+    method: Method = "power"
+    tolerance: float = 1e-2
+    max_products: int = 100
+
+    def kernel(
+        self, product: Callable[[Array, Array], Array], kernel: Array, key: Array
+    ) -> EigenPairs:
+        """The leading eigenpair of a kernel's block, from its ``product(kernel, tangent)``."""
+        if self.method == "power":
+            return power_iteration(
+                product,
+                kernel,
+                key=key,
+                tolerance=self.tolerance,
+                max_products=self.max_products,
+            )
+        return top_eigenpairs(
+            product,
+            kernel,
+            key=key,
+            which="largest",
+            tolerance=self.tolerance,
+            max_products=self.max_products,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HawqEigenvalue:
+    """½ λ_max(H_i) ‖δ_i‖², weights and activations.
+
+    A kernel's λ is that of the Hessian of the mean loss over *all* batches: the mean of the
+    batches' own eigenvalues would be larger, since λ_max is convex. With v its eigenvector,
+    the batches' vᵀH_b v average to λ exactly and their scatter is its standard error to first
+    order; `prepare` finds v, the metric it returns takes vᵀH_b v batch by batch.
+
+    An input is perturbed example by example and its Hessian has one block each, so the term is
+    ½ mean_n λ_n ‖δ_n‖²: one product of an input iterates all examples at once.
+
+    λ keeps its sign: where negative curvature dominates, the predicted increase is negative.
+    HAWQ leaves out the ½, which ranks alike.
+
+    Costs one product per iteration and kernel: blocks cannot share one, the others' parts of
+    the tangent would leak in through the cross terms. See `block_product`.
+
+    References:
+        Dong et al. (2019), HAWQ, arXiv 1905.03696: Ω_i = λ_max(H_i) ‖Q(w_i) − w_i‖²
+        (reported). Ours: whole set and its error, examples of activations by themselves.
+    """
+
+    search: Search = Search()
+    loss: ExampleLoss = cross_entropy
+    name: str = "hawq_eigenvalue"
+    unit: str = NATS
+    use_first: bool = False
+
+    def prepare(
+        self,
+        moves: MoveNetwork,
+        batches: Sequence[tuple[PyTree, Any]],
+        key: Array,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        notes: Notes | None = None,
+    ) -> Prepared:
+        """Find the leading eigenvector of every kernel over all batches.
+
+        A layer that is in `notes` is not searched again.
+        """
+        network, vectors, record = moves.network, {}, {}
+        notes = notes or Notes()
+        layers = _layers_of(moves, "w")
+        progress(0, len(layers))
+        for done, i in enumerate(layers):
+            name = network.layers[i].name
+            if (pair := notes.get(name)) is None:
+                product = block_product(network, self.loss, batches, i)
+                found = self.search.kernel(
+                    product, network.kernels()[i], jax.random.fold_in(key, i)
+                )
+                pair = {
+                    "vector": np.asarray(found.vectors[0]),
+                    "eigenvalue": found.values[0],
+                    "residual": found.residuals[0],
+                    "converged": found.converged[0],
+                    "products": np.array(found.products),
+                }
+                notes.keep(name, pair)
+            vectors[i] = jnp.asarray(pair["vector"])
+            record[name] = {k: v.item() for k, v in pair.items() if k != "vector"}
+            progress(done + 1, len(layers))
+        return Prepared(_AlongEigenvectors(of=self, vectors=vectors), record)
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        """Terms of one batch taken for the whole set."""
+        metric = self.prepare(moves, [(inputs, targets)], key).metric
+        return metric(moves, inputs, targets, key)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _AlongEigenvectors:
+    """`HawqEigenvalue` once its kernels' eigenvectors are known."""
+
+    of: HawqEigenvalue
+    vectors: dict[int, Array]  # by layer, norm one
+
+    @property
+    def name(self) -> str:
+        return self.of.name
+
+    @property
+    def unit(self) -> str:
+        return self.of.unit
+
+    @property
+    def use_first(self) -> bool:
+        return self.of.use_first
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        zeros = [jnp.zeros_like(kernel) for kernel in moves.network.kernels()]
+        curvature = {
+            i: curvature_along(
+                moves.network,
+                self.of.loss,
+                inputs,
+                targets,
+                [*zeros[:i], vector, *zeros[i + 1 :]],
+            )
+            for i, vector in self.vectors.items()
+        }
+        return _terms(moves, self.of.search, self.of.loss, curvature, inputs, targets, key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QBert:
+    """½ (mean λ + c · spread of λ) ‖δ‖² over data subsets, weights and activations.
+
+    The subsets are the batches: λ of a kernel is that of each batch's own Hessian, of an input
+    as in `HawqEigenvalue`. The spread is the standard deviation of a choice's term over the
+    batches (for weights alone exactly that of λ times ½‖δ‖²); `Sensitivity.spread` adds it,
+    and its standard error is that of the mean. λ keeps its sign. Needs two batches.
+
+    Attributes:
+        spread: c, the weight of the spread. How Q-BERT weighs it is only reported.
+        search: How eigenvalues are found: power iteration to 1 % as in their code.
+
+    References:
+        Shen et al. (2020), Q-BERT, arXiv 1909.05840: sensitivity from mean and spread of λ
+        over 10 % subsets of the data.
+    """
+
+    spread: float = 1.0
+    search: Search = Search()
+    loss: ExampleLoss = cross_entropy
+    name: str = "qbert"
+    unit: str = NATS
+    use_first: bool = False
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        network, curvature = moves.network, {}
+        for i in _layers_of(moves, "w"):
+            product = block_product(network, self.loss, [(inputs, targets)], i)
+            found = self.search.kernel(
+                product, network.kernels()[i], jax.random.fold_in(key, i)
+            )
+            curvature[i] = found.values[0]
+        return _terms(moves, self.search, self.loss, curvature, inputs, targets, key)
+
+
+def _layers_of(moves: MoveNetwork, kind: Literal["w", "a"]) -> list[int]:
+    """Layers that have moves of a kind."""
+    return [i for i in range(len(moves.network.layers)) if moves.columns(i, kind).size]
+
+
+def _terms(
+    moves: MoveNetwork,
+    search: Search,
+    loss: ExampleLoss,
+    curvature: Mapping[int, Array | float],
+    inputs: PyTree,
+    targets: Array,
+    key: Array,
+) -> Terms:
+    """λ‖δ‖² of every move; `curvature` by layer is that of the kernels."""
+    network = moves.network
+    dtype = network.kernels()[0].dtype
+    second = np.zeros(len(moves.moves))
+    norms = squared_norms(moves, inputs)
+    for i, value in curvature.items():
+        second[moves.columns(i, "w")] = float(value) * np.asarray(norms.kernels[i])
+    sites = [s for s, (i, site) in enumerate(network.sites) if site.has_input]
+    for s in sites if _layers_of(moves, "a") else ():
+        layer, site = network.sites[s]
+        if site.repeat > 1:
+            raise ValueError(
+                f"Layer {network.layers[layer].name!r}: its input merges the batch with "
+                "another axis, so that examples have no eigenvalues of their own. Keep the "
+                "batch axis, quantize weights only, or use hawq_trace."
+            )
+        own = jax.random.fold_in(key, len(network.layers) + s)
+        values = input_eigenvalues(network, loss, inputs, targets, s, own, search)
+        columns = moves.columns(layer, "a")
+        second[columns] += np.asarray(norms.inputs[s], np.float64) @ values / len(values)
+    return Terms(jnp.zeros(len(second), dtype), jnp.asarray(second, dtype))
+
+
+def block_product(
+    network: Network,
+    loss: ExampleLoss,
+    batches: Sequence[tuple[PyTree, Any]],
+    layer: int,
+) -> Callable[[Array, Array], Array]:
+    """``product(kernel, tangent)`` with one layer's diagonal block of the Hessian of the mean
+    loss over all examples of the batches.
+
+    A layer is bilinear in its input and its kernel, so the product is the layer's own kernel
+    gradient at the tangent of its output's gradient: one compiled program to the outputs
+    serves all layers, the costly gradients of all other kernels are not taken.
+    """  # noqa: D205
+    zeros = [jnp.zeros_like(kernel) for kernel in network.kernels()]
+    uses = sum(i == layer for i, _ in network.sites)
+    count = sum(len(targets) for _, targets in batches)
+
+    def product(kernel: Array, tangent: Array) -> Array:
+        total = jnp.zeros_like(tangent)
+        tangents = [*zeros[:layer], tangent, *zeros[layer + 1 :]]
+        for inputs, targets in batches:
+            found = _slopes(network, loss, inputs, jnp.asarray(targets), tangents)
+            total = total + _kernel_gradient(network, layer, inputs, found.x, found.dg)
+            if uses > 1:  # otherwise the layer's input does not depend on its kernel
+                total = total + _kernel_gradient(network, layer, inputs, found.dx, found.g)
+        return total / count
+
+    return product
+
+
+class _Slopes(NamedTuple):
+    """By site: its input, the gradient of the summed loss at its output, and their tangents."""
+
+    x: list[Array]
+    g: list[Array]
+    dx: list[Array | None]  # None where the site has no input to perturb
+    dg: list[Array]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _slopes(
+    network: Network, loss: ExampleLoss, inputs: PyTree, targets: Array, tangents: list[Array]
+) -> _Slopes:
+    """Along kernel `tangents`, without any gradient with respect to a kernel."""
+
+    def at(kernels: list[Array]) -> tuple[list[Array | None], list[Array]]:
+        params = network.with_kernels(kernels)
+        _, seen = network.record(inputs, params)
+        x = [x if s.has_input else None for x, (_, s) in zip(seen, network.sites, strict=True)]
+        return x, output_gradients(network, loss, inputs, targets, params)
+
+    (_, g), (dx, dg) = jax.jvp(at, (network.kernels(),), (tangents,))
+    return _Slopes(network.record(inputs)[1], g, dx, dg)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _kernel_gradient(
+    network: Network,
+    layer: int,
+    inputs: PyTree,
+    x: Sequence[Array | None],
+    g: Sequence[Array],
+) -> Array:
+    """Σ over a layer's sites of ∂⟨op(x, w), g⟩/∂w; a site whose x is None is left out.
+
+    Compiled for each layer, but only the layer's own operation is left of the network.
+    """
+    kernel = network.kernels()[layer]
+    total = jnp.zeros_like(kernel)
+
+    def add(site: int, at: int, unused: Array, leaf: Array, op: Op) -> Array:
+        nonlocal total
+        if at == layer and (seen := x[site]) is not None:
+            total = total + jax.vjp(lambda w: op(seen, w), kernel)[1](g[site])[0]
+        return op(unused, leaf)
+
+    network.run(inputs, add)
+    return total
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def curvature_along(
+    network: Network, loss: ExampleLoss, inputs: PyTree, targets: Array, tangents: list[Array]
+) -> Float[Array, ""]:
+    """vᵀHv of the batch's mean loss for kernel tangents v, without a backward pass."""
+    shifts = zero_shifts(network, inputs)
+
+    def slope(kernels: list[Array]) -> Float[Array, ""]:
+        def mean_loss(kernels: list[Array]) -> Float[Array, ""]:
+            return shifted_losses(network, loss, kernels, shifts, inputs, targets).mean()
+
+        return jax.jvp(mean_loss, (kernels,), (tangents,))[1]
+
+    return jax.jvp(slope, (network.kernels(),), (tangents,))[1]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def input_products(
+    network: Network, loss: ExampleLoss, inputs: PyTree, targets: Array, tangents: list[Array]
+) -> list[Array]:
+    """Hessians of each example's loss with respect to its inputs of all sites, times
+    `tangents`; no kernel gradient.
+    """  # noqa: D205
+    shifts = zero_shifts(network, inputs)
+
+    def summed_loss(shifts: list[Array]) -> Float[Array, ""]:
+        return shifted_losses(network, loss, network.kernels(), shifts, inputs, targets).sum()
+
+    return jax.jvp(jax.grad(summed_loss), (shifts,), (tangents,))[1]
+
+
+def input_eigenvalues(
+    network: Network,
+    loss: ExampleLoss,
+    inputs: PyTree,
+    targets: Array,
+    site: int,
+    key: Array,
+    search: Search,
+) -> Float[np.ndarray, " batch"]:
+    """λ_n of the block of every example's input of one site: of largest magnitude, by power
+    iteration of all examples side by side, until Σ_n |change of λ_n| is below the tolerance.
+    """  # noqa: D205
+    zeros = zero_shifts(network, inputs)
+    axis = network.sites[site][1].input_batch_axis
+    image = jax.random.normal(key, zeros[site].shape, zeros[site].dtype)
+    values = np.zeros(image.shape[axis])
+    for products in range(search.max_products):
+        vector = _unit(image, axis)
+        tangents = [*zeros[:site], vector, *zeros[site + 1 :]]
+        image = input_products(network, loss, inputs, targets, tangents)[site]
+        last, values = values, np.asarray(_quotients(vector, image, axis), np.float64)
+        if products and abs(values - last).sum() <= search.tolerance * abs(values).sum():
+            break
+    return values
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _unit(vectors: Array, axis: int) -> Array:
+    """Every example's vector with norm one; zero stays zero."""
+    others = tuple(a for a in range(vectors.ndim) if a != axis)
+    norms = jnp.sqrt(jnp.square(vectors).sum(axis=others, keepdims=True))
+    return vectors / jnp.where(norms > 0, norms, 1)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _quotients(vectors: Array, images: Array, axis: int) -> Float[Array, " batch"]:
+    others = tuple(a for a in range(vectors.ndim) if a != axis)
+    return (vectors * images).sum(axis=others)
