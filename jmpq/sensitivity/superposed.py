@@ -6,7 +6,7 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jmpq.files import atomic_file
 from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.sensitivity.measured import Kind
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.result import Move, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
@@ -130,7 +131,7 @@ class Superposed:
     def predict(
         self,
         choice: Int[np.ndarray, "allocations layers"],
-        kind: Literal["kl", "loss"] = "kl",
+        kind: Kind = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
@@ -148,6 +149,23 @@ class Superposed:
             ValueError: If `choice` is no table of allocations, or one allocation alone
                 exceeds the memory.
         """
+        choice = self.checked(choice)
+        made = self._members[np.arange(len(self.layers)), choice].sum(axis=1)
+        found = in_chunks(
+            lambda chunk: _increases(kind, loss, chunk, *self._on_device),
+            made,
+            self.allocations_per_chunk(memory_bytes),
+        )
+        return found.mean(axis=1)
+
+    def checked(
+        self, choice: Int[np.ndarray, "allocations layers"]
+    ) -> Int[np.ndarray, "allocations layers"]:
+        """Allocations as an array of columns of `choices`.
+
+        Raises:
+            ValueError: If `choice` is no table of allocations.
+        """
         choice = np.asarray(choice)
         if choice.ndim != 2 or choice.shape[1] != len(self.layers):
             raise ValueError(
@@ -159,16 +177,7 @@ class Superposed:
                 f"`choice` holds columns {choice.min()} to {choice.max()}; there are choices 0 "
                 f"to {len(self.choices) - 1}."
             )
-        most = self.allocations_per_chunk(memory_bytes)
-        size = min(most, 1 << max(len(choice) - 1, 0).bit_length())  # few sizes: few programs
-        found = []
-        for start in range(0, len(choice), size):
-            chunk = choice[start : start + size]
-            made = self._members[np.arange(len(self.layers)), chunk].sum(axis=1)
-            made = np.pad(made, ((0, size - len(chunk)), (0, 0)))
-            increases = _increases(kind, loss, made, *self._on_device)
-            found.append(np.asarray(increases, np.float64)[: len(chunk)].mean(axis=1))
-        return np.concatenate(found) if found else np.zeros(0)
+        return choice
 
     def allocations_per_chunk(self, memory_bytes: int = MEMORY_BYTES) -> int:
         """How many allocations are predicted at once within `memory_bytes`.
@@ -283,7 +292,7 @@ def _changes(moves: MoveNetwork, inputs: PyTree) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _increases(
-    kind: Literal["kl", "loss"],
+    kind: Kind,
     loss: ExampleLoss,
     made: Float[Array, "allocations moves"],
     by_move: Float[Array, "moves values"],
@@ -291,9 +300,38 @@ def _increases(
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
     q = z[None] + (made @ by_move).reshape(-1, *z.shape)
+    return increases(kind, loss, q, z, targets)
+
+
+def increases(
+    kind: Kind,
+    loss: ExampleLoss,
+    q: Float[Array, "allocations examples classes"],
+    z: Float[Array, "examples classes"],
+    targets: Array,
+) -> Float[Array, "allocations examples"]:
+    """What logits `q` in the place of `z` cost every example, nats."""
     if kind == "kl":
         return jax.vmap(jax.vmap(kl_divergence), (0, None))(q, z)
     return jax.vmap(jax.vmap(loss), (0, None))(q, targets) - jax.vmap(loss)(z, targets)[None]
+
+
+def in_chunks(
+    function: Callable[[Shaped[np.ndarray, "chunk _"]], Float[Array, "chunk examples"]],
+    rows: Shaped[np.ndarray, "allocations _"],
+    size: int,
+) -> Float[np.ndarray, "allocations examples"]:
+    """A compiled function of at most `size` allocations, applied to any number of them.
+
+    Chunks are padded by repetition to powers of two: few sizes, few programs.
+    """
+    size = min(size, 1 << max(len(rows) - 1, 0).bit_length())
+    found = []
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        padded = np.resize(chunk, (size, chunk.shape[1]))
+        found.append(np.asarray(function(padded), np.float64)[: len(chunk)])
+    return np.concatenate(found) if found else np.zeros((0, 1))
 
 
 def _check_choices(
