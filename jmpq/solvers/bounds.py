@@ -8,13 +8,15 @@ because λ·(costs − limits) ≤ 0 there. Where λ comes from decides how tigh
 whether it holds.
 """
 
+import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jmpq.problem.problem import Reduced
-from jmpq.solvers.frontier import convex_frontier, undominated
+from jmpq.solvers.frontier import convex_frontiers, undominated
+from jmpq.solvers.steps import longest_prefix, upgrades
 
 Multipliers = Float[np.ndarray, " budgets"]
 
@@ -82,28 +84,42 @@ def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
 
 def _break_slope(reduced: Reduced, budget: int) -> float:
     """Loss per cost at which upgrades along the frontiers, best first, fill one budget."""
-    cost = reduced.costs[budget]
-    single = Reduced(
-        losses=reduced.losses,
-        costs=cost[None],
+    single = dataclasses.replace(
+        reduced,
+        costs=reduced.costs[budget : budget + 1],
         limits=reduced.limits[budget : budget + 1],
         names=reduced.names[budget : budget + 1],
-        groups=reduced.groups,
     )
-    slopes, increments, start = [], [], []
-    for losses, row, keep in zip(single.losses, cost, undominated(single), strict=True):
-        frontier = convex_frontier(losses, row, keep)
-        start.append(row[frontier[0]])
-        increments.append(np.diff(row[frontier]))
-        slopes.append(-np.diff(losses[frontier]) / increments[-1])
-    slope, increment = np.concatenate(slopes), np.concatenate(increments)
-    order = np.argsort(-slope, kind="stable")
-    spent = math.fsum(start) + np.cumsum(increment[order])
-    over = np.flatnonzero(spent > single.limits[0])
-    if not len(over):
-        return 0.0
-    found = float(slope[order[over[0]]])
-    return found if math.isfinite(found) else 0.0
+    return linear_relaxation(single, convex_frontiers(single.losses, single.costs[0]))[0]
+
+
+def linear_relaxation(
+    reduced: Reduced, frontiers: Int[np.ndarray, "groups vertices"]
+) -> tuple[float, Int[np.ndarray, " groups"]]:
+    """The break slope of one budget, and the last whole choices before it is filled.
+
+    Args:
+        reduced: A problem with one budget.
+        frontiers: Its convex frontiers.
+
+    Returns:
+        Loss saved per cost of the step that breaks the budget, 0 where all steps fit; and
+        the choice of every group after the steps before it, best first.
+
+    References:
+        Dyer (1984), Zemel (1984): the linear multiple-choice knapsack in linear time.
+    """
+    start = frontiers[:, 0]
+    steps = upgrades(reduced, frontiers, start)
+    (added,) = steps.change
+    with np.errstate(over="ignore"):
+        slope = steps.priority(steps.saved(reduced.losses) / added)
+    room = reduced.limits - math.fsum(reduced.costs[0, np.arange(len(start)), start])
+    taken = longest_prefix(slope, steps.change, room)
+    counts = np.bincount(steps.group[taken], minlength=len(start))
+    found = float(slope[~taken].max(initial=0.0))
+    choice = frontiers[np.arange(len(start)), counts]
+    return found if math.isfinite(found) else 0.0, choice
 
 
 def _dual_values(reduced: Reduced) -> Multipliers:

@@ -1,0 +1,114 @@
+"""Steps along the convex frontiers of all groups, and how many of them budgets pay for."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jmpq.problem.problem import Reduced
+
+_SORTED = 1 << 14  # so few steps are sorted; of more, only those about the break
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Steps:
+    """Changes of one group each, in the order of the groups and of their frontiers.
+
+    Attributes:
+        group: Whose choice changes.
+        before: Column left behind.
+        after: Column taken.
+        change: What the step adds to every cost.
+    """
+
+    group: Int[np.ndarray, " steps"]
+    before: Int[np.ndarray, " steps"]
+    after: Int[np.ndarray, " steps"]
+    change: Float[np.ndarray, "budgets steps"]
+
+    def saved(self, table: Float[np.ndarray, "groups choices"]) -> Float[np.ndarray, " steps"]:
+        """What each step takes off the sum of a table."""
+        return table[self.group, self.before] - table[self.group, self.after]
+
+    def priority(self, order: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+        """`order`, lowered so that no step comes before the earlier ones of its group."""
+        lowered = order.copy()
+        first = np.flatnonzero(np.diff(self.group, prepend=-1))
+        place = np.arange(len(order)) - np.repeat(first, np.diff(np.append(first, len(order))))
+        late = np.arange(len(order))
+        for position in range(1, int(place.max(initial=0)) + 1):
+            late = late[place[late] >= position]
+            at = late[place[late] == position]
+            lowered[at] = np.minimum(lowered[at], lowered[at - 1])
+        return lowered
+
+
+def upgrades(
+    reduced: Reduced,
+    frontiers: Int[np.ndarray, "groups vertices"],
+    start: Int[np.ndarray, " groups"],
+) -> Steps:
+    """From `start` to the first frontier choice of less loss, and on along the frontiers."""
+    rows = np.arange(len(start))
+    better = (frontiers >= 0) & (
+        reduced.losses[rows[:, None], frontiers] < reduced.losses[rows, start][:, None]
+    )
+    group, place = np.nonzero(better)
+    after = frontiers[group, place]
+    new = np.diff(group, prepend=-1) != 0
+    before = np.where(new, start[group], frontiers[group, place - 1])
+    return _steps(reduced, group, before, after)
+
+
+def downgrades(reduced: Reduced, frontiers: Int[np.ndarray, "groups vertices"]) -> Steps:
+    """From the end of every frontier, the least loss, back to its cheapest choice."""
+    backwards = frontiers[:, ::-1]
+    group, place = np.nonzero(backwards[:, 1:] >= 0)
+    inside = backwards[group, place] >= 0
+    group, place = group[inside], place[inside]
+    return _steps(reduced, group, backwards[group, place], backwards[group, place + 1])
+
+
+def _steps(
+    reduced: Reduced,
+    group: Int[np.ndarray, " steps"],
+    before: Int[np.ndarray, " steps"],
+    after: Int[np.ndarray, " steps"],
+) -> Steps:
+    change = reduced.costs[:, group, after] - reduced.costs[:, group, before]
+    return Steps(group=group, before=before, after=after, change=change)
+
+
+def frontier_ends(frontiers: Int[np.ndarray, "groups vertices"]) -> Int[np.ndarray, " groups"]:
+    """The last choice of every frontier."""
+    return frontiers[np.arange(len(frontiers)), (frontiers >= 0).sum(axis=1) - 1]
+
+
+def longest_prefix(
+    priority: Float[np.ndarray, " steps"],
+    change: Float[np.ndarray, "budgets steps"],
+    room: Float[np.ndarray, " budgets"],
+) -> Bool[np.ndarray, " steps"]:
+    """The steps of highest priority, equal ones in order, before the first without room.
+
+    Where no step gives room back, whole halves are taken or put off without sorting them
+    (Dyer 1984, Zemel 1984), which takes linear time.
+    """
+    taken = np.zeros(len(priority), dtype=bool)
+    undecided, room = np.arange(len(priority)), room.copy()
+    while len(undecided) > _SORTED and not (change < 0).any():
+        keys = priority[undecided]
+        upper = keys > np.partition(keys, len(keys) // 2)[len(keys) // 2]
+        if not upper.any():  # half of them are equal
+            break
+        half = undecided[upper]
+        needed = change[:, half].sum(axis=1)
+        if (needed <= room).all():
+            taken[half], undecided = True, undecided[~upper]
+            room -= needed
+        else:
+            undecided = half
+    order = undecided[np.argsort(-priority[undecided], kind="stable")]
+    over = (np.cumsum(change[:, order], axis=1) > room[:, None]).any(axis=0)
+    taken[order[: int(over.argmax()) if over.any() else len(order)]] = True
+    return taken
