@@ -1,0 +1,367 @@
+"""The optimum under one budget by an expanding core: exact for a million groups in seconds.
+
+In an optimal allocation nearly every group takes the choice that the linear relaxation gives
+it (the break solution); the groups that differ have slopes close to the break slope. So:
+
+1. The linear relaxation gives a bound, the break slope λ and the break solution; the greedy
+   search and the best single changes give an incumbent.
+2. Taking choice j in group i costs its reduced cost, loss + λ·cost above the break choice's.
+   Where that exceeds the gap, j is in no better allocation. What is left is the core.
+3. Groups enter the core in the order of how near their slopes come to λ. The dynamic program
+   keeps Pareto-optimal states (cost, loss), and of them those whose bound beats the
+   incumbent; the bound uses the slopes of the groups that are not yet in.
+4. It ends when no state is left: the incumbent is optimal.
+
+Arithmetic. Integer costs are exact in float64 (sums below 2^53). Losses, and costs that are
+not integers, are rounded; the program accumulates them in one order for all states and
+rounding is monotone, so it is exact for the rounded numbers, and the distance of those from
+the true sums is bounded along the way. The bound returned is lowered by that distance, and
+the status follows from it. Losses count from the break solution, so the distance is small
+against the loss wherever the incumbent is of its size; where it is not, the search is stated
+again with the better incumbent's choices only.
+
+References:
+    Pisinger (1995), A minimal algorithm for the multiple-choice knapsack problem, European
+    Journal of Operational Research 83, 394-410.
+"""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jmpq.problem.problem import Problem, Reduced
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
+from jmpq.solvers.feasibility import cheapest_allocation
+from jmpq.solvers.frontier import convex_frontiers, undominated
+
+_UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
+_STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
+
+Choice = Int[np.ndarray, " groups"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoreSearch:
+    """Expanding core with dynamic programming: a `Solver` for one budget.
+
+    Budgets that cannot bind are left out first. Out of time or memory, the best allocation
+    found comes back as ``feasible`` with the bound that was proven. The answer is the same on
+    every run that ends before a limit. A dominated choice is never taken and of identical
+    choices the first; between allocations of equal loss made of other choices no order is
+    promised.
+
+    Attributes:
+        time_limit_s: Seconds for the whole call; the compilation of the first call after an
+            installation is not interrupted.
+        memory_limit_bytes: For the states of the dynamic program.
+        relative_gap: Stop when the answer is proven this close, relative to the loss above
+            the least of every group; 0 for the optimum.
+    """
+
+    time_limit_s: float = 60.0
+    memory_limit_bytes: float = 2e9
+    relative_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (
+            self.time_limit_s > 0 and self.memory_limit_bytes > 0 and self.relative_gap >= 0
+        ):
+            raise ValueError(
+                "The core solver needs limits above 0 and a relative gap of at least 0, got "
+                f"time_limit_s={self.time_limit_s}, memory_limit_bytes="
+                f"{self.memory_limit_bytes}, relative_gap={self.relative_gap}."
+            )
+
+    def __call__(self, problem: Problem) -> Solution:
+        """Solve.
+
+        Raises:
+            Infeasible: If no allocation meets the budgets.
+            ValueError: If more than one budget can bind.
+        """
+        started = time.perf_counter()
+        reduced = problem.reduced()
+        choice = cheapest_allocation(problem, reduced)
+        reduced = _whole_units(_binding(reduced))
+        if len(reduced.limits) == 0:
+            choice = reduced.losses.argmin(axis=1)
+            bound = lagrangian_bound(reduced, np.zeros(0))
+        elif len(reduced.limits) == 1:
+            choice, bound = self._search(reduced, choice, started + self.time_limit_s)
+        else:
+            raise ValueError(
+                f"The core solver takes one budget, got {len(reduced.limits)} that can bind: "
+                f"{', '.join(reduced.names)}. Use the integer program (`Exact`) for several."
+            )
+        return solution_from_choice(
+            problem,
+            reduced.expand(choice),
+            bound=bound,
+            solver="core",
+            wall_s=time.perf_counter() - started,
+        )
+
+    def _search(
+        self, reduced: Reduced, choice: Choice, deadline: float
+    ) -> tuple[Choice, float]:
+        """The best choice found and a proven bound, stated anew while that makes it finer."""
+        loss, bound, reach = _loss(reduced, choice), -math.inf, math.inf
+        while True:
+            least = reduced.losses.min(axis=1)
+            base, size = math.fsum(least), math.fsum(np.abs(least))
+            if (
+                loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
+                or 2 * (loss - base) > reach
+            ):
+                return choice, bound
+            reach = loss - base
+            near = reduced.losses - least[:, None] <= reach + 1e-12 * max(size, abs(loss))
+            reduced = dataclasses.replace(
+                reduced, losses=np.where(near, reduced.losses, np.inf)
+            )
+            found, proven, complete = _Core.of(reduced).search(
+                choice, self.relative_gap * reach, deadline, self.memory_limit_bytes
+            )
+            choice, loss = found, _loss(reduced, found)
+            bound = max(bound, min(proven, loss))
+            if not complete:
+                return choice, bound
+
+
+def _binding(reduced: Reduced) -> Reduced:
+    """The problem without the budgets that even the dearest allocation meets."""
+    allowed = np.isfinite(reduced.losses)
+    dearest = np.where(allowed, reduced.costs, -np.inf).max(axis=2)
+    binds = np.array([math.fsum(row) for row in dearest]) > reduced.limits
+    return dataclasses.replace(
+        reduced,
+        costs=reduced.costs[binds],
+        limits=reduced.limits[binds],
+        names=tuple(n for n, b in zip(reduced.names, binds, strict=True) if b),
+    )
+
+
+def _whole_units(reduced: Reduced) -> Reduced:
+    """Limits lowered to what costs that are integers, or multiples of one, can come to."""
+    limits = reduced.limits.copy()
+    allowed = np.isfinite(reduced.losses)
+    for k, table in enumerate(reduced.costs):
+        least = np.where(allowed, table, np.inf).min(axis=1)
+        if not (np.abs(table) < 2**53).all() or (table != np.floor(table)).any():
+            continue
+        above = np.where(allowed, table - least[:, None], 0.0).astype(np.int64).ravel()
+        unit = 0
+        for i in range(0, len(above), 1 << 16):
+            if (unit := int(np.gcd(unit, np.gcd.reduce(above[i : i + (1 << 16)])))) == 1:
+                break
+        start = math.fsum(least)
+        if unit and start < 2**53:
+            limits[k] = start + unit * math.floor((limits[k] - start) / unit)
+    return dataclasses.replace(reduced, limits=limits)
+
+
+def _loss(reduced: Reduced, choice: Choice) -> float:
+    return math.fsum(reduced.losses[np.arange(len(choice)), choice])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Core:
+    """The groups that may leave the break solution, and what their choices change.
+
+    Rows are core groups by the distance of their slopes from the break slope; columns are
+    choices, the break choice among them. Costs and losses count from the break solution;
+    both are +inf for a choice that no better allocation takes.
+    """
+
+    reduced: Reduced
+    start: Choice  # the break solution
+    loss: float  # of the break solution
+    excess: float  # its cost above the limit, lowered by `band`; never above 0
+    band: float  # what rounding may have added to a sum of costs; 0 for integers
+    bound: float  # of the linear relaxation
+    groups: Int[np.ndarray, " core"]
+    cost_steps: Float[np.ndarray, "core choices"]
+    loss_steps: Float[np.ndarray, "core choices"]
+    reduced_costs: Float[np.ndarray, "core choices"]  # a lower bound of them
+    sound: bool  # the break solution minimises the Lagrangian, up to rounding
+
+    @classmethod
+    def of(cls, reduced: Reduced) -> "_Core":
+        """Relax, and keep the choices that may improve on the break solution."""
+        losses, costs, limit = reduced.losses, reduced.costs[0], float(reduced.limits[0])
+        slope, start = linear_relaxation(reduced, convex_frontiers(losses, costs))
+        bound = lagrangian_bound(reduced, np.array([slope]))
+        rows = np.arange(len(start))
+        whole = bool((costs == np.floor(costs)).all())
+        used = math.fsum(costs[rows, start])
+        band = 0.0 if whole else 1e-13 * max(abs(limit), used)
+        loss = math.fsum(losses[rows, start])
+
+        start_loss, start_cost = losses[rows, start][:, None], costs[rows, start][:, None]
+        reduced_costs = (losses - start_loss) + slope * (costs - start_cost)
+        magnitude = np.abs(losses) + np.abs(start_loss) + slope * (costs + start_cost)
+        rounding = np.where(np.isfinite(magnitude), 8 * _UNIT * magnitude, 0.0)
+        reduced_costs -= rounding
+        sound = not bool((reduced_costs < -2 * rounding).any())
+        keep = reduced_costs <= loss - bound
+        keep[rows, start] = True
+        groups = np.flatnonzero(keep.sum(axis=1) > 1)
+        part = dataclasses.replace(
+            reduced,
+            losses=np.where(keep[groups], losses[groups], np.inf),
+            costs=reduced.costs[:, groups],
+            groups=np.arange(len(groups)),
+        )
+        keep = undominated(part) if len(groups) else keep[groups]
+        cost_steps = np.where(keep, costs[groups] - start_cost[groups], np.inf)
+        loss_steps = np.where(keep, losses[groups] - start_loss[groups], np.inf)
+        reduced_costs = np.where(keep, np.maximum(reduced_costs[groups], 0.0), np.inf)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            distance = np.where(cost_steps != 0, reduced_costs / np.abs(cost_steps), np.inf)
+        order = np.argsort(np.nan_to_num(distance, nan=np.inf).min(axis=1), kind="stable")
+        return cls(
+            reduced=reduced,
+            start=start,
+            loss=loss,
+            excess=used - limit - band,
+            band=band,
+            bound=bound,
+            groups=groups[order],
+            cost_steps=cost_steps[order],
+            loss_steps=loss_steps[order],
+            reduced_costs=reduced_costs[order],
+            sound=sound,
+        )
+
+    def search(
+        self, incumbent: Choice, tolerance: float, deadline: float, memory: float
+    ) -> tuple[Choice, float, bool]:
+        """The best allocation, a bound, and whether the search came to its end.
+
+        Args:
+            incumbent: An allocation within budget, the answer unless a better one is found.
+            tolerance: Allocations better by less than this are not looked for.
+            deadline: On the clock of `time.perf_counter`.
+            memory: Bytes for states and their traces.
+        """
+        from jmpq.solvers.core_states import extend
+
+        best = self._single_change(incumbent)
+        # All losses count from the break solution's; the states are to fall below `target`.
+        target = _loss(self.reduced, best) - self.loss - tolerance
+        todo, slopes = self._todo(np.arange(len(self.groups)), target + tolerance)
+        excess, loss = np.array([self.excess]), np.zeros(1)
+        trace: list[_Layer] = []
+        found: tuple[int, int] | None = None  # layer and state of the best allocation
+        doubtful, place, complete = math.inf, 0, True
+        loss_error = excess_error = 0.0
+        while self.sound and place < len(todo) and len(excess):
+            row = todo[place]
+            columns = np.flatnonzero(
+                self.reduced_costs[row] <= self.loss + target + tolerance - self.bound
+            )
+            costs, losses = self.cost_steps[row, columns], self.loss_steps[row, columns]
+            capacity = int(memory // _STATE_BYTES)
+            if time.perf_counter() > deadline or capacity < 1:
+                complete = False
+                break
+            new = extend(
+                excess, loss, costs, losses, *slopes[:, place + 1], target, capacity
+            )  # fmt: skip
+            if not (complete := new[4]):
+                break
+            place += 1
+            excess, loss, parent, pick, _ = new
+            trace.append(
+                _Layer(
+                    group=self.groups[row], choice=columns[pick].astype(np.int16), parent=parent
+                )
+            )
+            memory -= 6 * len(parent)
+            loss_error += _rounding(loss, losses)
+            excess_error += _rounding(excess, costs)
+            last = int(np.searchsorted(excess, 0.0, side="right")) - 1  # of those that fit
+            if last < 0 or loss[last] >= min(target, doubtful):
+                continue
+            if (
+                self.band > 0
+                and excess[last] > -2 * self.band
+                and not self.reduced.fits(self._traced(trace, last))
+            ):
+                doubtful = float(loss[last])
+                continue
+            found, target = (len(trace), last), float(loss[last]) - tolerance
+            todo, slopes = self._todo(todo[place:], target + tolerance)
+            place = 0
+        if found:
+            best = self._traced(trace[: found[0]], found[1])
+        proven = min(target, doubtful)
+        if not complete:
+            slope = np.where(excess > 0, slopes[1, place], slopes[0, place])
+            proven = min(proven, float((loss + slope * excess).min()))
+        proven -= 2 * loss_error + 4 * _UNIT * (abs(self.loss) + abs(target))
+        if not self.sound or (self.band > 0 and excess_error > self.band):
+            return best, self.bound, complete
+        return best, max(self.bound, self.loss + proven), complete
+
+    def _single_change(self, incumbent: Choice) -> Choice:
+        """The better of an allocation and the best within one change of the break solution."""
+        fits = np.where(
+            self.excess + self.cost_steps <= -2 * self.band, self.loss_steps, np.inf
+        )
+        choice = self.start.copy()
+        if fits.size and fits.min() < 0:
+            row, column = np.unravel_index(fits.argmin(), fits.shape)
+            choice[self.groups[row]] = column
+        if not self.reduced.fits(choice):  # the break solution itself, up to rounding
+            return incumbent
+        better = _loss(self.reduced, choice) < _loss(self.reduced, incumbent)
+        return choice if better else incumbent
+
+    def _todo(
+        self, rows: Int[np.ndarray, " rows"], target: float
+    ) -> tuple[Int[np.ndarray, " todo"], Float[np.ndarray, "two ends"]]:
+        """The rows that may still take part in an allocation of loss below `target`.
+
+        Returns:
+            The rows, and from each of them on the most loss saved per cost by any choice,
+            and the least lost per cost saved; with an end where there is no choice.
+        """
+        costs = self.cost_steps[rows]
+        alive = (self.reduced_costs[rows] <= self.loss + target - self.bound) & (costs != 0)
+        some = alive.any(axis=1)
+        rows, costs, alive = rows[some], costs[some], alive[some]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            slope = -self.loss_steps[rows] / costs
+        most = np.where(alive & (costs > 0), slope, 0.0).max(axis=1, initial=0.0)
+        least = np.where(alive & (costs < 0), slope, np.inf).min(axis=1, initial=np.inf)
+        most = np.maximum.accumulate(np.append(most, 0.0)[::-1])[::-1]
+        least = np.minimum.accumulate(np.append(least, np.inf)[::-1])[::-1]
+        return rows, np.stack([most, least])
+
+    def _traced(self, trace: "list[_Layer]", state: int) -> Choice:
+        """The allocation of a state of the last layer."""
+        choice = self.start.copy()
+        for layer in reversed(trace):
+            choice[layer.group] = layer.choice[state]
+            state = layer.parent[state]
+        return choice
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Layer:
+    """How the states of one step of the dynamic program came about."""
+
+    group: int
+    choice: Int[np.ndarray, " states"]
+    parent: Int[np.ndarray, " states"]  # row in the layer before
+
+
+def _rounding(states: Float[np.ndarray, " _"], steps: Float[np.ndarray, " _"]) -> float:
+    """What one addition to sorted states may add to their error."""
+    largest = max(abs(states[0]), abs(states[-1])) if len(states) else 0.0
+    return float(_UNIT * (largest + np.abs(steps).max()))
