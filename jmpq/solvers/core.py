@@ -38,6 +38,7 @@ from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.frontier import convex_frontiers, undominated
 
+_TIE = 1e-12  # losses count as equal up to this part of their scale
 _UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
 _STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
 
@@ -123,8 +124,9 @@ class CoreSearch:
             reduced = dataclasses.replace(
                 reduced, losses=np.where(near, reduced.losses, np.inf)
             )
+            tolerance = max(self.relative_gap * reach, _TIE * max(size, abs(loss)))
             found, proven, complete = _Core.of(reduced).search(
-                choice, self.relative_gap * reach, deadline, self.memory_limit_bytes
+                choice, tolerance, deadline, self.memory_limit_bytes
             )
             choice, loss = found, _loss(reduced, found)
             bound = max(bound, min(proven, loss))
