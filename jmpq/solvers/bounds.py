@@ -14,7 +14,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from jmpq.problem.problem import Reduced
+from jmpq.problem.problem import Reduced, exact_sum
 from jmpq.solvers.frontier import convex_frontiers, undominated
 from jmpq.solvers.steps import longest_prefix, upgrades
 
@@ -30,7 +30,7 @@ def priced_losses(
     """
     least = cheapest_costs(reduced)
     prices = np.tensordot(multipliers, reduced.costs - least[:, :, None], axes=1)
-    slack = [limit - math.fsum(row) for limit, row in zip(reduced.limits, least, strict=True)]
+    slack = [limit - exact_sum(row) for limit, row in zip(reduced.limits, least, strict=True)]
     return reduced.losses + prices, math.fsum(multipliers * np.array(slack))
 
 
@@ -51,11 +51,12 @@ def lagrangian_bound(reduced: Reduced, multipliers: Multipliers) -> float:
     priced, budget_price = priced_losses(reduced, multipliers)
     best = priced.argmin(axis=1)
     rows = np.arange(len(best))
-    value = math.fsum([*priced[rows, best], -budget_price])
+    values = priced[rows, best]
     if not multipliers.any():
-        return value  # a sum of losses, correctly rounded
-    magnitude = math.fsum(np.abs(priced[rows, best])) + abs(budget_price)
-    return value - 4 * np.finfo(np.float64).eps * magnitude * (2 + len(multipliers))
+        return math.fsum(values)
+    magnitude = float(np.abs(values).sum()) + abs(budget_price)
+    rounding = (32 + 4 * len(multipliers)) * np.finfo(np.float64).eps  # NumPy sums in pairs
+    return float(values.sum()) - budget_price - rounding * magnitude
 
 
 def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
@@ -114,7 +115,7 @@ def linear_relaxation(
     (added,) = steps.change
     with np.errstate(over="ignore"):
         slope = steps.priority(steps.saved(reduced.losses) / added)
-    room = reduced.limits - math.fsum(reduced.costs[0, np.arange(len(start)), start])
+    room = reduced.limits - reduced.used(start)
     taken = longest_prefix(slope, steps.change, room)
     counts = np.bincount(steps.group[taken], minlength=len(start))
     found = float(slope[~taken].max(initial=0.0))

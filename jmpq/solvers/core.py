@@ -32,7 +32,7 @@ import time
 import numpy as np
 from jaxtyping import Float, Int
 
-from jmpq.problem.problem import Problem, Reduced
+from jmpq.problem.problem import Problem, Reduced, exact_sum
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
 from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
 from jmpq.solvers.feasibility import cheapest_allocation
@@ -42,7 +42,10 @@ _TIE = 1e-12  # losses count as equal up to this part of their scale
 _UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
 _STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
 
+_CHUNK = 4096  # groups
+
 Choice = Int[np.ndarray, " groups"]
+Table = Float[np.ndarray, "rows choices"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ class CoreSearch:
         loss, bound, reach = _loss(reduced, choice), -math.inf, math.inf
         while True:
             least = reduced.losses.min(axis=1)
-            base, size = math.fsum(least), math.fsum(np.abs(least))
+            base, size = math.fsum(least), float(np.abs(least).sum())
             if (
                 loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
                 or 2 * (loss - base) > reach
@@ -125,7 +128,7 @@ class CoreSearch:
                 reduced, losses=np.where(near, reduced.losses, np.inf)
             )
             tolerance = max(self.relative_gap * reach, _TIE * max(size, abs(loss)))
-            found, proven, complete = _Core.of(reduced).search(
+            found, proven, complete = _Core.of(reduced, loss).search(
                 choice, tolerance, deadline, self.memory_limit_bytes
             )
             choice, loss = found, _loss(reduced, found)
@@ -138,7 +141,7 @@ def _binding(reduced: Reduced) -> Reduced:
     """The problem without the budgets that even the dearest allocation meets."""
     allowed = np.isfinite(reduced.losses)
     dearest = np.where(allowed, reduced.costs, -np.inf).max(axis=2)
-    binds = np.array([math.fsum(row) for row in dearest]) > reduced.limits
+    binds = np.array([exact_sum(row) for row in dearest]) > reduced.limits
     return dataclasses.replace(
         reduced,
         costs=reduced.costs[binds],
@@ -160,7 +163,7 @@ def _whole_units(reduced: Reduced) -> Reduced:
         for i in range(0, len(above), 1 << 16):
             if (unit := int(np.gcd(unit, np.gcd.reduce(above[i : i + (1 << 16)])))) == 1:
                 break
-        start = math.fsum(least)
+        start = exact_sum(least)
         if unit and start < 2**53:
             limits[k] = start + unit * math.floor((limits[k] - start) / unit)
     return dataclasses.replace(reduced, limits=limits)
@@ -192,39 +195,40 @@ class _Core:
     sound: bool  # the break solution minimises the Lagrangian, up to rounding
 
     @classmethod
-    def of(cls, reduced: Reduced) -> "_Core":
-        """Relax, and keep the choices that may improve on the break solution."""
+    def of(cls, reduced: Reduced, incumbent: float) -> "_Core":
+        """Relax, and keep what may take part in an allocation of less loss than `incumbent`."""
         losses, costs, limit = reduced.losses, reduced.costs[0], float(reduced.limits[0])
         slope, start = linear_relaxation(reduced, convex_frontiers(losses, costs))
         bound = lagrangian_bound(reduced, np.array([slope]))
-        rows = np.arange(len(start))
+        (used,) = reduced.used(start)
         whole = bool((costs == np.floor(costs)).all())
-        used = math.fsum(costs[rows, start])
         band = 0.0 if whole else 1e-13 * max(abs(limit), used)
-        loss = math.fsum(losses[rows, start])
-
-        start_loss, start_cost = losses[rows, start][:, None], costs[rows, start][:, None]
-        reduced_costs = (losses - start_loss) + slope * (costs - start_cost)
-        magnitude = np.abs(losses) + np.abs(start_loss) + slope * (costs + start_cost)
-        rounding = np.where(np.isfinite(magnitude), 8 * _UNIT * magnitude, 0.0)
-        reduced_costs -= rounding
-        sound = not bool((reduced_costs < -2 * rounding).any())
-        keep = reduced_costs <= loss - bound
-        keep[rows, start] = True
-        groups = np.flatnonzero(keep.sum(axis=1) > 1)
-        part = dataclasses.replace(
-            reduced,
-            losses=np.where(keep[groups], losses[groups], np.inf),
-            costs=reduced.costs[:, groups],
+        loss, sound, near = _loss(reduced, start), True, []
+        best = min(loss, incumbent)
+        for first in range(0, len(start), _CHUNK):  # a chunk stays in the processor's cache
+            rows = np.arange(first, min(first + _CHUNK, len(start)))
+            cost_steps, loss_steps, above, minimal = _changes(reduced, slope, start, rows)
+            fits = cost_steps <= limit - used - band
+            best = min(best, loss + float(np.where(fits, loss_steps, 0.0).min()))
+            sound = sound and minimal
+            near.append(rows[((above <= best - bound) & (cost_steps != 0)).any(axis=1)])
+        groups = np.concatenate(near)
+        cost_steps, loss_steps, above, _ = _changes(reduced, slope, start, groups)
+        part = Reduced(
+            losses=np.where((above <= best - bound) | (cost_steps == 0), loss_steps, np.inf),
+            costs=costs[None, groups],
+            limits=reduced.limits,
+            names=reduced.names,
             groups=np.arange(len(groups)),
         )
-        keep = undominated(part) if len(groups) else keep[groups]
-        cost_steps = np.where(keep, costs[groups] - start_cost[groups], np.inf)
-        loss_steps = np.where(keep, losses[groups] - start_loss[groups], np.inf)
-        reduced_costs = np.where(keep, np.maximum(reduced_costs[groups], 0.0), np.inf)
+        keep = undominated(part) if len(groups) else np.zeros(cost_steps.shape, dtype=bool)
+        cost_steps, loss_steps, above = (
+            np.where(keep, table, np.inf)
+            for table in (cost_steps, loss_steps, np.maximum(above, 0.0))
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
-            distance = np.where(cost_steps != 0, reduced_costs / np.abs(cost_steps), np.inf)
-        order = np.argsort(np.nan_to_num(distance, nan=np.inf).min(axis=1), kind="stable")
+            distance = np.where(keep & (cost_steps != 0), above / np.abs(cost_steps), np.inf)
+        order = np.argsort(distance.min(axis=1), kind="stable")
         return cls(
             reduced=reduced,
             start=start,
@@ -235,7 +239,7 @@ class _Core:
             groups=groups[order],
             cost_steps=cost_steps[order],
             loss_steps=loss_steps[order],
-            reduced_costs=reduced_costs[order],
+            reduced_costs=above[order],
             sound=sound,
         )
 
@@ -352,6 +356,26 @@ class _Core:
             choice[layer.group] = layer.choice[state]
             state = layer.parent[state]
         return choice
+
+
+def _changes(
+    reduced: Reduced, slope: float, start: Choice, rows: Int[np.ndarray, " rows"]
+) -> tuple[Table, Table, Table, bool]:
+    """What the choices of some groups change against the break solution.
+
+    Returns:
+        Costs, losses and reduced costs above the break choice's, the last lowered by what
+        rounding may have added to them; +inf where not allowed. And whether no reduced cost
+        is negative beyond rounding.
+    """
+    losses, costs, at = reduced.losses[rows], reduced.costs[0, rows], np.arange(len(rows))
+    allowed, start_loss = np.isfinite(losses), losses[at, start[rows]][:, None]
+    start_cost = costs[at, start[rows]][:, None]
+    loss_steps, cost_steps = losses - start_loss, np.where(allowed, costs - start_cost, np.inf)
+    magnitude = np.abs(losses) + np.abs(start_loss) + slope * (costs + start_cost)
+    rounding = 8 * _UNIT * np.where(allowed, magnitude, 0.0)
+    above = loss_steps + slope * (costs - start_cost) - rounding
+    return cost_steps, loss_steps, above, not bool((above < -2 * rounding).any())
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

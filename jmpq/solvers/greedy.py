@@ -5,7 +5,7 @@ import time
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_choice
@@ -13,6 +13,8 @@ from jmpq.solvers.bounds import lp_bound
 from jmpq.solvers.feasibility import cheapest_allocation, combined_costs
 from jmpq.solvers.frontier import convex_frontiers
 from jmpq.solvers.steps import Steps, downgrades, frontier_ends, longest_prefix, upgrades
+
+_ROUNDS = 20  # of steps taken all at once; the rest, few by then, one by one
 
 Criterion = Literal["ratio", "reversed", "random"]
 
@@ -136,37 +138,46 @@ def upgrade(
         choice: Where to start: within the budgets.
         fill: Go on past a step that does not fit, without the later ones of its group.
     """
-    choice = choice.copy()
-    taken = longest_prefix(priority, steps.change, reduced.limits - reduced.used(choice))
-    choice[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
-    last = np.flatnonzero(taken)
-    if not reduced.fits(choice):  # sums of many numbers that are not integers are rounded
-        last = last[np.argsort(-priority[last], kind="stable")]
-    while not reduced.fits(choice):
-        choice[steps.group[last[-1]]] = steps.before[last[-1]]
-        taken[last[-1]], last = False, last[:-1]
-    if not fill:
-        return choice
-    used = reduced.used(choice)
-    left = np.flatnonzero(~taken)
-    if not (steps.change < 0).any():
-        left = _reachable(steps, left, reduced.limits - used, len(choice))
+    used, taken = reduced.used(choice), np.zeros(len(priority), dtype=bool)
+    left = np.arange(len(priority))
+    monotone = not (steps.change < 0).any()
+    for _ in range(_ROUNDS if fill and monotone else 1):
+        fits = longest_prefix(priority[left], steps.change[:, left], reduced.limits - used)
+        used = used + steps.change[:, left[fits]].sum(axis=1)
+        taken[left[fits]] = True
+        left = left[~fits]
+        if monotone:
+            left = _reachable(steps, left, reduced.limits - used, len(choice))
+    if fill:
+        _fill(reduced, steps, left[np.argsort(-priority[left], kind="stable")], used, taken)
+    order = np.flatnonzero(taken)
+    moved = choice.copy()
+    moved[steps.group[order]] = steps.after[order]  # the last step of a group stays
+    if not reduced.fits(moved):  # sums of many numbers that are not integers are rounded
+        order = order[np.argsort(-priority[order], kind="stable")]
+    while not reduced.fits(moved):
+        moved[steps.group[order[-1]]] = steps.before[order[-1]]
+        order = order[:-1]
+    return moved
+
+
+def _fill(
+    reduced: Reduced,
+    steps: Steps,
+    left: Int[np.ndarray, " left"],
+    used: Float[np.ndarray, " budgets"],
+    taken: Bool[np.ndarray, " steps"],
+) -> None:
+    """Take each step that fits, in their order; none of a group after one that does not."""
     blocked: set[int] = set()
-    filled: list[int] = []
-    for step in left[np.argsort(-priority[left], kind="stable")].tolist():
-        group = int(steps.group[step])
+    for step, group in zip(left.tolist(), steps.group[left].tolist(), strict=True):
         if group in blocked:
             continue
         after = used + steps.change[:, step]
         if (after <= reduced.limits).all():
-            used, choice[group] = after, steps.after[step]
-            filled.append(step)
+            used, taken[step] = after, True
         else:
             blocked.add(group)
-    while not reduced.fits(choice):
-        step = filled.pop()
-        choice[steps.group[step]] = steps.before[step]
-    return choice
 
 
 def _reachable(

@@ -28,19 +28,15 @@ class Steps:
 
     def saved(self, table: Float[np.ndarray, "groups choices"]) -> Float[np.ndarray, " steps"]:
         """What each step takes off the sum of a table."""
-        return table[self.group, self.before] - table[self.group, self.after]
+        return _at(table, self.group, self.before) - _at(table, self.group, self.after)
 
     def priority(self, order: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
         """`order`, lowered so that no step comes before the earlier ones of its group."""
-        lowered = order.copy()
-        first = np.flatnonzero(np.diff(self.group, prepend=-1))
-        place = np.arange(len(order)) - np.repeat(first, np.diff(np.append(first, len(order))))
-        late = np.arange(len(order))
-        for position in range(1, int(place.max(initial=0)) + 1):
-            late = late[place[late] >= position]
-            at = late[place[late] == position]
-            lowered[at] = np.minimum(lowered[at], lowered[at - 1])
-        return lowered
+        order = order.copy()
+        joined = self.group[1:] == self.group[:-1]
+        while len(late := np.flatnonzero(joined & (order[1:] > order[:-1]))):
+            order[late + 1] = order[late]
+        return order
 
 
 def upgrades(
@@ -49,14 +45,19 @@ def upgrades(
     start: Int[np.ndarray, " groups"],
 ) -> Steps:
     """From `start` to the first frontier choice of less loss, and on along the frontiers."""
-    rows = np.arange(len(start))
-    better = (frontiers >= 0) & (
-        reduced.losses[rows[:, None], frontiers] < reduced.losses[rows, start][:, None]
-    )
-    group, place = np.nonzero(better)
-    after = frontiers[group, place]
-    new = np.diff(group, prepend=-1) != 0
-    before = np.where(new, start[group], frontiers[group, place - 1])
+    better = frontiers >= 0
+    if np.array_equal(start, frontiers[:, 0]):
+        better[:, 0] = False
+    else:
+        rows = np.arange(len(start))
+        losses = reduced.losses[rows[:, None], frontiers]
+        better &= losses < reduced.losses[rows, start][:, None]
+    counts = better.sum(axis=1)
+    group, place = np.repeat(np.arange(len(start)), counts), np.flatnonzero(better)
+    flat = frontiers.ravel()
+    after, before = flat[place], flat[place - 1]
+    first = np.cumsum(counts)[counts > 0] - counts[counts > 0]
+    before[first] = start[counts > 0]
     return _steps(reduced, group, before, after)
 
 
@@ -75,8 +76,18 @@ def _steps(
     before: Int[np.ndarray, " steps"],
     after: Int[np.ndarray, " steps"],
 ) -> Steps:
-    change = reduced.costs[:, group, after] - reduced.costs[:, group, before]
+    changes = [_at(cost, group, after) - _at(cost, group, before) for cost in reduced.costs]
+    change = np.array(changes).reshape(len(reduced.costs), len(group))
     return Steps(group=group, before=before, after=after, change=change)
+
+
+def _at(
+    table: Float[np.ndarray, "groups choices"],
+    group: Int[np.ndarray, " steps"],
+    column: Int[np.ndarray, " steps"],
+) -> Float[np.ndarray, " steps"]:
+    """``table[group, column]``, twice as fast."""
+    return np.ascontiguousarray(table).ravel().take(group * table.shape[1] + column)
 
 
 def frontier_ends(frontiers: Int[np.ndarray, "groups vertices"]) -> Int[np.ndarray, " groups"]:
