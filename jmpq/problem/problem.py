@@ -148,7 +148,7 @@ class Problem:
     def rounding(self, name: str) -> float:
         """What the total of a cost may exceed its budget by: nothing for integer costs."""
         limit, constant = self.budgets[name], self.constants.get(name, 0.0)
-        table = self.costs[name][self.allowed]
+        table = self.costs[name] if self.allowed.all() else self.costs[name][self.allowed]
         whole = constant.is_integer() and bool((table == np.floor(table)).all())
         if whole and limit < 2**53:
             return 0.0

@@ -10,13 +10,14 @@ whether it holds.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.problem.problem import Reduced, exact_sum
 from jmpq.solvers.frontier import convex_frontiers, undominated
-from jmpq.solvers.steps import longest_prefix, upgrades
+from jmpq.solvers.steps import Steps, longest_prefix, upgrades
 
 Multipliers = Float[np.ndarray, " budgets"]
 
@@ -70,38 +71,42 @@ def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
         The best of these bounds and its multipliers [budgets]; at least the bound of λ = 0,
         the least loss of every group.
     """
-    size = len(reduced.limits)
-    candidates = [np.zeros(size)]
-    for k in range(size):
-        multipliers = np.zeros(size)
-        multipliers[k] = _break_slope(reduced, k)
-        candidates.append(multipliers)
-    if size > 1:
+    candidates = []
+    for k, (name, cost, limit) in enumerate(
+        zip(reduced.names, reduced.costs, reduced.limits, strict=True)
+    ):
+        single = dataclasses.replace(
+            reduced, costs=cost[None], limits=np.array([limit]), names=(name,)
+        )
+        frontiers = convex_frontiers(reduced.losses, cost)
+        steps = upgrades(single, frontiers, frontiers[:, 0])
+        slope = linear_relaxation(single, frontiers[:, 0], steps)[0]
+        candidates.append(np.where(np.arange(len(reduced.limits)) == k, slope, 0.0))
+    if len(candidates) > 1:
         candidates.append(_dual_values(reduced))
-    bounds = [lagrangian_bound(reduced, multipliers) for multipliers in candidates]
+    return best_bound(reduced, candidates)
+
+
+def best_bound(
+    reduced: Reduced, candidates: Sequence[Multipliers]
+) -> tuple[float, Multipliers]:
+    """The best Lagrangian bound of these multipliers and of none, and the ones that give it."""
+    none = np.zeros(len(reduced.limits))
+    tried = [none, *(c for c in candidates if c.any() and np.isfinite(c).all())]
+    bounds = [lagrangian_bound(reduced, multipliers) for multipliers in tried]
     best = int(np.argmax(bounds))
-    return bounds[best], candidates[best]
-
-
-def _break_slope(reduced: Reduced, budget: int) -> float:
-    """Loss per cost at which upgrades along the frontiers, best first, fill one budget."""
-    single = dataclasses.replace(
-        reduced,
-        costs=reduced.costs[budget : budget + 1],
-        limits=reduced.limits[budget : budget + 1],
-        names=reduced.names[budget : budget + 1],
-    )
-    return linear_relaxation(single, convex_frontiers(single.losses, single.costs[0]))[0]
+    return bounds[best], tried[best]
 
 
 def linear_relaxation(
-    reduced: Reduced, frontiers: Int[np.ndarray, "groups vertices"]
+    reduced: Reduced, start: Int[np.ndarray, " groups"], steps: Steps
 ) -> tuple[float, Int[np.ndarray, " groups"]]:
     """The break slope of one budget, and the last whole choices before it is filled.
 
     Args:
         reduced: A problem with one budget.
-        frontiers: Its convex frontiers.
+        start: The cheapest choices.
+        steps: From them on along the convex frontiers.
 
     Returns:
         Loss saved per cost of the step that breaks the budget, 0 where all steps fit; and
@@ -110,17 +115,12 @@ def linear_relaxation(
     References:
         Dyer (1984), Zemel (1984): the linear multiple-choice knapsack in linear time.
     """
-    start = frontiers[:, 0]
-    steps = upgrades(reduced, frontiers, start)
-    (added,) = steps.change
-    with np.errstate(over="ignore"):
-        slope = steps.priority(steps.saved(reduced.losses) / added)
-    room = reduced.limits - reduced.used(start)
-    taken = longest_prefix(slope, steps.change, room)
-    counts = np.bincount(steps.group[taken], minlength=len(start))
-    found = float(slope[~taken].max(initial=0.0))
-    choice = frontiers[np.arange(len(start)), counts]
-    return found if math.isfinite(found) else 0.0, choice
+    with np.errstate(over="ignore", divide="ignore"):
+        slope = steps.priority(steps.saved(reduced.losses) / steps.change[0])
+    taken = longest_prefix(slope, steps.change, reduced.limits - reduced.used(start))
+    choice = start.copy()
+    choice[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
+    return float(slope[~taken].max(initial=0.0)), choice
 
 
 def _dual_values(reduced: Reduced) -> Multipliers:

@@ -37,6 +37,7 @@ from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
 from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.frontier import convex_frontiers, undominated
+from jmpq.solvers.steps import upgrades
 
 _TIE = 1e-12  # losses count as equal up to this part of their scale
 _UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
@@ -198,7 +199,11 @@ class _Core:
     def of(cls, reduced: Reduced, incumbent: float) -> "_Core":
         """Relax, and keep what may take part in an allocation of less loss than `incumbent`."""
         losses, costs, limit = reduced.losses, reduced.costs[0], float(reduced.limits[0])
-        slope, start = linear_relaxation(reduced, convex_frontiers(losses, costs))
+        frontiers = convex_frontiers(losses, costs)
+        steps = upgrades(reduced, frontiers, frontiers[:, 0])
+        slope, start = linear_relaxation(reduced, frontiers[:, 0], steps)
+        if not math.isfinite(slope):  # a loss saved at next to no cost: no bound from it
+            slope = 0.0
         bound = lagrangian_bound(reduced, np.array([slope]))
         (used,) = reduced.used(start)
         whole = bool((costs == np.floor(costs)).all())

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_choice
-from jmpq.solvers.bounds import lp_bound
+from jmpq.solvers.bounds import best_bound, linear_relaxation, lp_bound
 from jmpq.solvers.feasibility import cheapest_allocation, combined_costs
 from jmpq.solvers.frontier import convex_frontiers
 from jmpq.solvers.steps import Steps, downgrades, frontier_ends, longest_prefix, upgrades
@@ -60,15 +60,24 @@ class Greedy:
         choice = cheapest_allocation(problem, reduced)
         price = combined_costs(reduced)
         frontiers = convex_frontiers(reduced.losses, price)
+        if len(reduced.limits) == 1:  # these frontiers serve the bound too
+            choice = frontiers[:, 0]
+            steps = upgrades(reduced, frontiers, choice)
+            slope, _ = linear_relaxation(reduced, choice, steps)
+            bound = best_bound(reduced, [np.array([slope])])[0]
+        else:
+            bound = lp_bound(reduced)[0]
+            steps = upgrades(reduced, frontiers, choice)
         if self.start == "downgrade":
             choice = self._downgrade(reduced, price, frontiers, choice)
+            steps = upgrades(reduced, frontiers, choice)
         if self.start == "upgrade" or self.fill:
-            choice = self._upgrade(reduced, price, frontiers, choice)
+            choice = self._upgrade(reduced, price, steps, choice)
         name = "greedy" if self.criterion == "ratio" else self.criterion
         return solution_from_choice(
             problem,
             reduced.expand(choice),
-            bound=lp_bound(reduced)[0],
+            bound=bound,
             solver=name if self.start == "upgrade" else f"{name}/downgrade",
             wall_s=time.perf_counter() - started,
         )
@@ -77,11 +86,10 @@ class Greedy:
         self,
         reduced: Reduced,
         price: Float[np.ndarray, "groups choices"],
-        frontiers: Int[np.ndarray, "groups vertices"],
+        steps: Steps,
         choice: Int[np.ndarray, " groups"],
     ) -> Int[np.ndarray, " groups"]:
         """Take steps that save loss until none fits (`fill`) or one does not."""
-        steps = upgrades(reduced, frontiers, choice)
         saved, added = steps.saved(reduced.losses), -steps.saved(price)
         with np.errstate(divide="ignore", over="ignore"):
             ratio = np.where(added > 0, saved / added, np.inf)

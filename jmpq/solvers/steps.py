@@ -106,20 +106,19 @@ def longest_prefix(
     (Dyer 1984, Zemel 1984), which takes linear time.
     """
     taken = np.zeros(len(priority), dtype=bool)
-    undecided, room = np.arange(len(priority)), room.copy()
-    while len(undecided) > _SORTED and not (change < 0).any():
-        keys = priority[undecided]
+    undecided, keys, left = np.arange(len(priority)), priority, change
+    halve, room = not (change < 0).any(), room.copy()
+    while halve and len(keys) > _SORTED:
         upper = keys > np.partition(keys, len(keys) // 2)[len(keys) // 2]
         if not upper.any():  # half of them are equal
             break
-        half = undecided[upper]
-        needed = change[:, half].sum(axis=1)
+        needed = left[:, upper].sum(axis=1)
         if (needed <= room).all():
-            taken[half], undecided = True, undecided[~upper]
+            taken[undecided[upper]] = True
             room -= needed
-        else:
-            undecided = half
-    order = undecided[np.argsort(-priority[undecided], kind="stable")]
+            upper = ~upper
+        undecided, keys, left = undecided[upper], keys[upper], left[:, upper]
+    order = undecided[np.argsort(-keys, kind="stable")]
     over = (np.cumsum(change[:, order], axis=1) > room[:, None]).any(axis=0)
     taken[order[: int(over.argmax()) if over.any() else len(order)]] = True
     return taken
