@@ -32,11 +32,12 @@ import time
 import numpy as np
 from jaxtyping import Float, Int
 
-from jmpq.problem.problem import Problem, Reduced, exact_sum
+from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
 from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.frontier import convex_frontiers, undominated
+from jmpq.solvers.one_budget import integer_costs, one_budget
 from jmpq.solvers.steps import upgrades
 
 _TIE = 1e-12  # losses count as equal up to this part of their scale
@@ -91,17 +92,15 @@ class CoreSearch:
         started = time.perf_counter()
         reduced = problem.reduced()
         choice = cheapest_allocation(problem, reduced)
-        reduced = _whole_units(_binding(reduced))
-        if len(reduced.limits) == 0:
-            choice = reduced.losses.argmin(axis=1)
-            bound = lagrangian_bound(reduced, np.zeros(0))
-        elif len(reduced.limits) == 1:
+        reduced = one_budget(reduced, "The core solver")
+        if len(reduced.limits):
+            integer = integer_costs(reduced)
+            if integer:
+                reduced = dataclasses.replace(reduced, limits=np.array([integer.limit]))
             choice, bound = self._search(reduced, choice, started + self.time_limit_s)
         else:
-            raise ValueError(
-                f"The core solver takes one budget, got {len(reduced.limits)} that can bind: "
-                f"{', '.join(reduced.names)}. Use the integer program (`Exact`) for several."
-            )
+            choice = reduced.losses.argmin(axis=1)
+            bound = lagrangian_bound(reduced, np.zeros(0))
         return solution_from_choice(
             problem,
             reduced.expand(choice),
@@ -136,38 +135,6 @@ class CoreSearch:
             bound = max(bound, min(proven, loss))
             if not complete:
                 return choice, bound
-
-
-def _binding(reduced: Reduced) -> Reduced:
-    """The problem without the budgets that even the dearest allocation meets."""
-    allowed = np.isfinite(reduced.losses)
-    dearest = np.where(allowed, reduced.costs, -np.inf).max(axis=2)
-    binds = np.array([exact_sum(row) for row in dearest]) > reduced.limits
-    return dataclasses.replace(
-        reduced,
-        costs=reduced.costs[binds],
-        limits=reduced.limits[binds],
-        names=tuple(n for n, b in zip(reduced.names, binds, strict=True) if b),
-    )
-
-
-def _whole_units(reduced: Reduced) -> Reduced:
-    """Limits lowered to what costs that are integers, or multiples of one, can come to."""
-    limits = reduced.limits.copy()
-    allowed = np.isfinite(reduced.losses)
-    for k, table in enumerate(reduced.costs):
-        least = np.where(allowed, table, np.inf).min(axis=1)
-        if not (np.abs(table) < 2**53).all() or (table != np.floor(table)).any():
-            continue
-        above = np.where(allowed, table - least[:, None], 0.0).astype(np.int64).ravel()
-        unit = 0
-        for i in range(0, len(above), 1 << 16):
-            if (unit := int(np.gcd(unit, np.gcd.reduce(above[i : i + (1 << 16)])))) == 1:
-                break
-        start = exact_sum(least)
-        if unit and start < 2**53:
-            limits[k] = start + unit * math.floor((limits[k] - start) / unit)
-    return dataclasses.replace(reduced, limits=limits)
 
 
 def _loss(reduced: Reduced, choice: Choice) -> float:
