@@ -61,8 +61,8 @@ class CoreSearch:
     promised.
 
     Attributes:
-        time_limit_s: Seconds for the whole call; the compilation of the first call after an
-            installation is not interrupted.
+        time_limit_s: Seconds, looked at between groups; the import of numba and the
+            compilation at the first call after an installation do not count.
         memory_limit_bytes: For the states of the dynamic program.
         relative_gap: Stop when the answer is proven this close, relative to the loss above
             the least of every group; 0 for the optimum.
@@ -94,10 +94,13 @@ class CoreSearch:
         choice = cheapest_allocation(problem, reduced)
         reduced = one_budget(reduced, "The core solver")
         if len(reduced.limits):
+            from jmpq.solvers import core_states  # noqa: F401 compiles, once an installation
+
+            deadline = time.perf_counter() + self.time_limit_s
             integer = integer_costs(reduced)
             if integer:
                 reduced = dataclasses.replace(reduced, limits=np.array([integer.limit]))
-            choice, bound = self._search(reduced, choice, started + self.time_limit_s)
+            choice, bound = self._search(reduced, choice, deadline)
         else:
             choice = reduced.losses.argmin(axis=1)
             bound = lagrangian_bound(reduced, np.zeros(0))
@@ -256,7 +259,9 @@ class _Core:
             excess, loss, parent, pick, _ = new
             trace.append(
                 _Layer(
-                    group=self.groups[row], choice=columns[pick].astype(np.int16), parent=parent
+                    group=int(self.groups[row]),
+                    choice=columns[pick].astype(np.int16),
+                    parent=parent,
                 )
             )
             memory -= 6 * len(parent)

@@ -1,11 +1,12 @@
 """The compiled inner loop of the core solver: states extended by one group. Needs numba."""
 
+import inspect
+
 import numba
 import numpy as np
 
 
-@numba.njit(cache=True)
-def extend(excess, loss, cost_steps, loss_steps, least_slope, most_slope, incumbent, capacity):
+def _extend(excess, loss, cost_steps, loss_steps, least_slope, most_slope, incumbent, capacity):
     """Every state with every choice of one group, without the dominated and the hopeless.
 
     A state is an allocation of the groups so far, the others at the break solution. The
@@ -69,3 +70,13 @@ def extend(excess, loss, cost_steps, loss_steps, least_slope, most_slope, incumb
         choice[:count].copy(),
         True,
     )
+
+
+# Compiled with the import, or read from the disk: it is kept beside this file for the next
+# process. Unwrapped: a type checker's wrapper, as in the tests, is no code to compile.
+_STATES = "float64[::1], float64[::1]"
+extend = numba.njit(
+    f"Tuple(({_STATES}, int32[::1], int16[::1], boolean))"
+    f"({_STATES}, {_STATES}, float64, float64, float64, int64)",
+    cache=True,
+)(inspect.unwrap(_extend))

@@ -320,10 +320,10 @@ def test_drawn_allocations_follow_the_rules():
     np.testing.assert_array_equal(drawn, draw_allocations(problem, 500, seed=0))
 
 
-def test_solvers_import_neither_jax_nor_cvxpy():
+def test_solvers_import_neither_jax_nor_cvxpy_nor_numba():
     code = (
         "import sys, jmpq.solvers; "
-        "print([m for m in ('jax', 'cvxpy', 'scipy', 'flax') if m in sys.modules])"
+        "print([m for m in ('jax', 'cvxpy', 'scipy', 'flax', 'numba') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr
