@@ -15,11 +15,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 from typing import Any, Literal
 
 import tyro
 
+from experiments.provenance import commit
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.run_folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
@@ -177,13 +177,6 @@ def collect(folder: pathlib.Path) -> dict[str, Any]:
         "layers": plan["layers"],
         "choices": plan["choices"],
     }
-
-
-def commit() -> str | None:
-    """Commit of the code that runs; None outside a checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
-    return done.stdout.strip() or None
 
 
 def _mean(values: list[float]) -> float | None:

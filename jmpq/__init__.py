@@ -49,6 +49,9 @@ _HOME = {
     "read_plan": "jmpq.problem",
     "Greedy": "jmpq.solvers",
     "Exact": "jmpq.solvers",
+    "CoreSearch": "jmpq.solvers",
+    "DynamicProgramming": "jmpq.solvers",
+    "solve": "jmpq.solvers",
     "Evaluator": "jmpq.deploy.measure",
     "write_report": "jmpq.report.report",
 }

@@ -12,6 +12,7 @@ from jmpq.cli.run_folder import PLAN, SENSITIVITY, read_layers, versions
 
 if TYPE_CHECKING:
     from jmpq.problem import PlannedAllocation, Problem, Rule, Solution, SolveTime
+    from jmpq.problem.plan import Role
     from jmpq.quantizers.choice import Choice
     from jmpq.sensitivity.result import Sensitivity
 
@@ -35,7 +36,11 @@ class Solve:
     metrics: tuple[str, ...] = ()
     """Metrics to solve with, the first leading; all of the sensitivity file by default."""
     solvers: tuple[SolverName, ...] = ("exact", "greedy")
-    """exact: integer program by cvxpy and HiGHS; greedy: the paper's Algorithm 1."""
+    """exact: the optimum, proven (see --solver); greedy: the paper's Algorithm 1."""
+    solver: str = "auto"
+    """What finds the exact optimum. auto: the core solver for one budget, HiGHS through cvxpy
+    for several; core, dynamic_programming, or any mixed-integer solver that cvxpy finds
+    installed: HIGHS, SCIP (pip install 'jmpq[scip]'), GUROBI, ..."""
     rule: tuple[str, ...] = ()
     """'pin PATTERN=W8A8', 'allow PATTERN=W4,W8A8', 'exclude PATTERN', 'tie PATTERN PATTERN';
     patterns are regular expressions that match a whole layer name; the first match wins."""
@@ -165,33 +170,25 @@ class Solve:
         return rules
 
     def _solve(self, problem: "Problem", solver: SolverName) -> "Solution":
-        from jmpq.solvers import Exact, Greedy
+        from jmpq.solvers import Greedy, exact_solver
 
-        if solver == "exact":
-            return Exact(time_limit_s=self.time_limit_s)(problem)
-        return Greedy()(problem)
+        if solver == "greedy":
+            return Greedy()(problem)
+        return exact_solver(problem, self.solver, time_limit_s=self.time_limit_s)(problem)
 
     def _solutions(
         self, problems: Mapping[str, "Problem"], found: Mapping[str, "Sensitivity"]
     ) -> Iterator["PlannedAllocation"]:
-        from jmpq.problem import planned_allocation
-
         for metric, problem in problems.items():
             for solver in self.solvers:
                 solution = self._solve(problem, solver)
-                yield planned_allocation(
-                    f"{solver}/{metric}",
-                    "solution",
-                    problem,
-                    solution,
-                    metric=metric,
-                    predictions=predictions(found, problem.bits(solution.choice)),
-                )
+                name = f"{solver}/{metric}"
+                yield _planned(name, "solution", problem, solution, found, metric, solver)
 
     def _baselines(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"], metric: str
     ) -> Iterator["PlannedAllocation"]:
-        from jmpq.problem import PlannedAllocation, planned_allocation
+        from jmpq.problem import PlannedAllocation
         from jmpq.solvers import random_search, reversed_search
 
         for choice in problem.choices:
@@ -209,28 +206,19 @@ class Solve:
                 budgets=dict(problem.budgets),
                 predictions=predictions(found, bits),
             )
-        searches: list[tuple[str, str, int | None, Solution]] = [
-            ("reversed", "reversed", None, reversed_search(problem))
-        ]
+        solution = reversed_search(problem)
+        yield _planned("reversed", "baseline", problem, solution, found, metric, "reversed")
         for i in range(self.random):
-            seed = self.seed + i
-            searches.append((f"random/{i}", "random", seed, random_search(problem, seed=seed)))
-        for name, solver, seed, solution in searches:
-            planned = planned_allocation(
-                name,
-                "baseline",
-                problem,
-                solution,
-                metric=metric,
-                predictions=predictions(found, problem.bits(solution.choice)),
-                seed=seed,
+            seed, name = self.seed + i, f"random/{i}"
+            solution = random_search(problem, seed=seed)
+            yield _planned(
+                name, "baseline", problem, solution, found, metric, "random", seed=seed
             )
-            yield dataclasses.replace(planned, solver=solver)
 
     def _sweep(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"], metric: str
     ) -> Iterator["PlannedAllocation"]:
-        from jmpq.problem import Infeasible, planned_allocation, with_budgets
+        from jmpq.problem import Infeasible, with_budgets
 
         for i in range(1, self.sweep + 1):
             percent = 100 * i / (self.sweep + 1)
@@ -240,14 +228,8 @@ class Solve:
                     solution = self._solve(here, solver)
                 except Infeasible:  # here the budgets conflict: there is nothing to show
                     continue
-                yield planned_allocation(
-                    f"sweep/{solver}/{percent:.4g}%",
-                    "sweep",
-                    here,
-                    solution,
-                    metric=metric,
-                    predictions=predictions(found, here.bits(solution.choice)),
-                )
+                name = f"sweep/{solver}/{percent:.4g}%"
+                yield _planned(name, "sweep", here, solution, found, metric, solver)
 
     def _unbudgeted(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"]
@@ -325,6 +307,32 @@ def predictions(
             first = float(made @ table.first) if table.use_first else 0.0
             out[f"{name}_full"] = first + 0.5 * float(made @ table.second @ made)
     return out
+
+
+def _planned(
+    name: str,
+    role: "Role",
+    problem: "Problem",
+    solution: "Solution",
+    found: Mapping[str, "Sensitivity"],
+    metric: str,
+    solver: str,
+    *,
+    seed: int | None = None,
+) -> "PlannedAllocation":
+    """A solution as the plan keeps it, with what every metric predicts of it."""
+    from jmpq.problem import planned_allocation
+
+    return planned_allocation(
+        name,
+        role,
+        problem,
+        solution,
+        metric=metric,
+        predictions=predictions(found, problem.bits(solution.choice)),
+        solver=solver,
+        seed=seed,
+    )
 
 
 def _print_solutions(allocations: Sequence["PlannedAllocation"]) -> None:

@@ -33,7 +33,8 @@ class PlannedAllocation:
     """One allocation: who found it, what it promises, the bits of every searched layer.
 
     Losses are nats per example. `bound`, `gap` and `status` are None where no solver stands
-    behind the allocation. `predictions` holds the loss that every metric predicts.
+    behind the allocation. `solver` is who was asked (exact, greedy, ...), `back_end` what did
+    it. `predictions` holds the loss that every metric predicts.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PlannedAllocation:
     costs: dict[str, float]
     metric: str | None = None
     solver: str | None = None
+    back_end: str | None = None
     status: Status | None = None
     predicted_loss: float | None = None
     bound: float | None = None
@@ -118,16 +120,18 @@ def planned_allocation(
     *,
     metric: str | None,
     predictions: Mapping[str, float],
+    solver: str | None = None,
     seed: int | None = None,
 ) -> PlannedAllocation:
-    """A solution as the plan keeps it."""
+    """A solution as the plan keeps it; `solver` is the solution's own where not given."""
     return PlannedAllocation(
         name=name,
         role=role,
         bits=problem.bits(solution.choice),
         costs=dict(solution.costs),
         metric=metric,
-        solver=solution.solver,
+        solver=solver or solution.solver,
+        back_end=solution.solver,
         status=solution.status,
         predicted_loss=solution.loss,
         bound=solution.bound,

@@ -16,6 +16,15 @@ from jmpq.quantizers.choice import Choice, labels
 ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
 
 
+def exact_sum(values: Float[np.ndarray, " _"]) -> float:
+    """The sum, correctly rounded; integers are added as such, which is faster."""
+    if len(values) > 1000 and (values == np.floor(values)).all():
+        total = float(values.sum())
+        if float(np.abs(values).sum()) < 2**53:
+            return total
+    return math.fsum(values)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Reduced:
     """The same problem over groups of tied layers, forbidden choices priced out.
@@ -41,7 +50,7 @@ class Reduced:
     def used(self, choice: Int[np.ndarray, " groups"]) -> Float[np.ndarray, " budgets"]:
         """Costs of one allocation, each sum correctly rounded."""
         rows = np.arange(len(choice))
-        return np.array([math.fsum(table[rows, choice]) for table in self.costs])
+        return np.array([exact_sum(table[rows, choice]) for table in self.costs])
 
     def fits(self, choice: Int[np.ndarray, " groups"]) -> bool:
         """Whether one allocation meets every budget."""
@@ -123,7 +132,7 @@ class Problem:
         rows = np.arange(len(self.layers))
         loss = math.fsum(self.losses[rows, choice])
         costs = {
-            name: math.fsum([self.constants.get(name, 0.0), *table[rows, choice]])
+            name: exact_sum(np.append(table[rows, choice], self.constants.get(name, 0.0)))
             for name, table in self.costs.items()
         }
         return loss, costs
@@ -139,7 +148,7 @@ class Problem:
     def rounding(self, name: str) -> float:
         """What the total of a cost may exceed its budget by: nothing for integer costs."""
         limit, constant = self.budgets[name], self.constants.get(name, 0.0)
-        table = self.costs[name][self.allowed]
+        table = self.costs[name] if self.allowed.all() else self.costs[name][self.allowed]
         whole = constant.is_integer() and bool((table == np.floor(table)).all())
         if whole and limit < 2**53:
             return 0.0
@@ -149,9 +158,9 @@ class Problem:
         """Least and most of a cost over allowed allocations, other budgets ignored."""
         table, allowed = self._over_groups(self.costs[name])
         constant = self.constants.get(name, 0.0)
-        least = math.fsum([constant, *np.where(allowed, table, np.inf).min(axis=1)])
-        most = math.fsum([constant, *np.where(allowed, table, -np.inf).max(axis=1)])
-        return least, most
+        least = np.where(allowed, table, np.inf).min(axis=1)
+        most = np.where(allowed, table, -np.inf).max(axis=1)
+        return exact_sum(np.append(least, constant)), exact_sum(np.append(most, constant))
 
     def uniform(self, choice: Choice) -> Int[np.ndarray, " layers"]:
         """The allocation nearest to one choice everywhere that the rules allow.
@@ -226,6 +235,8 @@ class Problem:
         self, table: Float[np.ndarray, "_ _"]
     ) -> tuple[Float[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]:
         """A table summed over each group, 0 where not allowed, and what a group may take."""
+        if np.array_equal(self.groups, np.arange(len(self.layers))):  # no ties
+            return np.where(self.allowed, table, 0.0), self.allowed
         shape = (int(self.groups.max()) + 1, len(self.choices))
         allowed = np.ones(shape, dtype=bool)
         np.logical_and.at(allowed, self.groups, self.allowed)
@@ -256,9 +267,10 @@ class Problem:
             )
 
     def _check_choices_left(self) -> None:
-        for name, row in zip(self.layers, self.allowed, strict=True):
-            if not row.any():
-                raise ValueError(f"Layer {name!r} has no candidate choice: allow at least one.")
+        for i in np.flatnonzero(~self.allowed.any(axis=1))[:1]:
+            raise ValueError(
+                f"Layer {self.layers[i]!r} has no candidate choice: allow at least one."
+            )
         _, allowed = self._over_groups(self.losses)
         for group in np.flatnonzero(~allowed.any(axis=1)):
             members = np.flatnonzero(self.groups == group)

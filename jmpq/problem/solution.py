@@ -93,7 +93,7 @@ def solution_from_choice(
         )
     least = least_losses(problem)
     picked = problem.losses[np.arange(len(choice)), choice]
-    scale = max(math.fsum(np.abs(picked)), math.fsum(np.abs(least)))
+    scale = float(max(np.abs(picked).sum(), np.abs(least).sum()))
     bound = max(bound, math.fsum(least))
     assert bound <= loss + OPTIMALITY * scale, f"{solver}: bound {bound} above loss {loss}"
     bound = min(bound, loss)

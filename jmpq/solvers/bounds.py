@@ -8,13 +8,16 @@ because λ·(costs − limits) ≤ 0 there. Where λ comes from decides how tigh
 whether it holds.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from jmpq.problem.problem import Reduced
-from jmpq.solvers.frontier import convex_frontier, undominated
+from jmpq.problem.problem import Reduced, exact_sum
+from jmpq.solvers.frontier import convex_frontiers, undominated
+from jmpq.solvers.steps import Steps, longest_prefix, upgrades
 
 Multipliers = Float[np.ndarray, " budgets"]
 
@@ -28,7 +31,7 @@ def priced_losses(
     """
     least = cheapest_costs(reduced)
     prices = np.tensordot(multipliers, reduced.costs - least[:, :, None], axes=1)
-    slack = [limit - math.fsum(row) for limit, row in zip(reduced.limits, least, strict=True)]
+    slack = [limit - exact_sum(row) for limit, row in zip(reduced.limits, least, strict=True)]
     return reduced.losses + prices, math.fsum(multipliers * np.array(slack))
 
 
@@ -49,11 +52,12 @@ def lagrangian_bound(reduced: Reduced, multipliers: Multipliers) -> float:
     priced, budget_price = priced_losses(reduced, multipliers)
     best = priced.argmin(axis=1)
     rows = np.arange(len(best))
-    value = math.fsum([*priced[rows, best], -budget_price])
+    values = priced[rows, best]
     if not multipliers.any():
-        return value  # a sum of losses, correctly rounded
-    magnitude = math.fsum(np.abs(priced[rows, best])) + abs(budget_price)
-    return value - 4 * np.finfo(np.float64).eps * magnitude * (2 + len(multipliers))
+        return math.fsum(values)
+    magnitude = float(np.abs(values).sum()) + abs(budget_price)
+    rounding = (32 + 4 * len(multipliers)) * np.finfo(np.float64).eps  # NumPy sums in pairs
+    return float(values.sum()) - budget_price - rounding * magnitude
 
 
 def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
@@ -67,43 +71,56 @@ def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
         The best of these bounds and its multipliers [budgets]; at least the bound of λ = 0,
         the least loss of every group.
     """
-    size = len(reduced.limits)
-    candidates = [np.zeros(size)]
-    for k in range(size):
-        multipliers = np.zeros(size)
-        multipliers[k] = _break_slope(reduced, k)
-        candidates.append(multipliers)
-    if size > 1:
+    candidates = []
+    for k, (name, cost, limit) in enumerate(
+        zip(reduced.names, reduced.costs, reduced.limits, strict=True)
+    ):
+        single = dataclasses.replace(
+            reduced, costs=cost[None], limits=np.array([limit]), names=(name,)
+        )
+        frontiers = convex_frontiers(reduced.losses, cost)
+        steps = upgrades(single, frontiers, frontiers[:, 0])
+        slope = linear_relaxation(single, frontiers[:, 0], steps)[0]
+        candidates.append(np.where(np.arange(len(reduced.limits)) == k, slope, 0.0))
+    if len(candidates) > 1:
         candidates.append(_dual_values(reduced))
-    bounds = [lagrangian_bound(reduced, multipliers) for multipliers in candidates]
+    return best_bound(reduced, candidates)
+
+
+def best_bound(
+    reduced: Reduced, candidates: Sequence[Multipliers]
+) -> tuple[float, Multipliers]:
+    """The best Lagrangian bound of these multipliers and of none, and the ones that give it."""
+    none = np.zeros(len(reduced.limits))
+    tried = [none, *(c for c in candidates if c.any() and np.isfinite(c).all())]
+    bounds = [lagrangian_bound(reduced, multipliers) for multipliers in tried]
     best = int(np.argmax(bounds))
-    return bounds[best], candidates[best]
+    return bounds[best], tried[best]
 
 
-def _break_slope(reduced: Reduced, budget: int) -> float:
-    """Loss per cost at which upgrades along the frontiers, best first, fill one budget."""
-    cost = reduced.costs[budget]
-    single = Reduced(
-        losses=reduced.losses,
-        costs=cost[None],
-        limits=reduced.limits[budget : budget + 1],
-        names=reduced.names[budget : budget + 1],
-        groups=reduced.groups,
-    )
-    slopes, increments, start = [], [], []
-    for losses, row, keep in zip(single.losses, cost, undominated(single), strict=True):
-        frontier = convex_frontier(losses, row, keep)
-        start.append(row[frontier[0]])
-        increments.append(np.diff(row[frontier]))
-        slopes.append(-np.diff(losses[frontier]) / increments[-1])
-    slope, increment = np.concatenate(slopes), np.concatenate(increments)
-    order = np.argsort(-slope, kind="stable")
-    spent = math.fsum(start) + np.cumsum(increment[order])
-    over = np.flatnonzero(spent > single.limits[0])
-    if not len(over):
-        return 0.0
-    found = float(slope[order[over[0]]])
-    return found if math.isfinite(found) else 0.0
+def linear_relaxation(
+    reduced: Reduced, start: Int[np.ndarray, " groups"], steps: Steps
+) -> tuple[float, Int[np.ndarray, " groups"]]:
+    """The break slope of one budget, and the last whole choices before it is filled.
+
+    Args:
+        reduced: A problem with one budget.
+        start: The cheapest choices.
+        steps: From them on along the convex frontiers.
+
+    Returns:
+        Loss saved per cost of the step that breaks the budget, 0 where all steps fit; and
+        the choice of every group after the steps before it, best first.
+
+    References:
+        Dyer (1984), Zemel (1984): the linear multiple-choice knapsack in linear time.
+    """
+    with np.errstate(over="ignore", divide="ignore"):
+        slope = steps.priority(steps.saved(reduced.losses) / steps.change[0])
+    taken = longest_prefix(slope, steps.change, reduced.limits - reduced.used(start))
+    choice = start.copy()
+    choice[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
+    return float(slope[~taken].max(initial=0.0)), choice
 
 
 def _dual_values(reduced: Reduced) -> Multipliers:

@@ -1,4 +1,4 @@
-"""The optimum by integer programming: cvxpy states the program, HiGHS solves it.
+"""The optimum by integer programming: cvxpy states the program, HiGHS or another solves it.
 
 What is done around the back end so that its answer can be trusted:
 
@@ -7,62 +7,63 @@ What is done around the back end so that its answer can be trusted:
   greedy search. This also narrows the range of losses to what matters at the optimum.
 - Losses count from the least of each group and are scaled; costs count from the cheapest of
   each group, in units of what the budget leaves above that.
-- HiGHS holds constraints up to a tolerance. An answer that breaks a budget when its costs are
+- Solvers hold constraints up to a tolerance. An answer that breaks a budget when its costs are
   added up anew is cut off (with every allocation that costs as much in each group) and the
   program solved again.
 - Where the answer is far better than the greedy search's, the program is stated again around
-  it: HiGHS's tolerances then are small against the losses that are left.
-- The bound is HiGHS's own dual bound (`mip_dual_bound` of the info that cvxpy hands on as
-  ``solver_stats.extra_stats``), lowered by its tolerances. HiGHS computes in floating point:
-  the bound is as sound as its arithmetic, less that margin.
+  it: the tolerances then are small against the losses that are left.
+- The bound is the solver's own dual bound as cvxpy hands it on (`back_ends`), lowered by its
+  tolerances. Solvers compute in floating point: the bound is as sound as their arithmetic,
+  less that margin. Where cvxpy hands on no dual bound, it is the linear relaxation's.
 """
 
 import dataclasses
 import math
 import time
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.solvers.back_ends import TOLERANCES, check_installed, dual_bound, has_answer, options
 from jmpq.solvers.bounds import cheapest_costs, lp_bound, priced_losses
 from jmpq.solvers.frontier import undominated
 from jmpq.solvers.greedy import Greedy
 
-_TOLERANCE = 1e-9  # of HiGHS: feasibility, dual feasibility, integrality
-_SPAN = 1e4  # the loss between the least thinkable and the best known, as HiGHS sees it
+_SPAN = 1e4  # the loss between the least thinkable and the best known, as solvers see it
 _CUTS = 30  # answers cut off before giving up on exactness
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exact:
-    """Integer program through cvxpy and HiGHS: a `Solver` whose options are fields.
+    """Integer program through cvxpy, by default with HiGHS: a `Solver` for any budgets.
 
     Out of time, or with a `relative_gap`, the best allocation found comes back as
     ``feasible`` with the bound that was proven. Never worse than the greedy search.
 
-    Within one version of HiGHS the answer is the same on every run that ends before the time
-    limit. A dominated choice is never taken and of identical choices the first; between
-    allocations of equal loss made of other choices no order is promised.
+    With HiGHS and SCIP, the answer is the same on every run of one version that ends before
+    the time limit. A dominated choice is never taken and of identical choices the first;
+    between allocations of equal loss made of other choices no order is promised.
 
     Attributes:
         time_limit_s: Seconds for the whole call; what cvxpy needs to state the program is
             not interrupted.
-        relative_gap: HiGHS stops when its answer is proven this close, relative to the loss
-            above the least of every layer; 0 for the optimum.
-        solver: Back end, by cvxpy's name.
+        relative_gap: Stop when the answer is proven this close, relative to the loss above
+            the least of every layer; 0 for the optimum.
+        solver: Back end, by cvxpy's name: any mixed-integer solver that cvxpy finds. HIGHS,
+            SCIP, SCIPY (HiGHS at coarser tolerances) and GUROBI report a dual bound; with
+            GLPK_MI and CBC the bound is the linear relaxation's; others run with their own
+            defaults and no time limit.
     """
 
     time_limit_s: float = 60.0
     relative_gap: float = 0.0
-    solver: Literal["HIGHS"] = "HIGHS"
+    solver: str = "HIGHS"
 
     def __post_init__(self) -> None:
-        if self.solver != "HIGHS":
-            raise ValueError(f"Solver {self.solver!r} is not supported: expected 'HIGHS'.")
         if not (self.time_limit_s > 0 and self.relative_gap >= 0):
             raise ValueError(
                 "The exact solver needs a time limit above 0 and a relative gap of at least "
@@ -75,15 +76,17 @@ class Exact:
         Raises:
             Infeasible: If no allocation meets the budgets.
             RuntimeError: If the back end fails.
+            ValueError: If cvxpy does not find the solver; the message lists those it finds.
         """
         started = time.perf_counter()
+        check_installed(self.solver)
         greedy = Greedy()(problem)
         reduced = problem.reduced()
         first = np.unique(problem.groups, return_index=True)[1]
         best, loss, bound = greedy.choice[first], greedy.loss, greedy.bound
         deadline, scale = started + self.time_limit_s, 0.0
         while loss - bound > OPTIMALITY * abs(loss):
-            program = _Program.of(reduced, _useful(reduced, loss), loss)
+            program = _Program.of(reduced, _useful(reduced, loss), loss, self.solver)
             bound = max(bound, min(program.base, loss))
             if program.scale <= 2 * scale:  # a better answer has not made it any finer
                 break
@@ -98,7 +101,7 @@ class Exact:
             problem,
             reduced.expand(best),
             bound=min(bound, loss),
-            solver="exact",
+            solver="exact" if self.solver == "HIGHS" else f"exact/{self.solver}",
             wall_s=time.perf_counter() - started,
         )
 
@@ -122,6 +125,7 @@ class _Program:
     """The integer program over options, the (group, choice) pairs that are kept."""
 
     reduced: Reduced
+    solver: str
     rows: Int[np.ndarray, " options"]  # group
     columns: Int[np.ndarray, " options"]  # choice
     objective: Float[np.ndarray, " options"]  # scaled losses
@@ -130,7 +134,11 @@ class _Program:
 
     @classmethod
     def of(
-        cls, reduced: Reduced, keep: Bool[np.ndarray, "groups choices"], loss: float
+        cls,
+        reduced: Reduced,
+        keep: Bool[np.ndarray, "groups choices"],
+        loss: float,
+        solver: str,
     ) -> "_Program":
         least = np.where(keep, reduced.losses, np.inf).min(axis=1)
         base = math.fsum(least)
@@ -141,6 +149,7 @@ class _Program:
         objective = above[rows, columns] * scale
         return cls(
             reduced=reduced,
+            solver=solver,
             rows=rows,
             columns=columns,
             objective=objective,
@@ -168,10 +177,10 @@ class _Program:
     def solve(
         self, cuts: list[Bool[np.ndarray, " options"]], time_limit_s: float, gap: float
     ) -> tuple[Int[np.ndarray, " groups"] | None, float]:
-        """The best allocation HiGHS finds, None without one, and the bound it proves."""
+        """The best allocation the back end finds, None without one, and its dual bound."""
         import cvxpy
 
-        groups = len(self.reduced.losses)
+        started = time.perf_counter()
         take = cvxpy.Variable(len(self.rows), boolean=True)
         program = cvxpy.Problem(
             cvxpy.Minimize(self.objective @ take), self._constraints(take, cuts)
@@ -179,30 +188,19 @@ class _Program:
         try:
             with warnings.catch_warnings():  # the status says it
                 warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-                program.solve(
-                    solver=cvxpy.HIGHS,
-                    time_limit=time_limit_s,
-                    mip_rel_gap=gap,
-                    mip_abs_gap=0.0,
-                    mip_feasibility_tolerance=_TOLERANCE,
-                    primal_feasibility_tolerance=_TOLERANCE,
-                    dual_feasibility_tolerance=_TOLERANCE,
-                    output_flag=False,
-                )
+                program.solve(solver=self.solver, **options(self.solver, time_limit_s, gap))
         except cvxpy.SolverError as error:
-            raise RuntimeError(f"HiGHS failed on the integer program: {error}") from error
-        info: Any = program.solver_stats.extra_stats  # highspy.HighsInfo
-        match program.status:
-            case cvxpy.OPTIMAL:
-                found = True
-            case cvxpy.USER_LIMIT:  # out of time, with or without an answer
-                found = info.primal_solution_status == 2
-            case cvxpy.INFEASIBLE:  # up to tolerances nothing is left beside the greedy answer
-                return None, -math.inf
-            case status:
-                raise RuntimeError(f"HiGHS ended with status {status!r}.")
-        margin = _TOLERANCE * (100 + groups)
-        bound = self.base + (info.mip_dual_bound - margin) / self.scale
+            if self.solver != "HIGHS" and time.perf_counter() - started > 0.9 * time_limit_s:
+                return None, -math.inf  # how cvxpy tells "out of time without an answer"
+            raise RuntimeError(f"{self.solver} failed on the program: {error}") from error
+        stats: Any = program.solver_stats.extra_stats if program.solver_stats else None
+        found = has_answer(self.solver, program.status, stats)
+        bound = -math.inf
+        if found or program.status == cvxpy.USER_LIMIT:
+            dual = dual_bound(self.solver, stats)
+            margin = TOLERANCES.get(self.solver, 0.0) * (100 + len(self.reduced.losses))
+            if dual is not None:
+                bound = self.base + (dual - margin) / self.scale
         if not found or take.value is None:
             return None, bound
         return self._choice(take.value), bound

@@ -41,9 +41,12 @@ def cheapest_allocation(problem: Problem, reduced: Reduced) -> Int[np.ndarray, "
 def combined_costs(reduced: Reduced) -> Float[np.ndarray, "groups choices"]:
     """One cost from several: each above its group's cheapest, in units of what is left of it.
 
-    A budget that cannot bind weighs nothing, unless none can. +inf where not allowed.
+    A budget that cannot bind weighs nothing, unless none can. +inf where not allowed. The
+    only cost of one budget comes back as it is.
     """
     allowed = np.isfinite(reduced.losses)
+    if len(reduced.limits) == 1:
+        return np.where(allowed, reduced.costs[0], np.inf)
     least = cheapest_costs(reduced)
     above = np.where(allowed, reduced.costs - least[:, :, None], 0.0)
     total = np.zeros(reduced.losses.shape)

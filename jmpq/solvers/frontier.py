@@ -1,7 +1,7 @@
 """Which choices matter: the undominated ones, and those on the convex frontier.
 
-Both filters work on groups; MPQCO's Proposition 1 is the second. Disallowed choices (loss
-+inf) are neither.
+Both filters work on all groups at once; MPQCO's Proposition 1 is the second. Disallowed
+choices (loss +inf) are neither.
 """
 
 import numpy as np
@@ -38,32 +38,78 @@ def _undominated(
     return np.isfinite(losses) & ~(covers & (~same | first)).any(axis=1)
 
 
-def convex_frontier(
-    losses: Float[np.ndarray, " choices"],
-    cost: Float[np.ndarray, " choices"],
-    keep: Bool[np.ndarray, " choices"],
-) -> Int[np.ndarray, " frontier"]:
-    """Columns on the lower convex hull of (cost, loss), by rising cost and falling loss.
+def convex_frontiers(
+    losses: Float[np.ndarray, "groups choices"], cost: Float[np.ndarray, "groups choices"]
+) -> Int[np.ndarray, "groups vertices"]:
+    """Columns on each group's lower convex hull of (cost, loss), by rising cost.
 
-    The rest is LP-dominated: a mixture of two frontier choices is as cheap and no worse
-    (Chen, Wang, Cheng 2021, Proposition 1; Sinha and Zoltners 1979). Along the frontier
-    the loss saved per cost falls strictly.
+    The rest is dominated, or LP-dominated: a mixture of two frontier choices is as cheap and
+    no worse (Chen, Wang, Cheng 2021, Proposition 1; Sinha and Zoltners 1979). Along a
+    frontier the loss falls, and the loss saved per cost falls strictly.
 
-    >>> losses, cost = np.array([9.0, 6.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0, 4.0])
-    >>> convex_frontier(losses, cost, np.ones(4, dtype=bool)).tolist()  # 6 is above the line
-    [0, 2]
+    Returns:
+        One row a group, from the cheapest choice (of those the least loss, then the first
+        column) to the least loss (of those the cheapest); -1 behind the end.
+
+    >>> losses, cost = np.array([[9.0, 6.0, 1.0, 1.0]]), np.array([[1.0, 2.0, 3.0, 4.0]])
+    >>> convex_frontiers(losses, cost).tolist()  # 6 is above the line from 9 to 1
+    [[0, 2]]
     """
-    candidates = np.flatnonzero(keep)
-    hull: list[int] = []
-    for column in candidates[np.lexsort((losses[candidates], cost[candidates]))]:
-        if hull and losses[column] >= losses[hull[-1]]:
-            continue
-        while len(hull) > 1:
-            a, b = hull[-2], hull[-1]
-            saved_before = (losses[a] - losses[b]) * (cost[column] - cost[b])
-            saved_after = (losses[b] - losses[column]) * (cost[b] - cost[a])
-            if saved_before > saved_after:
-                break
-            hull.pop()
-        hull.append(int(column))
-    return np.array(hull, dtype=np.int64)
+    chunks = [
+        _hulls(losses[i : i + _CHUNK], cost[i : i + _CHUNK])
+        for i in range(0, len(losses), _CHUNK)
+    ]
+    width = max(int((chunk >= 0).any(axis=1).sum()) for chunk in chunks)
+    return np.concatenate([chunk[:width].T for chunk in chunks])
+
+
+def _hulls(
+    losses: Float[np.ndarray, "groups choices"], cost: Float[np.ndarray, "groups choices"]
+) -> Int[np.ndarray, "choices groups"]:
+    """Columns on the hulls, one group a column: whoever is not below its neighbours goes."""
+    cost = np.where(np.isfinite(losses), cost, np.inf)
+    if (cost[:, 1:] > cost[:, :-1]).all():
+        table = np.repeat(np.arange(losses.shape[1])[:, None], len(losses), axis=1)
+        loss, price = np.ascontiguousarray(losses.T), np.ascontiguousarray(cost.T)
+    else:
+        table = np.lexsort((losses, cost), axis=1).T.copy()
+        loss, price = (x.T[table, np.arange(len(losses))] for x in (losses, cost))
+    falls = np.isfinite(loss)
+    falls[1:] &= loss[1:] < np.minimum.accumulate(loss)[:-1]
+    _keep(falls, table, loss, price)
+    changed = np.arange(len(losses))
+    while len(changed):
+        points = table[:, changed], loss[:, changed], price[:, changed]
+        stays = _below_neighbours(*points)
+        some = ~stays.all(axis=0)
+        changed = changed[some]
+        points = tuple(x[:, some] for x in points)
+        _keep(stays[:, some], *points)
+        table[:, changed], loss[:, changed], price[:, changed] = points
+    return table
+
+
+def _below_neighbours(
+    table: Int[np.ndarray, "choices groups"],
+    loss: Float[np.ndarray, "choices groups"],
+    price: Float[np.ndarray, "choices groups"],
+) -> Bool[np.ndarray, "choices groups"]:
+    stays = np.ones(table.shape, dtype=bool)
+    saved, added = loss[:-1] - loss[1:], price[1:] - price[:-1]
+    stays[1:-1] = (saved[:-1] * added[1:] > saved[1:] * added[:-1]) | (table[2:] < 0)
+    return stays
+
+
+def _keep(
+    stays: Bool[np.ndarray, "choices groups"],
+    table: Int[np.ndarray, "choices groups"],
+    *values: Float[np.ndarray, "choices groups"],
+) -> None:
+    """Move what stays to the front of its group; -1 and zeros behind it."""
+    if stays.all():
+        return
+    place, (row, group) = np.cumsum(stays, axis=0) - 1, np.nonzero(stays)
+    for array, rest in ((table, -1), *((value, 0.0) for value in values)):
+        moved = np.full_like(array, rest)
+        moved[place[row, group], group] = array[row, group]
+        array[:] = moved

@@ -1,18 +1,20 @@
 """The paper's greedy search, with its variants, and the bound of the linear relaxation."""
 
 import dataclasses
-import heapq
 import time
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_choice
-from jmpq.solvers.bounds import lp_bound
+from jmpq.solvers.bounds import best_bound, linear_relaxation, lp_bound
 from jmpq.solvers.feasibility import cheapest_allocation, combined_costs
-from jmpq.solvers.frontier import convex_frontier, undominated
+from jmpq.solvers.frontier import convex_frontiers
+from jmpq.solvers.steps import Steps, downgrades, frontier_ends, longest_prefix, upgrades
+
+_ROUNDS = 20  # of steps taken all at once; the rest, few by then, one by one
 
 Criterion = Literal["ratio", "reversed", "random"]
 
@@ -55,110 +57,146 @@ class Greedy:
         """
         started = time.perf_counter()
         reduced = problem.reduced()
-        cheapest = cheapest_allocation(problem, reduced)
-        walk = _Walk.of(reduced, self.criterion, self.seed)
-        choice = cheapest
+        choice = cheapest_allocation(problem, reduced)
+        price = combined_costs(reduced)
+        frontiers = convex_frontiers(reduced.losses, price)
+        if len(reduced.limits) == 1:  # these frontiers serve the bound too
+            choice = frontiers[:, 0]
+            steps = upgrades(reduced, frontiers, choice)
+            slope, _ = linear_relaxation(reduced, choice, steps)
+            bound = best_bound(reduced, [np.array([slope])])[0]
+        else:
+            bound = lp_bound(reduced)[0]
+            steps = upgrades(reduced, frontiers, choice)
         if self.start == "downgrade":
-            choice = walk.downgrade(walk.best(), cheapest)
+            choice = self._downgrade(reduced, price, frontiers, choice)
+            steps = upgrades(reduced, frontiers, choice)
         if self.start == "upgrade" or self.fill:
-            choice = walk.upgrade(choice, fill=self.fill)
+            choice = self._upgrade(reduced, price, steps, choice)
         name = "greedy" if self.criterion == "ratio" else self.criterion
         return solution_from_choice(
             problem,
             reduced.expand(choice),
-            bound=lp_bound(reduced)[0],
+            bound=bound,
             solver=name if self.start == "upgrade" else f"{name}/downgrade",
             wall_s=time.perf_counter() - started,
         )
 
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Walk:
-    """Steps along the frontiers and the order they are taken in."""
-
-    reduced: Reduced
-    price: Float[np.ndarray, "groups choices"]  # one cost for all budgets
-    frontiers: list[Int[np.ndarray, " _"]]  # columns by rising price
-    draws: Float[np.ndarray, "groups choices"] | None  # order of the random criterion
-    sign: float  # of the ratio in the heap's key: upgrades best first is -1
-
-    @classmethod
-    def of(cls, reduced: Reduced, criterion: Criterion, seed: int) -> "_Walk":
-        price, keep = combined_costs(reduced), undominated(reduced)
-        draws = None
-        if criterion == "random":
-            draws = np.random.default_rng(seed).random(price.shape)
-        rows = zip(reduced.losses, price, keep, strict=True)
-        return cls(
-            reduced=reduced,
-            price=price,
-            frontiers=[convex_frontier(*row) for row in rows],
-            draws=draws,
-            sign=1.0 if criterion == "reversed" else -1.0,
-        )
-
-    def best(self) -> Int[np.ndarray, " groups"]:
-        """The end of every frontier: least loss."""
-        return np.array([frontier[-1] for frontier in self.frontiers], dtype=np.int64)
-
-    def upgrade(
-        self, choice: Int[np.ndarray, " groups"], *, fill: bool
+    def _upgrade(
+        self,
+        reduced: Reduced,
+        price: Float[np.ndarray, "groups choices"],
+        steps: Steps,
+        choice: Int[np.ndarray, " groups"],
     ) -> Int[np.ndarray, " groups"]:
-        """Take steps that cost and save loss until none fits (`fill`) or one does not."""
-        costs = self.reduced.costs
-        choice, used = choice.copy(), self.reduced.used(choice)
-        heap = [step for i in range(len(choice)) if (step := self._up(i, int(choice[i])))]
-        heapq.heapify(heap)
-        while heap:
-            _, i, column = heapq.heappop(heap)
-            after = used + costs[:, i, column] - costs[:, i, choice[i]]
-            if (after <= self.reduced.limits).all():
-                choice[i], used = column, after
-                if step := self._up(i, column):
-                    heapq.heappush(heap, step)
-            elif not fill:
-                break
-        return choice
+        """Take steps that save loss until none fits (`fill`) or one does not."""
+        saved, added = steps.saved(reduced.losses), -steps.saved(price)
+        with np.errstate(divide="ignore", over="ignore"):
+            ratio = np.where(added > 0, saved / added, np.inf)
+        priority = steps.priority(self._order(steps, ratio))
+        return upgrade(reduced, steps, priority, choice, fill=self.fill)
 
-    def downgrade(
-        self, choice: Int[np.ndarray, " groups"], cheapest: Int[np.ndarray, " groups"]
+    def _downgrade(
+        self,
+        reduced: Reduced,
+        price: Float[np.ndarray, "groups choices"],
+        frontiers: Int[np.ndarray, "groups vertices"],
+        cheapest: Int[np.ndarray, " groups"],
     ) -> Int[np.ndarray, " groups"]:
         """Take steps that save cost until every budget is met; `cheapest` if none does."""
-        choice, used = choice.copy(), self.reduced.used(choice)
-        heap = [step for i in range(len(choice)) if (step := self._down(i, int(choice[i])))]
-        heapq.heapify(heap)
-        while (used > self.reduced.limits).any():
-            if not heap:
-                return cheapest
-            _, i, column = heapq.heappop(heap)
-            change = self.reduced.costs[:, i, column] - self.reduced.costs[:, i, choice[i]]
-            choice[i], used = column, used + change
-            if step := self._down(i, column):
-                heapq.heappush(heap, step)
-        return choice
+        steps, choice = downgrades(reduced, frontiers), frontier_ends(frontiers)
+        added, saved = -steps.saved(reduced.losses), steps.saved(price)
+        priority = steps.priority(self._order(steps, -added / saved))
+        order = np.argsort(-priority, kind="stable")
+        used = reduced.used(choice)[:, None] + np.cumsum(steps.change[:, order], axis=1)
+        met = (used <= reduced.limits[:, None]).all(axis=0)
+        count = 0 if reduced.fits(choice) else int(met.argmax()) + 1 if met.any() else len(met)
+        choice[steps.group[order[:count]]] = steps.after[order[:count]]  # the last step stays
+        for step in order[count:]:
+            if reduced.fits(choice):  # by exact sums
+                return choice
+            choice[steps.group[step]] = steps.after[step]
+        return choice if reduced.fits(choice) else cheapest
 
-    def _up(self, i: int, column: int) -> tuple[float, int, int] | None:
-        """The first frontier choice of group `i` that loses less than `column`, with key."""
-        for target in self.frontiers[i].tolist():
-            saved = self.reduced.losses[i, column] - self.reduced.losses[i, target]
-            cost = self.price[i, target] - self.price[i, column]
-            if saved > 0:
-                return (
-                    self._key(i, target, saved / cost if cost > 0 else np.inf),
-                    i,
-                    int(target),
-                )
-        return None
+    def _order(
+        self, steps: Steps, ratio: Float[np.ndarray, " steps"]
+    ) -> Float[np.ndarray, " steps"]:
+        """The steps' place by the criterion, the highest first."""
+        if self.criterion == "random":
+            size = (int(steps.group.max(initial=-1)) + 1, int(steps.after.max(initial=-1)) + 1)
+            draws = np.random.default_rng(self.seed).random(size)
+            return draws[steps.group, steps.after]
+        return -ratio if self.criterion == "reversed" else ratio
 
-    def _down(self, i: int, column: int) -> tuple[float, int, int] | None:
-        """The frontier choice of group `i` next below `column`, with key."""
-        position = int(np.flatnonzero(self.frontiers[i] == column)[0])
-        if position == 0:
-            return None
-        target = int(self.frontiers[i][position - 1])
-        added = self.reduced.losses[i, target] - self.reduced.losses[i, column]
-        ratio = added / (self.price[i, column] - self.price[i, target])
-        return self._key(i, target, -ratio), i, target
 
-    def _key(self, i: int, column: int, ratio: float) -> float:
-        return self.sign * ratio if self.draws is None else float(self.draws[i, column])
+def upgrade(
+    reduced: Reduced,
+    steps: Steps,
+    priority: Float[np.ndarray, " steps"],
+    choice: Int[np.ndarray, " groups"],
+    *,
+    fill: bool,
+) -> Int[np.ndarray, " groups"]:
+    """Take the steps of highest priority while the budgets last.
+
+    Args:
+        reduced: The problem.
+        steps: Steps from `choice`.
+        priority: Their order, never rising within a group; equal steps in their order.
+        choice: Where to start: within the budgets.
+        fill: Go on past a step that does not fit, without the later ones of its group.
+    """
+    used, taken = reduced.used(choice), np.zeros(len(priority), dtype=bool)
+    left = np.arange(len(priority))
+    monotone = not (steps.change < 0).any()
+    for _ in range(_ROUNDS if fill and monotone else 1):
+        fits = longest_prefix(priority[left], steps.change[:, left], reduced.limits - used)
+        used = used + steps.change[:, left[fits]].sum(axis=1)
+        taken[left[fits]] = True
+        left = left[~fits]
+        if monotone:
+            left = _reachable(steps, left, reduced.limits - used, len(choice))
+    if fill:
+        _fill(reduced, steps, left[np.argsort(-priority[left], kind="stable")], used, taken)
+    order = np.flatnonzero(taken)
+    moved = choice.copy()
+    moved[steps.group[order]] = steps.after[order]  # the last step of a group stays
+    if not reduced.fits(moved):  # sums of many numbers that are not integers are rounded
+        order = order[np.argsort(-priority[order], kind="stable")]
+    while not reduced.fits(moved):
+        moved[steps.group[order[-1]]] = steps.before[order[-1]]
+        order = order[:-1]
+    return moved
+
+
+def _fill(
+    reduced: Reduced,
+    steps: Steps,
+    left: Int[np.ndarray, " left"],
+    used: Float[np.ndarray, " budgets"],
+    taken: Bool[np.ndarray, " steps"],
+) -> None:
+    """Take each step that fits, in their order; none of a group after one that does not."""
+    blocked: set[int] = set()
+    for step, group in zip(left.tolist(), steps.group[left].tolist(), strict=True):
+        if group in blocked:
+            continue
+        after = used + steps.change[:, step]
+        if (after <= reduced.limits).all():
+            used, taken[step] = after, True
+        else:
+            blocked.add(group)
+
+
+def _reachable(
+    steps: Steps,
+    left: Int[np.ndarray, " left"],
+    room: Float[np.ndarray, " budgets"],
+    groups: int,
+) -> Int[np.ndarray, " reachable"]:
+    """The steps left that fit by themselves, as do all earlier ones of their group."""
+    fits = (steps.change[:, left] <= room[:, None]).all(axis=0)
+    first_bad = np.full(groups, len(steps.group))
+    bad = left[~fits][::-1]
+    first_bad[steps.group[bad]] = bad  # the earliest stays
+    return left[fits & (left < first_bad[steps.group[left]])]

@@ -51,6 +51,44 @@ def _opposed():
     return problem_of(losses, {"a": a, "b": 6.0 - a}, {"a": 12.0, "b": 12.0})
 
 
+def _one_binds():
+    """Two budgets, of which one even the dearest allocation meets."""
+    problem = random_problem(4, budgets=2)
+    most = problem.range("cost1")[1]
+    return with_budgets(problem, {"cost0": problem.budgets["cost0"], "cost1": most})
+
+
+def pisinger(kind, *, seed, layers, choices, most=100, percent=50):
+    """One of the classes of Pisinger (1995), section 6, as losses (negative profits)."""
+    rng = np.random.default_rng(seed)
+    shape = (layers, choices)
+    match kind:
+        case "uncorrelated":
+            cost, profit = rng.integers(1, most + 1, shape), rng.integers(1, most + 1, shape)
+        case "weakly_correlated":
+            cost = rng.integers(1, most + 1, shape)
+            profit = np.maximum(cost + rng.integers(-10, 11, shape), 1)
+        case "strongly_correlated":
+            cost = np.cumsum(rng.integers(1, most // choices + 1, shape), axis=1)
+            profit = cost + 10 * np.arange(1, choices + 1)
+        case "subset_sum":
+            cost = profit = rng.integers(1, most + 1, shape)
+        case "zig_zag":
+            cost = np.sort(rng.integers(1, most + 1, shape), axis=1)
+            profit = np.sort(rng.integers(1, most + 1, shape), axis=1)
+    problem = problem_of(-profit.astype(float), {"cost": cost.astype(float)}, {})
+    return with_budgets(problem, [f"cost={percent}%"])
+
+
+PISINGER = (
+    "uncorrelated",
+    "weakly_correlated",
+    "strongly_correlated",
+    "subset_sum",
+    "zig_zag",
+)
+
+
 WEIGHTS = np.outer([7, 11, 13, 17, 19], [0, 1])
 
 SHORT = {
@@ -83,6 +121,10 @@ SHORT = {
     ),
     "constants": _plain([[9, 4, 1]] * 3, [[1, 2, 3]] * 3, 106.0, constants={"cost": 100.0}),
     "opposed_costs": _opposed(),
+    **{kind: pisinger(kind, seed=0, layers=6, choices=4) for kind in PISINGER},
+    "one_binds": _one_binds(),
+    "many_choices": random_problem(3, layers=3, choices=16),
+    "common_divisor": _plain([[9, 4, 1]] * 4, [[60, 90, 120]] * 4, 365.0),
     **{f"huge_range{seed}": _huge(seed) for seed in range(3)},
 }
 

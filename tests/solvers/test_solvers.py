@@ -22,7 +22,7 @@ from jmpq.solvers import (
     reversed_search,
     uniform,
 )
-from jmpq.solvers.frontier import convex_frontier, undominated
+from jmpq.solvers.frontier import convex_frontiers, undominated
 from tests.solvers.instances import SHORT, optimum, published, random_problem
 
 SEARCHES = {
@@ -283,7 +283,7 @@ def test_frontier_holds_the_hull_and_no_dominated_choice():
     problem = problem_of(losses, {"cost": costs}, {"cost": 9.0})
     keep = undominated(problem.reduced())
     assert np.flatnonzero(keep[0]).tolist() == [0, 2, 4]
-    assert convex_frontier(losses[0], costs[0], keep[0]).tolist() == [0, 2, 4]
+    assert convex_frontiers(losses, costs).tolist() == [[0, 2, 4]]
 
 
 def test_the_criterion_orders_the_upgrades():
@@ -320,10 +320,10 @@ def test_drawn_allocations_follow_the_rules():
     np.testing.assert_array_equal(drawn, draw_allocations(problem, 500, seed=0))
 
 
-def test_solvers_import_neither_jax_nor_cvxpy():
+def test_solvers_import_neither_jax_nor_cvxpy_nor_numba():
     code = (
         "import sys, jmpq.solvers; "
-        "print([m for m in ('jax', 'cvxpy', 'scipy', 'flax') if m in sys.modules])"
+        "print([m for m in ('jax', 'cvxpy', 'scipy', 'flax', 'numba') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stderr

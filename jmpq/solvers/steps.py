@@ -1,0 +1,124 @@
+"""Steps along the convex frontiers of all groups, and how many of them budgets pay for."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jmpq.problem.problem import Reduced
+
+_SORTED = 1 << 14  # so few steps are sorted; of more, only those about the break
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Steps:
+    """Changes of one group each, in the order of the groups and of their frontiers.
+
+    Attributes:
+        group: Whose choice changes.
+        before: Column left behind.
+        after: Column taken.
+        change: What the step adds to every cost.
+    """
+
+    group: Int[np.ndarray, " steps"]
+    before: Int[np.ndarray, " steps"]
+    after: Int[np.ndarray, " steps"]
+    change: Float[np.ndarray, "budgets steps"]
+
+    def saved(self, table: Float[np.ndarray, "groups choices"]) -> Float[np.ndarray, " steps"]:
+        """What each step takes off the sum of a table."""
+        return _at(table, self.group, self.before) - _at(table, self.group, self.after)
+
+    def priority(self, order: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+        """`order`, lowered so that no step comes before the earlier ones of its group."""
+        order = order.copy()
+        joined = self.group[1:] == self.group[:-1]
+        while len(late := np.flatnonzero(joined & (order[1:] > order[:-1]))):
+            order[late + 1] = order[late]
+        return order
+
+
+def upgrades(
+    reduced: Reduced,
+    frontiers: Int[np.ndarray, "groups vertices"],
+    start: Int[np.ndarray, " groups"],
+) -> Steps:
+    """From `start` to the first frontier choice of less loss, and on along the frontiers."""
+    better = frontiers >= 0
+    if np.array_equal(start, frontiers[:, 0]):
+        better[:, 0] = False
+    else:
+        rows = np.arange(len(start))
+        losses = reduced.losses[rows[:, None], frontiers]
+        better &= losses < reduced.losses[rows, start][:, None]
+    counts = better.sum(axis=1)
+    group, place = np.repeat(np.arange(len(start)), counts), np.flatnonzero(better)
+    flat = frontiers.ravel()
+    after, before = flat[place], flat[place - 1]
+    first = np.cumsum(counts)[counts > 0] - counts[counts > 0]
+    before[first] = start[counts > 0]
+    return _steps(reduced, group, before, after)
+
+
+def downgrades(reduced: Reduced, frontiers: Int[np.ndarray, "groups vertices"]) -> Steps:
+    """From the end of every frontier, the least loss, back to its cheapest choice."""
+    backwards = frontiers[:, ::-1]
+    group, place = np.nonzero(backwards[:, 1:] >= 0)
+    inside = backwards[group, place] >= 0
+    group, place = group[inside], place[inside]
+    return _steps(reduced, group, backwards[group, place], backwards[group, place + 1])
+
+
+def _steps(
+    reduced: Reduced,
+    group: Int[np.ndarray, " steps"],
+    before: Int[np.ndarray, " steps"],
+    after: Int[np.ndarray, " steps"],
+) -> Steps:
+    changes = [_at(cost, group, after) - _at(cost, group, before) for cost in reduced.costs]
+    change = np.array(changes).reshape(len(reduced.costs), len(group))
+    return Steps(group=group, before=before, after=after, change=change)
+
+
+def _at(
+    table: Float[np.ndarray, "groups choices"],
+    group: Int[np.ndarray, " steps"],
+    column: Int[np.ndarray, " steps"],
+) -> Float[np.ndarray, " steps"]:
+    """``table[group, column]``, twice as fast."""
+    return np.ascontiguousarray(table).ravel().take(group * table.shape[1] + column)
+
+
+def frontier_ends(frontiers: Int[np.ndarray, "groups vertices"]) -> Int[np.ndarray, " groups"]:
+    """The last choice of every frontier."""
+    return frontiers[np.arange(len(frontiers)), (frontiers >= 0).sum(axis=1) - 1]
+
+
+def longest_prefix(
+    priority: Float[np.ndarray, " steps"],
+    change: Float[np.ndarray, "budgets steps"],
+    room: Float[np.ndarray, " budgets"],
+) -> Bool[np.ndarray, " steps"]:
+    """The steps of highest priority, equal ones in order, before the first without room.
+
+    Where no step gives room back, whole halves are taken or put off without sorting them
+    (Dyer 1984, Zemel 1984), which takes linear time.
+    """
+    taken = np.zeros(len(priority), dtype=bool)
+    undecided, keys, left = np.arange(len(priority)), priority, change
+    halve, room = not (change < 0).any(), room.copy()
+    while halve and len(keys) > _SORTED:
+        upper = keys > np.partition(keys, len(keys) // 2)[len(keys) // 2]
+        if not upper.any():  # half of them are equal
+            break
+        needed = left[:, upper].sum(axis=1)
+        if (needed <= room).all():
+            taken[undecided[upper]] = True
+            room -= needed
+            upper = ~upper
+        undecided, keys, left = undecided[upper], keys[upper], left[:, upper]
+    order = undecided[np.argsort(-keys, kind="stable")]
+    over = (np.cumsum(change[:, order], axis=1) > room[:, None]).any(axis=0)
+    taken[order[: int(over.argmax()) if over.any() else len(order)]] = True
+    return taken
