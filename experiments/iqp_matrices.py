@@ -68,9 +68,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     from jmpq.sensitivity.taylor import GaussNewton
 
     dataset = load_dataset(config.data, None if data_dir is None else str(data_dir))
-    split, _ = calibration_split(
-        dataset, "heldout", examples=config.examples, seed=config.seed
-    )
+    split, _ = calibration_split(dataset, "heldout", examples=config.examples, seed=config.seed)
     examples = [(b.inputs, b.labels) for b in batches(split, config.batch_size, last="keep")]
     spec = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
     for model in config.models:
