@@ -2,6 +2,7 @@
 
 from jmpq.solvers.baselines import draw_allocations, random_search, reversed_search, uniform
 from jmpq.solvers.bounds import lagrangian_bound, lp_bound
+from jmpq.solvers.branch_and_bound import BranchAndBound
 from jmpq.solvers.brute_force import BruteForce
 from jmpq.solvers.exact import Exact
 from jmpq.solvers.greedy import Greedy
@@ -10,6 +11,7 @@ from jmpq.solvers.row_bound import row_bound
 from jmpq.solvers.solver import Solver
 
 __all__ = [
+    "BranchAndBound",
     "BruteForce",
     "Exact",
     "Greedy",

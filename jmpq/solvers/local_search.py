@@ -165,7 +165,7 @@ class _State:
         self, near: Neighbourhood, banned: np.ndarray, least: float
     ) -> tuple[int, ...] | None:
         """The move of least loss that is not banned, or leads below `least`."""
-        rows, choices = np.arange(len(self.choice)), self.field.shape[1]
+        rows = np.arange(len(self.choice))
         change = self.field - self.field[rows, self.choice][:, None]
         below = least - self.loss - 1e-12 * abs(least)
         single = np.where(near.single_changes(self.choice), change, np.inf).ravel()

@@ -63,7 +63,7 @@ class Neighbourhood:
             choice: The present allocation.
             change: What each single change adds to the objective.
         """
-        groups, choices = change.shape
+        groups = len(change)
         options = np.flatnonzero(self.changes(choice))
         if len(options) <= self.max_options:
             return options

@@ -1,4 +1,4 @@
-"""The cheapest bound on a loss with cross-layer terms: half of every least term to each side."""
+"""The cheapest bound with cross-layer terms: half of every least term to each side."""
 
 import dataclasses
 import math

@@ -47,7 +47,7 @@ def test_local_search_of_a_sum_over_layers_is_no_worse_than_greedy(name):
 def test_separable_solvers_refuse_interactions():
     problem = QUADRATIC["psd0"]
     for solve in (Greedy(), Exact()):
-        with pytest.raises(ValueError, match="cross-layer terms .* solver does not handle"):
+        with pytest.raises(ValueError, match=r"cross-layer terms .* solver does not handle"):
             solve(problem)
         solve(problem.separable())
 
