@@ -32,6 +32,9 @@ class Solution:
         status: ``optimal`` where the gap is at most `OPTIMALITY`, else ``feasible``.
         solver: Name of the solver.
         wall_s: Seconds that the solver took.
+        objective: What the solver minimised: the problem's loss, or another function of the
+            allocation, of which `loss`, `bound`, `gap` and `status` say nothing.
+        objective_value: Of that other function.
     """
 
     choice: Int[np.ndarray, " layers"]
@@ -42,6 +45,8 @@ class Solution:
     status: Status
     solver: str
     wall_s: float
+    objective: str = "loss"
+    objective_value: float | None = None
 
 
 class Infeasible(ValueError):

@@ -6,8 +6,11 @@ from jmpq.solvers.branch_and_bound import BranchAndBound
 from jmpq.solvers.brute_force import BruteForce
 from jmpq.solvers.exact import Exact
 from jmpq.solvers.greedy import Greedy
+from jmpq.solvers.linearized import Linearized
 from jmpq.solvers.local_search import LocalSearch
-from jmpq.solvers.row_bound import row_bound
+from jmpq.solvers.objective_search import ObjectiveSearch, columns_of
+from jmpq.solvers.quadratic_bounds import convex_bound, linearized_bound, row_bound
+from jmpq.solvers.semidefinite import semidefinite_bound
 from jmpq.solvers.solver import Solver
 
 __all__ = [
@@ -15,13 +18,19 @@ __all__ = [
     "BruteForce",
     "Exact",
     "Greedy",
+    "Linearized",
     "LocalSearch",
+    "ObjectiveSearch",
     "Solver",
+    "columns_of",
+    "convex_bound",
     "draw_allocations",
     "lagrangian_bound",
+    "linearized_bound",
     "lp_bound",
     "random_search",
     "reversed_search",
     "row_bound",
+    "semidefinite_bound",
     "uniform",
 ]

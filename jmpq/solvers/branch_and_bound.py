@@ -15,7 +15,7 @@ from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.lifted import Lifted
 from jmpq.solvers.local_search import LocalSearch
 from jmpq.solvers.neighbourhood import Allocation
-from jmpq.solvers.row_bound import row_bound
+from jmpq.solvers.quadratic_bounds import row_bound
 from jmpq.solvers.semidefinite import Iterate, Relaxation
 
 

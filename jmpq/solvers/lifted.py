@@ -83,7 +83,8 @@ class Lifted:
     def cheapest(self) -> Float[np.ndarray, "budgets groups"]:
         """The least that each open group can cost."""
         least = np.full((len(self.limits), self.groups), np.inf)
-        np.minimum.at(least, (slice(None), self.of), self.costs)
+        for row, cost in zip(least, self.costs, strict=True):
+            np.minimum.at(row, self.of, cost)
         return least
 
     @property
@@ -139,7 +140,7 @@ class Lifted:
                 continue
             size = 1 + len(self.of)
             fold = Fold(
-                top=np.array([0, *(1 + option for option in fixed)]),
+                top=np.concatenate([[0], 1 + np.array(fixed, dtype=np.int64)]),
                 rows=np.concatenate([[0], 1 + at, np.arange(size, len(self.matrix))]),
             )
             return dataclasses.replace(here, matrix=fold.form(self.matrix)), fold

@@ -11,7 +11,7 @@ from jmpq.problem.solution import Solution, solution_from_choice
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.greedy import Greedy
 from jmpq.solvers.neighbourhood import Allocation, Neighbourhood
-from jmpq.solvers.row_bound import row_bound
+from jmpq.solvers.quadratic_bounds import row_bound
 from jmpq.solvers.solver import Solver
 
 

@@ -25,6 +25,7 @@ import time
 import numpy as np
 from jaxtyping import Float
 
+from jmpq.problem.problem import Reduced
 from jmpq.solvers.lifted import MARGIN, Fold, Lifted, Matrix
 
 _STEP = 1.618  # of the multiplier; up to the golden ratio converges
@@ -220,6 +221,23 @@ class Relaxation:
                     break
         last = Iterate(multiplier=multiplier * unit, product=current, penalty=penalty)
         return Certificate(bound=bound, last=last, needs=needs, value=value, iterations=done)
+
+
+def semidefinite_bound(
+    reduced: Reduced, *, upper: float = np.inf, time_limit_s: float = 60.0
+) -> float:
+    """The doubly nonnegative relaxation's bound on the loss of every allocation.
+
+    Args:
+        reduced: The problem over groups; some allocation meets its budgets.
+        upper: A loss that is known to be reached: more than it need not be proven.
+        time_limit_s: Seconds for the alternating directions.
+    """
+    deadline = time.perf_counter() + time_limit_s
+    lifted = Lifted.of_problem(reduced)
+    if not lifted.groups:
+        return float(lifted.matrix[0, 0])
+    return Relaxation(lifted).solve(upper=upper, deadline=deadline, patience=0.005).bound
 
 
 def onto_simplex(rows: Float[np.ndarray, "rows size"]) -> Float[np.ndarray, "rows size"]:

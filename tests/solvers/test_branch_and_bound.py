@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jmpq.problem import problem_of, with_budgets
 from jmpq.solvers import BranchAndBound, Exact, LocalSearch
 from jmpq.solvers.lifted import Lifted
-from jmpq.solvers.row_bound import row_bound
+from jmpq.solvers.quadratic_bounds import row_bound
 from jmpq.solvers.semidefinite import Relaxation, onto_simplex
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 
