@@ -8,6 +8,7 @@ from jmpq.solvers.exact import Exact
 from jmpq.solvers.greedy import Greedy
 from jmpq.solvers.linearized import Linearized
 from jmpq.solvers.local_search import LocalSearch
+from jmpq.solvers.multipliers import MultiplierSearch
 from jmpq.solvers.objective_search import ObjectiveSearch, columns_of
 from jmpq.solvers.quadratic_bounds import convex_bound, linearized_bound, row_bound
 from jmpq.solvers.semidefinite import semidefinite_bound
@@ -20,6 +21,7 @@ __all__ = [
     "Greedy",
     "Linearized",
     "LocalSearch",
+    "MultiplierSearch",
     "ObjectiveSearch",
     "Solver",
     "columns_of",
