@@ -6,19 +6,25 @@ from jmpq.solvers.branch_and_bound import BranchAndBound
 from jmpq.solvers.brute_force import BruteForce
 from jmpq.solvers.exact import Exact
 from jmpq.solvers.greedy import Greedy
+from jmpq.solvers.least_cost import LeastCost, least_cost
 from jmpq.solvers.linearized import Linearized
 from jmpq.solvers.local_search import LocalSearch
 from jmpq.solvers.multipliers import MultiplierSearch
 from jmpq.solvers.objective_search import ObjectiveSearch, columns_of
+from jmpq.solvers.pareto import Front, Hull, pareto_front, pareto_hull
 from jmpq.solvers.quadratic_bounds import convex_bound, linearized_bound, row_bound
 from jmpq.solvers.semidefinite import semidefinite_bound
 from jmpq.solvers.solver import Solver
+from jmpq.solvers.sweep import sweep, write_csv
 
 __all__ = [
     "BranchAndBound",
     "BruteForce",
     "Exact",
+    "Front",
     "Greedy",
+    "Hull",
+    "LeastCost",
     "Linearized",
     "LocalSearch",
     "MultiplierSearch",
@@ -28,11 +34,16 @@ __all__ = [
     "convex_bound",
     "draw_allocations",
     "lagrangian_bound",
+    "least_cost",
     "linearized_bound",
     "lp_bound",
+    "pareto_front",
+    "pareto_hull",
     "random_search",
     "reversed_search",
     "row_bound",
     "semidefinite_bound",
+    "sweep",
     "uniform",
+    "write_csv",
 ]
