@@ -13,11 +13,14 @@ from jmpq.solvers.multipliers import MultiplierSearch
 from jmpq.solvers.objective_search import ObjectiveSearch, columns_of
 from jmpq.solvers.pareto import Front, Hull, pareto_front, pareto_hull
 from jmpq.solvers.quadratic_bounds import convex_bound, linearized_bound, row_bound
+from jmpq.solvers.refinement import Refinement, refine
 from jmpq.solvers.semidefinite import semidefinite_bound
 from jmpq.solvers.solver import Solver
 from jmpq.solvers.sweep import sweep, write_csv
+from jmpq.solvers.water_filling import BitModel, WaterFilling, fit_bit_model, water_filling
 
 __all__ = [
+    "BitModel",
     "BranchAndBound",
     "BruteForce",
     "Exact",
@@ -29,10 +32,13 @@ __all__ = [
     "LocalSearch",
     "MultiplierSearch",
     "ObjectiveSearch",
+    "Refinement",
     "Solver",
+    "WaterFilling",
     "columns_of",
     "convex_bound",
     "draw_allocations",
+    "fit_bit_model",
     "lagrangian_bound",
     "least_cost",
     "linearized_bound",
@@ -40,10 +46,12 @@ __all__ = [
     "pareto_front",
     "pareto_hull",
     "random_search",
+    "refine",
     "reversed_search",
     "row_bound",
     "semidefinite_bound",
     "sweep",
     "uniform",
+    "water_filling",
     "write_csv",
 ]

@@ -96,7 +96,7 @@ class LocalSearch:
         """
         rng = np.random.default_rng(self.seed)
         near = Neighbourhood(reduced, self.max_options)
-        best, least = choice, _State.of(reduced, choice).loss
+        best, least = choice, LossField.of(reduced, choice).loss
         for _ in range(self.restarts + 1):
             found, loss = self._tabu(near, choice, least, deadline)
             if loss < least - 1e-12 * abs(least):
@@ -111,7 +111,7 @@ class LocalSearch:
         self, near: Neighbourhood, choice: Allocation, least: float, deadline: float
     ) -> tuple[Allocation, float]:
         """One walk; `least` is the loss that a tabu move has to beat."""
-        state = _State.of(near.reduced, choice)
+        state = LossField.of(near.reduced, choice)
         best, loss = choice, state.loss
         banned = np.zeros(near.reduced.losses.size, dtype=np.int64)  # until this step
         idle = 0
@@ -130,7 +130,7 @@ class LocalSearch:
 
 
 @dataclasses.dataclass(eq=False)
-class _State:
+class LossField:
     """An allocation with the loss that every option would add to it, kept up to date."""
 
     reduced: Reduced
@@ -138,7 +138,7 @@ class _State:
     field: Float[np.ndarray, "groups choices"]  # own loss and cross terms with the others
 
     @classmethod
-    def of(cls, reduced: Reduced, choice: Allocation) -> "_State":
+    def of(cls, reduced: Reduced, choice: Allocation) -> "LossField":
         field = reduced.losses.copy()
         if reduced.interactions is not None:
             field += reduced.interactions[np.arange(len(choice)), choice].sum(axis=0)
@@ -171,7 +171,7 @@ class _State:
         single = np.where(near.single_changes(self.choice), change, np.inf).ravel()
         single[banned & (single >= below)] = np.inf
         options = near.promising(self.choice, change)
-        pair = self._pair_changes(near, options, change.ravel()[options])
+        pair = self.pair_changes(near, options, change.ravel()[options])
         held = banned[options]
         pair[(held[:, None] | held[None, :]) & (pair >= below)] = np.inf
         a, b = int(single.argmin()), int(pair.argmin()) if pair.size else -1
@@ -180,7 +180,7 @@ class _State:
             return int(options[k]), int(options[other])
         return (a,) if np.isfinite(single[a]) else None
 
-    def _pair_changes(
+    def pair_changes(
         self,
         near: Neighbourhood,
         options: Int[np.ndarray, " options"],

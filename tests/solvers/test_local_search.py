@@ -3,7 +3,7 @@ import pytest
 
 from jmpq.problem import with_budgets
 from jmpq.solvers import BruteForce, Exact, Greedy, LocalSearch, row_bound, uniform
-from jmpq.solvers.local_search import _State
+from jmpq.solvers.local_search import LossField
 from jmpq.solvers.neighbourhood import Neighbourhood
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 from tests.solvers.test_solvers import best_of
@@ -65,10 +65,10 @@ def test_search_depends_on_its_seed_alone_and_stops_in_time():
 def test_fields_are_kept_up_to_date():
     reduced = quadratic_problem(1, "indefinite", layers=9).reduced(interactions=True)
     rng = np.random.default_rng(0)
-    state = _State.of(reduced, np.zeros(9, int))
+    state = LossField.of(reduced, np.zeros(9, int))
     for option in rng.integers(0, 27, 50):
         state.change(int(option))
-        fresh = _State.of(reduced, state.choice)
+        fresh = LossField.of(reduced, state.choice)
         np.testing.assert_allclose(state.field, fresh.field, atol=1e-12)
         assert state.loss == pytest.approx(fresh.loss, rel=1e-10)
 
@@ -77,10 +77,10 @@ def test_every_pair_is_priced_as_the_sum_of_two_changes():
     problem = quadratic_problem(2, "indefinite", layers=5, budgets=2)
     reduced = problem.reduced(interactions=True)
     choice = BruteForce()(problem).choice
-    near, state = Neighbourhood(reduced), _State.of(reduced, choice)
+    near, state = Neighbourhood(reduced), LossField.of(reduced, choice)
     change = state.field - state.field[np.arange(5), choice][:, None]
     options = near.promising(choice, change)
-    got = state._pair_changes(near, options, change.ravel()[options])
+    got = state.pair_changes(near, options, change.ravel()[options])
     seen = 0
     for a, b in np.ndindex(got.shape):
         if a < b and options[a] // 3 != options[b] // 3:
