@@ -21,14 +21,16 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from experiments.resnet20_cifar10 import commit
-from jmpq.problem import Overhead, Problem, Solution, build_problem, problem_of, with_budgets
+from jmpq.problem import Overhead, Problem, build_problem, problem_of, with_budgets
+from jmpq.solvers import Solver
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def measure(problem: Problem, config: Config) -> dict[str, Any]:
     )
 
     reduced, limit = problem.reduced(interactions=True), config.bound_limit_s
-    local = LocalSearch(bound=False)(problem)
+    local, took = _timed(lambda: LocalSearch(bound=False)(problem))
     bounds: dict[str, Callable[[], float]] = {
         "row": lambda: row_bound(reduced),
         "convex": lambda: convex_bound(reduced),
@@ -154,18 +156,17 @@ def measure(problem: Problem, config: Config) -> dict[str, Any]:
     }
     found = {}
     for name, bound in bounds.items():
-        started = time.perf_counter()
-        value = bound()
-        found[name] = {"bound": value, "wall_s": time.perf_counter() - started}
+        value, seconds = _timed(bound)
+        found[name] = {"bound": value, **seconds}
     row: dict[str, Any] = {
         "layers": len(problem.layers),
         "choices": len(problem.choices),
-        "local_search": {"loss": local.loss, "wall_s": local.wall_s},
+        "local_search": {"loss": local.loss, **took},
         "bounds": found,
-        "branch_and_bound": _solved(BranchAndBound(time_limit_s=config.time_limit_s)(problem)),
+        "branch_and_bound": _solved(BranchAndBound(time_limit_s=config.time_limit_s), problem),
     }
     if len(problem.layers) <= config.linearized_up_to:
-        row["linearized"] = _solved(Linearized(time_limit_s=config.time_limit_s)(problem))
+        row["linearized"] = _solved(Linearized(time_limit_s=config.time_limit_s), problem)
     solved = [row[k] for k in ("branch_and_bound", "linearized") if k in row]
     row["best_loss"] = min(local.loss, *(s["loss"] for s in solved))
     proven = [s["bound"] for s in solved] + [b["bound"] for b in found.values()]
@@ -174,12 +175,18 @@ def measure(problem: Problem, config: Config) -> dict[str, Any]:
     return row
 
 
-def _solved(solution: Solution) -> dict[str, Any]:
-    return {
-        "loss": solution.loss,
-        "bound": solution.bound,
-        "status": solution.status,
-        "wall_s": solution.wall_s,
+def _solved(solve: Solver, problem: Problem) -> dict[str, Any]:
+    found, seconds = _timed(lambda: solve(problem))
+    return {"loss": found.loss, "bound": found.bound, "status": found.status, **seconds}
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """What a call returns, and its seconds: elapsed, and of the processor alone."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    return result, {
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
     }
 
 
@@ -187,7 +194,7 @@ def run(config: Config) -> dict[str, Any]:
     """All instances."""
     from threadpoolctl import threadpool_limits
 
-    rows = []
+    rows, code, load = [], commit(), os.getloadavg()
     for about, problem in instances(config):
         with threadpool_limits(1):  # small matrices, and so that timings mean something
             rows.append({**about, **measure(problem, config)})
@@ -196,11 +203,12 @@ def run(config: Config) -> dict[str, Any]:
     return {
         "experiment": "bench_iqp",
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        "commit": code,
         "versions": {name: metadata.version(name) for name in packages},
         "python": platform.python_version(),
         "device": f"{platform.machine()} CPU, one thread of {os.cpu_count()} cores",
-        "load": list(os.getloadavg()),
+        "load_at_start": list(load),
+        "load_at_end": list(os.getloadavg()),
         "instances": rows,
     }
 

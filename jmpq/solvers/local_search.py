@@ -29,7 +29,8 @@ class LocalSearch:
     Attributes:
         restarts: Kicks after the first start.
         patience: Steps without a better answer before the next kick.
-        tenure: Steps for which a group may not return to a choice.
+        tenure: Steps for which a group may not return to a choice; at most a quarter of the
+            number of options.
         max_options: See `Neighbourhood`.
         seed: Of the kicks.
         time_limit_s: Seconds for the search.
@@ -41,9 +42,9 @@ class LocalSearch:
         Glover (1989), Tabu search, part I.
     """
 
-    restarts: int = 30
+    restarts: int = 100
     patience: int = 50
-    tenure: int = 8
+    tenure: int = 20
     max_options: int = 400
     seed: int = 0
     time_limit_s: float = 10.0
@@ -114,13 +115,14 @@ class LocalSearch:
         state = LossField.of(near.reduced, choice)
         best, loss = choice, state.loss
         banned = np.zeros(near.reduced.losses.size, dtype=np.int64)  # until this step
+        tenure = min(self.tenure, 1 + int(np.isfinite(near.reduced.losses).sum()) // 4)
         idle = 0
         for step in range(1, 1 + 100 * self.patience):
             move = state.best_move(near, banned > step, min(least, loss))
             if move is None or time.perf_counter() > deadline:
                 break
             for option in move:
-                banned[state.change(option)] = step + self.tenure
+                banned[state.change(option)] = step + tenure
             idle += 1
             if state.loss < loss - 1e-12 * abs(loss) and near.reduced.fits(state.choice):
                 best, loss, idle = state.choice.copy(), state.loss, 0
