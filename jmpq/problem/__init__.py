@@ -37,6 +37,7 @@ from jmpq.problem.rules import (
     rules_from_json,
     rules_to_json,
 )
+from jmpq.problem.save import load_problem, save_problem
 from jmpq.problem.solution import (
     OPTIMALITY,
     Infeasible,
@@ -79,6 +80,7 @@ __all__ = [
     "describe",
     "first_and_last",
     "limit_of",
+    "load_problem",
     "parse_budget",
     "parse_rule",
     "planned_allocation",
@@ -87,6 +89,7 @@ __all__ = [
     "read_plan",
     "rules_from_json",
     "rules_to_json",
+    "save_problem",
     "size_bytes",
     "solution_from_choice",
     "with_budgets",

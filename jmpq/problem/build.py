@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 
 from jmpq.models.layers import Layer
 from jmpq.problem.budgets import with_budgets
@@ -25,6 +26,15 @@ class LossTable(Protocol):
     def losses(self) -> Any: ...
 
 
+@runtime_checkable
+class CrossTable(LossTable, Protocol):
+    """A sensitivity result that may know cross-layer terms as well."""
+
+    @property
+    def has_interactions(self) -> bool: ...
+    def interactions(self) -> Any: ...
+
+
 def build_problem(
     layers: Sequence[Layer],
     table: LossTable,
@@ -35,6 +45,7 @@ def build_problem(
     choices: Sequence[Choice] | None = None,
     unquantized_parameters: int = 0,
     costs: Sequence[str] = COST_NAMES,
+    interactions: bool = False,
 ) -> Problem:
     """State the allocation problem of a network.
 
@@ -48,10 +59,13 @@ def build_problem(
         choices: Candidates, a part of the table's; all of them where not given.
         unquantized_parameters: Parameters outside the layer table, 4 bytes each.
         costs: The costs to tabulate.
+        interactions: Take the table's cross-layer terms along (made symmetric: the mean of
+            each and its mirror image).
 
     Raises:
         ValueError: If the loss table lacks a layer or a choice, a rule or a budget is wrong,
-            or what they leave is no problem; the message names the layer.
+            or what they leave is no problem; the message names the layer. If interactions
+            are asked of a table that has none.
     """
     choices = tuple(table.choices if choices is None else choices)
     if missing := [choice for choice in choices if choice not in table.choices]:
@@ -72,6 +86,7 @@ def build_problem(
         )
     rows = [table.layers.index(layer.name) for layer in searched]
     columns = [table.choices.index(choice) for choice in choices]
+    cross = _interactions(table, rows, columns) if interactions else None
     scales = tuple(
         n for n, out in zip(overhead.num_scales, ruling.excluded, strict=True) if not out
     )
@@ -89,5 +104,24 @@ def build_problem(
         allowed=ruling.allowed[~ruling.excluded],
         groups=np.array(tie_groups([x.name for x in searched], ruling.ties), dtype=np.int64),
         float_costs={name: constants[name] + float(full[name].sum()) for name in costs},
+        interactions=cross,
     )
     return with_budgets(problem, budgets)
+
+
+def _interactions(
+    table: LossTable, rows: Sequence[int], columns: Sequence[int]
+) -> Float[np.ndarray, "layers choices layers choices"]:
+    """The table's cross terms of these layers and choices, a layer's own block zero."""
+    if not isinstance(table, CrossTable) or not table.has_interactions:
+        raise ValueError(
+            "The table of losses has no cross-layer terms: compute a metric that knows them "
+            "(gauss_newton, hessian, empirical_fisher, measured_pairs_*), or leave out "
+            "`interactions`."
+        )
+    cross = np.asarray(table.interactions(), dtype=np.float64)
+    cross = cross[np.ix_(rows, columns, rows, columns)]
+    cross = 0.5 * (cross + cross.transpose(2, 3, 0, 1))
+    every = np.arange(len(rows))
+    cross[every, :, every] = 0.0
+    return cross

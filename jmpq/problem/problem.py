@@ -1,7 +1,8 @@
 """The allocation problem: a multiple-choice knapsack with several budgets. No JAX.
 
-Minimise Σ_i losses[i, c_i] subject to constants[k] + Σ_i costs[k][i, c_i] ≤ budgets[k] for
-every budget k, one allowed choice per layer, one choice per group of tied layers.
+Minimise Σ_i losses[i, c_i] + Σ_{i<j} interactions[i, c_i, j, c_j] subject to
+constants[k] + Σ_i costs[k][i, c_i] ≤ budgets[k] for every budget k, one allowed choice per
+layer, one choice per group of tied layers. Most problems have no interactions.
 """
 
 import dataclasses
@@ -11,6 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jmpq.problem.interactions import (
+    check_interactions,
+    chosen_interactions,
+    interactions_over_groups,
+    mask,
+)
 from jmpq.quantizers.choice import Choice, labels
 
 ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
@@ -30,11 +37,14 @@ class Reduced:
     """The same problem over groups of tied layers, forbidden choices priced out.
 
     Attributes:
-        losses: Summed over each group; +inf where a choice is not allowed.
+        losses: Summed over each group, with the cross terms of its members; +inf where a
+            choice is not allowed.
         costs: Summed over each group, one table a budget; 0 where not allowed.
         limits: Budgets less the constants, rounding slack included.
         names: The budgets.
         groups: Group of every layer.
+        interactions: Cross terms of every pair of groups, each unordered pair once;
+            symmetric, 0 within a group and where not allowed. None without any.
     """
 
     losses: Float[np.ndarray, "groups choices"]
@@ -42,6 +52,7 @@ class Reduced:
     limits: Float[np.ndarray, " budgets"]
     names: tuple[str, ...]
     groups: Int[np.ndarray, " layers"]
+    interactions: Float[np.ndarray, "groups choices groups choices"] | None = None
 
     def expand(self, choice: Int[np.ndarray, " groups"]) -> Int[np.ndarray, " layers"]:
         """Choice of every layer from the choice of every group."""
@@ -61,10 +72,6 @@ class Reduced:
 class Problem:
     """Choose bits for every layer; see the module for the program that this states.
 
-    Cross-layer terms, once solvers take them, are one more field beside `losses`
-    (``interactions[layers, choices, layers, choices]``) that `evaluate` adds; a solver that
-    cannot handle it must say so.
-
     Attributes:
         layers: Names of the searched layers.
         choices: The candidates, columns of the tables.
@@ -76,11 +83,14 @@ class Problem:
         groups: Group of tied layers that each layer belongs to, numbered from 0 without gaps.
         asked: How each budget was asked for, for reports.
         float_costs: Cost of the unquantized network by name, what ratios refer to.
+        interactions: Cross-layer terms, nats per example, each unordered pair of layers
+            counted once (see `jmpq.problem.interactions`); symmetric, a layer's block with
+            itself zero. None for a loss that is a sum over layers.
 
     Raises:
         ValueError: If shapes disagree, an allowed loss or cost is NaN or infinite, a cost is
-            negative, a layer or a group of tied layers has no choice, or a budget has no
-            cost. The message names the layer.
+            negative, a layer or a group of tied layers has no choice, a budget has no
+            cost, or the interactions are no such table. The message names the layer.
     """
 
     layers: tuple[str, ...]
@@ -93,6 +103,7 @@ class Problem:
     groups: Int[np.ndarray, " _"]
     asked: dict[str, str] = dataclasses.field(default_factory=dict)
     float_costs: dict[str, float] = dataclasses.field(default_factory=dict)
+    interactions: Float[np.ndarray, "_ _ _ _"] | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -112,6 +123,8 @@ class Problem:
         for name, value in self.constants.items():
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"Constant {name}={value} must be finite and not negative.")
+        if self.interactions is not None:
+            check_interactions(self.layers, self.choices, self.allowed, self.interactions)
 
     def evaluate(self, choice: Int[np.ndarray, " _"]) -> tuple[float, dict[str, float]]:
         """Loss and all costs of an allocation, each a correctly rounded sum.
@@ -130,7 +143,10 @@ class Problem:
         """
         self._check_allocation(choice)
         rows = np.arange(len(self.layers))
-        loss = math.fsum(self.losses[rows, choice])
+        pairs: Sequence[float] | np.ndarray = ()
+        if self.interactions is not None:
+            pairs = chosen_interactions(self.interactions, choice)
+        loss = math.fsum([*self.losses[rows, choice], *pairs])
         costs = {
             name: exact_sum(np.append(table[rows, choice], self.constants.get(name, 0.0)))
             for name, table in self.costs.items()
@@ -189,9 +205,32 @@ class Problem:
             picked.append(below[-1] if below else open_[0])
         return np.array(picked, dtype=np.int64)[self.groups]
 
-    def reduced(self) -> Reduced:
-        """The problem over groups, which is what solvers work on."""
+    def separable(self) -> "Problem":
+        """The same problem without its cross-layer terms: another loss."""
+        return dataclasses.replace(self, interactions=None)
+
+    def reduced(self, *, interactions: bool = False) -> Reduced:
+        """The problem over groups, which is what solvers work on.
+
+        Args:
+            interactions: The caller handles cross-layer terms.
+
+        Raises:
+            ValueError: If there are cross-layer terms and the caller does not handle them.
+        """
         losses, allowed = self._over_groups(self.losses)
+        cross = None
+        if self.interactions is not None:
+            if not interactions:
+                raise ValueError(
+                    "The problem has cross-layer terms (`interactions`), which this solver "
+                    "does not handle. Use LocalSearch, BranchAndBound, Linearized or "
+                    "BruteForce, or leave the terms out with `problem.separable()`."
+                )
+            cross, within = interactions_over_groups(
+                mask(self.allowed, self.interactions), self.groups
+            )
+            cross, losses = mask(allowed, cross), losses + within
         tables = [self._over_groups(self.costs[name])[0] for name in self.budgets]
         shape = (len(tables), *losses.shape)
         limits = [
@@ -204,6 +243,7 @@ class Problem:
             limits=np.array(limits, dtype=np.float64),
             names=tuple(self.budgets),
             groups=self.groups,
+            interactions=cross,
         )
 
     def members(self, group: int) -> tuple[str, ...]:
@@ -329,6 +369,7 @@ def problem_of(
     ties: Sequence[Sequence[int]] = (),
     allowed: Bool[np.ndarray, "_ _"] | None = None,
     constants: dict[str, float] | None = None,
+    interactions: Float[np.ndarray, "_ _ _ _"] | None = None,
 ) -> Problem:
     """A problem from plain tables, where there is no layer table to build it from.
 
@@ -341,6 +382,7 @@ def problem_of(
         ties: Rows of layers that take the same choice.
         allowed: Which choices each layer may take; all where not given.
         constants: Costs outside the search.
+        interactions: Cross-layer terms; none where not given.
     """
     from jmpq.problem.rules import tie_groups
 
@@ -358,4 +400,5 @@ def problem_of(
         constants=dict(constants or {}),
         allowed=np.ones(losses.shape, dtype=bool) if allowed is None else allowed,
         groups=np.array(groups, dtype=np.int64),
+        interactions=interactions,
     )

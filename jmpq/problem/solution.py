@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from jmpq.problem.interactions import least_with_interactions, mask
 from jmpq.problem.problem import Problem
 
 OPTIMALITY = 1e-9  # the gap up to which loss and bound count as equal
@@ -25,11 +26,15 @@ class Solution:
         costs: Total of every cost of the problem, constants included.
         bound: Proven lower bound on the loss of any allocation within the budgets.
         gap: ``(loss - bound) / scale`` with scale = max(Σ|losses of the choice|, Σ|least
-            loss of each layer|): for losses that are not negative, the part of the loss that
+            loss of each layer|), cross-layer terms left out, or |loss| or |bound| where one
+            of them is larger: for losses that are not negative, the part of the loss that
             might be saved. Defined for zero and negative losses too; 0 where all are 0.
         status: ``optimal`` where the gap is at most `OPTIMALITY`, else ``feasible``.
         solver: Name of the solver.
         wall_s: Seconds that the solver took.
+        objective: What the solver minimised: the problem's loss, or another function of the
+            allocation, of which `loss`, `bound`, `gap` and `status` say nothing.
+        objective_value: Of that other function.
     """
 
     choice: Int[np.ndarray, " layers"]
@@ -40,6 +45,8 @@ class Solution:
     status: Status
     solver: str
     wall_s: float
+    objective: str = "loss"
+    objective_value: float | None = None
 
 
 class Infeasible(ValueError):
@@ -75,8 +82,9 @@ def solution_from_choice(
 ) -> Solution:
     """Make a solution by evaluating its choice anew; the bound is the solver's word.
 
-    A bound below the sum of every layer's least loss is raised to it. One that lies above
-    the loss by no more than rounding is lowered to it.
+    A bound below the least that all layers (and pairs of layers) can come to, each by
+    itself, is raised to it. One that lies above the loss by no more than rounding is lowered
+    to it.
 
     Raises:
         ValueError: If the choice is not an allocation of the problem or breaks a budget.
@@ -93,8 +101,15 @@ def solution_from_choice(
         )
     least = least_losses(problem)
     picked = problem.losses[np.arange(len(choice)), choice]
-    scale = float(max(np.abs(picked).sum(), np.abs(least).sum()))
-    bound = max(bound, math.fsum(least))
+    scale = float(max(np.abs(picked).sum(), np.abs(least).sum(), abs(loss)))
+    if problem.interactions is None:
+        bound = max(bound, math.fsum(least))
+    else:
+        trivial = least_with_interactions(
+            problem.losses, problem.allowed, mask(problem.allowed, problem.interactions)
+        )
+        bound = max(bound, trivial)
+    scale = max(scale, abs(bound))
     assert bound <= loss + OPTIMALITY * scale, f"{solver}: bound {bound} above loss {loss}"
     bound = min(bound, loss)
     gap = float((loss - bound) / scale) if loss > bound else 0.0

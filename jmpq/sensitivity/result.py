@@ -182,7 +182,7 @@ def save_sensitivities(
         header["metrics"][name] = record
     arrays["header"] = np.array(json.dumps(header))
     with atomic_file(path) as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:

@@ -1,5 +1,6 @@
 """Allocations to compare with: uniform, random and reversed. None claims more than a bound."""
 
+import math
 import time
 
 import numpy as np
@@ -23,7 +24,7 @@ def uniform(problem: Problem) -> Solution:
         Infeasible: If no uniform allocation meets the budgets.
     """
     started = time.perf_counter()
-    reduced = problem.reduced()
+    reduced = problem.reduced(interactions=True)
     cheapest_allocation(problem, reduced)  # says so where nothing at all fits
     allocations = [problem.uniform(choice) for choice in problem.choices]
     values = [problem.evaluate(allocation) for allocation in allocations]
@@ -43,7 +44,7 @@ def uniform(problem: Problem) -> Solution:
     return solution_from_choice(
         problem,
         allocations[best],
-        bound=lp_bound(reduced)[0],
+        bound=-math.inf if problem.interactions is not None else lp_bound(reduced)[0],
         solver="uniform",
         wall_s=time.perf_counter() - started,
     )
@@ -64,6 +65,6 @@ def draw_allocations(problem: Problem, num: int, *, seed: int) -> Int[np.ndarray
 
     Every group of tied layers takes each of its allowed choices with the same probability.
     """
-    allowed = np.isfinite(problem.reduced().losses)
+    allowed = np.isfinite(problem.reduced(interactions=True).losses)
     draws = np.random.default_rng(seed).random((num, *allowed.shape))
     return np.where(allowed, draws, -1.0).argmax(axis=2)[:, problem.groups]

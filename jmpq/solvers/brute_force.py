@@ -34,7 +34,7 @@ class BruteForce:
             Infeasible: If none of them meets the budgets.
         """
         started = time.perf_counter()
-        reduced = problem.reduced()
+        reduced = problem.reduced(interactions=True)
         options = [np.flatnonzero(np.isfinite(row)) for row in reduced.losses]
         sizes = tuple(len(columns) for columns in options)
         if (total := math.prod(sizes)) > self.max_allocations:
@@ -52,6 +52,9 @@ class BruteForce:
             for i, column in enumerate(columns):
                 losses += reduced.losses[i, column]
                 used += reduced.costs[:, i, column]
+                if reduced.interactions is not None:
+                    for j in range(i):
+                        losses += reduced.interactions[i, column, j, columns[j]]
             losses[(used > reduced.limits[:, None]).any(axis=0)] = np.inf
             k = int(losses.argmin())
             if losses[k] < best_loss:

@@ -25,6 +25,34 @@ def random_problem(seed, layers=6, choices=4, budgets=1, fraction=0.4, ties=(), 
     return with_budgets(problem, limits)
 
 
+def quadratic_problem(
+    seed, kind="psd", layers=6, choices=3, budgets=1, fraction=0.4, ties=(), allowed=None
+):
+    """Random moves u: half their Gram matrix (psd), or a random symmetric one (indefinite)."""
+    rng = np.random.default_rng(seed)
+    shape, size = (layers, choices, layers, choices), layers * choices
+    if kind == "psd":
+        scale = 2.0 ** -np.arange(choices) * rng.lognormal(0, 0.5, (layers, 1))
+        moves = rng.normal(size=(size, layers)) * scale.reshape(-1, 1)
+        matrix = moves @ moves.T
+    else:
+        matrix = rng.normal(size=(size, size))
+        matrix = matrix + matrix.T
+    losses = 0.5 * np.diag(matrix).reshape(layers, choices)
+    interactions = matrix.reshape(shape).copy()
+    interactions[np.arange(layers), :, np.arange(layers)] = 0.0
+    separable = random_problem(seed, layers, choices, budgets, fraction, ties)
+    problem = problem_of(
+        losses,
+        separable.costs,
+        {},
+        ties=ties,
+        allowed=allowed,
+        interactions=0.5 * (interactions + interactions.transpose(2, 3, 0, 1)),
+    )
+    return with_budgets(problem, [f"{name}={100 * fraction}%" for name in separable.costs])
+
+
 def _plain(losses, costs, budget, **options):
     costs = {"cost": np.array(costs, dtype=np.float64)}
     return problem_of(np.array(losses, dtype=np.float64), costs, {"cost": budget}, **options)
@@ -129,6 +157,23 @@ SHORT = {
 }
 
 
+FORBIDDEN = np.array([[1, 0, 1], [1, 1, 1], [0, 0, 1], [1, 1, 0], [1, 1, 1]], dtype=bool)
+QUADRATIC = {
+    **{f"psd{seed}": quadratic_problem(seed) for seed in range(4)},
+    **{f"indefinite{seed}": quadratic_problem(seed, "indefinite") for seed in range(4)},
+    "four_choices": quadratic_problem(5, "indefinite", layers=5, choices=4),
+    "two_budgets": quadratic_problem(6, budgets=2),
+    "two_budgets_indefinite": quadratic_problem(7, "indefinite", budgets=2, fraction=0.2),
+    "tied": quadratic_problem(8, "indefinite", layers=8, ties=[[0, 3], [1, 2, 5]]),
+    "forbidden": quadratic_problem(9, "indefinite", layers=5, allowed=FORBIDDEN),
+    "tight": quadratic_problem(10, "indefinite", fraction=0.0),
+    "loose": quadratic_problem(11, "indefinite", fraction=1.0),
+    "no_budget": quadratic_problem(12, "indefinite", budgets=0),
+    "single_layer": quadratic_problem(13, layers=1),
+    "one_choice": quadratic_problem(14, choices=1),
+}
+
+
 def published(folder):
     """The nine HAWQ-V3 instances of ResNet-18 with their published assignments."""
     data = json.loads((folder / "hawq_v3_resnet18.json").read_text())
@@ -150,6 +195,15 @@ def published(folder):
         yield problem, assignment, instance["optimum"]
 
 
+def loss_of(problem, choice):
+    """Own losses and every pair's cross term, straight from the definition."""
+    terms = [problem.losses[i, c] for i, c in enumerate(choice)]
+    if problem.interactions is not None:
+        for i, j in itertools.combinations(range(len(choice)), 2):
+            terms.append(problem.interactions[i, choice[i], j, choice[j]])
+    return math.fsum(terms)
+
+
 def optimum(problem):
     """The least loss by plain enumeration of the layers, straight from the definition."""
     best = math.inf
@@ -167,5 +221,5 @@ def optimum(problem):
             whole = (problem.costs[name] == np.floor(problem.costs[name])).all()
             within.append(cost <= limit * (1.0 if whole else 1 + 1e-12))
         if all(within):
-            best = min(best, math.fsum(problem.losses[rows, choice]))
+            best = min(best, loss_of(problem, choice))
     return best
