@@ -293,12 +293,14 @@ def _slopes(
 
     def at(kernels: list[Array]) -> tuple[list[Array | None], list[Array]]:
         params = network.with_kernels(kernels)
-        _, seen = network.record(inputs, params)
+        g, seen = output_gradients(network, loss, inputs, targets, params)
         x = [x if s.has_input else None for x, (_, s) in zip(seen, network.sites, strict=True)]
-        return x, output_gradients(network, loss, inputs, targets, params)
+        return x, g
 
-    (_, g), (dx, dg) = jax.jvp(at, (network.kernels(),), (tangents,))
-    return _Slopes(network.record(inputs)[1], g, dx, dg)
+    (x, g), (dx, dg) = jax.jvp(at, (network.kernels(),), (tangents,))
+    _, recorded = network.record(inputs)  # indices have no tangent
+    x = [r if x is None else x for x, r in zip(x, recorded, strict=True)]
+    return _Slopes(x, g, dx, dg)
 
 
 @functools.partial(jax.jit, static_argnums=1)

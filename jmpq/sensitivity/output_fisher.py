@@ -40,7 +40,7 @@ class OutputFisher:
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         network = moves.network
-        gradients = output_gradients(network, self.loss, inputs, targets)
+        gradients, _ = output_gradients(network, self.loss, inputs, targets)
         second = jnp.zeros(len(moves.moves), gradients[0].dtype)
 
         def add(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
@@ -68,10 +68,10 @@ def output_gradients(
     inputs: PyTree,
     targets: Array,
     params: PyTree | None = None,
-) -> list[Array]:
-    """∂L_n/∂y of every site's output, each example's own loss, by one backward pass.
+) -> tuple[list[Array], list[Array]]:
+    """∂L_n/∂y of every site's output, each example's own loss, and every site's input.
 
-    At the network's parameters, or at `params`.
+    One backward pass, at the network's parameters or at `params`.
     """
 
     def outputs(inputs: PyTree) -> list[Array]:
@@ -84,11 +84,15 @@ def output_gradients(
         network.run(inputs, keep)
         return seen
 
-    def summed_loss(probes: list[Array]) -> Float[Array, ""]:
+    def summed_loss(probes: list[Array]) -> tuple[Float[Array, ""], list[Array]]:
+        seen: list[Array] = []
+
         def probe(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+            seen.append(x)
             return op(x, leaf) + probes[site]
 
-        return jax.vmap(loss)(network.run(inputs, probe, params), targets).sum()
+        return jax.vmap(loss)(network.run(inputs, probe, params), targets).sum(), seen
 
     shapes = jax.eval_shape(outputs, inputs)
-    return jax.grad(summed_loss)([jnp.zeros(s.shape, s.dtype) for s in shapes])
+    gradient = jax.grad(summed_loss, has_aux=True)
+    return gradient([jnp.zeros(s.shape, s.dtype) for s in shapes])

@@ -67,7 +67,7 @@ def test_output_fisher(dense):
     np.testing.assert_allclose(got.second, want, rtol=1e-10)
     np.testing.assert_allclose(got.losses, 0.5 * got.members @ want, rtol=1e-10)
     assert not got.has_interactions
-    found = jax.jit(output_gradients, static_argnums=1)(
+    found, _ = jax.jit(output_gradients, static_argnums=1)(
         dense.network, cross_entropy, dense.inputs, dense.labels
     )
     for g, slope in zip(found, slopes, strict=True):
