@@ -10,6 +10,13 @@ import pathlib
 import re
 from typing import Any
 
+from experiments.figure_solvers import (
+    ablation_table,
+    gap_figure,
+    published_table,
+    time_figure,
+    time_table,
+)
 from jmpq.files import write_text
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
@@ -106,6 +113,24 @@ def _random(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def solver_figures(result: dict[str, Any]) -> dict[str, str]:
+    """SVG text of F11: gap against budget, time against layers."""
+    figures = {"F11-gap": gap_figure(result), "F11-time": time_figure(result)}
+    return {
+        f"bench_solvers_{name}": write_svg(figure, f"bench_solvers_{name}", f"{name}, solvers")
+        for name, figure in figures.items()
+    }
+
+
+def solver_tables(result: dict[str, Any]) -> dict[str, str]:
+    """Markdown of T4, T8 and the times behind F11."""
+    return {
+        "bench_solvers_T4": ablation_table(result),
+        "bench_solvers_T8": published_table(result),
+        "bench_solvers_times": time_table(result),
+    }
+
+
 def into_readme(name: str, text: str) -> None:
     """Put a table between its marks in README.md."""
     old = README.read_text()
@@ -123,6 +148,11 @@ def main() -> None:
     for name, svg in resnet20_figures(result).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("resnet20_cifar10", resnet20_table(result))
+    bench = json.loads((HERE / "results" / "bench_solvers.json").read_text())
+    for name, svg in solver_figures(bench).items():
+        write_text(HERE / "figures" / f"{name}.svg", svg)
+    for name, text in solver_tables(bench).items():
+        into_readme(name, text)
 
 
 if __name__ == "__main__":

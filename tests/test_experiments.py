@@ -5,6 +5,7 @@ import pathlib
 
 import jupytext
 import nbclient
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,6 +29,29 @@ def test_resnet20_experiment_runs_on_a_small_configuration(tmp_path):
         exact, greedy = rows[f"exact/{metric}"], rows[f"greedy/{metric}"]
         assert exact["predicted_loss"] <= greedy["predicted_loss"] * (1 + 1e-9)
         assert {"calibration", "evaluation"} <= set(exact["measured"])
+
+
+def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared_data):
+    from experiments import bench_solvers, figures
+
+    output = tmp_path / "bench.json"
+    result = bench_solvers.run(bench_solvers.SMOKE, shared_data, output)
+    best = {row["family"]: row["loss"] for row in result["rows"] if row["solver"] == "core"}
+    for row in result["rows"]:
+        if row["solver"] in ("core", "dynamic_programming", "HIGHS", "SCIP", "CBC"):
+            assert row["loss"] == pytest.approx(best[row["family"]], rel=1e-9)
+            assert row["status"] == ("no bound" if row["solver"] == "CBC" else "optimal")
+        assert row["loss"] >= best[row["family"]] * (1 - 1e-12 * np.sign(best[row["family"]]))
+    assert all(row["same_allocation"] for row in result["published"])
+    for point in (*result["curves"], *result["published"]):
+        assert point["lp_bound"] <= point["optimum"] <= min(point["losses"].values())
+    again = bench_solvers.run(bench_solvers.SMOKE, shared_data, output)
+    assert again["rows"] == json.loads(output.read_text())["rows"] == result["rows"]
+    assert all(svg.startswith("<svg") for svg in figures.solver_figures(result).values())
+    tables = figures.solver_tables(result)
+    assert tables["bench_solvers_T8"].count("the same") == 9
+    assert "| core (jmpq) |" in tables["bench_solvers_times"].splitlines()[0]
+    assert "| downgrade, stops |" in tables["bench_solvers_T4"]
 
 
 @pytest.mark.parametrize(
