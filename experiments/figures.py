@@ -10,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from experiments.figure_iqp import iqp_table
 from jmpq.files import write_text
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
@@ -123,6 +124,7 @@ def main() -> None:
     for name, svg in resnet20_figures(result).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("resnet20_cifar10", resnet20_table(result))
+    into_readme("iqp", iqp_table(json.loads((HERE / "results" / "bench_iqp.json").read_text())))
 
 
 if __name__ == "__main__":

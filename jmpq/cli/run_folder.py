@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
 EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
+FRONT = "front.csv"
 SCHEMA, VERSION = "jmpq/layers", 1
 
 
