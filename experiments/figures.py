@@ -10,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from experiments.figure_iqp import iqp_table
 from experiments.figure_solvers import (
     ablation_table,
     gap_figure,
@@ -153,6 +154,7 @@ def main() -> None:
         write_text(HERE / "figures" / f"{name}.svg", svg)
     for name, text in solver_tables(bench).items():
         into_readme(name, text)
+    into_readme("iqp", iqp_table(json.loads((HERE / "results" / "bench_iqp.json").read_text())))
 
 
 if __name__ == "__main__":

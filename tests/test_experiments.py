@@ -54,6 +54,51 @@ def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared
     assert "| downgrade, stops |" in tables["bench_solvers_T4"]
 
 
+def test_quadratic_bench_runs_on_a_small_configuration():
+    from experiments import bench_iqp, figure_iqp
+
+    result = bench_iqp.run(bench_iqp.SMOKE)
+    result = json.loads(json.dumps(result, allow_nan=False))
+    assert len(result["instances"]) == 4
+    for row in result["instances"]:
+        solved = row["branch_and_bound"], row["linearized"]
+        bounds = [found["bound"] for found in row["bounds"].values()]
+        tolerance = 1e-9 * abs(row["best_loss"])
+        assert all(s["status"] == "optimal" for s in solved)
+        assert solved[0]["loss"] == pytest.approx(solved[1]["loss"], rel=1e-9)
+        assert max(bounds) <= row["best_loss"] + tolerance
+        assert row["best_loss"] <= row["local_search"]["loss"]
+        assert 0 <= row["local_gap"] < 1e-6
+    assert figure_iqp.iqp_table(result).count("\n| ") == 1 + 4
+
+
+def test_the_table_of_the_quadratic_bench_is_drawn_from_the_committed_result():
+    from experiments import figure_iqp
+
+    path = ROOT / "experiments" / "results" / "bench_iqp.json"
+    table = figure_iqp.iqp_table(json.loads(path.read_text()))
+    assert table in (ROOT / "README.md").read_text()
+
+
+def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
+    import jax
+
+    from experiments import bench_iqp, iqp_matrices
+    from jmpq import load_sensitivities
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        iqp_matrices.run(iqp_matrices.SMOKE, tmp_path, None)
+    (found,) = load_sensitivities(tmp_path / "iqp_digits_resnet.npz").values()
+    assert np.linalg.eigvalsh(found.second)[0] >= -1e-6 * np.abs(found.second).max()
+    problem = bench_iqp.network_problem("resnet20", "50%")  # a committed one
+    assert problem.losses.shape == (20, 4)
+    assert problem.interactions is not None
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
 EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
 SUPERPOSED = "superposed.npz"  # optional
+FRONT = "front.csv"
 SCHEMA, VERSION = "jmpq/layers", 1
 
 

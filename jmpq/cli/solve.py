@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import PLAN, SENSITIVITY, read_layers, versions
+from jmpq.cli.inverse import least_cost_allocations, write_front
+from jmpq.cli.run_folder import FRONT, PLAN, SENSITIVITY, read_layers, versions
 
 if TYPE_CHECKING:
     from jmpq.problem import PlannedAllocation, Problem, Rule, Solution, SolveTime
@@ -60,6 +61,14 @@ class Solve:
     """Solve times on the layer table repeated so many times, losses scattered."""
     time_limit_s: float = 60.0
     """Seconds per exact solve; then the best allocation so far, with its bound."""
+    loss_ceiling: float | None = None
+    """Also find the cheapest allocation whose predicted loss increase is at most this (nats
+    per example), for every metric and without the budgets."""
+    minimize: Literal["size_bytes", "average_bits", "bops"] = "size_bytes"
+    """The cost that --loss-ceiling minimises, and that --front draws the loss against."""
+    front: bool = False
+    """Write RUN/front.csv: every allocation on the convex hull of loss and cost, by the
+    leading metric."""
     seed: int = 0
     """Of all random allocations."""
 
@@ -120,6 +129,7 @@ class Solve:
             *self._baselines(problem, found, lead.metric),
             *self._sweep(problem, found, lead.metric),
             *self._unbudgeted(problem, found),
+            *self._least_cost(problems, found),
         ]
         plan = Plan(
             jmpq=versions()["jmpq"],
@@ -141,6 +151,9 @@ class Solve:
         write_plan(self.run / PLAN, plan)
         _print_solutions(plan.allocations)
         print(f"Wrote {self.run / PLAN}")
+        if self.front:
+            points = write_front(self.run / FRONT, problem, self.minimize)
+            print(f"Wrote {self.run / FRONT}: {points} points")
 
     def _chosen(self, found: Mapping[str, "Sensitivity"]) -> dict[str, "Sensitivity"]:
         names = self.metrics or tuple(found)
@@ -258,6 +271,16 @@ class Solve:
                     costs={},
                     predictions=predictions(found, {layer: choice}),
                 )
+
+    def _least_cost(
+        self, problems: Mapping[str, "Problem"], found: Mapping[str, "Sensitivity"]
+    ) -> Iterator["PlannedAllocation"]:
+        if self.loss_ceiling is None:
+            return
+        for planned in least_cost_allocations(
+            problems, self.minimize, self.loss_ceiling, time_limit_s=self.time_limit_s
+        ):
+            yield dataclasses.replace(planned, predictions=predictions(found, planned.bits))
 
     def _solve_times(self, problem: "Problem") -> Iterator["SolveTime"]:
         """Solve times on the layer table repeated, losses scattered by a log-normal factor,
