@@ -36,6 +36,7 @@ PARTS: tuple[tuple[str, tuple[Side, ...]], ...] = (
     ("hvp_forward_over_reverse", ("jmpq",)),
     ("hvp_reverse_over_forward", ("jmpq",)),
     ("traces", ("pyhessian", "jmpq")),
+    ("traces_to_tolerance", ("jmpq",)),
     ("traces_by_probes", ("jmpq",)),
     ("eigenvalues", ("pyhessian", "curvlinops", "jmpq")),
     ("density", ("pyhessian", "curvlinops", "jmpq")),
@@ -256,6 +257,7 @@ def summary(config: Config, parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 COMPARED = (
     ("one product H·v", "hvp", "hvp", 1),
     ("per-layer traces", "traces", "traces", 1),
+    ("per-layer traces, 1e-5 of curvature left out", "traces_to_tolerance", "traces", 1),
     ("per-layer traces, as many probes", "traces_by_probes", "traces", 1),
     ("leading eigenvalues", "eigenvalues", "eigenvalues", 1),
     ("spectral density", "density", "density", 1),

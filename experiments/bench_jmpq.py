@@ -98,14 +98,24 @@ def hvp_reverse_over_forward(work: Work) -> dict[str, Any]:
     return hvp(work, memory_bytes=0, order="reverse_over_forward")
 
 
-def traces(work: Work) -> dict[str, Any]:
+def traces(work: Work, tolerance: float = 0.0) -> dict[str, Any]:
     """Exact traces of every parameter's Gauss-Newton block: the Hessian's, in a ReLU net."""
     net = network(work)
     images, labels = jnp.asarray(work.images), jnp.asarray(work.labels)
-    run = lambda: ggn_block_traces(net.apply, cross_entropy, net.params, images, labels)  # noqa: E731
+
+    def run() -> PyTree:
+        return ggn_block_traces(
+            net.apply, cross_entropy, net.params, images, labels, tolerance=tolerance
+        )
+
     found, times = timed(run, work.config["repeats"])
     means = jax.tree.map(lambda x: x.mean(), found)
     return {**times, "values": by_torch_name(means)}
+
+
+def traces_to_tolerance(work: Work) -> dict[str, Any]:
+    """The same but for directions of the logits that hold 1e-5 of the curvature."""
+    return traces(work, tolerance=1e-5)
 
 
 def traces_by_probes(work: Work) -> dict[str, Any]:
@@ -200,6 +210,7 @@ PARTS = {
         "hvp_forward_over_reverse": hvp_forward_over_reverse,
         "hvp_reverse_over_forward": hvp_reverse_over_forward,
         "traces": traces,
+        "traces_to_tolerance": traces_to_tolerance,
         "traces_by_probes": traces_by_probes,
         "eigenvalues": eigenvalues,
         "density": density,

@@ -319,7 +319,10 @@ def curvlinops_hvp(work: Work) -> dict[str, Any]:
 
     found, times = timed(run, work.config["repeats"])
     parts = torch.split(found, [x.numel() for x in v])
-    return {**times, "values": named_sums(names, v, [p.view_as(x) for p, x in zip(parts, v)])}
+    return {
+        **times,
+        "values": named_sums(names, v, [p.view_as(x) for p, x in zip(parts, v, strict=True)]),
+    }
 
 
 def curvlinops_eigenvalues(work: Work) -> dict[str, Any]:
