@@ -12,7 +12,7 @@ import pathlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -76,17 +76,27 @@ def timed(function: Callable[[], Value], repeats: int) -> tuple[Value, dict[str,
         function: Blocks until its result is there.
         repeats: Calls after the first; with none, the first is all there is.
     """
-    start = time.perf_counter()
-    value = function()
-    first = time.perf_counter() - start
-    wall: list[float] = []
-    cpu: list[float] = []
+    value, first = _call(function)
+    calls = [first]
     for _ in range(repeats):
-        began, began_cpu = time.perf_counter(), time.process_time()
-        value = function()
-        wall.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - began_cpu)
-    return value, {"first_s": first, "seconds": wall or [first], "cpu_seconds": cpu}
+        value, found = _call(function)
+        calls.append(found)
+    wall, cpu = zip(*(calls[1:] or calls), strict=True)
+    return value, {"first_s": first[0], "seconds": list(wall), "cpu_seconds": list(cpu)}
+
+
+def timed_all(functions: Iterable[Callable[[], Value]]) -> tuple[list[Value], dict[str, Any]]:
+    """The values of many calls that are one piece of work, and the time of all and of each."""
+    values, calls = zip(*(_call(function) for function in functions), strict=True)
+    wall, cpu = zip(*calls, strict=True)
+    times = {"seconds": [sum(wall)], "cpu_seconds": [sum(cpu)], "seconds_each": list(wall)}
+    return list(values), times
+
+
+def _call(function: Callable[[], Value]) -> tuple[Value, tuple[float, float]]:
+    start, start_cpu = time.perf_counter(), time.process_time()
+    value = function()
+    return value, (time.perf_counter() - start, time.process_time() - start_cpu)
 
 
 def peak_rss_bytes() -> int:

@@ -4,6 +4,7 @@ Needs the extra `bench`. The same residual network as `jmpq.models.resnet`, writ
 PyTorch and fed from the same file of weights.
 """
 
+import functools
 import importlib
 import time
 import warnings
@@ -17,11 +18,11 @@ from curvlinops import HessianLinearOperator
 from curvlinops.papyan2020traces.spectrum import fast_lanczos
 from pyhessian.utils import hessian_vector_product
 from safetensors.torch import load_file
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.bench_part import Work, timed
+from experiments.bench_part import Work, timed, timed_all
 
 PYHESSIAN = importlib.import_module("pyhessian.hessian")  # hidden by the class of that name
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -194,16 +195,16 @@ def named_sums(names: list[str], v: list[Tensor], found: list[Tensor]) -> dict[s
 def pyhessian_traces(work: Work) -> dict[str, Any]:
     """Traces of every parameter's block by probes, as HAWQ-V2: v_i · (Hv)_i."""
     h = PyHessian(work)
-    seconds, samples = [], []
-    for seed in range(work.config["probes"]):
+
+    def sample(seed: int) -> dict[str, float]:
         v = probe(h.hessian.params, seed)
-        start = time.perf_counter()
-        samples.append(named_sums(h.names, v, h.product(v)))
-        seconds.append(time.perf_counter() - start)
-    rows = {name: [sample[name] for sample in samples] for name in h.names}
+        return named_sums(h.names, v, h.product(v))
+
+    seeds = range(work.config["probes"])
+    samples, times = timed_all(functools.partial(sample, seed) for seed in seeds)
+    rows = {name: [found[name] for found in samples] for name in h.names}
     return {
-        "seconds": [sum(seconds)],
-        "seconds_per_product": seconds,
+        **times,
         "setup_s": h.setup_s,
         "values": {name: float(np.mean(x)) for name, x in rows.items()},
         "sem": {name: float(np.std(x, ddof=1) / len(x) ** 0.5) for name, x in rows.items()},
@@ -273,21 +274,16 @@ def _eig(matrix: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:
 def pyhessian_quadratic(work: Work) -> dict[str, Any]:
     """½δᵀHδ of every layer and bit: a product of the layer's own parameter for each."""
     h = PyHessian(work)
-    values, seconds = [], []
-    for layer, kernel in enumerate(work.kernels):
-        at = h.names.index(kernel)
-        for bit in range(len(work.deltas[layer])):
-            v = delta(work, layer, bit)
-            start = time.perf_counter()
-            (found,) = h.product([v], slice(at, at + 1))
-            values.append(0.5 * float((v * found).sum()))
-            seconds.append(time.perf_counter() - start)
-    return {
-        "seconds": [sum(seconds)],
-        "seconds_per_product": seconds,
-        "setup_s": h.setup_s,
-        "values": values,
-    }
+
+    def form(layer: int, bit: int) -> float:
+        at = h.names.index(work.kernels[layer])
+        v = delta(work, layer, bit)
+        (found,) = h.product([v], slice(at, at + 1))
+        return 0.5 * float((v * found).sum())
+
+    moves = [(i, b) for i, deltas in enumerate(work.deltas) for b in range(len(deltas))]
+    values, times = timed_all(functools.partial(form, *move) for move in moves)
+    return {**times, "setup_s": h.setup_s, "values": values}
 
 
 def curvlinops_operator(
@@ -329,12 +325,10 @@ def curvlinops_eigenvalues(work: Work) -> dict[str, Any]:
     """SciPy's implicitly restarted Lanczos on curvlinops' operator, relative tolerance 1e-3."""
     operator = curvlinops_operator(work)
     counted = CountCalls(operator.to_scipy().matvec)
+    shape = tuple(operator.shape)
+    flat = LinearOperator(shape, matvec=counted, dtype=np.float32)  # type: ignore[call-arg]
 
     def run() -> np.ndarray:
-        from scipy.sparse.linalg import LinearOperator
-
-        shape = tuple(operator.shape)
-        flat = LinearOperator(shape, matvec=counted, dtype=np.float32)  # type: ignore[call-arg]
         return eigsh(
             flat, k=work.config["top"], which="LM", tol=1e-3, return_eigenvectors=False
         )
@@ -363,18 +357,20 @@ def curvlinops_density(work: Work) -> dict[str, Any]:
 def curvlinops_quadratic(work: Work) -> dict[str, Any]:
     """½δᵀHδ of every layer at the first bit-width, times the number of bit-widths."""
     bits = len(work.deltas[0])
-    values, seconds = [], []
-    for layer, kernel in enumerate(work.kernels):
-        operator = curvlinops_operator(work, [kernel])
+    operators = [curvlinops_operator(work, [kernel]) for kernel in work.kernels]
+
+    def form(layer: int) -> float:
         v = delta(work, layer, 0).flatten()
-        start = time.perf_counter()
-        found = operator @ v
+        found = operators[layer] @ v
         wait()
-        seconds.append(time.perf_counter() - start)
-        values.append(0.5 * float(v @ found))
+        return 0.5 * float(v @ found)
+
+    layers = range(len(work.kernels))
+    values, times = timed_all(functools.partial(form, layer) for layer in layers)
     return {
-        "seconds": [bits * sum(seconds)],
-        "seconds_per_product": seconds,
+        **times,
+        "seconds": [bits * x for x in times["seconds"]],
+        "cpu_seconds": [bits * x for x in times["cpu_seconds"]],
         "values_at_first_bits": values,
         "note": f"measured at one bit-width, counted {bits} times",
     }
@@ -408,18 +404,16 @@ def clado_pairs(work: Work) -> dict[str, Any]:
         return total / len(work.labels)
 
     loss_of(())
-    values, seconds = [], []
-    for pair in sample:
-        start = time.perf_counter()
-        values.append(loss_of(pair))
-        seconds.append(time.perf_counter() - start)
+    values, times = timed_all(functools.partial(loss_of, pair) for pair in sample)
+    scale = count / len(sample)
     return {
-        "seconds": [count * float(np.median(seconds))],
-        "seconds_per_pass": seconds,
+        **times,
+        "seconds": [scale * x for x in times["seconds"]],
+        "cpu_seconds": [scale * x for x in times["cpu_seconds"]],
         "passes": count,
         "pairs": sample,
         "values": values,
-        "note": f"{len(sample)} of {count} forward passes measured, median times {count}",
+        "note": f"{len(sample)} of {count} forward passes measured, counted {scale:.1f} times",
     }
 
 

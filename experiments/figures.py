@@ -10,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from experiments.figure_curvature import curvature_table
 from jmpq.files import write_text
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
@@ -117,12 +118,17 @@ def into_readme(name: str, text: str) -> None:
         write_text(README, new)
 
 
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
+
+
 def main() -> None:
     """Redraw everything."""
-    result = json.loads((HERE / "results" / "resnet20_cifar10.json").read_text())
+    result = _read("resnet20_cifar10")
     for name, svg in resnet20_figures(result).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("resnet20_cifar10", resnet20_table(result))
+    into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
 
 
 if __name__ == "__main__":
