@@ -23,9 +23,12 @@ from jmpq.models.weights import load_resnet, torch_name
 from jmpq.training.losses import cross_entropy
 
 ABSENT = [n for n in ("torch", "pyhessian", "curvlinops") if not importlib.util.find_spec(n)]
-pytestmark = pytest.mark.skipif(
-    bool(ABSENT), reason=f"{', '.join(ABSENT)} not installed: extra `bench`"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        bool(ABSENT), reason=f"{', '.join(ABSENT)} not installed: extra `bench`"
+    ),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # in linear_operator
+]
 IMAGES = 6
 
 
