@@ -4,8 +4,10 @@ VENV ?= .venv
 UV_VERSION = 0.13.9
 BIN = $(VENV)/bin
 RUN ?= runs/demo
+# PyTorch of bench-env; `--index-url` of the CPU build keeps CUDA out where it is not wanted.
+TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint lock bench-env clean
 
 ## the whole flow on embedded data: train, sensitivities, solve, evaluate, report
 demo: $(VENV)/installed
@@ -35,6 +37,13 @@ $(VENV)/installed: requirements.lock pyproject.toml
 lock: $(VENV)/installed
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes \
 	  --no-annotate --no-header --upgrade --output-file requirements.lock
+
+## the rivals of experiments/bench_curvature.py beside the locked versions, in .venv-bench
+bench-env: $(VENV)/installed
+	$(PYTHON) -m venv .venv-bench
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes -r requirements.lock
+	.venv-bench/bin/python -m pip install --quiet $(TORCH)
+	.venv-bench/bin/python -m pip install --quiet --editable '.[bench]'
 
 clean:
 	rm -rf $(VENV) runs

@@ -10,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from experiments.figure_curvature import curvature_table
 from experiments.figure_iqp import iqp_table
 from experiments.figure_solvers import (
     ablation_table,
@@ -143,9 +144,13 @@ def into_readme(name: str, text: str) -> None:
         write_text(README, new)
 
 
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
+
+
 def main() -> None:
     """Redraw everything."""
-    result = json.loads((HERE / "results" / "resnet20_cifar10.json").read_text())
+    result = _read("resnet20_cifar10")
     for name, svg in resnet20_figures(result).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("resnet20_cifar10", resnet20_table(result))
@@ -155,6 +160,7 @@ def main() -> None:
     for name, text in solver_tables(bench).items():
         into_readme(name, text)
     into_readme("iqp", iqp_table(json.loads((HERE / "results" / "bench_iqp.json").read_text())))
+    into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,13 @@ def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
     from experiments import bench_iqp, iqp_matrices
     from jmpq import load_sensitivities
 
+def test_curvature_benchmark_runs_without_peers(tmp_path, monkeypatch):
+    import jax
+
+    from experiments import bench_curvature
+    from experiments.figure_curvature import curvature_table
+
+    monkeypatch.setattr(bench_curvature, "PEERS", ("no_such_peer",))
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
@@ -97,6 +104,31 @@ def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
     problem = bench_iqp.network_problem("resnet20", "50%")  # a committed one
     assert problem.losses.shape == (20, 4)
     assert problem.interactions is not None
+        result = bench_curvature.run(bench_curvature.SMOKE, tmp_path, None)
+    result = json.loads(json.dumps(result, allow_nan=False))
+    assert result["absent"] == ["no_such_peer"]
+    run = result["threads"]["1"]
+    assert {side for sides in run["parts"].values() for side in sides} == {"jmpq"}
+    assert "| MPQCO table | 1 |" in curvature_table(result)
+    values = {
+        part: sides["jmpq"]["values"]
+        for part, sides in run["parts"].items()
+        if part != "forward"
+    }
+    # A ReLU network: within a layer the Hessian is the Gauss-Newton matrix, by two ways.
+    np.testing.assert_allclose(values["exact_hessian"], values["gauss_newton"], rtol=1e-4)
+    one = values["hvp"]
+    for other in ("hvp_forward_over_reverse", "hvp_reverse_over_forward"):
+        for name, value in values[other].items():
+            assert value == pytest.approx(one[name], rel=1e-3, abs=1e-5)
+
+
+def test_logits_that_differ_stop_the_benchmark():
+    from experiments.bench_curvature import check_parity
+
+    check_parity({"jmpq": {"values": [[1.0, 2.0]]}, "torch": {"values": [[1.0, 2.00001]]}})
+    with pytest.raises(ValueError, match=r"logits of the two sides differ by 0.01"):
+        check_parity({"jmpq": {"values": [[1.0]]}, "torch": {"values": [[1.01]]}})
 
 
 @pytest.mark.parametrize(

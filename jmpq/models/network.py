@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.models.layers import Layer
 from jmpq.models.paths import leaf_paths
-from jmpq.models.tap import Op, Site, Tap
+from jmpq.models.tap import Op, Rule, Site, Tap
 
 # Names of a kernel inside its layer: left out of the layer's name.
 KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding", "value"}
@@ -220,20 +220,21 @@ class Network:
     def run(
         self,
         inputs: PyTree,
-        transform: Callable[[int, int, Array, Array, Op], Array],
+        transform: Callable[[int, int, Any, Array, Op], Any],
         params: PyTree | None = None,
-    ) -> Float[Array, "batch classes"]:
+        rule: Rule | None = None,
+    ) -> Any:
         """Logits, with ``transform(site index, layer index, input, kernel leaf, op)`` called at
-        every site; its result is the site's output.
+        every site; its result is the site's output. For `rule` see `Tap.run`.
         """  # noqa: D205
         index = {site.path: i for i, (_, site) in enumerate(self.sites)}
 
-        def at_site(site: Site, data: Array, leaf: Array, op: Op) -> Array:
+        def at_site(site: Site, data: Any, leaf: Array, op: Op) -> Any:
             if site.path not in index:
                 return op(data, leaf)
             return transform(index[site.path], self._layer_of[site.leaf], data, leaf, op)
 
-        return self.tap.run(self.params if params is None else params, inputs, at_site)
+        return self.tap.run(self.params if params is None else params, inputs, at_site, rule)
 
     def record(self, inputs: PyTree, params: PyTree | None = None) -> tuple[Array, list[Array]]:
         """Logits and the input of every site, in the order of `sites`."""

@@ -25,7 +25,8 @@ from jaxtyping import Array, PyTree
 from jmpq.models.layers import Kind
 
 Op = Callable[[Array, Array], Array]  # (input, kernel leaf) -> output of the site
-Transform = Callable[["Site", Array, Array, Op], Array]
+Transform = Callable[["Site", Any, Array, Op], Any]
+Rule = Callable[[Any, Sequence[Any]], list]  # (equation, inputs) -> outputs
 Path = tuple[int, ...]  # position of an equation: one index per level of nesting
 
 # Primitives that only rearrange or cast elements, where the element count stays.
@@ -78,7 +79,7 @@ class Site:
     def see(self, leaf: Array) -> Array:
         """The leaf as the operation sees it: rearranged, perhaps cast."""
         for eqn in self.view:
-            leaf = _bind(eqn, [leaf])[0]
+            leaf = bind(eqn, [leaf])[0]
         return leaf
 
     def unsee(self, operand: Array, leaf: Array) -> Array:
@@ -137,12 +138,20 @@ class Tap:
         )
         self._by_path = {site.path: site for site in self.sites}
 
-    def run(self, params: PyTree, inputs: PyTree, transform: Transform) -> Array:
+    def run(
+        self,
+        params: PyTree,
+        inputs: PyTree,
+        transform: Transform,
+        rule: Rule | None = None,
+    ) -> Any:
         """Evaluate the function with ``transform(site, input, leaf, op)`` at each site.
 
         ``op(input, leaf)`` is the original operation; `leaf` is the parameter as it stands in
-        `params`, rearranged inside `op`.
+        `params`, rearranged inside `op`. With a `rule` for all other equations anything may
+        flow that `transform` and it understand, tangents beside values for one.
         """
+        rule = rule or bind
         jaxpr = self._trace(inputs)
         leaves = jax.tree.leaves(params)
         values = [*leaves, *jax.tree.leaves(inputs)]
@@ -155,18 +164,23 @@ class Tap:
                 ins = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
                 if path in self._by_path:
                     site = self._by_path[path]
-                    op = functools.partial(_operate, eqn, site, ins)
+                    op = functools.partial(_operate, rule, eqn, site, ins)
                     data = ins[1 - site.operand]
                     outs = [transform(site, data, leaves[site.leaf], op)]
                 elif any(site.path[: len(path)] == path for site in self.sites):
-                    inner, inner_consts = _sub_jaxpr(eqn)
+                    inner, inner_consts = sub_jaxpr(eqn)
                     outs = evaluate(inner, inner_consts, ins, path)
                 else:
-                    outs = _bind(eqn, ins)
+                    outs = rule(eqn, ins)
                 env.update(zip(eqn.outvars, outs, strict=True))
             return [v.val if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
 
         return evaluate(*_open(jaxpr), values, ())[0]
+
+    @property
+    def jaxpr(self) -> Any:
+        """Of the function, at the shapes of the example inputs."""
+        return _open(self._trace(self.inputs))[0]
 
     def _trace(self, inputs: PyTree) -> Any:
         structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
@@ -286,7 +300,7 @@ class _Analysis:
         )
         if name in INLINED or name in CUSTOM_RULES:
             before = set(self.found)
-            inner, consts = _sub_jaxpr(eqn)
+            inner, consts = sub_jaxpr(eqn)
             outs = self.walk(inner, [Source()] * len(consts), ins, path)
             if name in CUSTOM_RULES:
                 for inside in set(self.found) - before:
@@ -376,13 +390,14 @@ def _kernel_first(eqn: Any, operand: int) -> tuple[Any, Any]:
     return (contract, batch) if operand == 0 else (contract[::-1], batch[::-1])
 
 
-def _operate(eqn: Any, site: Site, ins: list, data: Array, leaf: Array) -> Array:
+def _operate(rule: Rule, eqn: Any, site: Site, ins: list, data: Any, leaf: Array) -> Any:
     args = list(ins)
     args[site.operand], args[1 - site.operand] = site.see(leaf), data
-    return _bind(eqn, args)[0]
+    return rule(eqn, args)[0]
 
 
-def _bind(eqn: Any, ins: Sequence[Any]) -> list:
+def bind(eqn: Any, ins: Sequence[Any]) -> list:
+    """Evaluate an equation."""
     outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
@@ -392,7 +407,8 @@ def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
-def _sub_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]]:
+def sub_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]]:
+    """Body and constants of an equation that has one."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
             return _open(eqn.params[name])

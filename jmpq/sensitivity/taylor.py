@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
+from jmpq.models.piecewise import piecewise_linear
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.product_curvature import exact_terms
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
 NATS = "nats per example"
@@ -83,18 +85,40 @@ class GaussNewton:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExactHessian:
-    """½ δᵀHδ with the exact Hessian, all cross terms: ``jvp`` over ``grad`` per move.
+    """½ δᵀHδ with the exact Hessian, all cross terms.
 
-    The moves are looped over on the host: inside a compiled loop the CPU is far slower on
-    the gradient of a convolution's kernel.
+    Where the network is piecewise linear (`jmpq.models.piecewise`), by tangents alone: about
+    one forward pass of the later layers per move (`jmpq.sensitivity.product_curvature`).
+    Otherwise by ``jvp`` over ``grad`` per move, on the host: inside a compiled loop the CPU is
+    far slower on the gradient of a convolution's kernel.
+
+    Attributes:
+        micro_batch: Examples at a time; few stay in a CPU's cache. Memory is flat in the
+            number of bits, and that of one tangent per layer for so many examples.
     """
 
+    micro_batch: int = 4
     loss: ExampleLoss = cross_entropy
     name: str = "hessian"
     unit: str = NATS
     use_first: bool = False
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        terms = self._by_tangents if piecewise_linear(moves.network.tap) else self._by_products
+        count, found = targets.shape[0], []
+        for start in range(0, count, self.micro_batch):
+            part = slice(start, start + self.micro_batch)
+            rows = jax.tree.map(lambda x, part=part: x[part], inputs)
+            share = targets[part].shape[0] / count
+            found.append(
+                jax.tree.map(lambda x, s=share: s * x, terms(moves, rows, targets[part]))
+            )
+        return jax.tree.map(lambda *x: sum(x[1:], x[0]), *found)
+
+    def _by_tangents(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
+        return Terms(*exact_terms(moves, self.loss, inputs, targets))
+
+    def _by_products(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
         dtype = jax.tree.leaves(moves.network.params)[0].dtype
         basis = np.eye(len(moves.moves), dtype=dtype)
         rows = [self.product(moves, inputs, targets, tangent) for tangent in basis]

@@ -126,3 +126,36 @@ def test_gauss_newton_traces_are_the_dense_blocks(seed):
         np.testing.assert_allclose(got[name].mean(), want, rtol=1e-10)
         assert got[name].shape == (5,)
         assert (got[name] > 0).all()
+
+
+def test_traces_leave_out_no_more_curvature_than_tolerated():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"w": 3.0 * jax.random.normal(keys[0], (4, 5)), "v": jnp.eye(5)}
+    x = jax.random.normal(keys[1], (30, 4)) * jnp.linspace(0.1, 4, 30)[:, None]
+    labels = jax.random.randint(keys[2], (30,), 0, 5)
+    logits = lambda p, x: x @ p["w"] @ p["v"]  # noqa: E731
+    exact, same, rough = (
+        ggn_block_traces(logits, cross_entropy, params, x, labels, tolerance=t)
+        for t in (0.0, 1e-12, 0.05)
+    )
+    # A linear layer in closed form: Tr = ‖x‖² (1 − Σ p²).
+    p = np.asarray(jax.nn.softmax(logits(params, x)))
+    want = np.asarray((x**2).sum(axis=1)) * (1 - (p**2).sum(axis=1))
+    np.testing.assert_allclose(exact["w"], want, rtol=1e-8)
+    np.testing.assert_allclose(same["w"], want, rtol=1e-8, atol=1e-8)
+    assert (rough["w"] <= want * (1 + 1e-8)).all()
+    assert (rough["w"] == 0).any()  # something was left out, the little that was allowed
+    assert 0.8 * want.sum() < rough["w"].sum() < want.sum()
+    with pytest.raises(ValueError, match="share of curvature left out"):
+        ggn_block_traces(logits, cross_entropy, params, x, labels, tolerance=1.0)
+
+
+def test_traces_of_a_concave_loss_are_negative():
+    gain = lambda z, label: -cross_entropy(z, label)  # noqa: E731
+    _, _, params, labels = tiny_mlp(1)
+    x = jnp.ones((5, 2))
+    of_inputs = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"] + p["c"][None]  # noqa: E731
+    plus = ggn_block_traces(of_inputs, cross_entropy, params, x, labels)
+    minus = ggn_block_traces(of_inputs, gain, params, x, labels)
+    for name in params:
+        np.testing.assert_allclose(minus[name], -plus[name], rtol=1e-10)

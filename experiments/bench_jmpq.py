@@ -1,0 +1,222 @@
+"""Our side of the curvature benchmark."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from experiments.bench_part import Work, timed
+from jmpq.curvature.eigen import top_eigenpairs
+from jmpq.curvature.ggn_trace import ggn_block_traces
+from jmpq.curvature.hvp import Product, hessian_over, linearization_bytes
+from jmpq.curvature.spectrum import lanczos_spectrum, moment
+from jmpq.curvature.trace import block_traces, dot_by_leaf, random_signs
+from jmpq.models.network import Network
+from jmpq.models.paths import leaf_paths
+from jmpq.models.resnet import ResNetCIFAR
+from jmpq.models.weights import load_resnet, torch_name
+from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.sensitivity.metric import Metric
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, GaussNewton
+from jmpq.training.losses import cross_entropy
+
+KEY = jax.random.key(0)
+
+
+def device() -> str:
+    """What the work ran on."""
+    return jax.devices()[0].device_kind
+
+
+def network(work: Work) -> Network:
+    """The network with its weights."""
+    config = work.config
+    module = ResNetCIFAR(config["depth"], config["num_classes"], tuple(config["widths"]))
+    variables = load_resnet(work.weights, module)
+    return Network.from_linen(module, variables, work.images[:1], train=False)
+
+
+def move_network(net: Network, bits: list[int]) -> MoveNetwork:
+    """Weight moves of every layer, symmetric per channel."""
+    weights = calibrate_weights(net, QuantizerSpec(), bits)
+    return MoveNetwork(network=net, quantizers=Quantizers(weights=weights, activations=None))
+
+
+def batches(work: Work, size: int) -> list[tuple[Array, Array]]:
+    """Batches on the device."""
+    return [(jnp.asarray(x), jnp.asarray(y)) for x, y in work.batches(size)]
+
+
+def by_torch_name(tree: PyTree) -> dict[str, float]:
+    """One number per parameter, by the name of the published weights."""
+    names = [torch_name(f"params/{path}") for path in leaf_paths(tree)]
+    return {n: float(x) for n, x in zip(names, jax.tree.leaves(tree), strict=True)}
+
+
+def forward(work: Work) -> dict[str, Any]:
+    """One forward pass over all images."""
+    net, rows = network(work), batches(work, work.config["forward_batch"])
+    apply = jax.jit(net.apply)
+    run = lambda: np.concatenate([np.asarray(apply(net.params, x)) for x, _ in rows])  # noqa: E731
+    z, times = timed(run, 2 * work.config["repeats"] + 1)
+    return {**times, "values": z.tolist()}
+
+
+def product(work: Work, **options: Any) -> tuple[Product, PyTree, int]:
+    """The Hessian of the mean loss, its point, and bytes kept; everything by default."""
+    net, rows = network(work), batches(work, work.config["micro_batch"])
+
+    def loss(params: PyTree, batch: tuple[Array, Array]) -> Array:
+        return jax.vmap(cross_entropy)(net.apply(params, batch[0]), batch[1]).mean()
+
+    kept = len(rows) * linearization_bytes(loss, net.params, rows[0])
+    options = {"memory_bytes": kept, **options}
+    return hessian_over(loss, rows, **options), net.params, options["memory_bytes"]
+
+
+def hvp(work: Work, **options: Any) -> dict[str, Any]:
+    """One product with random signs, gradients of the micro-batches linearised once."""
+    multiply, params, kept = product(work, **options)
+    signs = random_signs(params, KEY)
+    run = lambda: jax.block_until_ready(multiply(params, signs))  # noqa: E731
+    found, times = timed(run, 2 * work.config["repeats"] + 1)
+    values = by_torch_name(dot_by_leaf(signs, found))
+    return {**times, "kept_bytes": kept, "values": values}
+
+
+def hvp_forward_over_reverse(work: Work) -> dict[str, Any]:
+    """The same, nothing kept: memory of one micro-batch."""
+    return hvp(work, memory_bytes=0)
+
+
+def hvp_reverse_over_forward(work: Work) -> dict[str, Any]:
+    """The same in the other order."""
+    return hvp(work, memory_bytes=0, order="reverse_over_forward")
+
+
+def traces(work: Work, tolerance: float = 0.0) -> dict[str, Any]:
+    """Exact traces of every parameter's Gauss-Newton block: the Hessian's, in a ReLU net."""
+    net = network(work)
+    images, labels = jnp.asarray(work.images), jnp.asarray(work.labels)
+
+    def run() -> PyTree:
+        return ggn_block_traces(
+            net.apply, cross_entropy, net.params, images, labels, tolerance=tolerance
+        )
+
+    found, times = timed(run, work.config["repeats"])
+    means = jax.tree.map(lambda x: x.mean(), found)
+    return {**times, "values": by_torch_name(means)}
+
+
+def traces_to_tolerance(work: Work) -> dict[str, Any]:
+    """The same but for directions of the logits that hold 1e-5 of the curvature."""
+    return traces(work, tolerance=1e-5)
+
+
+def traces_by_probes(work: Work) -> dict[str, Any]:
+    """The same blocks by as many probes as the peers."""
+    multiply, params, kept = product(work)
+    run = lambda: block_traces(multiply, params, key=KEY, max_probes=work.config["probes"])  # noqa: E731
+    jax.block_until_ready(multiply(params, random_signs(params, KEY)))  # compiled apart
+    found, times = timed(run, 0)
+    values, sem = by_torch_name(found.value), by_torch_name(found.sem)
+    return {**times, "kept_bytes": kept, "values": values, "sem": sem}
+
+
+def eigenvalues(work: Work) -> dict[str, Any]:
+    """The eigenvalues of largest magnitude, every residual at most 1e-3 of its value."""
+    multiply, params, kept = product(work)
+    run = lambda: top_eigenpairs(  # noqa: E731
+        multiply,
+        params,
+        work.config["top"],
+        key=KEY,
+        block_size=1,
+        max_products=work.config["max_products"],
+    )
+    found, times = timed(run, 1)
+    return {
+        **times,
+        "kept_bytes": kept,
+        "products": found.products,
+        "values": found.values.tolist(),
+        "residuals": found.residuals.tolist(),
+    }
+
+
+def density(work: Work) -> dict[str, Any]:
+    """Stochastic Lanczos quadrature, one probe, fully reorthogonalised."""
+    multiply, params, kept = product(work)
+    steps = work.config["lanczos_steps"]
+    run = lambda: lanczos_spectrum(multiply, params, key=KEY, probes=1, steps=steps)  # noqa: E731
+    found, times = timed(run, 1)
+    return {
+        **times,
+        "kept_bytes": kept,
+        "values": [float(found.nodes.min()), float(found.nodes.max())],
+        "mean_eigenvalue": moment(found, 1).value / found.size,
+    }
+
+
+def metric_terms(work: Work, metric: Metric, size: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Second-order terms of all moves, averaged over batches of `size`."""
+    moves = move_network(network(work), work.config["w_bits"])
+    rows = batches(work, size)
+
+    def run() -> np.ndarray:
+        found = [metric(moves, x, y, KEY) for x, y in rows]
+        weights = [len(y) / len(work.labels) for _, y in rows]
+        return sum(
+            w * np.asarray(t.second, np.float64) for w, t in zip(weights, found, strict=True)
+        )
+
+    return timed(run, work.config["repeats"])
+
+
+def mpqco(work: Work) -> dict[str, Any]:
+    """The MPQCO table: empirical Fisher of every layer and bit (and of all pairs)."""
+    found, times = metric_terms(work, EmpiricalFisher(), work.config["micro_batch"])
+    return {**times, "values": (0.5 * np.diag(found)).tolist()}
+
+
+def gauss_newton(work: Work) -> dict[str, Any]:
+    """The whole cross-layer Gauss-Newton matrix, logit changes by derivative."""
+    found, times = metric_terms(work, GaussNewton(), work.config["micro_batch"])
+    return {**times, "values": (0.5 * np.diag(found)).tolist()}
+
+
+def gauss_newton_difference(work: Work) -> dict[str, Any]:
+    """The same, logit changes by difference."""
+    metric = GaussNewton(changes="difference")
+    found, times = metric_terms(work, metric, work.config["forward_batch"])
+    return {**times, "values": (0.5 * np.diag(found)).tolist(), "moves": len(found)}
+
+
+def exact_hessian(work: Work) -> dict[str, Any]:
+    """The whole exact cross-layer matrix of all moves."""
+    found, times = metric_terms(work, ExactHessian(), work.config["micro_batch"])
+    return {**times, "values": (0.5 * np.diag(found)).tolist(), "moves": len(found)}
+
+
+PARTS = {
+    "jmpq": {
+        "forward": forward,
+        "hvp": hvp,
+        "hvp_forward_over_reverse": hvp_forward_over_reverse,
+        "hvp_reverse_over_forward": hvp_reverse_over_forward,
+        "traces": traces,
+        "traces_to_tolerance": traces_to_tolerance,
+        "traces_by_probes": traces_by_probes,
+        "eigenvalues": eigenvalues,
+        "density": density,
+        "mpqco": mpqco,
+        "gauss_newton": gauss_newton,
+        "gauss_newton_difference": gauss_newton_difference,
+        "exact_hessian": exact_hessian,
+    }
+}
