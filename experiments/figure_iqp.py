@@ -39,8 +39,8 @@ def iqp_table(result: dict[str, Any]) -> str:
     by_rival = sum(row["linearized"]["status"] == "optimal" for row in rivals)
     tightest = {name: 0 for name in BOUNDS}
     for row in rows:
-        best_name = max(BOUNDS, key=lambda name: row["bounds"][name]["bound"])
-        tightest[best_name] += 1
+        bounds = {name: row["bounds"][name]["bound"] for name in BOUNDS}
+        tightest[max(BOUNDS, key=bounds.__getitem__)] += 1
     load = result["load_at_start"][0]
     lines += [
         "",

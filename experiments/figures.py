@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from experiments.figure_curvature import curvature_table
+from experiments.figure_fidelity import fidelity_details, fidelity_figures, fidelity_table
 from experiments.figure_iqp import iqp_table
 from experiments.figure_solvers import (
     ablation_table,
@@ -154,13 +154,17 @@ def main() -> None:
     for name, svg in resnet20_figures(result).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("resnet20_cifar10", resnet20_table(result))
-    bench = json.loads((HERE / "results" / "bench_solvers.json").read_text())
+    bench = _read("bench_solvers")
     for name, svg in solver_figures(bench).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     for name, text in solver_tables(bench).items():
         into_readme(name, text)
-    into_readme("iqp", iqp_table(json.loads((HERE / "results" / "bench_iqp.json").read_text())))
-    into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
+    into_readme("iqp", iqp_table(_read("bench_iqp")))
+    studies = [_read(f"fidelity_{name}") for name in ("resnet20", "resnet32", "resnet44")]
+    for name, svg in fidelity_figures(studies).items():
+        write_text(HERE / "figures" / f"{name}.svg", svg)
+    write_text(HERE / "tables" / "fidelity.md", fidelity_details(studies))
+    into_readme("fidelity", fidelity_table(studies, "heldout"))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,19 @@ def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
     from experiments import bench_iqp, iqp_matrices
     from jmpq import load_sensitivities
 
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        iqp_matrices.run(iqp_matrices.SMOKE, tmp_path, None)
+    (found,) = load_sensitivities(tmp_path / "iqp_digits_resnet.npz").values()
+    assert np.linalg.eigvalsh(found.second)[0] >= -1e-6 * np.abs(found.second).max()
+    problem = bench_iqp.network_problem("resnet20", "50%")  # a committed one
+    assert problem.losses.shape == (20, 4)
+    assert problem.interactions is not None
+
+
 def test_curvature_benchmark_runs_without_peers(tmp_path, monkeypatch):
     import jax
 
@@ -98,12 +111,6 @@ def test_curvature_benchmark_runs_without_peers(tmp_path, monkeypatch):
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
-        iqp_matrices.run(iqp_matrices.SMOKE, tmp_path, None)
-    (found,) = load_sensitivities(tmp_path / "iqp_digits_resnet.npz").values()
-    assert np.linalg.eigvalsh(found.second)[0] >= -1e-6 * np.abs(found.second).max()
-    problem = bench_iqp.network_problem("resnet20", "50%")  # a committed one
-    assert problem.losses.shape == (20, 4)
-    assert problem.interactions is not None
         result = bench_curvature.run(bench_curvature.SMOKE, tmp_path, None)
     result = json.loads(json.dumps(result, allow_nan=False))
     assert result["absent"] == ["no_such_peer"]
