@@ -43,7 +43,8 @@ def check_loss(
     """Try a loss on a first batch, before hours are spent on it.
 
     Raises:
-        ValueError: If it fails, returns no real scalar, or is NaN or infinite.
+        ValueError: If it fails, returns no real scalar, or is NaN or infinite where the
+            logits are finite (logits that are not, the metrics report by layer).
     """
     import jax
     import jax.numpy as jnp
@@ -62,8 +63,9 @@ def check_loss(
         what = type(found).__name__ if shape is None else f"{dtype}{list(shape)}"
         raise ValueError(f"Loss {name!r} returned {what}; expected one real number. {call}")
     values = np.asarray(jax.jit(jax.vmap(loss))(logits, targets))
-    if bad := int(np.sum(~np.isfinite(values))):
+    finite = np.isfinite(np.asarray(logits)).all(axis=1)
+    if bad := int(np.sum(finite & ~np.isfinite(values))):
         raise ValueError(
-            f"Loss {name!r} is NaN or infinite for {bad} of the first {len(values)} examples. "
-            "Check it on the float network's logits, and the normalisation of the inputs."
+            f"Loss {name!r} is NaN or infinite for {bad} of the first {len(values)} examples, "
+            "where the logits are finite. Check it on the float network's logits."
         )

@@ -145,7 +145,7 @@ LOSSES = "tests.cli.losses"
         ((f"{LOSSES}:by_class",), r"returned float32\[10\]; expected one real number.*called"),
         ((f"{LOSSES}:whole_number",), r"returned int32\[\]; expected one real number"),
         ((f"{LOSSES}:pair",), "returned tuple; expected one real number"),
-        ((f"{LOSSES}:undefined",), "is NaN or infinite for 16 of the first 16 examples. Check"),
+        ((f"{LOSSES}:undefined",), "is NaN or infinite for 16 of the first 16 examples, where"),
         ((f"{LOSSES}:broken",), "failed with KeyError: 'lost'. It is called with the logits"),
         (("kl", "--metrics", "empirical_fisher"), "'empirical_fisher' is zero with --loss kl"),
     ],
