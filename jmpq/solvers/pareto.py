@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.solvers.frontier import convex_frontier, undominated
+from jmpq.solvers.frontier import convex_frontiers
+from jmpq.solvers.steps import upgrades
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,14 +100,12 @@ def pareto_hull(problem: Problem, name: str) -> Hull:
         ValueError: If the problem has no such cost, or has cross-layer terms.
     """
     reduced = _one_cost(problem, name)
-    losses, cost, keep = reduced.losses, reduced.costs[0], undominated(reduced)
-    frontiers = [convex_frontier(*row) for row in zip(losses, cost, keep, strict=True)]
-    first = np.array([frontier[0] for frontier in frontiers], dtype=np.int64)
-    group = np.repeat(np.arange(len(losses)), [len(f) - 1 for f in frontiers])
-    column = np.concatenate([frontier[1:] for frontier in frontiers])
-    before = np.concatenate([frontier[:-1] for frontier in frontiers])
-    extra = cost[group, column] - cost[group, before]
-    saved = losses[group, before] - losses[group, column]
+    losses, cost = reduced.losses, reduced.costs[0]
+    frontiers = convex_frontiers(losses, cost)
+    first = frontiers[:, 0]
+    steps = upgrades(reduced, frontiers, first)
+    group, column = steps.group, steps.after
+    extra, saved = steps.change[0], steps.saved(losses)
     order = np.lexsort((np.arange(len(group)), -saved / extra))
     rows = np.arange(len(losses))
     start = math.fsum([problem.constants.get(name, 0.0), *cost[rows, first]])
