@@ -192,7 +192,9 @@ class _Program:
         except cvxpy.SolverError as error:
             if self.solver != "HIGHS" and time.perf_counter() - started > 0.9 * time_limit_s:
                 return None, -math.inf  # how cvxpy tells "out of time without an answer"
-            raise RuntimeError(f"{self.solver} failed on the program: {error}") from error
+            raise RuntimeError(
+                f"{self.solver} failed on the integer program: {error}"
+            ) from error
         stats: Any = program.solver_stats.extra_stats if program.solver_stats else None
         found = has_answer(self.solver, program.status, stats)
         bound = -math.inf

@@ -70,7 +70,7 @@ def _hulls(
     cost = np.where(np.isfinite(losses), cost, np.inf)
     if (cost[:, 1:] > cost[:, :-1]).all():
         table = np.repeat(np.arange(losses.shape[1])[:, None], len(losses), axis=1)
-        loss, price = np.ascontiguousarray(losses.T), np.ascontiguousarray(cost.T)
+        loss, price = losses.T.copy(), cost.T.copy()  # changed below
     else:
         table = np.lexsort((losses, cost), axis=1).T.copy()
         loss, price = (x.T[table, np.arange(len(losses))] for x in (losses, cost))

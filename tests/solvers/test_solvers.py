@@ -247,7 +247,7 @@ def test_a_failure_of_the_back_end_is_an_error(monkeypatch):
         raise cvxpy.SolverError("out of memory")
 
     monkeypatch.setattr(cvxpy.Problem, "solve", fail)
-    with pytest.raises(RuntimeError, match="HiGHS failed on the integer program: out of mem"):
+    with pytest.raises(RuntimeError, match="HIGHS failed on the integer program: out of mem"):
         Exact()(random_problem(3, layers=20, choices=5, budgets=2))
 
 
@@ -284,6 +284,33 @@ def test_frontier_holds_the_hull_and_no_dominated_choice():
     keep = undominated(problem.reduced())
     assert np.flatnonzero(keep[0]).tolist() == [0, 2, 4]
     assert convex_frontiers(losses, costs).tolist() == [[0, 2, 4]]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4097])
+def test_frontiers_leave_the_tables_as_they_are(groups):
+    losses = np.tile([[5.0, 4.0, 1.0]], (groups, 1))
+    costs = np.tile([[1.0, 2.0, 3.0]], (groups, 1))
+    assert convex_frontiers(losses, costs).tolist() == [[0, 2]] * groups
+    assert (losses == [5.0, 4.0, 1.0]).all()
+    assert (costs == [1.0, 2.0, 3.0]).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frontiers_are_the_lower_hull_of_each_group(seed):
+    """Against SciPy's convex hull, with ties and choices that are not allowed."""
+    from scipy import spatial
+
+    rng = np.random.default_rng(seed)
+    losses = rng.integers(0, 9, (200, 6)) + np.where(rng.random((200, 6)) < 0.2, np.inf, 0.0)
+    costs = rng.integers(0, 9, (200, 6)).astype(float)
+    losses[:, 0] = np.minimum(losses[:, 0], 4.0)
+    for loss, cost, found in zip(losses, costs, convex_frontiers(losses, costs), strict=True):
+        points = np.stack([cost, loss], axis=1)[np.isfinite(loss)]
+        far = [[99.0, points[:, 1].min()], [points[:, 0].min(), 99.0], [99.0, 99.0]]
+        hull = np.concatenate([points, far])
+        corners = {tuple(hull[k]) for k in spatial.ConvexHull(hull).vertices}
+        inside = sorted(corners - {tuple(corner) for corner in far})
+        assert [(cost[k], loss[k]) for k in found if k >= 0] == inside
 
 
 def test_the_criterion_orders_the_upgrades():
