@@ -7,13 +7,14 @@ moves, activations quantized as they come out of the perturbed layers before the
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.devices import to_host
 from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
@@ -47,6 +48,7 @@ class MeasuredSingle:
     loss: ExampleLoss = cross_entropy
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @property
     def name(self) -> str:
@@ -82,6 +84,7 @@ class MeasuredPairs:
     loss: ExampleLoss = cross_entropy
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @property
     def name(self) -> str:
@@ -126,7 +129,7 @@ def measured_increases(
         chunk = bits[start : start + SETS_PER_CALL]
         padded = np.resize(chunk, (SETS_PER_CALL, *chunk.shape[1:]))  # one compilation
         increases = _increases(moves, kind, loss, padded, inputs, targets, z)
-        found.append(np.asarray(increases, np.float64)[: len(chunk)].mean(axis=1))
+        found.append(to_host(increases)[: len(chunk)].astype(np.float64).mean(axis=1))
     return np.concatenate(found) if found else np.zeros(0)
 
 

@@ -1,17 +1,28 @@
 """The interface of all metrics, and the loop over batches that serves them."""
 
 import dataclasses
+import io
+import itertools
 import pathlib
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.devices import (
+    count_shards,
+    is_main_process,
+    replicate,
+    same_everywhere,
+    spread,
+    to_host,
+)
 from jmpq.files import atomic_file, json_sha256
 from jmpq.quantizers.choice import Choice
 from jmpq.sensitivity.moves import MoveNetwork
@@ -47,6 +58,16 @@ class Metric(Protocol):
     ) -> Terms: ...
 
 
+@runtime_checkable
+class Additive(Protocol):
+    """A metric whose terms are means over examples, so that a batch may be cut into parts.
+
+    Its call gets one key per example, so that random numbers do not depend on the cut.
+    """
+
+    additive: Literal[True]
+
+
 def analyse(
     moves: MoveNetwork,
     metric: Metric,
@@ -54,6 +75,7 @@ def analyse(
     choices: Sequence[Choice],
     *,
     seed: int = 0,
+    mesh: Mesh | None = None,
     partial: pathlib.Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -63,9 +85,14 @@ def analyse(
     Args:
         moves: Network, quantizers and their moves.
         metric: What to compute.
-        batches: (inputs, targets) of the calibration examples; sizes may differ.
+        batches: (inputs, targets) of the calibration examples; sizes may differ. Asked for
+            one by one and not kept. An attribute `sizes`, the number of examples in each,
+            saves loading them all beforehand.
         choices: Candidates of every layer.
         seed: Decides random probes, batch by batch.
+        mesh: Devices over which the examples of a batch are spread (`device_mesh`); the same
+            result up to rounding. With several processes each calls this with the same
+            arguments and gets the result; process 0 alone writes `partial`.
         partial: File for the sums so far, rewritten after every batch; if it is there and
             fits, the analysis goes on from it. The caller removes it when the result is safe.
         provenance: What identifies network, data and quantizers (a partial file of another
@@ -83,7 +110,7 @@ def analyse(
         )
     identity = {
         "metric": _options(metric),
-        "batches": [int(targets.shape[0]) for _, targets in batches],
+        "batches": _sizes(batches),
         "moves": [list(move) for move in moves.moves],
         "choices": [choice.label for choice in choices],
         "seed": seed,
@@ -94,16 +121,17 @@ def analyse(
     state = _State.resume(partial, json_sha256(identity))
 
     key, total = jax.random.key(seed), len(batches)
+    if mesh is not None:
+        moves = replicate(mesh, moves)
     progress(state.done, total)
     for index in range(state.done, total):
         start = time.perf_counter()
         inputs, targets = batches[index]
-        targets = jnp.asarray(targets)
-        found = metric(moves, inputs, targets, jax.random.fold_in(key, index))
-        first, second = (np.asarray(x, np.float64) for x in found)
+        batch_key = jax.random.fold_in(key, index)
+        first, second = _batch_terms(metric, moves, inputs, targets, batch_key, mesh)
         _check_finite(metric.name, moves, first, second)
         state.add(targets.shape[0], first, second, members, time.perf_counter() - start)
-        if partial is not None:
+        if partial is not None and is_main_process():
             state.save(partial)
         progress(index + 1, total)
     weight = sum(state.examples)
@@ -121,6 +149,46 @@ def analyse(
         use_first=metric.use_first,
         provenance={**identity, "seconds": sum(state.seconds), "batch_seconds": state.seconds},
     )
+
+
+def _sizes(batches: Sequence[tuple[PyTree, Any]]) -> list[int]:
+    """Examples in each batch."""
+    known = getattr(batches, "sizes", None)
+    return [int(n) for n in known] if known else [int(t.shape[0]) for _, t in batches]
+
+
+def _batch_terms(
+    metric: Metric,
+    moves: MoveNetwork,
+    inputs: PyTree,
+    targets: Any,
+    key: Array,
+    mesh: Mesh | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and second terms of one batch, float64 on the host.
+
+    Over several devices a batch that does not divide by their number goes in two parts, if
+    the metric allows it: the greatest part that does, and the rest.
+    """
+    count = targets.shape[0]
+    cuts, additive = [0, count], isinstance(metric, Additive)
+    if additive:
+        key = jax.random.split(key, count)
+        if mesh is not None and (rest := count % mesh.size) and rest < count:
+            cuts = [0, count - rest, count]
+    first, second = np.zeros(()), np.zeros(())
+    for start, end in itertools.pairwise(cuts):
+        part, labels = jax.tree.map(lambda x: x[start:end], (inputs, targets))  # noqa: B023
+        placed = moves
+        if mesh is not None:
+            shards = count_shards(mesh, end - start)
+            placed = dataclasses.replace(moves, shards=shards)
+            part, labels = spread(mesh, (part, labels))
+        terms = metric(placed, part, jnp.asarray(labels), key[start:end] if additive else key)
+        share = (end - start) / count
+        first = first + share * to_host(terms.first).astype(np.float64)
+        second = second + share * to_host(terms.second).astype(np.float64)
+    return first, second
 
 
 def _options(metric: Metric) -> dict[str, Any]:
@@ -169,10 +237,13 @@ class _State:
 
     @classmethod
     def resume(cls, path: pathlib.Path | None, fingerprint: str) -> "_State":
-        if path is None or not path.is_file():
+        """The state in a file, as process 0 sees it, if it fits; else that of a beginning."""
+        here = path is not None and is_main_process() and path.is_file()
+        data = same_everywhere(path.read_bytes() if here and path else None)
+        if data is None:
             return cls(fingerprint=fingerprint)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 if str(stored["fingerprint"]) != fingerprint:
                     return cls(fingerprint=fingerprint)
                 return cls(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,7 @@ class PathAttribution:
     name: str = "path_attribution"
     unit: str = NATS
     use_first: bool = True
+    additive: ClassVar[Literal[True]] = True
 
     def __post_init__(self) -> None:
         _check_points(self.points)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class FirstOrder:
     name: str = "first_order"
     unit: str = NATS
     use_first: bool = True
+    additive: ClassVar[Literal[True]] = True
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -45,6 +46,7 @@ class EmpiricalFisher:
     name: str = "empirical_fisher"
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -65,6 +67,7 @@ class GaussNewton:
     loss: ExampleLoss = cross_entropy
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @property
     def name(self) -> str:
@@ -93,6 +96,7 @@ class ExactHessian:
     name: str = "hessian"
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         dtype = jax.tree.leaves(moves.network.params)[0].dtype
