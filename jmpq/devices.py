@@ -1,8 +1,9 @@
 """Data parallelism by JAX's own sharding: examples spread over devices, all else on each.
 
 The same code runs on one device, on several of one process and on those of several processes
-(`join_processes`): a compiled function whose batch is `spread` and whose parameters are
-`replicate`d is partitioned by XLA, its sums over examples reduced by collectives.
+(`join_processes`): a compiled function whose batch is `spread` over a mesh and whose
+parameters are `replicate`d on it is partitioned by XLA, its sums over examples reduced by
+collectives. Batches that do not divide by the devices take the grid of `mesh_for`.
 """
 
 import math
@@ -18,7 +19,7 @@ from jaxtyping import PyTree
 EXAMPLES, COPIES = "examples", "copies"  # axes of a mesh
 
 
-def device_mesh(count: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def device_mesh(count: int | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh along whose only axis examples are spread.
 
     Args:
@@ -43,11 +44,14 @@ def device_mesh(count: int | None = None, devices: Sequence[jax.Device] | None =
     return Mesh(np.array(found[:count]), (EXAMPLES,))
 
 
-def count_shards(mesh: Mesh, examples: int) -> int:
-    """Into how many equal parts a batch is spread: the greatest number that divides both it
-    and the mesh. Each part then lies on as many devices as are left for it.
-    """  # noqa: D205
-    return math.gcd(mesh.size, examples)
+def mesh_for(mesh: Mesh, examples: int) -> Mesh:
+    """The same devices for batches of so many examples: a grid of shards and their copies.
+
+    The number of shards, ``.shape[EXAMPLES]``, is the greatest that divides both the batch
+    and the devices; the devices left over for a shard all do its work.
+    """
+    shards = math.gcd(mesh.size, examples)
+    return Mesh(mesh.devices.reshape(shards, -1), (EXAMPLES, COPIES))
 
 
 def spread(mesh: Mesh, batch: PyTree) -> PyTree:
@@ -55,11 +59,8 @@ def spread(mesh: Mesh, batch: PyTree) -> PyTree:
 
     Every process gives the whole batch, and keeps the rows of its own devices.
     """
-    examples = jax.tree.leaves(batch)[0].shape[0]
-    shards = count_shards(mesh, examples)
-    grid = Mesh(mesh.devices.reshape(shards, -1), (EXAMPLES, COPIES))
     return jax.tree.map(
-        lambda x: _place(x, NamedSharding(grid, PartitionSpec(EXAMPLES))), batch
+        lambda x: _place(x, NamedSharding(mesh, PartitionSpec(EXAMPLES))), batch
     )
 
 

@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.devices import (
-    count_shards,
+    EXAMPLES,
     is_main_process,
+    mesh_for,
     replicate,
     same_everywhere,
     spread,
@@ -121,14 +122,13 @@ def analyse(
     state = _State.resume(partial, json_sha256(identity))
 
     key, total = jax.random.key(seed), len(batches)
-    if mesh is not None:
-        moves = replicate(mesh, moves)
+    place = _Placement(moves, mesh)
     progress(state.done, total)
     for index in range(state.done, total):
         start = time.perf_counter()
         inputs, targets = batches[index]
         batch_key = jax.random.fold_in(key, index)
-        first, second = _batch_terms(metric, moves, inputs, targets, batch_key, mesh)
+        first, second = _batch_terms(metric, place, inputs, targets, batch_key)
         _check_finite(metric.name, moves, first, second)
         state.add(targets.shape[0], first, second, members, time.perf_counter() - start)
         if partial is not None and is_main_process():
@@ -157,13 +157,26 @@ def _sizes(batches: Sequence[tuple[PyTree, Any]]) -> list[int]:
     return [int(n) for n in known] if known else [int(t.shape[0]) for _, t in batches]
 
 
+class _Placement:
+    """Puts a network and batches on the devices of a mesh, or leaves them where they are."""
+
+    def __init__(self, moves: MoveNetwork, mesh: Mesh | None) -> None:
+        self.moves, self.mesh = moves, mesh
+        self.size = 1 if mesh is None else mesh.size
+        self._placed: dict[int, MoveNetwork] = {}  # by number of shards
+
+    def __call__(self, inputs: PyTree, targets: Any) -> tuple[MoveNetwork, PyTree, Array]:
+        if self.mesh is None:
+            return self.moves, inputs, jnp.asarray(targets)
+        grid = mesh_for(self.mesh, targets.shape[0])
+        if (shards := grid.shape[EXAMPLES]) not in self._placed:
+            moves = dataclasses.replace(self.moves, shards=shards)
+            self._placed[shards] = replicate(grid, moves)
+        return self._placed[shards], *spread(grid, (inputs, targets))
+
+
 def _batch_terms(
-    metric: Metric,
-    moves: MoveNetwork,
-    inputs: PyTree,
-    targets: Any,
-    key: Array,
-    mesh: Mesh | None,
+    metric: Metric, place: _Placement, inputs: PyTree, targets: Any, key: Array
 ) -> tuple[np.ndarray, np.ndarray]:
     """First and second terms of one batch, float64 on the host.
 
@@ -174,18 +187,13 @@ def _batch_terms(
     cuts, additive = [0, count], isinstance(metric, Additive)
     if additive:
         key = jax.random.split(key, count)
-        if mesh is not None and (rest := count % mesh.size) and rest < count:
+        if (rest := count % place.size) and rest < count:
             cuts = [0, count - rest, count]
     first, second = np.zeros(()), np.zeros(())
-    for start, end in itertools.pairwise(cuts):
-        part, labels = jax.tree.map(lambda x: x[start:end], (inputs, targets))  # noqa: B023
-        placed = moves
-        if mesh is not None:
-            shards = count_shards(mesh, end - start)
-            placed = dataclasses.replace(moves, shards=shards)
-            part, labels = spread(mesh, (part, labels))
-        terms = metric(placed, part, jnp.asarray(labels), key[start:end] if additive else key)
-        share = (end - start) / count
+    for part in itertools.starmap(slice, itertools.pairwise(cuts)):
+        here = jax.tree.map(lambda x, part=part: x[part], (inputs, targets))
+        terms = metric(*place(*here), key[part] if additive else key)
+        share = (part.stop - part.start) / count
         first = first + share * to_host(terms.first).astype(np.float64)
         second = second + share * to_host(terms.second).astype(np.float64)
     return first, second
