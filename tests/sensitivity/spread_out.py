@@ -1,9 +1,9 @@
 """Sensitivities of a small network in a process of its own, on the devices it is given.
 
-python -m tests.sensitivity.spread_out OUT.npz METRICS [COORDINATOR COUNT INDEX]
+python -m tests.sensitivity.spread_out OUT.npz METRICS SIZES [COORDINATOR COUNT INDEX]
 
 Writes the terms with the batch spread over all devices of all processes ("spread/..."), and,
-in a process alone, those of one device ("one/..."), with the shards and operations of each.
+in a process alone, those of one device ("one/...").
 """
 
 import pathlib
@@ -41,7 +41,6 @@ METRICS = {
     "measured_pairs_kl": MeasuredPairs(kind="kl"),
     "path_attribution": PathAttribution(),
 }
-SIZES = (16, 11, 2)  # examples of a batch: all at once, a part and a rest, fewer than devices
 CHOICES = choice_grid((2, 4), (4, 8))
 
 
@@ -55,7 +54,7 @@ class Small(nn.Module):
         )
 
 
-def small() -> tuple[MoveNetwork, list]:
+def small(sizes) -> tuple[MoveNetwork, list]:
     """Network, quantizers and batches in float32, the same in every process."""
     example = jnp.zeros((1, 5, 5, 2), jnp.float32)
     variables = Small().init(jax.random.key(0), example)
@@ -63,7 +62,7 @@ def small() -> tuple[MoveNetwork, list]:
     draw = np.random.default_rng(0)
     batches = [
         (draw.normal(size=(n, 5, 5, 2)).astype(np.float32), draw.integers(0, 3, n, np.int32))
-        for n in SIZES
+        for n in sizes
     ]
     activations = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
     quantizers = Quantizers(
@@ -75,11 +74,11 @@ def small() -> tuple[MoveNetwork, list]:
     return MoveNetwork(network=network, quantizers=quantizers), batches
 
 
-def main(out: str, names: str, *processes: str) -> None:
+def main(out: str, names: str, sizes: str, *processes: str) -> None:
     if processes:
         coordinator, count, index = processes
         join_processes(coordinator, int(count), int(index))
-    moves, batches = small()
+    moves, batches = small([int(n) for n in sizes.split(",")])
     meshes = {"spread": device_mesh()} | ({} if processes else {"one": None})
     found = {}
     for name in names.split(","):
