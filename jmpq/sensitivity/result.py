@@ -43,6 +43,8 @@ class Sensitivity:
         batch_second: Second-order term of every choice, batch by batch.
         batch_examples: Examples in each batch.
         use_first: Whether `losses` include the first-order term.
+        sampling_sem: Standard error of `losses` by the metric's own random numbers, where it
+            tells (sampled classes): part of `sem`, which also has the choice of examples.
         provenance: Hashes, seeds, versions, options, seconds.
     """
 
@@ -57,6 +59,7 @@ class Sensitivity:
     batch_second: Float[np.ndarray, "batches layers choices"]
     batch_examples: Float[np.ndarray, " batches"]
     use_first: bool = False
+    sampling_sem: Float[np.ndarray, "layers choices"] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
