@@ -180,7 +180,7 @@ def _programs(
     """What `measured_increases` compiles, and how often it calls it, for so many sets."""
     shape = (SETS_PER_CALL, 2, len(moves.network.layers))
     bits = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(int))
-    z = jax.eval_shape(_float_logits, moves, inputs)
+    z = jax.eval_shape(float_logits, moves, inputs)
 
     def increases(moves: MoveNetwork, inputs: PyTree, *rest: Any) -> Array:
         bits, targets, z = rest
@@ -188,7 +188,7 @@ def _programs(
 
     calls = -(-sets // SETS_PER_CALL)
     return [
-        (_float_logits, (moves, inputs), 1),
+        (float_logits, (moves, inputs), 1),
         (increases, (moves, inputs, bits, targets, z), calls),
     ]
 
