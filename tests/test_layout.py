@@ -25,7 +25,7 @@ STAGES = (
     "report",
     "cli",
 )
-FREE = ("files",)  # helpers of all stages
+FREE = ("devices", "files")  # helpers of all stages
 WITHOUT_JAX = (
     "files",
     "models.layers",

@@ -7,16 +7,18 @@ moves, activations quantized as they come out of the perturbed layers before the
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.devices import to_host
 from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.passes import Program
 from jmpq.sensitivity.taylor import NATS
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
@@ -47,14 +49,22 @@ class MeasuredSingle:
     loss: ExampleLoss = cross_entropy
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @property
     def name(self) -> str:
         return f"measured_{self.kind}"
 
+    def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
+        """Pairs of moves that are measured."""
+        return [(m, k) for m, k in possible_pairs(moves) if _same_layer(moves, m, k)]
+
+    def programs(self, moves: MoveNetwork, inputs: PyTree, targets: Any) -> list[Program]:
+        count = len(moves.moves) + len(self.pairs(moves))
+        return _programs(moves, self.kind, self.loss, count, inputs, targets)
+
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        pairs = [(m, k) for m, k in possible_pairs(moves) if _same_layer(moves, m, k)]
-        return _terms(moves, self.kind, self.loss, pairs, inputs, targets)
+        return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,13 +92,22 @@ class MeasuredPairs:
     loss: ExampleLoss = cross_entropy
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @property
     def name(self) -> str:
         return f"measured_pairs_{self.kind}"
 
+    def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
+        """Pairs of moves that are measured."""
+        return possible_pairs(moves)
+
+    def programs(self, moves: MoveNetwork, inputs: PyTree, targets: Any) -> list[Program]:
+        count = len(moves.moves) + len(self.pairs(moves))
+        return _programs(moves, self.kind, self.loss, count, inputs, targets)
+
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        return _terms(moves, self.kind, self.loss, possible_pairs(moves), inputs, targets)
+        return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
 
 
 def possible_pairs(moves: MoveNetwork) -> list[tuple[int, int]]:
@@ -126,7 +145,7 @@ def measured_increases(
         chunk = bits[start : start + SETS_PER_CALL]
         padded = np.resize(chunk, (SETS_PER_CALL, *chunk.shape[1:]))  # one compilation
         increases = _increases(moves, kind, loss, padded, inputs, targets, z)
-        found.append(np.asarray(increases, np.float64)[: len(chunk)].mean(axis=1))
+        found.append(to_host(increases)[: len(chunk)].astype(np.float64).mean(axis=1))
     return np.concatenate(found) if found else np.zeros(0)
 
 
@@ -153,6 +172,25 @@ def _increases(
         return jax.vmap(loss)(q, targets) - jax.vmap(loss)(z, targets)
 
     return jax.lax.map(increase, bits)
+
+
+def _programs(
+    moves: MoveNetwork, kind: Kind, loss: ExampleLoss, sets: int, inputs: PyTree, targets: Any
+) -> list[Program]:
+    """What `measured_increases` compiles, and how often it calls it, for so many sets."""
+    shape = (SETS_PER_CALL, 2, len(moves.network.layers))
+    bits = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(int))
+    z = jax.eval_shape(float_logits, moves, inputs)
+
+    def increases(moves: MoveNetwork, inputs: PyTree, *rest: Any) -> Array:
+        bits, targets, z = rest
+        return _increases(moves, kind, loss, bits, inputs, targets, z)
+
+    calls = -(-sets // SETS_PER_CALL)
+    return [
+        (float_logits, (moves, inputs), 1),
+        (increases, (moves, inputs, bits, targets, z), calls),
+    ]
 
 
 def _same_layer(moves: MoveNetwork, m: int, k: int) -> bool:

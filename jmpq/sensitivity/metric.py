@@ -1,29 +1,48 @@
 """The interface of all metrics, and the loop over batches that serves them."""
 
 import dataclasses
+import io
+import itertools
+import math
 import pathlib
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.devices import (
+    EXAMPLES,
+    is_main_process,
+    mesh_for,
+    replicate,
+    same_everywhere,
+    spread,
+    to_host,
+)
 from jmpq.files import atomic_file, json_sha256
 from jmpq.quantizers.choice import Choice
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.notes import Notes
+from jmpq.sensitivity.passes import Estimate, estimate
 from jmpq.sensitivity.result import Sensitivity, choice_members
 
 
 class Terms(NamedTuple):
-    """Means over one batch: first order, and the second-order matrix or its diagonal."""
+    """Means over one batch: first order, and the second-order matrix or its diagonal.
+
+    `samples`, of a metric that draws random numbers: independent unbiased estimates whose
+    mean is `second`.
+    """
 
     first: Float[Array, " moves"]
     second: Float[Array, "moves moves"] | Float[Array, " moves"]
+    samples: Float[Array, "samples moves moves"] | None = None
 
 
 @runtime_checkable
@@ -70,6 +89,16 @@ class NeedsAllBatches(Protocol):
     ) -> Prepared: ...
 
 
+@runtime_checkable
+class Additive(Protocol):
+    """A metric whose terms are means over examples, so that a batch may be cut into parts.
+
+    Its call gets one key per example, so that random numbers do not depend on the cut.
+    """
+
+    additive: Literal[True]
+
+
 def analyse(
     moves: MoveNetwork,
     metric: Metric,
@@ -77,6 +106,8 @@ def analyse(
     choices: Sequence[Choice],
     *,
     seed: int = 0,
+    mesh: Mesh | None = None,
+    memory_bytes: int | None = None,
     partial: pathlib.Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -86,9 +117,16 @@ def analyse(
     Args:
         moves: Network, quantizers and their moves.
         metric: What to compute.
-        batches: (inputs, targets) of the calibration examples; sizes may differ.
+        batches: (inputs, targets) of the calibration examples; sizes may differ. Asked for
+            one by one and not kept. An attribute `sizes`, the number of examples in each,
+            saves loading them all beforehand.
         choices: Candidates of every layer.
         seed: Decides random probes, batch by batch.
+        mesh: Devices over which the examples of a batch are spread (`device_mesh`); the same
+            result up to rounding. With several processes each calls this with the same
+            arguments and gets the result; process 0 alone writes `partial`.
+        memory_bytes: Most that a pass may take on one device, as `estimate` foretells it: the
+            batches of an additive metric are cut into parts that fit. No limit by default.
         partial: File for the sums so far, rewritten after every batch; if it is there and
             fits, the analysis goes on from it. The caller removes it when the result is safe,
             and the ``*.notes.partial`` beside it that a metric which `NeedsAllBatches` leaves.
@@ -98,8 +136,9 @@ def analyse(
             `NeedsAllBatches`, with its own steps.
 
     Raises:
-        ValueError: If there is no example or no move, a term is NaN or infinite (the layer
-            is named), or there is one batch where the metric asks for a spread over them.
+        ValueError: If there is no example or no move, if not even one example fits into the
+            memory, a term is NaN or infinite (the layer is named), or there is one batch where
+            the metric asks for a spread over them.
     """
     if not batches or not moves.moves:
         raise ValueError(
@@ -113,7 +152,7 @@ def analyse(
         )
     identity = {
         "metric": _options(metric),
-        "batches": [int(targets.shape[0]) for _, targets in batches],
+        "batches": (sizes := batch_sizes(batches)),
         "moves": [list(move) for move in moves.moves],
         "choices": [choice.label for choice in choices],
         "seed": seed,
@@ -131,16 +170,27 @@ def analyse(
         notes = Notes(path, json_sha256(identity))
         ready, record = metric.prepare(moves, batches, key, progress=progress, notes=notes)
         prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
+    place = _Placement(moves, mesh)
+    most = max(sizes)  # examples of a pass on each device
+    if memory_bytes is not None:
+        found = estimate_batch(metric, moves, batches, mesh=mesh, memory_bytes=memory_bytes)
+        if found is None:
+            raise ValueError(
+                f"Metric {metric.name!r} loops on the host and does not tell what it compiles, "
+                "so that no limit of memory can be kept. Leave out memory_bytes, or give the "
+                "metric a method `programs`."
+            )
+        most = found.examples
     progress(state.done, total)
     for index in range(state.done, total):
         start = time.perf_counter()
         inputs, targets = batches[index]
-        targets = jnp.asarray(targets)
-        found = ready(moves, inputs, targets, jax.random.fold_in(key, index))
-        first, second = (np.asarray(x, np.float64) for x in found)
+        batch_key = jax.random.fold_in(key, index)
+        first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
         _check_finite(metric.name, moves, first, second)
-        state.add(targets.shape[0], first, second, members, time.perf_counter() - start)
-        if partial is not None:
+        seconds = time.perf_counter() - start
+        state.add(targets.shape[0], first, second, samples, members, seconds)
+        if partial is not None and is_main_process():
             state.save(partial)
         progress(index + 1, total)
     weight = sum(state.examples)
@@ -157,12 +207,100 @@ def analyse(
         batch_examples=np.array(state.examples, np.float64),
         use_first=metric.use_first,
         spread=getattr(metric, "spread", 0.0),
+        sampling_sem=state.sampling_sem,
         provenance={
             **identity,
             **prepared,
             "seconds": sum(state.seconds),
             "batch_seconds": state.seconds,
         },
+    )
+
+
+def batch_sizes(batches: Sequence[tuple[PyTree, Any]]) -> list[int]:
+    """Examples in each batch."""
+    known = getattr(batches, "sizes", None)
+    return [int(n) for n in known] if known else [int(t.shape[0]) for _, t in batches]
+
+
+class _Placement:
+    """Puts a network and batches on the devices of a mesh, or leaves them where they are."""
+
+    def __init__(self, moves: MoveNetwork, mesh: Mesh | None) -> None:
+        self.moves, self.mesh = moves, mesh
+        self.size = 1 if mesh is None else mesh.size
+        self._placed: dict[int, MoveNetwork] = {}  # by number of shards
+
+    def __call__(self, inputs: PyTree, targets: Any) -> tuple[MoveNetwork, PyTree, Array]:
+        if self.mesh is None:
+            return self.moves, inputs, jnp.asarray(targets)
+        grid = mesh_for(self.mesh, targets.shape[0])
+        if (shards := grid.shape[EXAMPLES]) not in self._placed:
+            moves = dataclasses.replace(self.moves, shards=shards)
+            self._placed[shards] = replicate(grid, moves)
+        return self._placed[shards], *spread(grid, (inputs, targets))
+
+
+def _batch_terms(
+    metric: Metric, place: _Placement, inputs: PyTree, targets: Any, key: Array, most: int
+) -> list[np.ndarray]:
+    """First and second terms of one batch and its samples, float64 on the host.
+
+    If the metric allows it, the batch goes in parts (see `_cuts`).
+    """
+    count, additive = targets.shape[0], isinstance(metric, Additive)
+    cuts = _cuts(count, place.size, most) if additive else [0, count]
+    key = jax.random.split(key, count) if additive else key
+    sums = [np.zeros(()), np.zeros(()), np.zeros(())]
+    for part in itertools.starmap(slice, itertools.pairwise(cuts)):
+        here = jax.tree.map(lambda x, part=part: x[part], (inputs, targets))
+        terms = metric(*place(*here), key[part] if additive else key)
+        share = (part.stop - part.start) / count
+        for i, term in enumerate(terms):
+            if term is not None:
+                sums[i] = sums[i] + share * to_host(term).astype(np.float64)
+    return sums
+
+
+def _cuts(count: int, devices: int, most: int) -> list[int]:
+    """Where a batch is cut: parts of at most `most` examples a device.
+
+    Parts that divide by the number of devices first, then the rest of fewer examples than
+    devices, at once if it fits on as many devices as it divides by.
+
+    >>> _cuts(27, devices=8, most=2), _cuts(27, devices=8, most=3)
+    ([0, 16, 24, 25, 26, 27], [0, 24, 27])
+    """
+    rest = count % devices
+    whole, shards = count - rest, math.gcd(rest, devices)
+    step = rest if rest <= most * shards else shards
+    return [*range(0, whole, most * devices), *range(whole, count, step or 1), count]
+
+
+def estimate_batch(
+    metric: Metric,
+    moves: MoveNetwork,
+    batches: Sequence[tuple[PyTree, Any]],
+    *,
+    mesh: Mesh | None = None,
+    memory_bytes: int | None = None,
+) -> Estimate | None:
+    """What `analyse` will take on each device for its largest batch (see `estimate`)."""
+    devices = 1 if mesh is None else mesh.size
+    largest = max(batch_sizes(batches))
+    inputs, targets = batches[0]
+    if isinstance(metric, Additive):
+        examples = -(-largest // devices)
+    else:
+        examples = largest // math.gcd(largest, devices)
+    return estimate(
+        metric,
+        moves,
+        inputs,
+        targets,
+        examples=examples,
+        memory_bytes=memory_bytes,
+        divisible=isinstance(metric, Additive),
     )
 
 
@@ -190,23 +328,39 @@ class _State:
     seconds: list[float] = dataclasses.field(default_factory=list)
     batch_first: list[np.ndarray] = dataclasses.field(default_factory=list)
     batch_second: list[np.ndarray] = dataclasses.field(default_factory=list)
+    batch_variance: list[np.ndarray] = dataclasses.field(default_factory=list)  # by sampling
 
     @property
     def done(self) -> int:
         return len(self.examples)
 
+    @property
+    def sampling_sem(self) -> np.ndarray | None:
+        """Standard error of the choices' losses by sampling alone."""
+        if not self.batch_variance:
+            return None
+        weights = np.array(self.examples) / sum(self.examples)
+        return np.sqrt(np.tensordot(np.square(weights), np.array(self.batch_variance), 1))
+
     def add(
-        self, count: int, first: np.ndarray, second: np.ndarray, members: np.ndarray, s: float
+        self,
+        count: int,
+        first: np.ndarray,
+        second: np.ndarray,
+        samples: np.ndarray,
+        members: np.ndarray,
+        seconds: float,
     ) -> None:
         self.first, self.second = self.first + count * first, self.second + count * second
         self.examples.append(count)
-        self.seconds.append(s)
+        self.seconds.append(seconds)
         self.batch_first.append(members @ first)
-        if second.ndim == 1:
-            quadratic = members @ second
-        else:
-            quadratic = np.einsum("icm,mk,ick->ic", members, second, members, optimize=True)
-        self.batch_second.append(0.5 * quadratic)
+        self.batch_second.append(_of_choices(second, members))
+        if samples.ndim:
+            losses = np.array([_of_choices(sample, members) for sample in samples])
+            few = len(losses) < 2
+            spread = np.full_like(losses[0], np.nan) if few else losses.var(axis=0, ddof=1)
+            self.batch_variance.append(spread / len(losses))
 
     def save(self, path: pathlib.Path) -> None:
         with atomic_file(path) as file:
@@ -215,10 +369,13 @@ class _State:
 
     @classmethod
     def resume(cls, path: pathlib.Path | None, fingerprint: str) -> "_State":
-        if path is None or not path.is_file():
+        """The state in a file, as process 0 sees it, if it fits; else that of a beginning."""
+        here = path is not None and is_main_process() and path.is_file()
+        data = same_everywhere(path.read_bytes() if here and path else None)
+        if data is None:
             return cls(fingerprint=fingerprint)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
                 if str(stored["fingerprint"]) != fingerprint:
                     return cls(fingerprint=fingerprint)
                 return cls(
@@ -229,9 +386,17 @@ class _State:
                     seconds=stored["seconds"].tolist(),
                     batch_first=list(stored["batch_first"]),
                     batch_second=list(stored["batch_second"]),
+                    batch_variance=list(stored["batch_variance"]),
                 )
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
             return cls(fingerprint=fingerprint)
+
+
+def _of_choices(second: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """½ eᵀSe of every layer's choices."""
+    if second.ndim == 1:
+        return 0.5 * (members @ second)
+    return 0.5 * np.einsum("icm,mk,ick->ic", members, second, members, optimize=True)
 
 
 def _check_finite(name: str, moves: MoveNetwork, first: np.ndarray, second: np.ndarray) -> None:

@@ -8,12 +8,13 @@ second-order terms of every move and of every pair of moves.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.models.network import Network
 from jmpq.models.tap import Op
@@ -28,7 +29,9 @@ from jmpq.sensitivity.result import Move
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["network", "quantizers"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["network", "quantizers"],
+    meta_fields=["shards"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MoveNetwork:
@@ -37,10 +40,13 @@ class MoveNetwork:
     Attributes:
         network: The network.
         quantizers: Its calibrated quantizers; every calibrated bit-width is a move.
+        shards: Into how many equal parts the examples of a batch are spread over devices.
+            Results do not depend on it.
     """
 
     network: Network
     quantizers: Quantizers
+    shards: int = 1
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -96,11 +102,14 @@ class MoveNetwork:
     def logits_per_example(
         self, epsilon: Float[Array, "batch moves"], inputs: PyTree
     ) -> Float[Array, "batch classes"]:
-        """Logits with ε per example and move; for *first* derivatives at ε = 0 only.
+        """Logits with ε per example and move: for *reverse* derivatives at ε = 0 only.
 
-        A weight move adds ε times the layer applied to its input with the kernel δ, so that
-        one backward pass yields the derivative for every example. That term's dependence on
-        the input is left out: it does not matter to first order at ε = 0.
+        One backward pass yields the derivative of every example along every move: where the
+        cotangent of a layer's output or input passes by, it is contracted with the changes
+        that the layer's own moves make there (the layer applied to its input with the kernel
+        δ, or δ of the input). Nothing of a move is computed in the forward pass or kept for
+        the backward one, so memory is that of the network's own backward pass and of the
+        moves of one layer, however many moves there are.
 
         Raises:
             ValueError: If a layer's input has the batch axis merged with another one.
@@ -117,13 +126,18 @@ class MoveNetwork:
                 )
             still = jax.lax.stop_gradient(x)
             if (at := self._input_columns(site, layer)).size:
-                deltas = self.input_deltas(site, x)
-                x = x + _mix(epsilon[:, at], deltas, where.input_batch_axis)
+                deltas = functools.partial(self.input_deltas, site)
+                axis = where.input_batch_axis
+                x = _see_changes(x, epsilon[:, at], deltas, (still,), axis)
             y = op(x, leaf)
             if (at := self.columns(layer, "w")).size:
-                deltas = self.weight_deltas(layer, leaf)
-                changes = jax.vmap(lambda d: op(still, d))(deltas)  # one wider operation
-                y = y + _mix(epsilon[:, at], changes, where.output_batch_axis)
+
+                def changes(still: Array, leaf: Array) -> Float[Array, "bits ..."]:
+                    deltas = self.weight_deltas(layer, leaf)
+                    return jax.vmap(lambda d: op(still, d))(deltas)  # one wider operation
+
+                axis = where.output_batch_axis
+                y = _see_changes(y, epsilon[:, at], changes, (still, leaf), axis)
             return y
 
         return self.network.run(inputs, at_site)
@@ -144,15 +158,13 @@ class MoveNetwork:
 
         One forward pass per move; keeps each move's own nonlinearity.
         """
-        bits = [self.allocation_bits([m]) for m in range(len(self.moves))]
-        table = jnp.array(np.array(bits))  # [moves, 2, layers]
         z = self.network.run(inputs, lambda site, layer, x, leaf, op: op(x, leaf))
 
         def change(bits: Array) -> Array:
             w_bits, a_bits = bits
             return quantized_logits(self.network, self.quantizers, w_bits, a_bits, inputs) - z
 
-        return z, jnp.moveaxis(jax.lax.map(change, table), 0, 1)
+        return z, jnp.moveaxis(jax.lax.map(change, self._single_moves), 0, 1)
 
     def changes_by_derivative(
         self, inputs: PyTree
@@ -162,20 +174,70 @@ class MoveNetwork:
         One backward pass per class for all moves, or one ``jvp`` per move, whichever is
         fewer.
         """
+        return by_shard(self._changes_by_derivative, inputs, self.shards)
+
+    def _changes_by_derivative(
+        self, inputs: PyTree
+    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch moves classes"]]:
+        z, pull = self.pullback(inputs)
+        if (classes := z.shape[1]) <= len(self.moves):
+            seeds = jnp.eye(classes, dtype=z.dtype)[:, None].repeat(z.shape[0], axis=1)
+            return z, jnp.moveaxis(jax.vmap(pull)(seeds), 0, 2)
+        return z, jnp.moveaxis(self._pushforward(inputs), 0, 1)
+
+    def pullback(
+        self, inputs: PyTree
+    ) -> tuple[
+        Float[Array, "batch classes"],
+        Callable[[Float[Array, "batch classes"]], Float[Array, "batch moves"]],
+    ]:
+        """Logits, and the function s ↦ sᵀJ_zδ of every example and move: one backward pass."""
         batch = jax.tree.leaves(inputs)[0].shape[0]
         dtype = jax.tree.leaves(self.network.params)[0].dtype
         zero = jnp.zeros((batch, len(self.moves)), dtype)
-        at = functools.partial(self.logits_per_example, inputs=inputs)
-        z, pull = jax.vjp(at, zero)
-        batch, classes = z.shape
-        if classes <= len(self.moves):
-            seeds = jnp.eye(classes, dtype=z.dtype)[:, None, :].repeat(batch, axis=1)
-            jacobian = jax.vmap(lambda seed: pull(seed)[0])(seeds)  # [classes, batch, moves]
-            return z, jnp.moveaxis(jacobian, 0, 2)
-        _, push = jax.linearize(at, zero)
-        tangents = jnp.eye(len(self.moves), dtype=dtype)
-        changes = jax.lax.map(lambda t: push(jnp.broadcast_to(t[None], zero.shape)), tangents)
-        return z, jnp.moveaxis(changes, 0, 1)
+        z, pull = jax.vjp(lambda epsilon: self.logits_per_example(epsilon, inputs), zero)
+        return z, lambda seed: pull(seed)[0]
+
+    def _pushforward(self, inputs: PyTree) -> Float[Array, "moves batch classes"]:
+        """J_zδ of each move by itself: linearised once, then one pass per move."""
+        network, activations = self.network, self.quantizers.activations
+        kernels = network.kernels()
+        _, recorded = network.record(inputs)
+
+        def shifted(deltas: list[Array], shifts: list[Array]) -> Array:
+            def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+                x = x + shifts[site] if network.sites[site][1].has_input else x
+                return op(x, leaf + deltas[layer])
+
+            return network.run(inputs, at_site)
+
+        still = [jnp.zeros_like(k) for k in kernels], [jnp.zeros_like(x) for x in recorded]
+        _, push = jax.linearize(shifted, *still)
+
+        def change(bits: Array) -> Array:
+            w_bits, a_bits = bits
+            deltas = [
+                quantize_kernel(network, i, k, w_bits[i], self.quantizers.weights) - k
+                for i, k in enumerate(kernels)
+            ]
+            shifts = still[1]
+            if activations is not None:
+                shifts = [
+                    quantize_input(network, s, x, a_bits[i], activations) - x
+                    if site.has_input
+                    else zero
+                    for s, (x, zero, (i, site)) in enumerate(
+                        zip(recorded, still[1], network.sites, strict=True)
+                    )
+                ]
+            return push(deltas, shifts)
+
+        return jax.lax.map(change, self._single_moves)
+
+    @property
+    def _single_moves(self) -> Int[Array, "moves 2 layers"]:
+        """Weight and activation bits of the allocations that make one move each."""
+        return jnp.array(np.array([self.allocation_bits([m]) for m in range(len(self.moves))]))
 
     def _input_columns(self, site: int, layer: int) -> np.ndarray:
         if not self.network.sites[site][1].has_input:
@@ -183,8 +245,46 @@ class MoveNetwork:
         return self.columns(layer, "a")
 
 
-def _mix(epsilon: Float[Array, "batch k"], changes: Float[Array, "k ..."], axis: int) -> Array:
-    """Σ_k ε_nk · changes_k, the examples along `axis` of each change."""
-    changes = jnp.moveaxis(changes, axis + 1, 0)  # [batch, k, ...]
-    mixed = jnp.einsum("nk,nkf->nf", epsilon, changes.reshape(*changes.shape[:2], -1))
-    return jnp.moveaxis(mixed.reshape(changes.shape[0], *changes.shape[2:]), 0, axis)
+def by_shard(function: Callable[[PyTree], PyTree], batch: PyTree, shards: int) -> PyTree:
+    """A function of examples, on each of `shards` equal parts of a batch by itself.
+
+    The same result. Where `function` maps over something else than examples (classes), JAX
+    puts that axis before the examples', and a batch spread over devices would have to be
+    gathered; mapped over the parts first, every example stays on its device.
+    """
+    if shards == 1:
+        return function(batch)
+    parts = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), batch)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(function)(parts))
+
+
+def _see_changes(
+    value: Array,
+    epsilon: Float[Array, "batch bits"],
+    changes: Callable[..., Float[Array, "bits ..."]],
+    args: tuple[Array, ...],
+    axis: int,
+) -> Array:
+    """`value`, which changes by Σ_b ε_nb · changes(*args)_b to first order at ε = 0.
+
+    Reverse mode only; the changes are computed in the backward pass, where their examples
+    lie along `axis` of each.
+    """
+
+    @jax.custom_vjp
+    def seen(value: Array, epsilon: Array, args: tuple[Array, ...]) -> Array:
+        return value
+
+    def forward(value: Array, epsilon: Array, args: tuple[Array, ...]) -> tuple[Array, Any]:
+        return value, args
+
+    def backward(args: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None]:
+        args, cotangent = jax.lax.optimization_barrier((args, cotangent))  # not before
+        batch = cotangent.shape[axis]
+        flat = jnp.moveaxis(cotangent, axis, 0).reshape(batch, -1)
+        made = jnp.moveaxis(changes(*args), axis + 1, 0)
+        slopes = jnp.einsum("nf,nkf->nk", flat, made.reshape(batch, made.shape[1], -1))
+        return cotangent, slopes, None
+
+    seen.defvjp(forward, backward)
+    return seen(value, epsilon, args)

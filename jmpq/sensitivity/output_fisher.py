@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ class OutputFisher:
     name: str = "output_fisher"
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -54,8 +56,9 @@ class OutputFisher:
                 changes = jax.vmap(lambda d: op(x, d))(moves.weight_deltas(layer, leaf))
                 second = second.at[at].add(jax.vmap(fisher)(changes))
             if (at := moves.columns(layer, "a")).size and network.sites[site][1].has_input:
-                changes = jax.vmap(lambda d: op(d, leaf))(moves.input_deltas(site, x))
-                second = second.at[at].add(jax.vmap(fisher)(changes))
+                # One by one: a batch spread over devices stays where it is.
+                found = [fisher(op(d, leaf)) for d in moves.input_deltas(site, x)]
+                second = second.at[at].add(jnp.stack(found))
             return op(x, leaf)
 
         network.run(inputs, add)  # the forward pass is shared with that of the gradients

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jmpq.models.tap import Op
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.passes import Program
 from jmpq.sensitivity.taylor import NATS
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
@@ -50,9 +52,21 @@ class PathAttribution:
     name: str = "path_attribution"
     unit: str = NATS
     use_first: bool = True
+    additive: ClassVar[Literal[True]] = True
 
     def __post_init__(self) -> None:
         _check_points(self.points)
+
+    def programs(self, moves: MoveNetwork, inputs: PyTree, targets: Any) -> list[Program]:
+        shape = (2, len(moves.network.layers))
+        bits = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(int))
+        t = jax.ShapeDtypeStruct((), jax.tree.leaves(moves.network.params)[0].dtype)
+
+        def slopes(moves: MoveNetwork, *rest: Any) -> Array:
+            return _slopes(moves, self.loss, *rest)
+
+        calls = self.points * len({move.bits for move in moves.moves})
+        return [(slopes, (moves, bits, t, inputs, targets), calls)]
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         first = np.zeros(len(moves.moves))

@@ -45,6 +45,8 @@ class Sensitivity:
         use_first: Whether `losses` include the first-order term.
         spread: Weight c of the spread: `losses` are the mean over batches plus c times the
             standard deviation over batches, choice by choice. Not in `first` and `second`.
+        sampling_sem: Standard error of `losses` by the metric's own random numbers, where it
+            tells (sampled classes): part of `sem`, which also has the choice of examples.
         provenance: Hashes, seeds, versions, options, seconds.
     """
 
@@ -60,6 +62,7 @@ class Sensitivity:
     batch_examples: Float[np.ndarray, " batches"]
     use_first: bool = False
     spread: float = 0.0
+    sampling_sem: Float[np.ndarray, "layers choices"] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

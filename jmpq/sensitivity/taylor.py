@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
 from jmpq.models.piecewise import piecewise_linear
 from jmpq.sensitivity.metric import Terms
-from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.moves import MoveNetwork, by_shard
 from jmpq.sensitivity.product_curvature import exact_terms
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
@@ -27,6 +27,7 @@ class FirstOrder:
     name: str = "first_order"
     unit: str = NATS
     use_first: bool = True
+    additive: ClassVar[Literal[True]] = True
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -47,6 +48,7 @@ class EmpiricalFisher:
     name: str = "empirical_fisher"
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -58,15 +60,41 @@ class EmpiricalFisher:
 class GaussNewton:
     """½ mean Var_p(u) with its cross terms; the Hessian of KL(p ‖ p_quantized) at zero.
 
+    Where there are more classes than backward passes are worth, `class_samples` K draws
+    random s with E[ssᵀ] = diag p − ppᵀ for every example: mean (s·u)² is then unbiased, one
+    backward pass each instead of one per class or move, and its standard error is returned.
+
     Attributes:
         changes: Logit changes u by ``derivative`` (J_z δ), or by ``difference``
             (z(w + δ) − z(w)), which keeps each move's own nonlinearity.
+        class_samples: ``all`` classes, exactly, or the number K of samples per example (two
+            at least for a standard error). For cross-entropy alone.
     """
 
     changes: Literal["derivative", "difference"] = "derivative"
     loss: ExampleLoss = cross_entropy
+    class_samples: int | Literal["all"] = "all"
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
+
+    def __post_init__(self) -> None:
+        if self.class_samples == "all":
+            return
+        if self.class_samples < 1:
+            raise ValueError(
+                f"class_samples={self.class_samples}: give at least 1, or 'all' classes."
+            )
+        if self.changes == "difference":
+            raise ValueError(
+                "class_samples saves nothing by difference, where every forward pass gives all "
+                "classes. Leave it at 'all', or take changes='derivative'."
+            )
+        if self.loss is not cross_entropy:
+            raise ValueError(
+                "class_samples knows the curvature of cross-entropy alone. Use "
+                "class_samples='all' with another loss."
+            )
 
     @property
     def name(self) -> str:
@@ -74,6 +102,8 @@ class GaussNewton:
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        if self.class_samples != "all":
+            return self._sampled(moves, inputs, targets, key)
         by = {
             "derivative": moves.changes_by_derivative,
             "difference": moves.changes_by_difference,
@@ -81,6 +111,47 @@ class GaussNewton:
         z, changes = by[self.changes](inputs)
         first = gradient_of_changes(self.loss, z, targets, changes).mean(axis=0)
         return Terms(first, ggn_of_changes(self.loss, z, targets, changes))
+
+    def _sampled(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        assert self.class_samples != "all"
+        count = self.class_samples
+        keys = key if key.ndim else jax.random.split(key, targets.shape[0])
+
+        def random_signs(key: Array, z: Array) -> Float[Array, "samples classes"]:
+            return jax.random.rademacher(key, (count, *z.shape), z.dtype)
+
+        def slopes(batch: tuple[PyTree, Array, Array]) -> Float[Array, "batch seeds moves"]:
+            """Of the loss itself, then of every sample s: sᵀu."""
+            inputs, targets, keys = batch
+            z, pull = moves.pullback(inputs)
+            drawn = jax.vmap(lambda z, k: class_factors(z, random_signs(k, z)))(z, keys)
+            seeds = jnp.concatenate(
+                [jax.vmap(jax.grad(self.loss))(z, targets)[:, None], drawn], axis=1
+            )
+            return jnp.moveaxis(jax.vmap(pull, in_axes=1)(seeds), 0, 1)
+
+        found = by_shard(slopes, (inputs, targets, keys), moves.shards)
+        drawn = found[:, 1:]
+        samples = jnp.einsum("nkm,nkj->kmj", drawn, drawn) / targets.shape[0]
+        return Terms(found[:, 0].mean(axis=0), samples.mean(axis=0), samples)
+
+
+def class_factors(
+    z: Float[Array, " classes"], signs: Float[Array, "samples classes"]
+) -> Float[Array, "samples classes"]:
+    """Random s = Σ_c ξ_c √p_c (e_c − p) by signs ξ: E[ssᵀ] = diag p − ppᵀ.
+
+    That is the Hessian of cross-entropy in the logits. (s·u)² has a variance of at most twice
+    its mean squared, whatever p; with sampled labels, s = e_y − p and y ~ p, the variance is
+    that of a rare class where p is nearly certain, and a class that was never drawn is missed
+    by the estimate and by its standard error.
+
+    References:
+        Derived here: E[ξξᵀ] = I, and Σ_c p_c (e_c − p)(e_c − p)ᵀ = diag p − ppᵀ.
+    """
+    p = jax.nn.softmax(z)[None]
+    scaled = signs * jnp.sqrt(p)
+    return scaled - scaled.sum(axis=1, keepdims=True) * p
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +173,7 @@ class ExactHessian:
     name: str = "hessian"
     unit: str = NATS
     use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         terms = self._by_tangents if piecewise_linear(moves.network.tap) else self._by_products
