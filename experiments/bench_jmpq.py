@@ -171,9 +171,10 @@ def metric_terms(work: Work, metric: Metric, size: int) -> tuple[np.ndarray, dic
     def run() -> np.ndarray:
         found = [metric(moves, x, y, KEY) for x, y in rows]
         weights = [len(y) / len(work.labels) for _, y in rows]
-        return sum(
+        parts = [
             w * np.asarray(t.second, np.float64) for w, t in zip(weights, found, strict=True)
-        )
+        ]
+        return np.sum(parts, axis=0)
 
     return timed(run, work.config["repeats"])
 

@@ -47,7 +47,7 @@ class Work:
     def save(self, folder: pathlib.Path) -> None:
         """Write everything but the weights."""
         write_json(folder / "work.json", {"config": self.config, "kernels": self.kernels})
-        deltas = {f"delta{i}": delta for i, delta in enumerate(self.deltas)}
+        deltas: dict[str, Any] = {f"delta{i}": delta for i, delta in enumerate(self.deltas)}
         np.savez(folder / "work.npz", images=self.images, labels=self.labels, **deltas)
 
     @classmethod

@@ -329,9 +329,14 @@ def curvlinops_eigenvalues(work: Work) -> dict[str, Any]:
     flat = LinearOperator(shape, matvec=counted, dtype=np.float32)  # type: ignore[call-arg]
 
     def run() -> np.ndarray:
-        return eigsh(
-            flat, k=work.config["top"], which="LM", tol=1e-3, return_eigenvectors=False
+        found: Any = eigsh(
+            flat,
+            k=work.config["top"],
+            which="LM",
+            tol=1e-3,  # type: ignore[arg-type]
+            return_eigenvectors=False,
         )
+        return np.asarray(found)
 
     values, times = timed(run, 0)
     ordered = sorted(values.tolist(), key=lambda x: -abs(x))

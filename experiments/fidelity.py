@@ -463,10 +463,14 @@ def from_changes(superposed: "Superposed", like: "Sensitivity") -> "dict[str, Se
     Gauss-Newton by difference; the measured increase of every single move, weights and inputs
     apart. No forward pass that was not made for the changes.
     """
+    import jax.numpy as jnp
+
     from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
     from jmpq.training.losses import cross_entropy
 
-    z, targets, u = superposed.logits, superposed.targets, superposed.changes
+    z, targets, u = map(
+        jnp.asarray, (superposed.logits, superposed.targets, superposed.changes)
+    )
     first = gradient_of_changes(cross_entropy, z, targets, u).mean(axis=0)
     matrix = ggn_of_changes(cross_entropy, z, targets, u)
     nothing = np.zeros(len(like.moves))

@@ -90,7 +90,7 @@ def _score(
         float(np.median(measured[positive] / values[positive])) if positive.any() else math.nan
     )
     return Score(
-        rho=float(scipy.stats.spearmanr(values, measured)[0]),
+        rho=_spearman(values, measured),
         pearson=float(np.corrcoef(values, measured)[0, 1]),
         ratio=ratio if unit.startswith("nats") else math.nan,
     )
@@ -103,7 +103,7 @@ def ceiling(result: Json, key: str, target: str = "kl") -> float:
     reliable to 2r/(1 + r), and what is free of error correlates with it by the square root.
     """
     halves = result["sets"][key]["measured"][f"{target}_halves"]
-    r = float(scipy.stats.spearmanr(*halves)[0])
+    r = _spearman(*map(np.array, halves))
     return math.sqrt(2 * r / (1 + r)) if r > 0 else math.nan
 
 
@@ -267,6 +267,7 @@ def matrix_figure(result: Json, source: str) -> Figure:
     with style():
         figure = new_figure(3.6)
         panels = figure.subplots(1, 2)
+        image = None
         for axes, bits in zip(panels, (fewest, 4), strict=True):
             at = [m for m, (_, kind, b) in enumerate(moves) if kind == "w" and b == bits]
             block = np.array(part["gauss_newton"])[np.ix_(at, at)]
@@ -276,6 +277,7 @@ def matrix_figure(result: Json, source: str) -> Figure:
             layer_axis(axes, [moves[m][0] for m in at])
             axes.set_title(f"weights at {bits} bits", loc="left")
         panels[0].set_ylabel("layer")
+        assert image is not None
         figure.colorbar(image, ax=panels, shrink=0.8, label="cosine of the logit changes")
     return figure
 
@@ -360,6 +362,11 @@ def fidelity_details(results: Sequence[Json]) -> str:
             for target in ("kl", "increase"):
                 parts += [detail_table(result, source, target), ""]
     return "\n".join(parts)
+
+
+def _spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    found: Any = scipy.stats.spearmanr(a, b)
+    return float(found.statistic)
 
 
 def _network(result: Json) -> str:

@@ -179,7 +179,7 @@ def _push(
             found = x.tangents.reshape(len(x.tangents), -1) @ q.reshape(len(q), -1).T
             columns = moves.columns(layer, "w")
             upper = upper.at[: len(found), columns].add(found)
-        y = op(x, leaf)
+        y: Any = op(x, leaf)  # type: ignore[arg-type]  # also of a Moving
         if kind == "w" and layer in layers:
             value = x.value if isinstance(x, Moving) else x
             delta = quantize_kernel(network, layer, leaf, bits, quantizers.weights) - leaf

@@ -109,7 +109,7 @@ class Greedy:
         priority = steps.priority(self._order(steps, -added / saved))
         order = np.argsort(-priority, kind="stable")
         used = reduced.used(choice)[:, None] + np.cumsum(steps.change[:, order], axis=1)
-        met = (used <= reduced.limits[:, None]).all(axis=0)
+        met = np.atleast_1d((used <= reduced.limits[:, None]).all(axis=0))
         count = 0 if reduced.fits(choice) else int(met.argmax()) + 1 if met.any() else len(met)
         choice[steps.group[order[:count]]] = steps.after[order[:count]]  # the last step stays
         for step in order[count:]:
