@@ -73,7 +73,7 @@ def _walk(jaxpr: Any) -> ProgramCost:
     for i, eqn in enumerate(jaxpr.eqns):
         inputs = _variables(eqn.invars)
         if eqn.primitive.name in VIEWS:
-            owner.update(zip(eqn.outvars, eqn.invars, strict=False) if inputs else ())
+            owner.update(zip(eqn.outvars, inputs, strict=False))
         last.update({base(v): i for v in inputs})
     last.update({base(v): len(jaxpr.eqns) for v in _variables(jaxpr.outvars)})
 

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -227,7 +228,7 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         with pathlib.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         arrays["header"]
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
         raise ValueError(
             f"{path} is no sensitivity file; run `jmpq sensitivity` again."
         ) from error

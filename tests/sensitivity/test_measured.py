@@ -138,7 +138,7 @@ def test_weights_only_have_no_pairs_inside_a_layer(by_hand):
     quantizers = Quantizers(weights=weights, activations=None)
     moves = MoveNetwork(network=by_hand.network, quantizers=quantizers)
     args = (by_hand.inputs, by_hand.labels, jax.random.key(0))
-    _, second = MeasuredSingle()(moves, *args)
+    second = MeasuredSingle()(moves, *args).second
     want = [by_hand.increase("loss", (4 * i + j,)) for i in range(4) for j in range(2)]
     np.testing.assert_allclose(second, 2 * np.diag(want), atol=1e-10)
 
