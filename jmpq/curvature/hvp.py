@@ -61,8 +61,8 @@ def hessian_over(
         batches: Trees whose leaves have one row per example. Compiled once per shape.
         order: Of differentiation, where nothing is kept. All give the same product.
         memory_bytes: Room for linearised gradients (`linearization_bytes` each), of as many
-            batches as fit. A product there costs about 0.7 of one from scratch: the gradient
-            at `params` is not taken again, as long as the same `params` come.
+            batches as fit. A product there does not take the gradient at `params` again, as
+            long as the same `params` come (ResNet-20 on a CPU: 0.7 to 0.9 of the time).
 
     Returns:
         A product (not itself to be traced: it loops on the host) in which every example
