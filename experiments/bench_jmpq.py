@@ -12,7 +12,7 @@ from jmpq.curvature.eigen import top_eigenpairs
 from jmpq.curvature.ggn_trace import ggn_block_traces
 from jmpq.curvature.hvp import Product, hessian_over, linearization_bytes
 from jmpq.curvature.spectrum import lanczos_spectrum, moment
-from jmpq.curvature.trace import block_traces, dot_by_leaf, random_signs
+from jmpq.curvature.trace import dot_by_leaf, random_signs
 from jmpq.models.network import Network
 from jmpq.models.paths import leaf_paths
 from jmpq.models.resnet import ResNetCIFAR
@@ -37,7 +37,7 @@ def network(work: Work) -> Network:
     config = work.config
     module = ResNetCIFAR(config["depth"], config["num_classes"], tuple(config["widths"]))
     variables = load_resnet(work.weights, module)
-    return Network.from_linen(module, variables, work.images[:1], train=False)
+    return Network.from_linen(module, variables, jnp.asarray(work.images[:1]), train=False)
 
 
 def move_network(net: Network, bits: list[int]) -> MoveNetwork:
@@ -118,16 +118,6 @@ def traces_to_tolerance(work: Work) -> dict[str, Any]:
     return traces(work, tolerance=1e-5)
 
 
-def traces_by_probes(work: Work) -> dict[str, Any]:
-    """The same blocks by as many probes as the peers."""
-    multiply, params, kept = product(work)
-    run = lambda: block_traces(multiply, params, key=KEY, max_probes=work.config["probes"])  # noqa: E731
-    jax.block_until_ready(multiply(params, random_signs(params, KEY)))  # compiled apart
-    found, times = timed(run, 0)
-    values, sem = by_torch_name(found.value), by_torch_name(found.sem)
-    return {**times, "kept_bytes": kept, "values": values, "sem": sem}
-
-
 def eigenvalues(work: Work) -> dict[str, Any]:
     """The eigenvalues of largest magnitude, every residual at most 1e-3 of its value."""
     multiply, params, kept = product(work)
@@ -169,12 +159,8 @@ def metric_terms(work: Work, metric: Metric, size: int) -> tuple[np.ndarray, dic
     rows = batches(work, size)
 
     def run() -> np.ndarray:
-        found = [metric(moves, x, y, KEY) for x, y in rows]
-        weights = [len(y) / len(work.labels) for _, y in rows]
-        parts = [
-            w * np.asarray(t.second, np.float64) for w, t in zip(weights, found, strict=True)
-        ]
-        return np.sum(parts, axis=0)
+        found = [np.asarray(metric(moves, x, y, KEY).second, np.float64) for x, y in rows]
+        return np.average(found, axis=0, weights=[len(y) for _, y in rows])
 
     return timed(run, work.config["repeats"])
 
@@ -212,7 +198,6 @@ PARTS = {
         "hvp_reverse_over_forward": hvp_reverse_over_forward,
         "traces": traces,
         "traces_to_tolerance": traces_to_tolerance,
-        "traces_by_probes": traces_by_probes,
         "eigenvalues": eigenvalues,
         "density": density,
         "mpqco": mpqco,

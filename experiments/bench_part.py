@@ -85,12 +85,21 @@ def timed(function: Callable[[], Value], repeats: int) -> tuple[Value, dict[str,
     return value, {"first_s": first[0], "seconds": list(wall), "cpu_seconds": list(cpu)}
 
 
-def timed_all(functions: Iterable[Callable[[], Value]]) -> tuple[list[Value], dict[str, Any]]:
-    """The values of many calls that are one piece of work, and the time of all and of each."""
+def timed_all(
+    functions: Iterable[Callable[[], Value]], *, alike: bool
+) -> tuple[list[Value], dict[str, Any]]:
+    """The values of many calls that are one piece of work, the time of all and of each.
+
+    Args:
+        functions: The calls.
+        alike: They cost the same: the whole is then the median times their number, which a
+            pause of the machine does not spoil; else their sum.
+    """
     values, calls = zip(*(_call(function) for function in functions), strict=True)
-    wall, cpu = zip(*calls, strict=True)
-    times = {"seconds": [sum(wall)], "cpu_seconds": [sum(cpu)], "seconds_each": list(wall)}
-    return list(values), times
+    times = zip(*calls, strict=True)
+    wall, cpu = (len(x) * float(np.median(x)) if alike else sum(x) for x in times)
+    each = [found[0] for found in calls]
+    return list(values), {"seconds": [wall], "cpu_seconds": [cpu], "seconds_each": each}
 
 
 def _call(function: Callable[[], Value]) -> tuple[Value, tuple[float, float]]:
@@ -100,7 +109,14 @@ def _call(function: Callable[[], Value]) -> tuple[Value, tuple[float, float]]:
 
 
 def peak_rss_bytes() -> int:
-    """Greatest resident memory of this process so far."""
+    """Greatest resident memory of this process so far.
+
+    On Linux from /proc: what `getrusage` says begins with the memory of the parent.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.is_file():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

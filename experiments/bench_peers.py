@@ -201,7 +201,7 @@ def pyhessian_traces(work: Work) -> dict[str, Any]:
         return named_sums(h.names, v, h.product(v))
 
     seeds = range(work.config["probes"])
-    samples, times = timed_all(functools.partial(sample, seed) for seed in seeds)
+    samples, times = timed_all((functools.partial(sample, seed) for seed in seeds), alike=True)
     rows = {name: [found[name] for found in samples] for name in h.names}
     return {
         **times,
@@ -282,7 +282,7 @@ def pyhessian_quadratic(work: Work) -> dict[str, Any]:
         return 0.5 * float((v * found).sum())
 
     moves = [(i, b) for i, deltas in enumerate(work.deltas) for b in range(len(deltas))]
-    values, times = timed_all(functools.partial(form, *move) for move in moves)
+    values, times = timed_all((functools.partial(form, *move) for move in moves), alike=False)
     return {**times, "setup_s": h.setup_s, "values": values}
 
 
@@ -371,7 +371,7 @@ def curvlinops_quadratic(work: Work) -> dict[str, Any]:
         return 0.5 * float(v @ found)
 
     layers = range(len(work.kernels))
-    values, times = timed_all(functools.partial(form, layer) for layer in layers)
+    values, times = timed_all((functools.partial(form, layer) for layer in layers), alike=False)
     return {
         **times,
         "seconds": [bits * x for x in times["seconds"]],
@@ -409,7 +409,7 @@ def clado_pairs(work: Work) -> dict[str, Any]:
         return total / len(work.labels)
 
     loss_of(())
-    values, times = timed_all(functools.partial(loss_of, pair) for pair in sample)
+    values, times = timed_all((functools.partial(loss_of, pair) for pair in sample), alike=True)
     scale = count / len(sample)
     return {
         **times,
