@@ -4,7 +4,7 @@ VENV ?= .venv
 UV_VERSION = 0.13.9
 BIN = $(VENV)/bin
 RUN ?= runs/demo
-# PyTorch of bench-env; `--index-url` of the CPU build keeps CUDA out where it is not wanted.
+# PyTorch of bench-env, with any options that pip needs to take a CPU build.
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint lock bench-env clean

@@ -52,7 +52,7 @@ def program_cost(function: Callable[..., Any], *args: Any) -> ProgramCost:
 
     Every result lives from its equation to its last use, equations run in order; views are
     free, and an elementwise result takes the place of an operand that dies with it. XLA fuses
-    and reorders, and convolutions have work space: the tests say how far its own figure is.
+    and reorders, and convolutions have work space: its own figure may be several times as high.
 
     Args:
         function: Any function that JAX can trace.
