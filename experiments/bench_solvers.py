@@ -215,7 +215,10 @@ def pulp_cbc(problem: Problem, time_limit_s: float) -> dict[str, Any]:
     program += pulp.lpSum(cost[i, j] * take[i][j] for i in rows for j in columns) <= limit
     for row in take:
         program += pulp.lpSum(row) == 1
-    program.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=time_limit_s, gapRel=0.0, threads=1))
+    cbc = pulp.PULP_CBC_CMD.pulp_cbc_path  # the binary in PuLP's wheel
+    program.solve(
+        pulp.COIN_CMD(path=cbc, msg=False, timeLimit=time_limit_s, gapRel=0.0, threads=1)
+    )
     values = np.array([[x.value() or 0.0 for x in row] for row in take])
     loss, costs = problem.evaluate(values.argmax(axis=1))
     return {
