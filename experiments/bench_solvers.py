@@ -130,7 +130,7 @@ class Config:
 
 SMOKE = Config(
     cells=(
-        Cell("realistic", 6, 4, (*OURS, "dynamic_programming", *RIVALS), (0,), 5.0),
+        Cell("realistic", 6, 8, (*OURS, "dynamic_programming", *RIVALS), (0,), 5.0),
         Cell("subset_sum", 6, 3, (*OURS, "dynamic_programming"), (0,), 5.0),
     ),
     curve_points=3,
