@@ -21,7 +21,9 @@ changes without the network. We know of no earlier use.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,8 @@ from jmpq.sensitivity.superposed import MEMORY_BYTES, Superposed, in_chunks, inc
 from jmpq.sensitivity.taylor import NATS
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
+MOST_CLASSES = 64  # for which whole maps are fitted where nothing else is asked
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Composed:
@@ -43,8 +47,8 @@ class Composed:
         superposed: The logit changes of every move alone.
         ridge: Weight of the penalty that draws B_m to a multiple of the identity (one
             attenuation of all classes), in units of the energy of one example's logits: with
-            1 it counts as much as one more example. Large values leave one number per move,
-            which is what many classes and few examples can support.
+            1 it counts as much as one more example. ``inf`` leaves one number per move, which
+            is what many classes and few examples can support (`ridge_for`).
 
     Raises:
         ValueError: If `ridge` is not positive.
@@ -59,17 +63,20 @@ class Composed:
 
     @functools.cached_property
     def maps(self) -> Float[np.ndarray, "moves classes classes"]:
-        """B_m of every move, acting on rows of logits from the right, float64."""
+        """B_m of every move, acting on rows of logits from the right, float64.
+
+        With an infinite `ridge` ``[moves, 1, 1]``: multiples of the identity.
+        """
         z = self.superposed.logits.astype(np.float64)
-        gram = z.T @ z
-        u = self.superposed.changes.astype(np.float64)
-        cross = np.matmul(z.T, np.moveaxis(u, 1, 0))  # [moves, classes, classes]
-        energy = np.trace(gram)
+        u = np.moveaxis(self.superposed.changes, 1, 0).astype(np.float64)
+        energy = float(np.vdot(z, z)) or 1.0  # logits that are all zero transmit nothing
+        gains = np.einsum("nc,mnc->m", z, u)[:, None, None] / energy
+        if math.isinf(self.ridge):
+            return gains
         weight = self.ridge * energy / len(z)
-        identity = np.eye(len(gram))
-        gains = np.trace(cross, axis1=1, axis2=2) / energy if energy else np.zeros(len(cross))
-        drawn = cross + weight * gains[:, None, None] * identity
-        return np.linalg.solve(gram + weight * identity, drawn) if energy else 0.0 * cross
+        identity = np.eye(z.shape[1])
+        drawn = np.matmul(z.T, u) + weight * gains * identity
+        return np.linalg.solve(z.T @ z + weight * identity, drawn)
 
     @functools.cached_property
     def gains(self) -> Float[np.ndarray, " moves"]:
@@ -231,13 +238,15 @@ class Composed:
         """Maps and rests of all steps and options (0: none), z, targets."""
         z = self.superposed.logits
         most = 1 + max(len(at) for _, _, at in self._steps)
-        count, (examples, classes) = len(self._steps), z.shape
-        maps = np.zeros((count, most, classes, classes), z.dtype)
-        rests = np.zeros((count, most, examples, classes), z.dtype)
+        count = len(self._steps)
+        maps = np.zeros((count, most, *self.maps.shape[1:]), z.dtype)
+        rests = np.zeros((count, most, *z.shape), z.dtype)
         for s, (_, _, at) in enumerate(self._steps):
             for option, m in enumerate(at, start=1):
                 maps[s, option] = self.maps[m]
-                rests[s, option] = self.superposed.changes[:, m] - z @ self.maps[m]
+                rests[s, option] = self.superposed.changes[:, m] - np.asarray(
+                    _through(z, self.maps[m])
+                )
         return (
             jnp.asarray(maps),
             jnp.asarray(rests),
@@ -246,12 +255,26 @@ class Composed:
         )
 
 
+def ridge_for(classes: int) -> float:
+    """The `Composed.ridge` that so many classes can support: 1, or inf above `MOST_CLASSES`.
+
+    A map has classes² numbers, which take as many products for every example of every
+    prediction, and a few hundred examples do not determine more.
+    """
+    return 1.0 if classes <= MOST_CLASSES else math.inf
+
+
+def _through(q: Any, maps: Any) -> Any:
+    """Logits through maps ``[..., classes, classes]``, or multiples of it ``[..., 1, 1]``."""
+    return q * maps if maps.shape[-1] == 1 else q @ maps
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _increases(
     kind: Kind,
     loss: ExampleLoss,
     taken: Int[Array, "allocations steps"],
-    maps: Float[Array, "steps options classes classes"],
+    maps: Float[Array, "steps options map map"],
     rests: Float[Array, "steps options examples classes"],
     z: Float[Array, "examples classes"],
     targets: Array,
@@ -260,7 +283,7 @@ def _increases(
         q: Float[Array, "allocations examples classes"], at: tuple[Array, Array, Array]
     ) -> tuple[Float[Array, "allocations examples classes"], None]:
         options, by_option, rest = at
-        return q + q @ by_option[options] + rest[options], None
+        return q + _through(q, by_option[options]) + rest[options], None
 
     start = jnp.broadcast_to(z, (taken.shape[0], *z.shape))
     q, _ = jax.lax.scan(step, start, (taken.T, maps, rests))

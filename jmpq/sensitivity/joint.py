@@ -21,7 +21,8 @@ class JointPredictor(Protocol):
     - a `Sensitivity` itself: the sum of its single-layer losses;
     - `Quadratic`: its whole second-order form, cross-layer terms included;
     - `Saturated`: its losses with damage that saturates;
-    - a `jmpq.sensitivity.superposed.Superposed` itself (KL), and `SuperposedLoss`.
+    - `jmpq.sensitivity.superposed.Superposed` and `jmpq.sensitivity.composed.Composed`
+      themselves (KL), and as `jmpq.sensitivity.superposed.PredictedLoss`.
     """
 
     def predict(

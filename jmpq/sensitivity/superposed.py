@@ -6,17 +6,18 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from jmpq.files import atomic_file
+from jmpq.files import atomic_file, json_sha256
 from jmpq.quantizers.choice import FLOAT_BITS, Choice
 from jmpq.sensitivity.measured import Kind
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.result import Move, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
@@ -73,6 +74,7 @@ class Superposed:
         choices: Sequence[Choice],
         *,
         memory_bytes: int = 2**32,
+        partial: pathlib.Path | None = None,
         provenance: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "Superposed":
@@ -83,6 +85,9 @@ class Superposed:
             batches: (inputs, targets) of the calibration examples.
             choices: Candidates of every layer.
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
+            partial: Folder for finished batches, one file each: where it holds some of the
+                same measurement they are not made again. The caller removes it when the
+                result is safe.
             provenance: What identifies network, data and quantizers.
             progress: Called with (finished batches, all batches).
 
@@ -109,13 +114,23 @@ class Superposed:
             )
         z = np.empty(shape[1:], struct.dtype)
         u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
+        identity = {
+            "batches": [len(t) for t in targets],
+            "moves": [list(move) for move in moves.moves],
+            **(provenance or {}),
+        }
         done = 0
         progress(0, len(batches))
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
             here = slice(done, done + len(t))
-            found, changes = _changes(moves, inputs)
-            z[here], u[:, here] = np.asarray(found), np.moveaxis(np.asarray(changes), 1, 0)
-            _check_finite(moves.moves, u[:, here])
+            path = partial and partial / f"{n}.npz"
+            notes = Notes(path, json_sha256(identity))
+            if (kept := notes.get("batch")) is None:
+                found, changes = _changes(moves, inputs)
+                kept = {"logits": np.asarray(found), "changes": np.asarray(changes)}
+                _check_finite(moves.moves, np.moveaxis(kept["changes"], 1, 0))
+                notes.keep("batch", kept)
+            z[here], u[:, here] = kept["logits"], np.moveaxis(kept["changes"], 1, 0)
             done += len(t)
             progress(n + 1, len(batches))
         return cls(
@@ -262,18 +277,34 @@ class Superposed:
         )
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class SuperposedLoss:
-    """`Superposed` as a joint predictor of the increase of a loss, where it predicts the KL."""
+@runtime_checkable
+class LogitPredictor(Protocol):
+    """Predicts the logits of joint allocations: `Superposed`, `jmpq.sensitivity.composed`."""
 
-    superposed: Superposed
+    def predict(
+        self,
+        choice: Int[np.ndarray, "allocations layers"],
+        kind: Kind = "kl",
+        *,
+        loss: ExampleLoss = cross_entropy,
+    ) -> Float[np.ndarray, " allocations"]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PredictedLoss:
+    """Joint predictor of the increase of a loss by predicted logits.
+
+    Without it they predict the KL divergence to the float network.
+    """
+
+    logits: LogitPredictor
     loss: ExampleLoss = cross_entropy
 
     def predict(
         self, choice: Int[np.ndarray, "allocations layers"]
     ) -> Float[np.ndarray, " allocations"]:
         """Predicted increase, nats per example."""
-        return self.superposed.predict(choice, "loss", loss=self.loss)
+        return self.logits.predict(choice, "loss", loss=self.loss)
 
 
 def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jmpq.quantizers.choice import Choice, choice_grid
-from jmpq.sensitivity.composed import Composed
+from jmpq.sensitivity.composed import Composed, ridge_for
 from jmpq.sensitivity.measured import measured_increases
 from jmpq.sensitivity.result import Move
 from jmpq.sensitivity.superposed import Superposed
@@ -88,6 +89,16 @@ def test_a_large_ridge_leaves_one_gain_per_move(superposed):
     gains = 1 + np.einsum("nc,nmc->m", z, u) / np.square(z).sum()
     np.testing.assert_allclose(composed.gains, gains, rtol=1e-9)
     np.testing.assert_allclose(composed.maps, (gains - 1)[:, None, None] * np.eye(3), atol=1e-9)
+    alone = Composed(superposed=superposed, ridge=math.inf)
+    np.testing.assert_allclose(alone.maps, (gains - 1)[:, None, None], rtol=1e-12)
+    np.testing.assert_allclose(alone.gains, gains, rtol=1e-12)
+    choice = np.random.default_rng(0).integers(0, 9, (11, 4))
+    np.testing.assert_allclose(alone.predict(choice), composed.predict(choice), rtol=1e-8)
+
+
+def test_many_classes_take_one_gain_a_move():
+    assert ridge_for(10) == 1.0
+    assert ridge_for(1000) == math.inf
 
 
 def test_a_network_without_logits_has_no_maps(superposed):

@@ -6,9 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
+from jmpq.sensitivity.composed import Composed
 from jmpq.sensitivity.joint import JointPredictor, Quadratic, Saturated
 from jmpq.sensitivity.saturation import saturate, unsaturate
-from jmpq.sensitivity.superposed import Superposed, SuperposedLoss
+from jmpq.sensitivity.superposed import PredictedLoss, Superposed
 from jmpq.sensitivity.taylor import GaussNewton
 from jmpq.training.losses import cross_entropy
 from tests.sensitivity.test_result import sensitivity
@@ -32,7 +33,9 @@ def test_every_predictor_has_one_interface(dense):
         Quadratic(sensitivity=newton),
         Saturated(sensitivity=newton, c=2 * float(newton.losses.max())),
         superposed,
-        SuperposedLoss(superposed=superposed),
+        Composed(superposed=superposed),
+        PredictedLoss(logits=Composed(superposed=superposed)),
+        PredictedLoss(logits=superposed),
     ]
     for predictor in predictors:
         assert isinstance(predictor, JointPredictor)
@@ -46,7 +49,7 @@ def test_every_predictor_has_one_interface(dense):
     log_p = [x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (q, superposed.logits)]
     want = -(log_p[0] - log_p[1])[np.arange(3), dense.labels].mean()
     np.testing.assert_allclose(predictors[-1].predict(rows[:1]), want, rtol=1e-9)
-    own = SuperposedLoss(superposed=superposed, loss=twice)
+    own = PredictedLoss(logits=superposed, loss=twice)
     np.testing.assert_allclose(own.predict(rows[:1]), 2 * want, rtol=1e-9)
 
 
