@@ -57,6 +57,8 @@ class Config:
         batch_size: Examples per batch.
         subsets: Draws of calibration examples, first network only (figure F14).
         many_examples: Examples of the estimates against sample size, first network only (F7).
+        closer: Calibration and evaluation examples of a second, closer look at the last
+            regime, whose allocations differ least, first network only.
         epochs: Epochs of training where there are no weights.
         seed: Of calibration examples and allocations.
     """
@@ -73,6 +75,7 @@ class Config:
     batch_size: int = 64
     subsets: int = 6
     many_examples: int = 2048
+    closer: tuple[int, int] = (1024, 2048)
     epochs: int = 15
     seed: int = 0
 
@@ -88,6 +91,7 @@ SMOKE = Config(
     batch_size=32,
     subsets=2,
     many_examples=128,
+    closer=(96, 128),
     epochs=1,
 )
 
@@ -258,7 +262,11 @@ def measure(
 
 
 def metrics_for(costly: bool) -> "list[Metric]":
-    """The metrics of the study that need the network; `costly` adds the exact Hessian."""
+    """The metrics of the study that need the network.
+
+    `costly` adds those by Hessian products: leading eigenvalues, the exact Hessian.
+    """
+    from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.hawq import HawqTrace
     from jmpq.sensitivity.output_fisher import OutputFisher
     from jmpq.sensitivity.path import PathAttribution
@@ -273,7 +281,7 @@ def metrics_for(costly: bool) -> "list[Metric]":
         SquaredError(),
         PathAttribution(),
     ]
-    return [*metrics, ExactHessian()] if costly else metrics
+    return [*metrics, HawqEigenvalue(), QBert(), ExactHessian()] if costly else metrics
 
 
 def analyse_all(
@@ -392,6 +400,7 @@ def run(
             config, setting, source, first, {**drawn, **extra}, folder
         )
     if first:
+        result["closer"] = closer_look(config, setting, drawn, folder)
         result["samples"] = against_samples(config, setting, folder)
         result["subsets"] = against_subsets(config, setting, drawn, folder)
         result["costs"] = costs(config, setting, folder)
@@ -453,7 +462,7 @@ def predictions(
     return {
         "metrics": record,
         "moves": [list(move) for move in matrix.moves],
-        "gauss_newton": [_short(row) for row in matrix.second] if first else None,
+        "gauss_newton": [_short(row) for row in matrix.second] if costly else None,
     }
 
 
@@ -530,6 +539,49 @@ def _additive(
     counts = [config.batch_size] * (len(superposed.logits) // config.batch_size)
     found = Composed(superposed=regime).main_effects(counts, seed=config.seed)
     return found.predict(np.searchsorted(used, choice))
+
+
+def closer_look(
+    config: Config,
+    setting: Setting,
+    drawn: dict[str, Int[np.ndarray, "allocations 2 layers"]],
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    """The last regime again, by more held-out examples on both sides."""
+    from jmpq.sensitivity.composed import Composed
+    from jmpq.sensitivity.taylor import GaussNewton
+
+    calibration, evaluation = config.closer
+    order = np.random.default_rng([config.seed, 2]).permutation(len(setting.pool))
+    seen = setting.pool.take(np.sort(order[:calibration]), seed=config.seed)
+    unseen = order[calibration : calibration + evaluation]
+    halves = tuple(setting.pool.take(np.sort(unseen[k::HALVES])) for k in range(HALVES))
+    last = "-".join(map(str, config.regimes[-1]))
+    sets = {key: bits for key, bits in drawn.items() if key.endswith(f"/{last}")}
+    outcomes = measure(config, setting, sets, halves, folder / "measured_closer.jsonl")
+    here = dataclasses.replace(setting, calibration={"heldout": seen})
+    at = folder / "closer"
+    superposed = superpose(config, here, "heldout", at)
+    found = analyse_all(config, here, "heldout", [GaussNewton()], at)
+    by_difference = from_changes(superposed, found["gauss_newton"])
+    columns = {key: _columns(superposed, bits) for key, bits in sets.items()}
+    composed = Composed(superposed=superposed)
+    return {
+        "calibration": seen.record(),
+        "evaluation": [half.record() for half in halves],
+        "measured": {key: _measured(outcomes[key]) for key in sets},
+        "predicted": {
+            key: {
+                "gauss_newton": _variants(found["gauss_newton"], choice),
+                "gauss_newton_difference": _variants(
+                    by_difference["gauss_newton_difference"], choice
+                ),
+                "superposed": {"kl": _short(superposed.predict(choice))},
+                "composed": {"kl": _short(composed.predict(choice))},
+            }
+            for key, choice in columns.items()
+        },
+    }
 
 
 def against_samples(
@@ -726,7 +778,7 @@ def main(
     config = SMOKE if smoke else Config()
     for name in networks or config.networks:
         result = run(config, name, folder / name, None if smoke else data_dir)
-        write_json(output / f"fidelity_{name}.json", result)
+        write_json(output / f"fidelity_{name}.json", result, compact=True)
         print(f"Wrote {output / f'fidelity_{name}.json'}")
 
 

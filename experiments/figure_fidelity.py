@@ -102,9 +102,7 @@ def ceiling(result: Json, key: str, target: str = "kl") -> float:
     Two halves of the evaluation examples correlate by r; by Spearman and Brown the whole is
     reliable to 2r/(1 + r), and what is free of error correlates with it by the square root.
     """
-    halves = result["sets"][key]["measured"][f"{target}_halves"]
-    r = _spearman(*map(np.array, halves))
-    return math.sqrt(2 * r / (1 + r)) if r > 0 else math.nan
+    return _reliability(result["sets"][key]["measured"][f"{target}_halves"])
 
 
 def fitted(result: Json, source: str, key: str, seeds: int = 10) -> tuple[float, float]:
@@ -176,6 +174,35 @@ def fidelity_table(results: Sequence[Json], source: str) -> str:
     lines.append(f"| composed, corrected by {FITTED} measured | {' | '.join(cells)} |")
     cells = [" / ".join(_number(ceiling(r, key)) for r in results) for key in keys]
     lines.append(f"| *a perfect prediction (estimate)* | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def closer_table(result: Json) -> str:
+    """The regime of the fewest differences, by more examples: Spearman's ρ, as Markdown."""
+    closer = result["closer"]
+    keys = list(closer["measured"])
+    counts = sum(half["examples"] for half in closer["evaluation"])
+    titles = [f"{'W' if k.startswith('w/') else 'W+A'} {k.split('/')[1]}" for k in keys]
+    lines = [
+        f"{_network(result)}: Spearman's ρ with the KL divergence measured on {counts:,} "
+        f"images, calibrated on {closer['calibration']['examples']:,} others, all held out.",
+        "",
+        f"| prediction | {' | '.join(titles)} |",
+        f"| --- |{' --- |' * len(keys)}",
+    ]
+    predicted_by = closer["predicted"]
+    for name, terms in predicted_by[keys[0]].items():
+        for term in terms:
+            rho = [
+                _spearman(
+                    np.array(predicted_by[key][name][term]),
+                    np.array(closer["measured"][key]["kl"]),
+                )
+                for key in keys
+            ]
+            lines.append(f"| {label((name, term))} | {' | '.join(map(_number, rho))} |")
+    best = [_reliability(closer["measured"][key]["kl_halves"]) for key in keys]
+    lines.append(f"| *a perfect prediction (estimate)* | {' | '.join(map(_number, best))} |")
     return "\n".join(lines)
 
 
@@ -362,6 +389,11 @@ def fidelity_details(results: Sequence[Json]) -> str:
             for target in ("kl", "increase"):
                 parts += [detail_table(result, source, target), ""]
     return "\n".join(parts)
+
+
+def _reliability(halves: Sequence[Sequence[float]]) -> float:
+    r = _spearman(*map(np.array, halves))
+    return math.sqrt(2 * r / (1 + r)) if r > 0 else math.nan
 
 
 def _spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:

@@ -63,9 +63,10 @@ def write_text(path: pathlib.Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write JSON (no NaN), whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: pathlib.Path, value: Any, *, compact: bool = False) -> None:
+    """Write JSON (no NaN), whole or not at all; compact, for long tables, without spaces."""
+    layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
+    write_text(path, json.dumps(value, allow_nan=False, **layout) + "\n")
 
 
 def file_sha256(path: pathlib.Path) -> str:
