@@ -11,6 +11,7 @@ from jmpq.solvers.choose import exact_solver, solve
 from jmpq.solvers.core import CoreSearch
 from jmpq.solvers.dynamic_programming import DynamicProgramming
 from jmpq.solvers.exact import Exact
+from jmpq.solvers.floor import FloorSearch, cheapest_above
 from jmpq.solvers.greedy import Greedy
 from jmpq.solvers.least_cost import LeastCost, least_cost
 from jmpq.solvers.linearized import Linearized
@@ -32,6 +33,7 @@ __all__ = [
     "CoreSearch",
     "DynamicProgramming",
     "Exact",
+    "FloorSearch",
     "Front",
     "Greedy",
     "Hull",
@@ -43,6 +45,7 @@ __all__ = [
     "Refinement",
     "Solver",
     "WaterFilling",
+    "cheapest_above",
     "columns_of",
     "convex_bound",
     "draw_allocations",

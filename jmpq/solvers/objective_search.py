@@ -126,28 +126,43 @@ class ObjectiveSearch:
         least: float,
     ) -> tuple[tuple[int, ...], float] | None:
         """The best scored move that is not banned or leads below `least`, and its score."""
-        here = float(scores(choice[None])[0])
-        singles = np.flatnonzero(near.changes(choice))
-        values = scores(np.array([near.apply(choice, (int(o),)) for o in singles]))
-        fits = near.single_changes(choice).ravel()[singles]
-        moves: list[tuple[int, ...]] = [(int(o),) for o in singles[fits]]
-        found = values[fits].tolist()
-        change = np.full(near.reduced.losses.size, np.inf)
-        change[singles] = values - here
-        options = near.promising(choice, change.reshape(near.reduced.losses.shape))
-        promise = change[options][:, None] + change[options][None, :]
-        promise = np.where(near.pairs(choice, options), promise, np.inf).ravel()
-        order = np.argsort(promise, kind="stable")[: self.max_pairs]
-        order = order[np.isfinite(promise[order])]
-        pairs = [tuple(options[list(divmod(int(k), len(options)))].tolist()) for k in order]
-        if pairs:
-            found += scores(np.array([near.apply(choice, pair) for pair in pairs])).tolist()
-            moves += pairs
-        for k in np.argsort(found, kind="stable"):
-            free = not any(banned[option] for option in moves[k])
-            if np.isfinite(found[k]) and (free or found[k] < least):
-                return moves[k], found[k]
+        for taken, value in scored_moves(near, choice, scores, self.max_pairs):
+            free = not any(banned[option] for option in taken)
+            if free or value < least:
+                return taken, value
         return None
+
+
+def scored_moves(
+    near: Neighbourhood,
+    choice: Allocation,
+    score: Callable[[Int[np.ndarray, "rows groups"]], Float[np.ndarray, " rows"]],
+    max_pairs: int,
+) -> list[tuple[tuple[int, ...], float]]:
+    """Changes of one or two groups that hold every budget, by rising score.
+
+    All single changes are scored, also those that break a budget; then those pairs of them,
+    at most `max_pairs`, whose separate effects promise most.
+    """
+    here = float(score(choice[None])[0])
+    singles = np.flatnonzero(near.changes(choice))
+    values = score(np.array([near.apply(choice, (int(o),)) for o in singles]))
+    fits = near.single_changes(choice).ravel()[singles]
+    moves: list[tuple[int, ...]] = [(int(o),) for o in singles[fits]]
+    found = values[fits].tolist()
+    change = np.full(near.reduced.losses.size, np.inf)
+    change[singles] = values - here
+    options = near.promising(choice, change.reshape(near.reduced.losses.shape))
+    promise = change[options][:, None] + change[options][None, :]
+    promise = np.where(near.pairs(choice, options), promise, np.inf).ravel()
+    order = np.argsort(promise, kind="stable")[:max_pairs]
+    order = order[np.isfinite(promise[order])]
+    pairs = [tuple(options[list(divmod(int(k), len(options)))].tolist()) for k in order]
+    if pairs:
+        found += score(np.array([near.apply(choice, pair) for pair in pairs])).tolist()
+        moves += pairs
+    order = np.argsort(found, kind="stable")
+    return [(moves[k], found[k]) for k in order if np.isfinite(found[k])]
 
 
 class _Scores:

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from jmpq.problem.problem import Problem
 from jmpq.solvers.local_search import LossField
 from jmpq.solvers.neighbourhood import Neighbourhood
-from jmpq.solvers.objective_search import Objective
+from jmpq.solvers.objective_search import Objective, scored_moves
 
 SCHEMA, VERSION = "jmpq/refinement", 1
+MOST_PAIRS = 256  # swaps that are predicted for a ranking
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,13 +51,15 @@ def refine(
     patience: int = 40,
     batch: int = 8,
     least_gain: float = 0.0,
+    predict: Objective | None = None,
     record: pathlib.Path | None = None,
     progress: Callable[[int, float], None] = lambda evaluations, best: None,
 ) -> Refinement:
     """Improve an allocation by swaps that a measurement has accepted.
 
     All single changes and swaps of two groups that hold every budget are ranked by the
-    problem's own loss, cross-layer terms included: those that it says cost least come first.
+    problem's own loss, cross-layer terms included, or by a prediction of whole allocations:
+    those that it says cost least come first.
     They are measured in this order, a batch at a time; the best of the first batch that
     measures below the present allocation is taken, and the ranking starts anew from there.
     What has been measured is not measured again.
@@ -70,6 +73,8 @@ def refine(
         patience: Proposals that fail in a row before the search ends.
         batch: Allocations in one call of `evaluate`.
         least_gain: What a swap has to gain, in the unit of the measurement: its noise.
+        predict: Predicted losses of a batch of allocations, in the place of the problem's; of
+            the swaps the `MOST_PAIRS` that promise most by their single changes are ranked.
         record: JSON lines, one an evaluation, written as they come. Where the file is there,
             its evaluations are read first and not repeated: an interrupted refinement goes
             on, and a longer one builds on a shorter.
@@ -99,7 +104,7 @@ def refine(
     while not finished:
         finished, taken = True, None
         waiting: list[Int[np.ndarray, " groups"]] = []
-        for proposal in _proposals(Neighbourhood(reduced), here):
+        for proposal in _proposals(Neighbourhood(reduced), here, predict):
             waiting.append(proposal)
             if len(waiting) < min(batch, patience - failed):
                 continue
@@ -129,9 +134,14 @@ def refine(
 
 
 def _proposals(
-    near: Neighbourhood, choice: Int[np.ndarray, " groups"]
+    near: Neighbourhood, choice: Int[np.ndarray, " groups"], predict: Objective | None
 ) -> Iterator[Int[np.ndarray, " groups"]]:
     """Neighbours within the budgets, by the loss that the model predicts."""
+    if predict is not None:
+        groups = near.reduced.groups
+        moves = scored_moves(near, choice, lambda rows: predict(rows[:, groups]), MOST_PAIRS)
+        yield from (near.apply(choice, taken) for taken, _ in moves)
+        return
     field = LossField.of(near.reduced, choice)
     change = field.field - field.field[np.arange(len(choice)), choice][:, None]
     single = np.where(near.single_changes(choice), change, np.inf).ravel()

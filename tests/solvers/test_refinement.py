@@ -66,6 +66,30 @@ def test_a_wrong_model_is_corrected_by_measurement():
     assert max(gains) > 0
 
 
+def test_proposals_come_in_the_order_of_a_prediction_of_whole_allocations():
+    truth = quadratic_problem(3, "indefinite", layers=8)
+    model, measured = truth.separable(), Measured(truth)
+    predict = Measured(truth)  # a perfect one: the first proposal is the best neighbour
+    start = Greedy()(model).choice
+    found = refine(
+        model, start, measured, predict=predict, batch=1, patience=3, max_evaluations=60
+    )
+    assert found.finished
+    assert len(found.path) > 2
+    accepted = [loss_of(truth, row) for row in measured.seen[: len(found.path)]]
+    assert list(found.path) == pytest.approx(accepted)  # no proposal failed before the end
+    assert found.evaluations <= len(found.path) + 3
+    for row in measured.seen:
+        assert not truth.violated(truth.evaluate(np.array(row))[1])
+    best = min(
+        loss_of(truth, other)
+        for i, c in np.ndindex(truth.losses.shape)
+        for other in [np.where(np.arange(8) == i, c, found.choice)]
+        if not truth.violated(truth.evaluate(other)[1])
+    )
+    assert found.measured <= best + 1e-12
+
+
 def test_evaluations_are_bounded_and_come_in_batches():
     truth = quadratic_problem(2, "indefinite", layers=8)
     measured = Measured(truth)
