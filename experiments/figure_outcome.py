@@ -1,0 +1,184 @@
+"""Table T1, figures F8 to F10 and the optimiser's curse from the outcome experiment's JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+
+from jmpq.report.style import PALETTE, error_bars, metric_name, new_figure, style, write_svg
+
+Json = Mapping[str, Any]
+DRAWN = ("uniform", "exact/gauss_newton", "exact/composed", "search/composed",
+         "refined/composed", "exact/hawq_trace")  # fmt: skip
+
+
+def rows_of(result: Json, mode: str, bits: float, method: str) -> list[Json]:
+    """All draws of one method at one budget; every random allocation for ``random``."""
+    return [
+        row
+        for row in result["rows"]
+        if (row["mode"], row["bits"]) == (mode, bits)
+        and (row["method"] == method or row["method"].startswith(f"{method}/"))
+    ]
+
+
+def methods_of(result: Json, mode: str) -> list[str]:
+    """Methods in the order of the experiment, random allocations as one, uniform first."""
+    names = [r["method"] for r in result["rows"] if r["mode"] == mode]
+    found = dict.fromkeys("random" if n.startswith("random/") else n for n in names)
+    return sorted(found, key=lambda name: name != "uniform")
+
+
+def label(method: str) -> str:
+    """A method as a reader knows it."""
+    solver, _, metric = method.partition("/")
+    solver = {"local_search": "local search, cross terms"}.get(solver, solver)
+    if solver == "search":
+        return "search, composed logits"
+    if solver == "refined":
+        return "refined by measured KL"
+    return f"{solver}, {metric_name(metric)}" if metric else solver
+
+
+def outcome_table(result: Json) -> str:
+    """T1: top-1 of every method at every budget, mean ± sd over draws of calibration."""
+    top1, sem = 100 * result["float"]["top1"], 100 * result["float"]["top1_sem"]
+    examples = result["evaluation"]["examples"]
+    config = result["config"]
+    lines = [
+        f"{_network(result)}: float top-1 {top1:.2f} % on the {examples:,} test images that "
+        f"calibrated nothing (standard error of a top-1 about {sem:.2f}). Top-1 in %, mean ± "
+        f"sd over {config['seeds']} draws of {config['examples']} calibration images (random: "
+        f"over {config['random']} allocations).",
+        "",
+    ]
+    columns = [(mode, bits) for mode in config["modes"] for bits in _budgets(result, mode)]
+    titles = []
+    for mode, bits in columns:
+        size = max(
+            r["size_bytes"] for r in result["rows"] if (r["mode"], r["bits"]) == (mode, bits)
+        )
+        titles.append(f"{'W' if mode == 'w' else 'W+A'} {bits:g} bits, {size / 1e3:.0f} kB")
+    lines += [f"| allocation | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
+    for method in dict.fromkeys(
+        m for mode in config["modes"] for m in methods_of(result, mode)
+    ):
+        cells = [_cell(rows_of(result, mode, bits, method)) for mode, bits in columns]
+        lines.append(f"| {label(method)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curse_table(result: Json) -> str:
+    """Measured over predicted KL of what was chosen by the prediction, and of the rest."""
+    lines = [
+        f"{_network(result)}: KL divergence measured on test images over that predicted by "
+        "composed logits, median; chosen by the prediction, chosen by other metrics, random.",
+        "",
+        "| budget | search on composed logits | exact, other metrics | random |",
+        "| --- | --- | --- | --- |",
+    ]
+    for mode in result["config"]["modes"]:
+        for bits in _budgets(result, mode):
+            others = [m for m in methods_of(result, mode)
+                      if m.startswith("exact/") and m != "exact/composed"]  # fmt: skip
+            groups = [
+                rows_of(result, mode, bits, "search/composed"),
+                [r for m in others for r in rows_of(result, mode, bits, m)],
+                rows_of(result, mode, bits, "random"),
+            ]
+            cells = []
+            for group in groups:
+                ratios = [
+                    r["measured"]["kl"] / r["composed_kl"]
+                    for r in group
+                    if r["composed_kl"] > 0 and r["measured"]["kl"] is not None
+                ]
+                cells.append(f"{np.median(ratios):.2f}" if ratios else "–")
+            name = f"{'W' if mode == 'w' else 'W+A'} {bits:g} bits"
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def accuracy_figure(result: Json) -> Figure:
+    """F10: top-1 against size, weights alone; bars are sd over draws of calibration."""
+    mode = "w"
+    with style():
+        figure = new_figure(2.8)
+        panels = figure.subplots(1, 2)
+        budgets = _budgets(result, mode)
+        for method, color in zip(DRAWN, PALETTE, strict=False):
+            for axes, key, scale in zip(panels, ("top1", "kl"), (100, 1), strict=True):
+                points = []
+                for bits in budgets:
+                    rows = rows_of(result, mode, bits, method)
+                    values = [scale * r["measured"][key] for r in rows]
+                    if values:
+                        sizes = np.mean([r["size_bytes"] for r in rows]) / 1e3
+                        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+                        points.append((sizes, np.mean(values), spread))
+                if not points:
+                    continue
+                x, y, sd = np.array(points).T
+                axes.plot(x, y, "o-", ms=3, lw=0.9, color=color, label=label(method))
+                error_bars(axes, x, y, sd, color=color)
+        panels[0].axhline(100 * result["float"]["top1"], ls="--", lw=0.7, color="k")
+        panels[0].set(xlabel="size (kB)", ylabel="top-1 (%)")
+        panels[1].set(xlabel="size (kB)", ylabel="KL to the float network (nats)", yscale="log")
+        panels[0].legend(loc="lower right", fontsize=6.5)
+    return figure
+
+
+def chosen_figure(result: Json) -> Figure:
+    """F6 on the allocations that solvers chose: measured against predicted KL, composed."""
+    with style():
+        figure = new_figure(2.8, width=3.2)
+        axes = figure.subplots()
+        both = []
+        for method, color in zip(DRAWN[1:], PALETTE[1:], strict=False):
+            rows = [r for r in result["rows"] if r["method"] == method and r["composed_kl"] > 0]
+            x = np.array([r["composed_kl"] for r in rows])
+            y = np.array([r["measured"]["kl"] for r in rows])
+            axes.plot(x, y, "o", ms=2.6, mew=0, alpha=0.8, color=color, label=label(method))
+            both += list(zip(x, y, strict=True))
+        x, y = np.array(both).T
+        rho = float(scipy.stats.spearmanr(x, y).statistic)  # type: ignore[union-attr]
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        axes.plot(ends, ends, "--", lw=0.7, color="k")
+        axes.set(xscale="log", yscale="log", xlabel="predicted KL (nats)")
+        axes.set_ylabel("measured KL, test images (nats)")
+        axes.set_title(f"ρ = {rho:.3f}", loc="left")
+        axes.legend(fontsize=6)
+    return figure
+
+
+def outcome_figures(results: Sequence[Json]) -> dict[str, str]:
+    """SVG text of all figures, by file name."""
+    drawn: dict[str, Figure] = {}
+    for result in results:
+        name = f"outcome_{result['network']}"
+        if "w" in result["config"]["modes"]:
+            drawn[f"{name}_F10-accuracy"] = accuracy_figure(result)
+        drawn[f"{name}_F6-chosen"] = chosen_figure(result)
+    return {
+        name: write_svg(figure, name, name.replace("_", ", ")) for name, figure in drawn.items()
+    }
+
+
+def _budgets(result: Json, mode: str) -> list[float]:
+    return sorted({row["bits"] for row in result["rows"] if row["mode"] == mode})
+
+
+def _cell(rows: Sequence[Json]) -> str:
+    values = [100 * row["measured"]["top1"] for row in rows]
+    if not values:
+        return "–"
+    spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
+    tail = "" if math.isnan(spread) or spread == 0 else f" ± {spread:.2f}"
+    return f"{np.mean(values):.2f}{tail}"
+
+
+def _network(result: Json) -> str:
+    return result["network"].replace("resnet", "ResNet-")

@@ -1,0 +1,481 @@
+"""What allocations become: top-1 of every method at equal size, over draws of calibration.
+
+Post-training, no fine-tuning. At each budget (the size of uniform bits, first and last layer at
+8 bits; with activations also its bit operations) every metric's optimum, greedy search, the
+quadratic form with cross-layer terms, the search on composed logits and its refinement by
+measured KL stand beside uniform, random and reversed allocations, all measured on the same
+test images, none of which calibrated anything.
+
+Run:     python -m experiments.outcome --data-dir DIR      (about 2 h on 2 cores, resumable)
+Smoke:   python -m experiments.outcome --smoke             (a minute, digits)
+Writes:  experiments/results/outcome_<network>.json, one file a network
+Expect:  no method below uniform bits by more than a standard error; reversed and random far
+         below; the chosen allocations measure more than they were predicted to
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tyro
+from jaxtyping import Float, Int
+
+from experiments.provenance import commit
+from experiments.resnet20_cifar10 import RESULTS
+
+if TYPE_CHECKING:
+    from jmpq.data.dataset import Split
+    from jmpq.models.network import Network
+    from jmpq.problem import Problem
+    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.sensitivity.composed import Composed
+    from jmpq.sensitivity.moves import MoveNetwork
+    from jmpq.sensitivity.result import Sensitivity
+
+Mode = Literal["w", "wa"]
+FLOAT = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is run; every field is in the result.
+
+    Attributes:
+        networks: Built-in networks, one result file each.
+        weights: Their weights below the data folder, {} standing for the name; None to train.
+        data: Data set.
+        modes: Weights alone, or weights and activations.
+        w_bits: Candidate bits of weights.
+        a_bits: Candidate bits of activations, mode ``wa``.
+        budgets: Uniform bits whose size is the budget; between two candidates, in proportion.
+        joint_budgets: The same for ``wa``, where the bit operations are a budget too.
+        seeds: Draws of calibration examples, held-out images set aside.
+        examples: Calibration examples of a draw.
+        batch_size: Calibration examples per batch.
+        random: Random allocations at each budget.
+        refine: Allocations that a refinement may measure; 0 for none.
+        evaluation: Test images measured on; None for all that no draw has taken.
+        epochs: Epochs of training where there are no weights.
+    """
+
+    networks: tuple[str, ...] = ("resnet20", "resnet32", "resnet44")
+    weights: str | None = "cifar10/{}.safetensors"
+    data: str = "cifar10"
+    modes: tuple[Mode, ...] = ("w", "wa")
+    w_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    a_bits: tuple[int, ...] = (4, 8)
+    budgets: tuple[float, ...] = (2.5, 3.0, 4.0, 5.0, 6.0)
+    joint_budgets: tuple[float, ...] = (4.0,)
+    seeds: int = 5
+    examples: int = 256
+    batch_size: int = 64
+    random: int = 10
+    refine: int = 100
+    evaluation: int | None = None
+    epochs: int = 15
+
+
+SMOKE = Config(
+    networks=("digits_resnet",),
+    weights=None,
+    data="digits",
+    w_bits=(2, 4, 8),
+    budgets=(4.0,),
+    seeds=2,
+    examples=48,
+    batch_size=24,
+    random=2,
+    refine=4,
+    evaluation=64,
+    epochs=1,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """A network, its data, and what one draw of calibration examples gave."""
+
+    network: "Network"
+    quantizers: "Quantizers"
+    calibration: "Split"
+
+    @property
+    def moves(self) -> "MoveNetwork":
+        from jmpq.sensitivity.moves import MoveNetwork
+
+        return MoveNetwork(network=self.network, quantizers=self.quantizers)
+
+
+def load(
+    config: Config, name: str, folder: pathlib.Path, data_dir: pathlib.Path | None
+) -> "tuple[Network, list[Split], Split]":
+    """The network, a draw of calibration examples for every seed, the images measured on."""
+    from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_network
+    from jmpq.cli.train import Train
+    from jmpq.data.load import load_dataset
+
+    dataset = load_dataset(config.data, data_dir)
+    if config.weights is None:
+        if not (folder / WEIGHTS).is_file():
+            Train(folder, model=name, data=config.data, epochs=config.epochs)()
+        weights = str((folder / WEIGHTS).resolve())
+    else:
+        assert data_dir is not None
+        weights = str((data_dir / config.weights.format(name)).resolve())
+    spec = NetworkSpec(model=name, weights=weights, data=config.data, data_dir=None)
+    network = load_network(spec, folder, dataset)
+    order = np.random.default_rng(0).permutation(len(dataset.heldout))
+    taken = config.seeds * config.examples
+    draws = [
+        dataset.heldout.take(np.sort(part), seed=seed)
+        for seed, part in enumerate(np.split(order[:taken], config.seeds))
+    ]
+    rest = np.sort(order[taken:][: config.evaluation])
+    return network, draws, dataset.heldout.take(rest)
+
+
+def calibrated(config: Config, network: "Network", draw: "Split", mode: Mode) -> Setting:
+    """Scales by least squared error; those of activations from the draw."""
+    import jax
+
+    from experiments.fidelity import examples_of
+    from jmpq.cli.sensitivity import ACTIVATIONS
+    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
+    from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+
+    activations = None
+    if mode == "wa":
+        inputs = [x for x, _ in examples_of(draw, config.batch_size)]
+        key = jax.random.key(draw.seed or 0)
+        bits = sorted({*config.a_bits, 8})
+        activations = calibrate_activations(network, ACTIVATIONS, bits, inputs, key=key)
+    weights = calibrate_weights(network, KERNELS, config.w_bits)
+    return Setting(
+        network=network,
+        quantizers=Quantizers(weights=weights, activations=activations),
+        calibration=draw,
+    )
+
+
+def tables(
+    config: Config, setting: Setting, mode: Mode, folder: pathlib.Path
+) -> "tuple[dict[str, Sensitivity], Composed]":
+    """Sensitivities by metric, and composed logits; what is in the folder is not made again."""
+    from experiments.fidelity import examples_of
+    from jmpq.cli.progress import bar
+    from jmpq.quantizers.choice import choice_grid
+    from jmpq.sensitivity.composed import Composed
+    from jmpq.sensitivity.hawq import HawqTrace
+    from jmpq.sensitivity.metric import analyse
+    from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
+    from jmpq.sensitivity.squared_error import SquaredError
+    from jmpq.sensitivity.superposed import Superposed
+    from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
+
+    choices = choice_grid(config.w_bits, config.a_bits if mode == "wa" else (FLOAT,))
+    data = examples_of(setting.calibration, config.batch_size)
+    provenance = {
+        "calibration": setting.calibration.record(),
+        "quantizers": setting.quantizers.sha256,
+    }
+    path = folder / "superposed.npz"
+    if not path.is_file() or Superposed.load(path).provenance != provenance:
+        with bar("logit changes", "batches") as progress:
+            Superposed.measure(
+                setting.moves,
+                data,
+                choices,
+                partial=folder / "superposed.partial",
+                provenance=provenance,
+                progress=progress,
+            ).save(path)
+    composed = Composed(superposed=Superposed.load(path))
+    found = {"composed": composed.main_effects([len(t) for _, t in data])}
+    for metric in (GaussNewton(), EmpiricalFisher(), HawqTrace(num_probes=4), SquaredError()):
+        at = folder / f"{metric.name}.npz"
+        stored = load_sensitivities(at)[metric.name] if at.is_file() else None
+        if stored is None or stored.provenance["quantizers"] != setting.quantizers.sha256:
+            with bar(f"{metric.name:24s}", "batches") as progress:
+                stored = analyse(
+                    setting.moves, metric, data, choices, provenance=provenance,
+                    partial=at.with_suffix(".partial"), progress=progress,
+                )  # fmt: skip
+            save_sensitivities(at, {metric.name: stored})
+        found[metric.name] = stored
+    return found, composed
+
+
+def stated(
+    network: "Network", table: "Sensitivity", mode: Mode, bits: float, *, cross: bool = False
+) -> "Problem":
+    """The problem at the size, and bit operations, of uniform bits."""
+    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
+    from jmpq.problem import Overhead, build_problem, first_and_last, with_budgets
+    from jmpq.quantizers.choice import Choice
+
+    names = [layer.name for layer in network.layers]
+    a_bits = min(c.a_bits for c in table.choices) if mode == "wa" else FLOAT
+    problem = build_problem(
+        network.layers,
+        table,
+        overhead=Overhead.of(network.layers, KERNELS),
+        rules=first_and_last(names, table.choices, bits=8),
+        interactions=cross,
+    )
+    low, part = int(bits), bits - int(bits)
+
+    def cost(name: str) -> float:
+        ends = [low, low + 1] if part else [low]
+        at = [problem.uniform(Choice(b, a_bits)) for b in ends]
+        values = [problem.evaluate(choice)[1][name] for choice in at]
+        return values[0] if not part else (1 - part) * values[0] + part * values[1]
+
+    budgets = {"size_bytes": cost("size_bytes")}
+    if mode == "wa":
+        budgets["bops"] = cost("bops")
+    return with_budgets(problem, budgets)
+
+
+def allocations(
+    config: Config,
+    setting: Setting,
+    mode: Mode,
+    bits: float,
+    found: "dict[str, Sensitivity]",
+    composed: "Composed",
+    folder: pathlib.Path,
+) -> Iterator[dict[str, Any]]:
+    """Every method's allocation at one budget: choice, own prediction, seconds."""
+    from jmpq.solvers import Greedy, LocalSearch, ObjectiveSearch, columns_of, refine, solve
+
+    first = stated(setting.network, found["composed"], mode, bits)
+    translate = columns_of(first, composed.superposed.layers, composed.superposed.choices)
+
+    def predict(choice: Int[np.ndarray, "_ _"]) -> Float[np.ndarray, " _"]:
+        return composed.predict(translate(choice))
+
+    def row(
+        method: str, choice: np.ndarray, predicted: float, seconds: float
+    ) -> dict[str, Any]:
+        return {
+            "method": method,
+            "choice": choice,
+            "predicted": predicted,
+            "wall_s": seconds,
+        }
+
+    for metric, table in found.items():
+        problem = stated(setting.network, table, mode, bits)
+        for solver, call in (("exact", solve), ("greedy", Greedy())):
+            s = call(problem)
+            yield row(f"{solver}/{metric}", s.choice, s.loss, s.wall_s)
+    whole = stated(setting.network, found["gauss_newton"], mode, bits, cross=True)
+    s = LocalSearch()(whole)
+    yield row("local_search/gauss_newton", s.choice, s.loss, s.wall_s)
+    s = ObjectiveSearch(
+        objective=predict, name="composed_kl", max_evaluations=5000, start=solve
+    )(first)
+    assert s.objective_value is not None
+    yield row("search/composed", s.choice, s.objective_value, s.wall_s)
+    if config.refine:
+        measured = refine(
+            first,
+            s.choice,
+            _kl_of(setting, first, config),
+            predict=predict,
+            max_evaluations=config.refine,
+            record=folder / f"refined_{bits:g}.jsonl",
+        )
+        yield row("refined/composed", measured.choice, measured.measured, float("nan"))
+
+
+def _kl_of(
+    setting: Setting, problem: "Problem", config: Config
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Measured KL on the calibration examples."""
+    from jmpq.data.batches import batches
+    from jmpq.deploy.measure import Evaluator
+
+    split = setting.calibration
+    evaluator = Evaluator(
+        setting.network, setting.quantizers, lambda: batches(split, config.batch_size)
+    )
+
+    def measure(choice: np.ndarray) -> np.ndarray:
+        pairs = _bits(setting.network, problem, choice)
+        return np.array([o.kl for o in evaluator(pairs[:, 0], pairs[:, 1])])
+
+    return measure
+
+
+def _bits(
+    network: "Network", problem: "Problem", choice: Int[np.ndarray, "allocations _"]
+) -> Int[np.ndarray, "allocations 2 layers"]:
+    """Weight and activation bits of every layer of the network."""
+    from jmpq.deploy.measure import bits_of
+
+    named = [
+        {layer: (c.w_bits, c.a_bits) for layer, c in problem.bits(row).items()}
+        for row in choice
+    ]
+    return np.stack(bits_of(network, named), axis=1)
+
+
+class Outcomes:
+    """Measured outcomes by allocation, each appended to a file as soon as it is known."""
+
+    def __init__(self, path: pathlib.Path, setting: Setting, split: "Split") -> None:
+        from jmpq.data.batches import batches
+        from jmpq.deploy.measure import Evaluator
+
+        size = min(256, len(split))
+        self.path, self.known = path, {}
+        self.evaluator = Evaluator(
+            setting.network, setting.quantizers, lambda: batches(split, size)
+        )
+        self.identity = f"{split.sha256} {setting.quantizers.sha256}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            row = json.loads(line) if line.endswith("}") else {}  # the last one may be cut
+            if row.get("of") == self.identity:
+                self.known[row["bits"]] = row["outcome"]
+
+    def __call__(self, bits: Int[np.ndarray, "allocations 2 layers"]) -> list[dict[str, Any]]:
+        from jmpq.cli.progress import bar
+
+        keys = [_words(pair) for pair in bits]
+        left = {
+            key: pair for key, pair in zip(keys, bits, strict=True) if key not in self.known
+        }
+        names, pairs = list(left), np.array(list(left.values())).reshape(len(left), 2, -1)
+        with bar("Measuring", "allocations") as progress, self.path.open("a") as file:
+            progress(0, len(left))
+
+            def keep(index: int, outcome: Any) -> None:
+                self.known[names[index]] = outcome.to_json()
+                row = {"of": self.identity, "bits": names[index], "outcome": outcome.to_json()}
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                progress(index + 1, len(left))
+
+            self.evaluator(pairs[:, 0], pairs[:, 1], done=keep)
+        return [self.known[key] for key in keys]
+
+
+def _words(pair: Int[np.ndarray, "2 layers"]) -> str:
+    """Bits of weights and inputs of all layers as two words; a dot where unquantized."""
+    return " ".join("".join("." if b == FLOAT else str(b) for b in row) for row in pair)
+
+
+def baselines(problem: "Problem", bits: float, num: int | None) -> Iterator[dict[str, Any]]:
+    """Uniform bits where they are candidates; with a number reversed greedy and random ones."""
+    from jmpq.solvers import random_search, reversed_search
+
+    nan = float("nan")
+    if bits == int(bits):
+        nearest = min(
+            (c for c in problem.choices if c.w_bits == int(bits)), key=lambda c: c.a_bits
+        )
+        yield {"method": "uniform", "choice": problem.uniform(nearest), "predicted": nan}
+    if num is None:
+        return
+    yield {"method": "reversed", "choice": reversed_search(problem).choice, "predicted": nan}
+    for seed in range(num):
+        choice = random_search(problem, seed=seed).choice
+        yield {"method": f"random/{seed}", "choice": choice, "predicted": nan}
+
+
+def run(
+    config: Config, name: str, folder: pathlib.Path, data_dir: pathlib.Path | None
+) -> dict[str, Any]:
+    """All allocations of one network; interrupted, it goes on from what is in `folder`."""
+    import jax
+
+    from jmpq.cli.run_folder import versions
+    from jmpq.solvers import columns_of
+
+    network, draws, split = load(config, name, folder, data_dir)
+    rows: list[dict[str, Any]] = []
+    floats: dict[str, Any] = {}
+    for mode in config.modes:
+        budgets = config.budgets if mode == "w" else config.joint_budgets
+        for seed, draw in enumerate(draws):
+            setting = calibrated(config, network, draw, mode)
+            at = folder / mode / str(seed)
+            found, composed = tables(config, setting, mode, at)
+            outcomes = Outcomes(folder / mode / "measured.jsonl", setting, split)
+            for bits in budgets:
+                problem = stated(network, found["composed"], mode, bits)
+                here = [*allocations(config, setting, mode, bits, found, composed, at)]
+                here += baselines(problem, bits, config.random if seed == 0 else None)
+                choices = np.array([r["choice"] for r in here])
+                data = composed.superposed
+                translate = columns_of(problem, data.layers, data.choices)
+                predicted = composed.predict(translate(choices))
+                pairs = _bits(network, problem, choices)
+                for r, pair, outcome, kl in zip(
+                    here, pairs, outcomes(pairs), predicted.tolist(), strict=True
+                ):
+                    _, costs = problem.evaluate(choice := r.pop("choice"))
+                    assert not problem.violated(costs), (r["method"], choice)
+                    rows.append(
+                        {"mode": mode, "seed": seed, "bits": bits, **_plain(r),
+                         "composed_kl": kl, "allocation": _words(pair),
+                         "size_bytes": costs["size_bytes"], "bops": costs["bops"],
+                         "measured": outcome}
+                    )  # fmt: skip
+            floats = outcomes.evaluator.float_outcome().to_json()
+    return {
+        "experiment": "outcome",
+        "network": name,
+        "config": dataclasses.asdict(config),
+        "commit": commit(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "versions": versions("jax", "jaxlib", "flax"),
+        "evaluation": split.record(),
+        "calibration": [draw.record() for draw in draws],
+        "layers": [layer.name for layer in network.layers],
+        "float": floats,
+        "rows": rows,
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN."""
+    return {
+        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in row.items()
+    }
+
+
+def main(
+    smoke: bool = False,
+    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    folder: pathlib.Path = pathlib.Path("runs/outcome"),
+    output: pathlib.Path = RESULTS,
+    networks: Sequence[str] = (),
+) -> None:
+    """Run the experiment.
+
+    Args:
+        smoke: The same on a tiny configuration, with embedded data.
+        data_dir: Folder with the data set and the weights.
+        folder: Where sensitivities and measurements are kept as they come.
+        output: Folder of the JSON files, one a network.
+        networks: Which networks; all where none is named.
+    """
+    from jmpq.files import write_json
+
+    config = SMOKE if smoke else Config()
+    for name in networks or config.networks:
+        result = run(config, name, folder / name, None if smoke else data_dir)
+        write_json(output / f"outcome_{name}.json", result, compact=True)
+        print(f"Wrote {output / f'outcome_{name}.json'}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
