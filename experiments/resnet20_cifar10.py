@@ -59,6 +59,7 @@ class Config:
     data: str = "cifar10"
     sources: tuple[Source, ...] = ("heldout", "train")
     metrics: tuple[MetricName, ...] = (
+        "composed",
         "gauss_newton",
         "gauss_newton_difference",
         "empirical_fisher",
@@ -84,7 +85,7 @@ SMOKE = Config(
     weights=None,
     data="digits",
     sources=("train",),
-    metrics=("gauss_newton", "empirical_fisher"),
+    metrics=("composed", "empirical_fisher"),
     w_bits=(2, 4, 8),
     examples=64,
     batch_size=32,
@@ -164,8 +165,8 @@ def collect(folder: pathlib.Path) -> dict[str, Any]:
                 name: {
                     "examples": int(s.batch_examples.sum()),
                     "seconds": s.provenance["seconds"],
-                    "first_batch_seconds": s.provenance["batch_seconds"][0],
-                    "seconds_per_further_batch": _mean(s.provenance["batch_seconds"][1:]),
+                    "first_batch_seconds": next(iter(_batch_seconds(s)), None),
+                    "seconds_per_further_batch": _mean(_batch_seconds(s)[1:]),
                 }
                 for name, s in found.items()
             },
@@ -177,6 +178,10 @@ def collect(folder: pathlib.Path) -> dict[str, Any]:
         "layers": plan["layers"],
         "choices": plan["choices"],
     }
+
+
+def _batch_seconds(sensitivity: Any) -> list[float]:
+    return list(sensitivity.provenance.get("batch_seconds", ()))
 
 
 def _mean(values: list[float]) -> float | None:

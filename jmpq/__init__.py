@@ -37,6 +37,8 @@ _HOME = {
     "Sensitivity": "jmpq.sensitivity.result",
     "analyse": "jmpq.sensitivity.metric",
     "Superposed": "jmpq.sensitivity.superposed",
+    "Composed": "jmpq.sensitivity.composed",
+    "PredictedLoss": "jmpq.sensitivity.superposed",
     "JointPredictor": "jmpq.sensitivity.joint",
     "Quadratic": "jmpq.sensitivity.joint",
     "Saturated": "jmpq.sensitivity.joint",

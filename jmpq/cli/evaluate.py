@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import (
-    EVALUATION,
-    PLAN,
-    SENSITIVITY,
-    network_of,
-    read_layers,
-    versions,
-)
+from jmpq.cli.run_folder import EVALUATION, PLAN, versions
 
 if TYPE_CHECKING:
-    from jmpq.data.dataset import Split
     from jmpq.deploy.measure import Evaluator
     from jmpq.problem import PlannedAllocation
 
@@ -51,46 +43,15 @@ class Evaluate:
         import numpy as np
 
         from jmpq.cli.joint import joint_predictions
-        from jmpq.data.splits import calibration_split
+        from jmpq.cli.planned import read_planned
         from jmpq.files import check_writable, file_sha256, write_json
-        from jmpq.problem import read_plan
-        from jmpq.quantizers.fake_quant import Quantizers
-        from jmpq.sensitivity.result import load_arrays, load_sensitivities
 
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples={self.examples}: give at least 1, or none for all.")
-        record = read_layers(self.run)
-        arrays = load_arrays(self.run / SENSITIVITY)
-        if not (self.run / PLAN).is_file():
-            raise FileNotFoundError(
-                f"{self.run / PLAN} not found: run `jmpq solve {self.run}` first."
-            )
-        plan = read_plan(self.run / PLAN)
-        if plan.weights_sha256 != record["weights_sha256"]:
-            raise ValueError(
-                f"{self.run / PLAN} belongs to other weights than layers.json: run `jmpq solve "
-                f"{self.run}` again."
-            )
-        if plan.sensitivity_sha256 != file_sha256(self.run / SENSITIVITY):
-            raise ValueError(
-                f"{self.run / PLAN} belongs to another sensitivity.npz: run `jmpq solve "
-                f"{self.run}` again."
-            )
+        planned = read_planned(self.run)
+        plan, calibration, evaluation = planned.plan, planned.calibration, planned.evaluation
         check_writable(self.run / EVALUATION)
-        origin = next(iter(load_sensitivities(self.run / SENSITIVITY).values())).provenance
-        predictions = joint_predictions(self.run, origin, plan.allocations)
-        network, dataset, _ = network_of(self.run)
-        quantizers = Quantizers.from_arrays(arrays)
-        loss = origin.get("loss", "cross_entropy")
-        drawn = origin["calibration"]
-        calibration, evaluation = calibration_split(
-            dataset, drawn["source"], examples=drawn["examples"], seed=drawn["seed"]
-        )
-        if calibration.sha256 != drawn["sha256"]:
-            raise ValueError(
-                "The calibration examples are not those of the sensitivities: the data set has "
-                f"changed. Run `jmpq sensitivity {self.run}` again."
-            )
+        predictions = joint_predictions(self.run, planned.origin, plan.allocations)
         if self.examples is not None:
             evaluation = evaluation.take(np.arange(min(self.examples, len(evaluation))))
         splits = {"calibration": calibration, "evaluation": evaluation}
@@ -100,9 +61,9 @@ class Evaluate:
         for name, split in splits.items():
             roles = self.roles if name == "evaluation" else self.calibration_roles
             wanted = [a for a in plan.allocations if a.role in roles]
-            evaluator = self._evaluator(network, quantizers, split, loss)
+            evaluator = planned.evaluator(split, self.batch_size)
             partial = self.run / f".{EVALUATION}.{name}.partial"
-            identity = f"{plan_sha256} {split.sha256} {quantizers.sha256}"
+            identity = f"{plan_sha256} {split.sha256} {planned.quantizers.sha256}"
             found, timing[name] = self._measure(evaluator, wanted, name, partial, identity)
             for allocation, outcome in zip(wanted, found, strict=True):
                 measured[allocation.name][name] = outcome
@@ -114,7 +75,7 @@ class Evaluate:
                 "version": 1,
                 "plan_sha256": plan_sha256,
                 "versions": versions("jax", "jaxlib", "flax"),
-                "loss": "cross_entropy" if loss == "kl" else loss,
+                "loss": "cross_entropy" if planned.loss == "kl" else planned.loss,
                 "device": jax.devices()[0].device_kind,
                 "splits": {name: split.record() for name, split in splits.items()},
                 "float": float_outcome,
@@ -128,18 +89,6 @@ class Evaluate:
         top1 = 100 * float_outcome["evaluation"]["top1"]
         print(f"Float top-1 {top1:.2f} % on {len(evaluation)} evaluation examples.")
         print(f"Wrote {self.run / EVALUATION}")
-
-    def _evaluator(
-        self, network: Any, quantizers: Any, split: "Split", loss: str
-    ) -> "Evaluator":
-        """Measures the loss of the sensitivities; the KL divergence is measured anyway."""
-        from jmpq.cli.losses import find_loss
-        from jmpq.data.batches import batches
-        from jmpq.deploy.measure import Evaluator
-
-        size = min(self.batch_size, len(split))
-        measured = find_loss("cross_entropy" if loss == "kl" else loss)
-        return Evaluator(network, quantizers, lambda: batches(split, size), loss=measured)
 
     def _measure(
         self,

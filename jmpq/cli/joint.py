@@ -17,7 +17,7 @@ SAME = ("weights_sha256", "quantizers_sha256", "calibration", "loss")
 def joint_predictors(
     run: pathlib.Path, origin: Mapping[str, Any]
 ) -> tuple["Superposed | None", dict[str, "JointPredictor"]]:
-    """What `jmpq sensitivity --superposed` left in a run folder, as predictors by name.
+    """What metric `composed` of `jmpq sensitivity` left in a run folder, predictors by name.
 
     Args:
         run: The run folder.
@@ -27,7 +27,8 @@ def joint_predictors(
         ValueError: If the file cannot be read or belongs to other sensitivities.
     """
     from jmpq.cli.losses import find_loss
-    from jmpq.sensitivity.superposed import Superposed, SuperposedLoss
+    from jmpq.sensitivity.composed import Composed, ridge_for
+    from jmpq.sensitivity.superposed import PredictedLoss, Superposed
 
     path = run / SUPERPOSED
     if not path.is_file():
@@ -37,11 +38,14 @@ def joint_predictors(
         if found.provenance.get(key) != origin.get(key):
             raise ValueError(
                 f"{path} belongs to other sensitivities ({key} differs): run `jmpq sensitivity "
-                f"{run} --superposed` again, or delete it."
+                f"{run}` with metric composed again, or delete it."
             )
-    predictors: dict[str, JointPredictor] = {"superposed_kl": found}
-    if (loss := origin.get("loss", "cross_entropy")) != "kl":
-        predictors["superposed_loss"] = SuperposedLoss(superposed=found, loss=find_loss(loss))
+    composed = Composed(superposed=found, ridge=ridge_for(found.logits.shape[1]))
+    predictors: dict[str, JointPredictor] = {"composed_kl": composed, "superposed_kl": found}
+    if (name := origin.get("loss", "cross_entropy")) != "kl":
+        loss = find_loss(name)
+        predictors["composed_loss"] = PredictedLoss(logits=composed, loss=loss)
+        predictors["superposed_loss"] = PredictedLoss(logits=found, loss=loss)
     return found, predictors
 
 

@@ -10,6 +10,7 @@ import tyro
 from jmpq.cli.demo import Demo
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
+from jmpq.cli.refine import Refine
 from jmpq.cli.report import Report
 from jmpq.cli.sensitivity import Sensitivity
 from jmpq.cli.solve import Solve
@@ -17,15 +18,16 @@ from jmpq.cli.train import Train
 
 DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven bound.
 
-Steps, in order: train (built-in networks), layers, sensitivity, solve, evaluate, report. Each
-writes one artifact into the run folder and can be restarted there; demo runs them all on
-embedded data. Losses are mean nats per example, sizes bytes (MB = 10^6)."""
+Steps, in order: train (built-in networks), layers, sensitivity, solve, refine (if wanted),
+evaluate, report. Each writes one artifact into the run folder and can be restarted there; demo
+runs them all on embedded data. Losses are mean nats per example, sizes bytes (MB = 10^6)."""
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Layers, tyro.conf.subcommand("layers")]
     | Annotated[Sensitivity, tyro.conf.subcommand("sensitivity")]
     | Annotated[Solve, tyro.conf.subcommand("solve")]
+    | Annotated[Refine, tyro.conf.subcommand("refine")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]

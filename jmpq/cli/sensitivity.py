@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from jmpq.quantizers.fake_quant import Quantizers
     from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.moves import MoveNetwork
+    from jmpq.sensitivity.result import Sensitivity as SensitivityTable
     from jmpq.training.losses import ExampleLoss
 
 MetricName = Literal[
+    "composed",
     "gauss_newton",
     "gauss_newton_difference",
     "empirical_fisher",
@@ -43,6 +46,7 @@ MetricName = Literal[
     "path_attribution",
 ]
 DEFAULT_METRICS: tuple[MetricName, ...] = (
+    "composed",
     "gauss_newton",
     "empirical_fisher",
     "hawq_trace",
@@ -64,7 +68,9 @@ class Sensitivity:
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder of the run, with layers.json."""
     metrics: tuple[MetricName, ...] = DEFAULT_METRICS
-    """Metrics to compute; the first is the one the report puts first."""
+    """Metrics to compute; the first is the one the report puts first. composed also writes
+    RUN/superposed.npz: what every move alone does to the logits, with which `jmpq solve`
+    searches and `jmpq evaluate` predicts joint allocations."""
     w_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     """Candidate bits of weights: 1 to 16, or 32 for unquantized."""
     a_bits: tuple[int, ...] = (4, 8)
@@ -80,9 +86,6 @@ class Sensitivity:
     """What increases: cross_entropy; kl, the KL divergence to the float network's own logits,
     which needs no labels; or package.module:function, of the logits of one example and its
     label, in nats."""
-    superposed: bool = False
-    """Also write RUN/superposed.npz: what every move alone does to the logits, with which
-    `jmpq evaluate` predicts joint allocations. One forward pass for every move."""
     probes: int = 1
     """Random probes per batch of hawq_trace."""
     qbert_spread: float = 1.0
@@ -147,10 +150,14 @@ class Sensitivity:
         )
         found = {}
         for name in dict.fromkeys(self.metrics):
+            start = time.perf_counter()
+            if name == "composed":
+                found[name] = self.composed(moves, data, choices, provenance, loss)
+                print(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+                continue
             metric = make_metric(
                 name, loss=loss, probes=self.probes, qbert_spread=self.qbert_spread
             )
-            start = time.perf_counter()
             with bar(f"{name:24s}", "batches") as progress:
                 found[name] = analyse(
                     moves,
@@ -165,33 +172,52 @@ class Sensitivity:
             print(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
         save_sensitivities(self.run / SENSITIVITY, found, quantizers.to_arrays())
         for partial in self.run.glob(f".{SENSITIVITY}.*.partial"):
-            partial.unlink()
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         print(f"Wrote {self.run / SENSITIVITY}")
-        if self.superposed:
-            self.write_superposed(moves, data, choices, provenance)
 
-    def write_superposed(
+    def composed(
         self,
         moves: "MoveNetwork",
         data: Sequence[tuple[Any, Any]],
         choices: Sequence["Choice"],
         provenance: Mapping[str, Any],
-    ) -> None:
-        """Measure the logit changes of every move; unquantized layers are a choice too."""
+        loss: "ExampleLoss",
+    ) -> "SensitivityTable":
+        """Measure and write the logit changes of every move; return their main effects.
+
+        Of the KL divergence where the loss is cross-entropy: it predicts the rank of joint
+        allocations better than the increase of the loss on few examples.
+        """
         from jmpq.cli.progress import bar
         from jmpq.quantizers.choice import FLOAT_BITS, Choice
+        from jmpq.sensitivity.composed import Composed, ridge_for
         from jmpq.sensitivity.superposed import Superposed
 
-        with bar(f"{'superposed':24s}", "batches") as progress:
-            found = Superposed.measure(
+        start = time.perf_counter()
+        partial = self.run / f".{SENSITIVITY}.composed.partial"
+        unquantized = Choice(FLOAT_BITS)  # what layers are that a plan excludes
+        with bar(f"{'composed':24s}", "batches") as progress:
+            measured = Superposed.measure(
                 moves,
                 data,
-                tuple(dict.fromkeys((*choices, Choice(FLOAT_BITS)))),
+                tuple(dict.fromkeys((*choices, unquantized))),
+                partial=partial,
                 provenance=provenance,
                 progress=progress,
             )
-        found.save(self.run / SUPERPOSED)
-        print(f"Wrote {self.run / SUPERPOSED}: {found.changes.nbytes / 1e6:.3g} MB")
+        measured.save(self.run / SUPERPOSED)
+        print(f"Wrote {self.run / SUPERPOSED}: {measured.changes.nbytes / 1e6:.3g} MB")
+        table = Composed(
+            superposed=dataclasses.replace(measured, choices=tuple(choices)),
+            ridge=ridge_for(measured.logits.shape[1]),
+        ).main_effects(
+            [len(targets) for _, targets in data],
+            kind="kl" if self.loss in ("cross_entropy", "kl") else "loss",
+            loss=loss,
+            seed=self.seed,
+        )
+        seconds = time.perf_counter() - start
+        return dataclasses.replace(table, provenance={**table.provenance, "seconds": seconds})
 
     def check_bits(self) -> None:
         """Raise `ValueError` for bits that are not on the grid, before anything is loaded."""
@@ -227,7 +253,11 @@ def make_metric(
     probes: int = 1,
     qbert_spread: float = 1.0,
 ) -> "Metric":
-    """A metric by its name; the loss is cross-entropy by default."""
+    """A metric of `analyse` by its name; the loss is cross-entropy by default.
+
+    Raises:
+        ValueError: If it is none, but made of logit changes (composed).
+    """
     from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.hawq import HawqTrace
     from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
@@ -269,3 +299,8 @@ def make_metric(
             return MeasuredPairs(kind="kl")
         case "path_attribution":
             return PathAttribution(loss=loss)
+        case "composed":
+            raise ValueError(
+                "Metric 'composed' is made of logit changes: measure them with "
+                "Superposed.measure and take Composed(superposed=...).main_effects(...)."
+            )

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -61,6 +61,9 @@ class Solve:
     """Solve times on the layer table repeated so many times, losses scattered."""
     time_limit_s: float = 60.0
     """Seconds per exact solve; then the best allocation so far, with its bound."""
+    search_evaluations: int = 5000
+    """Allocations that the search on composed logits may predict, at every budget; it starts
+    at the exact optimum of metric composed. 0 for no search, which alone needs JAX."""
     loss_ceiling: float | None = None
     """Also find the cheapest allocation whose predicted loss increase is at most this (nats
     per example), for every metric and without the budgets."""
@@ -124,10 +127,12 @@ class Solve:
             print(
                 f"budget: {name} <= {limit:g} (asked {asked}; {least:g} to {most:g} possible)"
             )
+        search = self._search(found)
         allocations = [
             *self._solutions(problems, found),
+            *self._searched(search, problems, found),
             *self._baselines(problem, found, lead.metric),
-            *self._sweep(problem, found, lead.metric),
+            *self._sweep(problem, found, lead.metric, search),
             *self._unbudgeted(problem, found),
             *self._least_cost(problems, found),
         ]
@@ -198,6 +203,34 @@ class Solve:
                 name = f"{solver}/{metric}"
                 yield _planned(name, "solution", problem, solution, found, metric, solver)
 
+    def _search(
+        self, found: Mapping[str, "Sensitivity"]
+    ) -> "Callable[[Problem], Solution] | None":
+        """The search on composed logits, where there are such."""
+        if self.search_evaluations < 1 or "composed" not in found:
+            return None
+        from jmpq.cli.search import composed_search
+
+        return composed_search(
+            self.run,
+            found["composed"],
+            max_evaluations=self.search_evaluations,
+            time_limit_s=self.time_limit_s,
+            seed=self.seed,
+        )
+
+    def _searched(
+        self,
+        search: "Callable[[Problem], Solution] | None",
+        problems: Mapping[str, "Problem"],
+        found: Mapping[str, "Sensitivity"],
+    ) -> Iterator["PlannedAllocation"]:
+        if search is not None:
+            solution = search(problem := problems["composed"])
+            metric = solution.objective
+            name = f"search/{metric}"
+            yield _planned(name, "solution", problem, solution, found, metric, "search")
+
     def _baselines(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"], metric: str
     ) -> Iterator["PlannedAllocation"]:
@@ -229,7 +262,11 @@ class Solve:
             )
 
     def _sweep(
-        self, problem: "Problem", found: Mapping[str, "Sensitivity"], metric: str
+        self,
+        problem: "Problem",
+        found: Mapping[str, "Sensitivity"],
+        metric: str,
+        search: "Callable[[Problem], Solution] | None",
     ) -> Iterator["PlannedAllocation"]:
         from jmpq.problem import Infeasible, with_budgets
 
@@ -243,6 +280,13 @@ class Solve:
                     continue
                 name = f"sweep/{solver}/{percent:.4g}%"
                 yield _planned(name, "sweep", here, solution, found, metric, solver)
+            if search is not None and metric == "composed":
+                try:
+                    solution = search(here)
+                except Infeasible:
+                    continue
+                name, by = f"sweep/search/{percent:.4g}%", solution.objective
+                yield _planned(name, "sweep", here, solution, found, by, "search")
 
     def _unbudgeted(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"]

@@ -123,7 +123,12 @@ def planned_allocation(
     solver: str | None = None,
     seed: int | None = None,
 ) -> PlannedAllocation:
-    """A solution as the plan keeps it; `solver` is the solution's own where not given."""
+    """A solution as the plan keeps it; `solver` is the solution's own where not given.
+
+    Where another objective than the problem's loss was minimised, its value is the predicted
+    loss, and there is no bound, gap or status.
+    """
+    own = solution.objective == "loss"
     return PlannedAllocation(
         name=name,
         role=role,
@@ -132,10 +137,10 @@ def planned_allocation(
         metric=metric,
         solver=solver or solution.solver,
         back_end=solution.solver,
-        status=solution.status,
-        predicted_loss=solution.loss,
-        bound=solution.bound,
-        gap=solution.gap,
+        status=solution.status if own else None,
+        predicted_loss=solution.loss if own else solution.objective_value,
+        bound=solution.bound if own else None,
+        gap=solution.gap if own else None,
         wall_s=solution.wall_s,
         seed=seed,
         budgets=dict(problem.budgets),

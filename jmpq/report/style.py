@@ -69,6 +69,9 @@ NAMES = {
     "path_attribution": "path attribution",
     "hessian": "exact Hessian",
     "first_order": "first order",
+    "composed": "composed logits, main effects",
+    "composed_kl": "composed logits, KL",
+    "composed_loss": "composed logits, loss",
     "superposed_kl": "superposed logits, KL",
     "superposed_loss": "superposed logits, loss",
 }

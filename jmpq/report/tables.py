@@ -82,7 +82,10 @@ def allocation_rows(
             "gap": number(allocation.get("gap")),
             "wall_s": number(allocation.get("wall_s")),
             **{key: number(costs.get(key)) for key in ("size_bytes", "average_bits", "bops")},
-            "superposed_kl": number(allocation.get("predictions", {}).get("superposed_kl")),
+            **{
+                key: number(allocation.get("predictions", {}).get(key))
+                for key in ("composed_kl", "superposed_kl")
+            },
         }
         for split in ("calibration", "evaluation"):
             found = outcome(evaluation, allocation["name"], split)
@@ -277,6 +280,7 @@ _ALLOCATION_COLUMNS = (
 
 
 _JOINT_COLUMNS = (
+    Column(key="composed_kl", heading="KL by composed logits", format="loss"),
     Column(key="superposed_kl", heading="KL by superposed logits", format="loss"),
     Column(key="kl_calibration", heading="KL, calibration", format="loss",
            sem="kl_sem_calibration"),
@@ -284,11 +288,13 @@ _JOINT_COLUMNS = (
 
 
 def _allocation_columns(rows: Sequence[Row]) -> Sequence[Column]:
-    """With the joint prediction beside its measurement, where there is one."""
-    if all(row["superposed_kl"] is None for row in rows):
+    """With the joint predictions beside their measurement, where there are any."""
+    *predicted, measured = _JOINT_COLUMNS
+    predicted = [c for c in predicted if any(row[c.key] is not None for row in rows)]
+    if not predicted:
         return _ALLOCATION_COLUMNS
     at = [column.key for column in _ALLOCATION_COLUMNS].index("increase_evaluation")
-    return (*_ALLOCATION_COLUMNS[:at], *_JOINT_COLUMNS, *_ALLOCATION_COLUMNS[at:])
+    return (*_ALLOCATION_COLUMNS[:at], *predicted, measured, *_ALLOCATION_COLUMNS[at:])
 
 
 def cell(row: Mapping[str, Any], column: Column) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jmpq.cli import progress
+from jmpq.sensitivity import superposed
 from jmpq.sensitivity.result import load_sensitivities
 from tests.cli.command import FEW, TINY, contents, finish, jmpq, process, works
 
@@ -82,6 +83,31 @@ def test_sensitivity_goes_on_from_the_last_finished_batch(
     assert_same_sensitivities(tmp_path / "sensitivity.npz", tiny_run / "sensitivity.npz")
     found = load_sensitivities(tmp_path / "sensitivity.npz")[metric]
     assert found.provenance["batch_seconds"][:done] == seconds
+
+
+def test_logit_changes_go_on_from_the_last_finished_batch(tiny_run, tmp_path, bars):
+    shutil.copy(tiny_run / "layers.json", tmp_path)
+    args = ("sensitivity", tmp_path, *FEW, "--metrics", "composed")
+    bars.interrupts("composed", 2, *args)
+    partial = tmp_path / ".sensitivity.npz.composed.partial"
+    assert set(contents(tmp_path)) == {
+        "layers.json",
+        partial.name,
+        f"{partial.name}/0.npz",
+        f"{partial.name}/1.npz",
+    }
+    before = contents(partial)
+    real = superposed._changes
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(superposed, "_changes", lambda *a: made.append(a) or real(*a))
+        patch.setattr(shutil, "rmtree", lambda path: None)
+        works(*args)
+    assert len(made) == 2  # to learn the shapes, and for the last batch
+    left = contents(partial)
+    assert {name: left[name] for name in before} == before
+    works(*args)
+    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz", "superposed.npz"}
 
 
 def test_other_options_do_not_go_on_from_an_interrupted_run(tiny_run, tmp_path, bars):

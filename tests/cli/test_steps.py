@@ -19,6 +19,7 @@ from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
+from jmpq.sensitivity.composed import Composed
 from jmpq.sensitivity.result import load_sensitivities
 from jmpq.sensitivity.superposed import Superposed
 from tests.cli import losses
@@ -239,8 +240,8 @@ def test_kl_needs_no_labels_and_its_hessian_is_the_gauss_newton_matrix(run):
 
 def test_a_loss_of_the_users_is_predicted_and_measured(run):
     loss, solve = "tests.cli.losses:brier", ("solve", run, *SMALL, "--scaling", 1)
-    options = (*FEW, "--metrics", "gauss_newton", "--loss", loss, "--superposed")
-    works("sensitivity", run, *options)
+    options = (*FEW, "--loss", loss, "--metrics", "gauss_newton")
+    works("sensitivity", run, *options, "composed")
     works(*solve)
     roles = ("--calibration-roles", "single", "random", "--roles", "solution")
     works("evaluate", run, "--examples", 100, *roles)
@@ -258,6 +259,7 @@ def test_a_loss_of_the_users_is_predicted_and_measured(run):
 
     # Joint predictions stand beside what was measured, allocation by allocation.
     predictions, superposed = found["predictions"], Superposed.load(run / "superposed.npz")
+    composed = Composed(superposed=superposed)
     assert set(predictions) == {a["name"] for a in plan["allocations"]}
     labels = [choice.label for choice in superposed.choices]
     for allocation in plan["allocations"][::5]:
@@ -267,16 +269,37 @@ def test_a_loss_of_the_users_is_predicted_and_measured(run):
         np.testing.assert_allclose(
             got["superposed_kl"], superposed.predict(row)[0], rtol=1e-3, atol=1e-7
         )
-        brier = superposed.predict(row, "loss", loss=losses.brier)[0]
-        np.testing.assert_allclose(got["superposed_loss"], brier, rtol=1e-3, atol=1e-7)
+        for name, predictor in (("superposed_loss", superposed), ("composed_loss", composed)):
+            brier = predictor.predict(row, "loss", loss=losses.brier)[0]
+            np.testing.assert_allclose(got[name], brier, rtol=1e-3, atol=1e-7)
     names = [a["name"] for a in plan["allocations"] if a["role"] in ("single", "random")]
     measured = [found["measured"][name]["calibration"] for name in names]
-    for predictor, key in (("superposed_kl", "kl"), ("superposed_loss", "increase")):
+    for predictor, key in (
+        ("superposed_kl", "kl"),
+        ("superposed_loss", "increase"),
+        ("composed_kl", "kl"),
+        ("composed_loss", "increase"),
+    ):
         x = [predictions[name][predictor] for name in names]
         assert np.corrcoef(x, [row[key] for row in measured])[0, 1] > 0.95
-    assert "superposed logits, KL" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "superposed logits, KL" in page
+    assert "composed logits, loss" in page
 
-    works("sensitivity", run, *options[:-3])  # another loss; the logit changes stay behind
+    # The search on whole allocations starts from the best sum and keeps the budgets.
+    by_name = {a["name"]: a for a in plan["allocations"]}
+    searched, started = by_name["search/composed_loss"], by_name["exact/composed"]
+    assert searched["predicted_loss"] <= predictions[started["name"]]["composed_loss"] + 1e-7
+    np.testing.assert_allclose(
+        searched["predicted_loss"], predictions[searched["name"]]["composed_loss"], rtol=1e-3
+    )
+    assert searched["bound"] is searched["gap"] is searched["status"] is None
+    for name, budget in plan["budgets"].items():
+        assert searched["costs"][name] <= budget["limit"]
+
+    works(
+        "sensitivity", run, *FEW, *options[-2:]
+    )  # another loss; the logit changes stay behind
     works(*solve)
     result = jmpq("evaluate", run)
     assert result.code == 1
@@ -303,5 +326,7 @@ def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
 
 
 def test_every_metric_goes_by_its_name():
-    names = typing.get_args(MetricName)
-    assert [make_metric(name).name for name in names] == list(names)
+    names = [name for name in typing.get_args(MetricName) if name != "composed"]
+    assert [make_metric(name).name for name in names] == names
+    with pytest.raises(ValueError, match="'composed' is made of logit changes"):
+        make_metric("composed")

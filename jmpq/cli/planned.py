@@ -1,0 +1,108 @@
+"""A plan together with what it is measured by: network, quantizers, examples."""
+
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from jmpq.cli.run_folder import PLAN, SENSITIVITY, network_of, read_layers
+
+if TYPE_CHECKING:
+    from jmpq.data.dataset import Split
+    from jmpq.deploy.measure import Evaluator
+    from jmpq.models.network import Network
+    from jmpq.problem import Plan
+    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.sensitivity.result import Sensitivity
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Planned:
+    """What a run folder holds after `jmpq solve`, checked to belong together.
+
+    Attributes:
+        record: The layer record.
+        plan: The plan.
+        tables: Sensitivities by metric.
+        network: The network.
+        quantizers: Its calibrated quantizers.
+        calibration: The examples of the sensitivities.
+        evaluation: Those that accuracy is reported on.
+        loss: What the sensitivities are of, by name.
+    """
+
+    record: dict[str, Any]
+    plan: "Plan"
+    tables: "dict[str, Sensitivity]"
+    network: "Network"
+    quantizers: "Quantizers"
+    calibration: "Split"
+    evaluation: "Split"
+    loss: str
+
+    @property
+    def origin(self) -> Any:
+        """Provenance of the sensitivities."""
+        return next(iter(self.tables.values())).provenance
+
+    def evaluator(self, split: "Split", batch_size: int) -> "Evaluator":
+        """Measures the loss of the sensitivities; the KL divergence is measured anyway."""
+        from jmpq.cli.losses import find_loss
+        from jmpq.data.batches import batches
+        from jmpq.deploy.measure import Evaluator
+
+        size = min(batch_size, len(split))
+        measured = find_loss("cross_entropy" if self.loss == "kl" else self.loss)
+        return Evaluator(
+            self.network, self.quantizers, lambda: batches(split, size), loss=measured
+        )
+
+
+def read_planned(run: pathlib.Path) -> Planned:
+    """Read a run folder.
+
+    Raises:
+        FileNotFoundError: If a step is missing; it says which.
+        ValueError: If artifacts do not belong together; it says which step to run again.
+    """
+    from jmpq.data.splits import calibration_split
+    from jmpq.files import file_sha256
+    from jmpq.problem import read_plan
+    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.sensitivity.result import load_arrays, load_sensitivities
+
+    record = read_layers(run)
+    arrays = load_arrays(run / SENSITIVITY)
+    if not (run / PLAN).is_file():
+        raise FileNotFoundError(f"{run / PLAN} not found: run `jmpq solve {run}` first.")
+    plan = read_plan(run / PLAN)
+    if plan.weights_sha256 != record["weights_sha256"]:
+        raise ValueError(
+            f"{run / PLAN} belongs to other weights than layers.json: run `jmpq solve {run}` "
+            "again."
+        )
+    if plan.sensitivity_sha256 != file_sha256(run / SENSITIVITY):
+        raise ValueError(
+            f"{run / PLAN} belongs to another sensitivity.npz: run `jmpq solve {run}` again."
+        )
+    tables = load_sensitivities(run / SENSITIVITY)
+    origin = next(iter(tables.values())).provenance
+    network, dataset, _ = network_of(run)
+    drawn = origin["calibration"]
+    calibration, evaluation = calibration_split(
+        dataset, drawn["source"], examples=drawn["examples"], seed=drawn["seed"]
+    )
+    if calibration.sha256 != drawn["sha256"]:
+        raise ValueError(
+            "The calibration examples are not those of the sensitivities: the data set has "
+            f"changed. Run `jmpq sensitivity {run}` again."
+        )
+    return Planned(
+        record=record,
+        plan=plan,
+        tables=tables,
+        network=network,
+        quantizers=Quantizers.from_arrays(arrays),
+        calibration=calibration,
+        evaluation=evaluation,
+        loss=origin.get("loss", "cross_entropy"),
+    )

@@ -1,0 +1,246 @@
+"""`jmpq refine`: allocations decided by measurement, added to the plan."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from jmpq.cli.run_folder import PLAN
+from jmpq.cli.search import composed_objective
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jmpq.cli.planned import Planned
+    from jmpq.deploy.measure import Outcome
+    from jmpq.problem import Plan, PlannedAllocation, Problem
+    from jmpq.sensitivity.result import Sensitivity
+
+
+@dataclasses.dataclass(frozen=True)
+class Refine:
+    """Improve an allocation of RUN/plan.json by measuring on the calibration examples, or find
+    the cheapest one whose measured top-1 stays above a floor; add it to the plan.
+
+    Composed logits, where superposed.npz has them, else the metric, propose changes and swaps
+    within the budgets; the measurement accepts them.
+    Every measurement is kept as it comes (RUN/.refine.*.jsonl): interrupted or called again
+    with more evaluations, it goes on from there. Run `jmpq evaluate` afterwards.
+    """  # noqa: D205
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """Folder of the run, with layers.json, sensitivity.npz and plan.json."""
+    allocation: str | None = None
+    """Where to start; by default what the search on composed logits found, else the first
+    solution of the plan."""
+    measure: Literal["kl", "loss"] = "kl"
+    """What is to become small: the KL divergence to the float network, or the loss."""
+    max_evaluations: int = 200
+    """Allocations measured at most, those of an interrupted run included."""
+    patience: int = 40
+    """Proposals that fail in a row before the search ends."""
+    max_drop: float | None = None
+    """Instead of refining: the cheapest allocation, without budgets, whose top-1 on the
+    calibration examples is at most so many points (of 100) below the float network's."""
+    minimize: Literal["size_bytes", "average_bits", "bops"] = "size_bytes"
+    """The cost that --max-drop minimises, along the allocations that the metric of
+    --allocation calls best for their cost."""
+    batch_size: int = 256
+    """Examples per batch."""
+
+    def __call__(self) -> None:
+        from jmpq.cli.planned import read_planned
+        from jmpq.files import check_writable
+        from jmpq.problem import write_plan
+
+        planned = read_planned(self.run)
+        start = self._start(planned.plan)
+        check_writable(self.run / PLAN)
+        if self.max_drop is None:
+            new = self._refined(planned, start)
+        else:
+            new = self._floored(planned, start)
+        kept = [a for a in planned.plan.allocations if a.name != new.name]
+        write_plan(
+            self.run / PLAN,
+            dataclasses.replace(planned.plan, allocations=(*kept, new)),
+        )
+        print(
+            f"Wrote {self.run / PLAN} with {new.name}; `jmpq evaluate {self.run}` measures it."
+        )
+
+    def _start(self, plan: "Plan") -> "PlannedAllocation":
+        by_name = {a.name: a for a in plan.allocations}
+        solutions = [a for a in plan.allocations if a.role == "solution" and a.budgets]
+        if self.allocation is not None:
+            from jmpq.problem.plan import allocation_from_plan
+
+            allocation_from_plan(plan, self.allocation)  # raises where there is none
+            return by_name[self.allocation]
+        searched = [a for a in solutions if a.name.startswith("search/")]
+        if not (searched or solutions):
+            raise ValueError(
+                f"{self.run / PLAN} has no solution to start from: run `jmpq solve "
+                f"{self.run}`, or name one with --allocation."
+            )
+        return (searched or solutions)[0]
+
+    def _refined(self, planned: "Planned", start: "PlannedAllocation") -> "PlannedAllocation":
+        """Swaps proposed by the model, accepted by measured KL or loss."""
+        import numpy as np
+
+        from jmpq.cli.progress import bar
+        from jmpq.problem import PlannedAllocation
+        from jmpq.solvers import refine
+
+        problem = problem_of_plan(planned, _table(planned, start), start.budgets)
+        columns = [problem.choices.index(start.bits[layer]) for layer in problem.layers]
+        field = "kl" if self.measure == "kl" else "increase"
+        evaluate = _measurer(planned, problem, self.batch_size, lambda o: getattr(o, field))
+        key = _key(planned, problem, field)
+        model = composed_objective(self.run, planned.origin)
+        record = self.run / f".refine.{key}.jsonl"
+        with bar("Refining", "allocations") as progress:
+            found = refine(
+                problem,
+                np.array(columns),
+                evaluate,
+                max_evaluations=self.max_evaluations,
+                patience=self.patience,
+                predict=model and model[1](problem),
+                record=record,
+                progress=lambda done, best: progress(done, self.max_evaluations),
+            )
+        print(
+            f"{start.name}: measured {self.measure} {found.start:.5g} -> {found.measured:.5g} "
+            f"nats per example on {len(planned.calibration)} calibration examples, "
+            f"{len(found.path) - 1} accepted of {found.evaluations} measured"
+            + ("." if found.finished else "; the evaluations ran out.")
+        )
+        _, costs = problem.evaluate(found.choice)
+        return PlannedAllocation(
+            name=f"refined/{start.name}",
+            role="solution",
+            bits=problem.bits(found.choice),
+            costs=costs,
+            metric=start.metric,
+            solver="refine",
+            budgets=dict(start.budgets),
+        )
+
+    def _floored(self, planned: "Planned", start: "PlannedAllocation") -> "PlannedAllocation":
+        """Bisection along the model's front by measured top-1."""
+        import numpy as np
+
+        from jmpq.cli.progress import bar
+        from jmpq.problem import PlannedAllocation
+        from jmpq.solvers import cheapest_above, pareto_hull
+
+        assert self.max_drop is not None
+        problem = problem_of_plan(planned, table := _table(planned, start), {})
+        hull = pareto_hull(problem, self.minimize)
+        evaluator = planned.evaluator(planned.calibration, self.batch_size)
+        top1 = evaluator.float_outcome().top1
+        floor = top1 - self.max_drop / 100
+        steps = int(np.ceil(np.log2(max(len(hull.costs), 2))))
+        evaluate = _measurer(planned, problem, self.batch_size, lambda o: o.top1)
+        with bar("Bisecting", "allocations") as progress:
+            done = [0]
+
+            def told(point: int, quality: float) -> None:
+                done[0] += 1
+                progress(done[0], max(steps + 2, done[0]))
+
+            # Half an example: fractions of a count are compared.
+            slack = 0.5 / len(planned.calibration)
+            found = cheapest_above(hull, evaluate, floor - slack, steps=steps, progress=told)
+        print(
+            f"{self.minimize} {found.cost:.10g} at a top-1 of {100 * found.quality:.2f} % "
+            f"(float {100 * top1:.2f} %, floor {100 * floor:.2f} %) on "
+            f"{len(planned.calibration)} calibration examples, {len(found.measured)} measured."
+        )
+        loss, costs = problem.evaluate(found.choice)
+        return PlannedAllocation(
+            name=f"floor_{self.max_drop:g}/{table.metric}/{self.minimize}",
+            role="solution",
+            bits=problem.bits(found.choice),
+            costs=costs,
+            metric=table.metric,
+            solver="floor",
+            predicted_loss=loss,
+        )
+
+
+def problem_of_plan(
+    planned: "Planned", table: "Sensitivity", budgets: dict[str, float]
+) -> "Problem":
+    """The problem that a plan was made of, by one metric and under given limits."""
+    from jmpq.models.layers import layers_from_json
+    from jmpq.problem import Overhead, build_problem
+    from jmpq.problem.rules import rules_from_json
+    from jmpq.quantizers.spec import QuantizerSpec
+
+    layers = layers_from_json(planned.record["layers"])
+    spec = QuantizerSpec(**planned.plan.quantizers["weights"])
+    return build_problem(
+        layers,
+        table,
+        overhead=Overhead.of(layers, spec),
+        rules=rules_from_json(planned.plan.rules),
+        budgets=budgets,
+        unquantized_parameters=planned.record["other_parameters"],
+    )
+
+
+def _table(planned: "Planned", start: "PlannedAllocation") -> "Sensitivity":
+    """The sensitivities that propose: those of the allocation's metric."""
+    metric = (start.metric or "").removesuffix("_kl").removesuffix("_loss")
+    for name in (start.metric, metric):
+        if name in planned.tables:
+            return planned.tables[name]
+    return next(iter(planned.tables.values()))
+
+
+def _measurer(
+    planned: "Planned",
+    problem: "Problem",
+    batch_size: int,
+    value: "Callable[[Outcome], float]",
+) -> "Callable[[np.ndarray], np.ndarray]":
+    """A measured number of allocations, rows of columns of the problem, for the searches."""
+    import numpy as np
+
+    from jmpq.deploy.measure import bits_of
+
+    evaluator = planned.evaluator(planned.calibration, batch_size)
+
+    def evaluate(rows: "Sequence[np.ndarray] | np.ndarray") -> "np.ndarray":
+        bits = [
+            {layer: (c.w_bits, c.a_bits) for layer, c in problem.bits(row).items()}
+            for row in rows
+        ]
+        return np.array([value(o) for o in evaluator(*bits_of(planned.network, bits))])
+
+    return evaluate
+
+
+def _key(planned: "Planned", problem: "Problem", field: str) -> str:
+    """Names the record of one kind of measurement on one set of examples."""
+    from jmpq.files import json_sha256
+
+    return (
+        json_sha256(
+            {
+                "examples": planned.calibration.sha256,
+                "quantizers": planned.quantizers.sha256,
+                "loss": planned.loss if field == "increase" else None,
+                "layers": list(problem.layers),
+                "choices": json.dumps([choice.label for choice in problem.choices]),
+                "weights": planned.record["weights_sha256"],
+            }
+        )[:12]
+        + f".{field}"
+    )

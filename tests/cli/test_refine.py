@@ -1,0 +1,65 @@
+"""`jmpq refine`: measured search and accuracy floor, added to the plan."""
+
+import json
+
+from tests.cli.command import jmpq, works
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def by_name(run):
+    return {a["name"]: a for a in read(run / "plan.json")["allocations"]}
+
+
+def test_refined_allocation_measures_no_worse_and_goes_on(run):
+    few = ("--batch-size", 40)
+    before = by_name(run)
+    out = works("refine", run, "--max-evaluations", 2, *few).out
+    assert "exact/gauss_newton: measured kl" in out
+    (record,) = run.glob(".refine.*.jsonl")
+    first = record.read_text().splitlines()
+    assert len(first) == 1 + 2
+    out = works("refine", run, "--max-evaluations", 24, *few).out
+    lines = record.read_text().splitlines()
+    assert lines[: len(first)] == first
+    assert len(first) < len(lines) == len(set(lines)) <= 1 + 24
+    after = by_name(run)
+    assert set(after) - set(before) == {"refined/exact/gauss_newton"}
+    new, old = after["refined/exact/gauss_newton"], after["exact/gauss_newton"]
+    for name, limit in new["budgets"].items():
+        assert new["costs"][name] <= limit
+    assert new["budgets"] == old["budgets"]
+    roles = ("--roles", "solution", "--calibration-roles", "solution", "--examples", 20)
+    works("evaluate", run, *roles)
+    measured = read(run / "evaluation.json")["measured"]
+    kl = [measured[a["name"]]["calibration"]["kl"] for a in (new, old)]
+    assert kl[0] <= kl[1] * (1 + 1e-5)
+    best = min(json.loads(line)["measured"] for line in lines[1:])
+    assert abs(kl[0] - best) < 1e-5
+    works("report", run)
+
+
+def test_cheapest_allocation_above_a_floor(run):
+    out = works("refine", run, "--max-drop", 100, "--minimize", "bops").out
+    found = by_name(run)["floor_100/gauss_newton/bops"]
+    assert "bops" in out
+    assert found["costs"]["bops"] == min(a["costs"]["bops"] for a in by_name(run).values()
+                                         if "bops" in a["costs"])  # fmt: skip
+    works("refine", run, "--max-drop", 5, "--allocation", "greedy/squared_error")
+    found = by_name(run)["floor_5/squared_error/size_bytes"]
+    roles = ("--roles", "solution", "--calibration-roles", "solution", "--examples", 20)
+    works("evaluate", run, *roles)
+    evaluation = read(run / "evaluation.json")
+    top1 = evaluation["measured"][found["name"]]["calibration"]["top1"]
+    assert top1 >= evaluation["float"]["calibration"]["top1"] - 0.05 - 1e-9
+
+
+def test_what_cannot_be_refined_is_refused(run):
+    result = jmpq("refine", run, "--allocation", "exact/gauss")
+    assert result.code == 1
+    assert "no allocation 'exact/gauss'. Did you mean 'exact/gauss_newton'?" in result.err
+    result = jmpq("refine", run, "--max-drop", -200)
+    assert result.code == 1
+    assert "below the floor of" in result.err
