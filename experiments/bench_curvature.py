@@ -72,7 +72,7 @@ class Config:
         peer_batch: Images per batch of curvlinops and of PyTorch's forward passes; PyHessian
             takes all at once, which is its fastest.
         repeats: Timed calls after the first one.
-        threads: Cores of the process, one run each.
+        threads: Cores of the process, one run each; for jmpq as many devices of one core.
         in_process: Run all parts in this process (no peak memory, no pinning).
     """
 
@@ -141,12 +141,11 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     return {
         "experiment": "bench_curvature",
         "config": dataclasses.asdict(config),
-        "commit": commit(),
         "machine": {"processor": _processor(), "cores": os.cpu_count()},
         "versions": {name: _version(name) for name in ("jax", "numpy", *PEERS)},
         "absent": absent,
         "threads": {
-            threads: {"parts": here, "summary": summary(here)}
+            threads: {"commit": commit(), "parts": here, "summary": summary(here)}
             for threads, here in measured.items()
         },
     }
@@ -213,7 +212,9 @@ def _measure(
         return run_part(folder, side, part, threads)
     command = [sys.executable, "-m", "experiments.bench_part", str(folder), side, part]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / CACHE)}
-    environment = {**os.environ, **cache}
+    devices = f"--xla_force_host_platform_device_count={threads}"
+    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
+    environment = {**os.environ, **cache, **(flags if side == "jmpq" else {})}
     subprocess.run(
         [*command, str(threads)], check=True, cwd=RESULTS.parents[1], env=environment
     )
@@ -328,11 +329,26 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def _with_others(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """The result together with runs of other threads in a file, if they are comparable."""
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    if any(
+        {**old.get(key, {}), "threads": ()} != {**result[key], "threads": ()}
+        for key in ("config", "machine", "versions")
+    ):
+        return result
+    runs = {**old["threads"], **result["threads"]}
+    runs = {threads: runs[threads] for threads in sorted(runs, key=int)}
+    config = {**result["config"], "threads": [int(threads) for threads in runs]}
+    return {**result, "config": config, "threads": runs}
+
+
 def main(
     smoke: bool = False,
     data_dir: pathlib.Path = pathlib.Path("../shared/data"),
     folder: pathlib.Path = pathlib.Path("runs/bench_curvature"),
     output: pathlib.Path = RESULTS / "bench_curvature.json",
+    threads: tuple[int, ...] = (),
 ) -> None:
     """Run the benchmark.
 
@@ -341,12 +357,16 @@ def main(
         data_dir: Folder with the data set and the weights.
         folder: Where the parts leave their results.
         output: JSON file of the result.
+        threads: Only these runs; others of the same configuration, machine and versions that
+            the file holds already stay in it.
     """
     from jmpq.files import write_json
 
     config = SMOKE if smoke else Config()
+    if threads:
+        config = dataclasses.replace(config, threads=threads)
     result = run(config, folder.resolve(), None if smoke else data_dir)
-    write_json(output, result)
+    write_json(output, _with_others(result, output))
     print(f"Wrote {output}")
 
 

@@ -1,5 +1,11 @@
-"""Our side of the curvature benchmark."""
+"""Our side of the curvature benchmark: with several threads, examples spread over devices.
 
+XLA's CPU device uses its threads within one operation and gains little from them in small
+convolutions. So two threads are two devices of one thread each (set by `bench_curvature`),
+and each batch is spread over them, as it would be over GPUs.
+"""
+
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +19,7 @@ from jmpq.curvature.ggn_trace import ggn_block_traces
 from jmpq.curvature.hvp import Product, hessian_over, linearization_bytes
 from jmpq.curvature.spectrum import lanczos_spectrum, moment
 from jmpq.curvature.trace import dot_by_leaf, random_signs
+from jmpq.devices import device_mesh, mesh_for, replicate, spread
 from jmpq.models.network import Network
 from jmpq.models.paths import leaf_paths
 from jmpq.models.resnet import ResNetCIFAR
@@ -47,8 +54,12 @@ def move_network(net: Network, bits: list[int]) -> MoveNetwork:
 
 
 def batches(work: Work, size: int) -> list[tuple[Array, Array]]:
-    """Batches on the device."""
-    return [(jnp.asarray(x), jnp.asarray(y)) for x, y in work.batches(size)]
+    """Batches of `size` examples for each device, on the devices."""
+    mesh = device_mesh()
+    return [
+        spread(mesh_for(mesh, len(y)), (jnp.asarray(x), jnp.asarray(y)))
+        for x, y in work.batches(size * mesh.size)
+    ]
 
 
 def by_torch_name(tree: PyTree) -> dict[str, float]:
@@ -60,8 +71,8 @@ def by_torch_name(tree: PyTree) -> dict[str, float]:
 def forward(work: Work) -> dict[str, Any]:
     """One forward pass over all images."""
     net, rows = network(work), batches(work, work.config["forward_batch"])
-    apply = jax.jit(net.apply)
-    run = lambda: np.concatenate([np.asarray(apply(net.params, x)) for x, _ in rows])  # noqa: E731
+    apply, params = jax.jit(net.apply), replicate(device_mesh(), net.params)
+    run = lambda: np.concatenate([np.asarray(apply(params, x)) for x, _ in rows])  # noqa: E731
     z, times = timed(run, 2 * work.config["repeats"] + 1)
     return {**times, "values": z.tolist()}
 
@@ -69,13 +80,14 @@ def forward(work: Work) -> dict[str, Any]:
 def product(work: Work, **options: Any) -> tuple[Product, PyTree, int]:
     """The Hessian of the mean loss, its point, and bytes kept; everything by default."""
     net, rows = network(work), batches(work, work.config["micro_batch"])
+    params = replicate(device_mesh(), net.params)
 
     def loss(params: PyTree, batch: tuple[Array, Array]) -> Array:
         return jax.vmap(cross_entropy)(net.apply(params, batch[0]), batch[1]).mean()
 
-    kept = len(rows) * linearization_bytes(loss, net.params, rows[0])
+    kept = len(rows) * linearization_bytes(loss, params, rows[0])
     options = {"memory_bytes": kept, **options}
-    return hessian_over(loss, rows, **options), net.params, options["memory_bytes"]
+    return hessian_over(loss, rows, **options), params, options["memory_bytes"]
 
 
 def hvp(work: Work, **options: Any) -> dict[str, Any]:
@@ -155,8 +167,9 @@ def density(work: Work) -> dict[str, Any]:
 
 def metric_terms(work: Work, metric: Metric, size: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Second-order terms of all moves, averaged over batches of `size`."""
+    mesh, rows = device_mesh(), batches(work, size)
     moves = move_network(network(work), work.config["w_bits"])
-    rows = batches(work, size)
+    moves = replicate(mesh, dataclasses.replace(moves, shards=mesh.size))
 
     def run() -> np.ndarray:
         found = [np.asarray(metric(moves, x, y, KEY).second, np.float64) for x, y in rows]

@@ -351,7 +351,9 @@ class Outcomes:
         left = {
             key: pair for key, pair in zip(keys, bits, strict=True) if key not in self.known
         }
-        names, pairs = list(left), np.array(list(left.values())).reshape(len(left), 2, -1)
+        if not left:
+            return [self.known[key] for key in keys]
+        names, pairs = list(left), np.array(list(left.values()))
         with bar("Measuring", "allocations") as progress, self.path.open("a") as file:
             progress(0, len(left))
 
