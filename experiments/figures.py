@@ -10,8 +10,16 @@ import pathlib
 import re
 from typing import Any
 
-from experiments.figure_fidelity import fidelity_details, fidelity_figures, fidelity_table
+from experiments.figure_curvature import curvature_table
+from experiments.figure_fidelity import (
+    closer_table,
+    cost_table,
+    fidelity_details,
+    fidelity_figures,
+    fidelity_table,
+)
 from experiments.figure_iqp import iqp_table
+from experiments.figure_outcome import curse_table, outcome_figures, outcome_table
 from experiments.figure_solvers import (
     ablation_table,
     gap_figure,
@@ -165,6 +173,14 @@ def main() -> None:
         write_text(HERE / "figures" / f"{name}.svg", svg)
     write_text(HERE / "tables" / "fidelity.md", fidelity_details(studies))
     into_readme("fidelity", fidelity_table(studies, "heldout"))
+    into_readme("fidelity_closer", closer_table(studies[0]))
+    into_readme("fidelity_T2", cost_table(studies[0]))
+    into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
+    outcomes = [_read(f"outcome_{name}") for name in ("resnet20",)]
+    for name, svg in outcome_figures(outcomes).items():
+        write_text(HERE / "figures" / f"{name}.svg", svg)
+    into_readme("outcome", "\n\n".join(map(outcome_table, outcomes)))
+    into_readme("outcome_curse", "\n\n".join(map(curse_table, outcomes)))
 
 
 if __name__ == "__main__":

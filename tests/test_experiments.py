@@ -130,6 +130,38 @@ def test_curvature_benchmark_runs_without_peers(tmp_path, monkeypatch):
             assert value == pytest.approx(one[name], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fidelity", "outcome"])
+def test_study_runs_on_a_small_configuration_and_goes_on(name, tmp_path):
+    import importlib
+
+    import jax
+
+    from experiments import figure_fidelity, figure_outcome
+
+    study = importlib.import_module(f"experiments.{name}")
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = study.run(study.SMOKE, "digits_resnet", tmp_path, None)
+        again = study.run(study.SMOKE, "digits_resnet", tmp_path, None)
+    text, repeated = (json.dumps(r, allow_nan=False) for r in (result, again))
+    if name == "outcome":
+        drop = lambda r: [{k: v for k, v in row.items() if k != "wall_s"} for row in r["rows"]]  # noqa: E731
+        assert drop(result) == drop(again)
+        assert figure_outcome.outcome_table(result).count("\n| ") > 12
+        assert figure_outcome.curse_table(result).count("\n| ") == 4
+        drawn = figure_outcome.outcome_figures([result])
+    else:
+        assert text == repeated
+        assert "exact Hessian" in figure_fidelity.cost_table(result)
+        assert "composed logits" in figure_fidelity.closer_table(result)
+        drawn = figure_fidelity.fidelity_figures([result])
+    assert all(svg.startswith("<svg") for svg in drawn.values())
+
+
 def test_logits_that_differ_stop_the_benchmark():
     from experiments.bench_curvature import check_parity
 
