@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.problem.sums import exact_sum
 from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.frontier import convex_frontiers, undominated
@@ -45,6 +46,8 @@ _UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
 _STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
 
 _CHUNK = 4096  # groups
+_FEW = 1 << 20  # states that are extended before numba is worth its import
+_FEW_GROUPS = 512  # fewer groups are tried without it
 
 Choice = Int[np.ndarray, " groups"]
 Table = Float[np.ndarray, "rows choices"]
@@ -61,8 +64,9 @@ class CoreSearch:
     promised.
 
     Attributes:
-        time_limit_s: Seconds, looked at between groups; the import of numba and the
-            compilation at the first call after an installation do not count.
+        time_limit_s: Seconds, looked at between groups. Hundreds of groups, or many states,
+            take compiled code: importing numba (and compiling, at the first call after an
+            installation) does not count for the former.
         memory_limit_bytes: For the states of the dynamic program.
         relative_gap: Stop when the answer is proven this close, relative to the loss above
             the least of every group; 0 for the optimum.
@@ -94,7 +98,8 @@ class CoreSearch:
         choice = cheapest_allocation(problem, reduced)
         reduced = one_budget(reduced, "The core solver")
         if len(reduced.limits):
-            from jmpq.solvers import core_states  # noqa: F401 compiles, once an installation
+            if len(reduced.losses) >= _FEW_GROUPS:  # off the clock
+                from jmpq.solvers import core_states_compiled  # noqa: F401
 
             deadline = time.perf_counter() + self.time_limit_s
             integer = integer_costs(reduced)
@@ -119,7 +124,7 @@ class CoreSearch:
         loss, bound, reach = _loss(reduced, choice), -math.inf, math.inf
         while True:
             least = reduced.losses.min(axis=1)
-            base, size = math.fsum(least), float(np.abs(least).sum())
+            base, size = exact_sum(least), float(np.abs(least).sum())
             if (
                 loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
                 or 2 * (loss - base) > reach
@@ -141,7 +146,7 @@ class CoreSearch:
 
 
 def _loss(reduced: Reduced, choice: Choice) -> float:
-    return math.fsum(reduced.losses[np.arange(len(choice)), choice])
+    return exact_sum(reduced.losses[np.arange(len(choice)), choice])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -171,7 +176,7 @@ class _Core:
         losses, costs, limit = reduced.losses, reduced.costs[0], float(reduced.limits[0])
         frontiers = convex_frontiers(losses, costs)
         steps = upgrades(reduced, frontiers, frontiers[:, 0])
-        slope, start = linear_relaxation(reduced, frontiers[:, 0], steps)
+        slope, start, *_ = linear_relaxation(reduced, frontiers[:, 0], steps)
         if not math.isfinite(slope):  # a loss saved at next to no cost: no bound from it
             slope = 0.0
         bound = lagrangian_bound(reduced, np.array([slope]))
@@ -239,6 +244,7 @@ class _Core:
         trace: list[_Layer] = []
         found: tuple[int, int] | None = None  # layer and state of the best allocation
         doubtful, place, complete = math.inf, 0, True
+        work = 0 if len(self.start) < _FEW_GROUPS else _FEW  # states times choices
         loss_error = excess_error = 0.0
         while self.sound and place < len(todo) and len(excess):
             row = todo[place]
@@ -247,6 +253,9 @@ class _Core:
             )
             costs, losses = self.cost_steps[row, columns], self.loss_steps[row, columns]
             capacity = int(memory // _STATE_BYTES)
+            work += len(excess) * len(columns)
+            if work > _FEW:
+                from jmpq.solvers.core_states_compiled import extend
             if time.perf_counter() > deadline or capacity < 1:
                 complete = False
                 break
