@@ -30,12 +30,12 @@ import math
 import time
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
 from jmpq.problem.sums import exact_sum
-from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
+from jmpq.solvers.bounds import cheapest_costs, lagrangian_bound, linear_relaxation
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.frontier import convex_frontiers, undominated
 from jmpq.solvers.one_budget import integer_costs, one_budget
@@ -122,6 +122,7 @@ class CoreSearch:
     ) -> tuple[Choice, float]:
         """The best choice found and a proven bound, stated anew while that makes it finer."""
         loss, bound, reach = _loss(reduced, choice), -math.inf, math.inf
+        reduced = _affordable(reduced)
         while True:
             least = reduced.losses.min(axis=1)
             base, size = exact_sum(least), float(np.abs(least).sum())
@@ -132,9 +133,7 @@ class CoreSearch:
                 return choice, bound
             reach = loss - base
             near = reduced.losses - least[:, None] <= reach + 1e-12 * max(size, abs(loss))
-            reduced = dataclasses.replace(
-                reduced, losses=np.where(near, reduced.losses, np.inf)
-            )
+            reduced = _restricted(reduced, near)
             tolerance = max(self.relative_gap * reach, _TIE * max(size, abs(loss)))
             found, proven, complete = _Core.of(reduced, loss).search(
                 choice, tolerance, deadline, self.memory_limit_bytes
@@ -143,6 +142,23 @@ class CoreSearch:
             bound = max(bound, min(proven, loss))
             if not complete:
                 return choice, bound
+
+
+def _affordable(reduced: Reduced) -> Reduced:
+    """Without the choices that are too dear even with all other groups at their cheapest.
+
+    They would spoil the precision of the others' costs.
+    """
+    (least,), (limit,) = cheapest_costs(reduced), reduced.limits
+    room = limit - exact_sum(least) + 1e-13 * abs(limit)
+    return _restricted(reduced, reduced.costs[0] - least[:, None] <= room)
+
+
+def _restricted(reduced: Reduced, keep: Bool[np.ndarray, "groups choices"]) -> Reduced:
+    """Without other choices."""
+    if keep.all() or keep[reduced.allowed].all():  # no copy of a table that may be large
+        return reduced
+    return dataclasses.replace(reduced, losses=np.where(keep, reduced.losses, np.inf))
 
 
 def _loss(reduced: Reduced, choice: Choice) -> float:

@@ -194,6 +194,14 @@ def test_rounded_sums_do_not_break_the_budget():
     assert solution.bound <= optimum(problem) <= solution.loss
 
 
+def test_a_choice_out_of_reach_does_not_spoil_the_proof():
+    """Its cost drowns those of the others: found by hypothesis among two thousand."""
+    losses = np.array([[0.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+    costs = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1e-9]])
+    solution = CoreSearch()(problem_of(losses, {"cost": costs}, {"cost": 1e-9}))
+    assert (solution.loss, solution.status) == (0.0, "optimal")
+
+
 def test_what_these_solvers_do_not_take_is_refused():
     several = SHORT["two_budgets0"]
     for solver, name in ((CoreSearch(), "The core solver"), (DynamicProgramming(), "Dynamic")):
