@@ -230,9 +230,12 @@ def plain_highs(problem: Problem, time_limit_s: float) -> dict[str, Any]:
 
     (cost,), (limit,) = problem.costs.values(), problem.budgets.values()
     take = cvxpy.Variable(cost.shape, boolean=True)
+    constraints: list[Any] = [
+        cvxpy.sum(cvxpy.multiply(cost, take)) <= limit,
+        cvxpy.sum(take, axis=1) == 1,
+    ]
     program = cvxpy.Problem(
-        cvxpy.Minimize(cvxpy.sum(cvxpy.multiply(problem.losses, take))),
-        [cvxpy.sum(cvxpy.multiply(cost, take)) <= limit, cvxpy.sum(take, axis=1) == 1],
+        cvxpy.Minimize(cvxpy.sum(cvxpy.multiply(problem.losses, take))), constraints
     )
     with warnings.catch_warnings():  # the status says it
         warnings.filterwarnings("ignore", message="Solution may be inaccurate")
@@ -336,9 +339,8 @@ def gap_curves(config: Config, data: dict[str, Any] | None) -> list[dict[str, An
         for n in config.curve_layers
     }
     for name in config.curve_networks:
-        found = network_problem(name, "50%").separable()
-        key = f"{name.replace('resnet', 'ResNet-')} on CIFAR-10, Gauss-Newton"
-        problems[key] = found
+        title = f"{name.replace('resnet', 'ResNet-')}, Gauss-Newton"
+        problems[title] = network_problem(name, "50%").separable()
     for name in dict.fromkeys(i["constraint"] for i in data["instances"]) if data else ():
         problems[f"HAWQ-V3 ResNet-18, {name}"] = _hawq_v3(data or {}, name, 1e30)
     points = []

@@ -44,7 +44,7 @@ def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared
         assert row["loss"] >= best[row["family"]] * (1 - 1e-12 * np.sign(best[row["family"]]))
     assert all(row["same_allocation"] for row in result["published"])
     assert [p["problem"] for p in result["curves"] if p["water_filling"] is not None] == (
-        ["synthetic, 6 layers x 8"] * 3 + ["ResNet-20 on CIFAR-10, Gauss-Newton"] * 3
+        ["synthetic, 6 layers x 8"] * 3 + ["ResNet-20, Gauss-Newton"] * 3
     )
     for point in (*result["curves"], *result["published"]):
         assert point["lp_bound"] <= point["optimum"] <= min(point["losses"].values())

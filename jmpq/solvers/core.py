@@ -134,11 +134,14 @@ class CoreSearch:
             reach = loss - base
             near = reduced.losses - least[:, None] <= reach + 1e-12 * max(size, abs(loss))
             reduced = _restricted(reduced, near)
-            tolerance = max(self.relative_gap * reach, _TIE * max(size, abs(loss)))
-            found, proven, complete = _Core.of(reduced, loss).search(
+            core = _Core.of(reduced, loss)
+            choice = core.single_change(choice)
+            loss = _loss(reduced, choice)
+            tolerance = max(self.relative_gap * (loss - base), _TIE * max(size, abs(loss)))
+            choice, proven, complete = core.search(
                 choice, tolerance, deadline, self.memory_limit_bytes
             )
-            choice, loss = found, _loss(reduced, found)
+            loss = _loss(reduced, choice)
             bound = max(bound, min(proven, loss))
             if not complete:
                 return choice, bound
@@ -252,7 +255,7 @@ class _Core:
         """
         from jmpq.solvers.core_states import extend
 
-        best = self._single_change(incumbent)
+        best = incumbent
         # All losses count from the break solution's; the states are to fall below `target`.
         target = _loss(self.reduced, best) - self.loss - tolerance
         todo, slopes = self._todo(np.arange(len(self.groups)), target + tolerance)
@@ -316,7 +319,7 @@ class _Core:
             return best, self.bound, complete
         return best, max(self.bound, self.loss + proven), complete
 
-    def _single_change(self, incumbent: Choice) -> Choice:
+    def single_change(self, incumbent: Choice) -> Choice:
         """The better of an allocation and the best within one change of the break solution."""
         fits = np.where(
             self.excess + self.cost_steps <= -2 * self.band, self.loss_steps, np.inf

@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Reduced
 
-_SORTED = 1 << 14  # so few steps are sorted; of more, only those about the break
-_SAMPLE = 1 << 12
+_SORTED = 1 << 11  # so few steps are sorted; of more, only those about the break
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -138,7 +137,7 @@ def _about_the_break(
     room: Float[np.ndarray, " budgets"],
 ) -> tuple[float, float]:
     """A higher and a lower key that the break probably lies between."""
-    sample = slice(None, None, len(keys) // _SAMPLE + 1)
+    sample = slice(None, None, math.isqrt(len(keys)) // 4 + 1)
     order = np.argsort(-keys[sample])
     ranked, used = keys[sample][order], np.cumsum(change[:, sample][:, order], axis=1)
     fits = (used * (len(keys) / len(order)) <= room[:, None]).all(axis=0)
