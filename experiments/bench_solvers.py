@@ -1,47 +1,56 @@
 """Solvers of the one-budget problem: time against layers, gap against budget (F11, T4, T8).
 
 The core solver, dynamic programming and the greedy search against integer programming: cvxpy
-with HiGHS and SCIP, PuLP with CBC (what HAWQ-V3 uses), on realistic tables (heavy-tailed
-losses that fall as 4^-bits, layer sizes of ResNet-20 repeated) and on Pisinger's classes. All
-solvers get the same problem in the same process, one after the other; imports, and the first
-call of each, are timed apart. The gap curves use the published tables of HAWQ-V3.
+with HiGHS and SCIP after jmpq's reduction (`jmpq.solvers.Exact`), cvxpy with HiGHS on the
+program as the textbook states it (HIGHS_plain), PuLP with CBC (what HAWQ-V3 uses), on
+realistic tables (heavy-tailed losses that fall as 4^-bits, layer sizes of ResNet-20 repeated)
+and on Pisinger's classes. All solvers get the same problem in the same process, one after the
+other; imports, and the first call of each, are timed apart. The gap curves use the committed
+Gauss-Newton losses of ResNet-20 (`iqp_matrices`) and the published tables of HAWQ-V3; where
+choices differ in weight bits alone, continuous bits (water-filling) are beside them.
 
 Run:     python -m experiments.bench_solvers --data-dir DIR    (about 10 min on one core)
 Smoke:   python -m experiments.bench_solvers --smoke           (seconds, synthetic tables)
 Needs:   the dependency group `bench-solvers` for SCIP and PuLP; without it they are left out
 Writes:  experiments/results/bench_solvers.json after every row; run again, it goes on there
-Expect:  core optimal everywhere; at 1000 layers at least 100 times faster than HiGHS; at 10^6
-         layers x 8 choices proven in seconds; bound <= exact <= greedy
+Expect:  core optimal everywhere; at 1000 layers much faster than HiGHS (aim: 100 times); at
+         10^6 layers x 8 choices proven in seconds; bound <= exact <= greedy
 """
 
 import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tyro
 
+from experiments.bench_iqp import network_problem
 from experiments.provenance import commit, machine, versions
 from jmpq.files import write_json
-from jmpq.problem import Choice, Problem, problem_of, with_budgets
+from jmpq.problem import Choice, Problem, problem_of, solution_from_choice, with_budgets
 from jmpq.solvers import (
     CoreSearch,
     DynamicProgramming,
     Exact,
     Greedy,
+    fit_bit_model,
     lp_bound,
     random_search,
     reversed_search,
+    water_filling,
 )
+from jmpq.solvers.back_ends import dual_bound, options
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("numpy", "numba", "cvxpy", "highspy", "pyscipopt", "pulp")
@@ -78,7 +87,7 @@ class Cell:
     time_limit_s: float
 
 
-OURS, RIVALS = ("core", "greedy"), ("HIGHS", "SCIP", "CBC")
+OURS, RIVALS = ("core", "greedy"), ("HIGHS_plain", "HIGHS", "SCIP", "CBC")
 CLASSES = (
     "uncorrelated",
     "weakly_correlated",
@@ -102,8 +111,16 @@ HARD = tuple(
     cell
     for family in CLASSES
     for cell in (
-        Cell(family, 100, 8, (*OURS, "dynamic_programming", "HIGHS", "CBC"), (0,), 4.0),
-        Cell(family, 1_000, 8, (*OURS, "dynamic_programming"), (0, 1, 2), 20.0),
+        Cell(
+            family,
+            100,
+            8,
+            (*OURS, "dynamic_programming", "HIGHS_plain", "HIGHS", "CBC"),
+            (0,),
+            4.0,
+        ),
+        Cell(family, 1_000, 8, OURS, (0, 1, 2), 20.0),
+        Cell(family, 1_000, 8, ("dynamic_programming",), (0,), 20.0),
         Cell(family, 100_000, 8, OURS, (0,), 20.0),
     )
 )
@@ -118,6 +135,7 @@ class Config:
         budget_percent: Budget of the timed instances, between cheapest and dearest.
         curve_points: Budgets of every gap curve, from 2 to 98 %.
         curve_layers: Layers of the synthetic gap curves.
+        curve_networks: Networks of `iqp_matrices` with a gap curve.
         startup: Time imports and the first call with and without compiled code on disk.
     """
 
@@ -125,6 +143,7 @@ class Config:
     budget_percent: float = 40.0
     curve_points: int = 49
     curve_layers: tuple[int, ...] = (20, 161)
+    curve_networks: tuple[str, ...] = ("resnet20",)
     startup: bool = True
 
 
@@ -181,11 +200,13 @@ def solve_with(name: str, problem: Problem, time_limit_s: float) -> dict[str, An
     started = time.perf_counter()
     if name == "CBC":
         found: dict[str, Any] = pulp_cbc(problem, time_limit_s)
+    elif name == "HIGHS_plain":
+        found = plain_highs(problem, time_limit_s)
     else:
         solvers: dict[str, Callable[[Problem], Any]] = {
             "core": CoreSearch(time_limit_s=time_limit_s),
             "greedy": Greedy(),
-            "dynamic_programming": DynamicProgramming(memory_limit_bytes=4e9),
+            "dynamic_programming": DynamicProgramming(memory_limit_bytes=4e8),
             "HIGHS": Exact(time_limit_s=time_limit_s),
             "SCIP": Exact(time_limit_s=time_limit_s, solver="SCIP"),
         }
@@ -197,6 +218,51 @@ def solve_with(name: str, problem: Problem, time_limit_s: float) -> dict[str, An
             "status": solution.status,
         }
     return {"wall_s": time.perf_counter() - started, **found}
+
+
+def plain_highs(problem: Problem, time_limit_s: float) -> dict[str, Any]:
+    """The integer program as the textbook states it, by cvxpy and HiGHS.
+
+    One binary variable a choice, the tables as they are: no dominated choice left out, nothing
+    scaled, no bound from elsewhere. Tolerances, gap and time limit are those of `Exact`.
+    """
+    import cvxpy
+
+    (cost,), (limit,) = problem.costs.values(), problem.budgets.values()
+    take = cvxpy.Variable(cost.shape, boolean=True)
+    constraints: list[Any] = [
+        cvxpy.sum(cvxpy.multiply(cost, take)) <= limit,
+        cvxpy.sum(take, axis=1) == 1,
+    ]
+    program = cvxpy.Problem(
+        cvxpy.Minimize(cvxpy.sum(cvxpy.multiply(problem.losses, take))), constraints
+    )
+    with warnings.catch_warnings():  # the status says it
+        warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+        program.solve(solver="HIGHS", **options("HIGHS", time_limit_s, 0.0))
+    nothing = {"loss": None, "bound": None, "gap": None, "back_end_status": program.status}
+    if take.value is None:
+        return {**nothing, "status": "no answer"}
+    choice = take.value.argmax(axis=1)
+    loss, costs = problem.evaluate(choice)
+    if problem.violated(costs):
+        return {**nothing, "status": "infeasible answer"}
+    stats: Any = program.solver_stats.extra_stats if program.solver_stats else None
+    bound = dual_bound("HIGHS", stats)
+    solution = solution_from_choice(
+        problem,
+        choice,
+        bound=-math.inf if bound is None else min(bound, loss),
+        solver="HIGHS_plain",
+        wall_s=0.0,  # the caller's
+    )
+    return {
+        "loss": loss,
+        "bound": solution.bound,
+        "gap": solution.gap,
+        "status": solution.status,
+        "back_end_status": program.status,
+    }
 
 
 def pulp_cbc(problem: Problem, time_limit_s: float) -> dict[str, Any]:
@@ -232,7 +298,9 @@ def pulp_cbc(problem: Problem, time_limit_s: float) -> dict[str, Any]:
 
 def available() -> dict[str, str | None]:
     """The solvers of this bench, and why one is missing."""
-    missing: dict[str, str | None] = dict.fromkeys((*OURS, "dynamic_programming", "HIGHS"))
+    missing: dict[str, str | None] = dict.fromkeys(
+        (*OURS, "dynamic_programming", "HIGHS_plain", "HIGHS")
+    )
     packages = {"SCIP": "pyscipopt", "CBC": "pulp"}
     found = versions(*packages.values())
     for name, package in packages.items():
@@ -265,11 +333,14 @@ def timed_rows(config: Config, done: list[dict[str, Any]]) -> Iterator[dict[str,
 
 
 def gap_curves(config: Config, data: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Loss of every greedy variant against the optimum and the LP bound, budget by budget."""
+    """Every greedy variant, optimum, LP bound and continuous bits, budget by budget."""
     problems = {
         f"synthetic, {n} layers x 8": instance("realistic", n, 8, 0, 40.0)
         for n in config.curve_layers
     }
+    for name in config.curve_networks:
+        title = f"{name.replace('resnet', 'ResNet-')}, Gauss-Newton"
+        problems[title] = network_problem(name, "50%").separable()
     for name in dict.fromkeys(i["constraint"] for i in data["instances"]) if data else ():
         problems[f"HAWQ-V3 ResNet-18, {name}"] = _hawq_v3(data or {}, name, 1e30)
     points = []
@@ -285,10 +356,19 @@ def gap_curves(config: Config, data: dict[str, Any] | None) -> list[dict[str, An
                 "optimum": exact.loss,
                 "status": exact.status,
                 "lp_bound": lp_bound(here.reduced())[0],
+                "water_filling": continuous_loss(here),
                 "losses": {key: solve(here).loss for key, solve in VARIANTS.items()},
             }
         )
     return points
+
+
+def continuous_loss(problem: Problem) -> float | None:
+    """Loss of real-valued bits by the fitted model; None where activations have bits too."""
+    if len({choice.a_bits for choice in problem.choices}) > 1:
+        return None
+    ((name, limit),) = problem.budgets.items()
+    return water_filling(fit_bit_model(problem, name), limit).loss
 
 
 def published_instances(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -328,36 +408,48 @@ def _hawq_v3(data: dict[str, Any], constraint: str, budget: float) -> Problem:
 
 
 STARTUP = """
-import time
-start = time.perf_counter()
+import json, time
+clock = time.perf_counter
+seconds, begin = {}, clock()
+
+
+def lap(name):
+    global begin
+    seconds[name] = clock() - begin
+    begin = clock()
+
+
 import numpy
-numpy_s = time.perf_counter() - start
+lap("import_numpy_s")
 import jmpq.solvers, jmpq.problem
-solvers_s = time.perf_counter() - start - numpy_s
-import numba
-numba_s = time.perf_counter() - start - numpy_s - solvers_s
+lap("import_solvers_s")
 from experiments.bench_solvers import instance
-problem = instance("realistic", 20, 8, 0, 40.0)
-calls = []
-for _ in range(2):
-    begin = time.perf_counter()
-    jmpq.solvers.CoreSearch()(problem)
-    calls.append(time.perf_counter() - begin)
-begin = time.perf_counter()
+small, large = (instance("realistic", n, 8, 0, 40.0) for n in (20, 1000))
+begin = clock()
+jmpq.solvers.CoreSearch()(small)
+lap("first_small_call_s")
+jmpq.solvers.CoreSearch()(small)
+lap("second_small_call_s")
+import numba
+lap("import_numba_s")
+jmpq.solvers.CoreSearch()(large)
+lap("first_large_call_s")
+jmpq.solvers.CoreSearch()(large)
+lap("second_large_call_s")
 import cvxpy
-print([numpy_s, solvers_s, numba_s, *calls, time.perf_counter() - begin])
+lap("import_cvxpy_s")
+print(json.dumps(seconds))
 """
 
 
 def startup() -> list[dict[str, float]]:
-    """Two processes, one after the other, that start with no compiled code on disk."""
-    names = ("import_numpy_s", "import_solvers_s", "import_numba_s")
-    names = (*names, "first_call_s", "second_call_s", "import_cvxpy_s")
+    """Two processes, one after the other, that start with no compiled code on disk.
+
+    The small problem, 20 layers, needs no compiled code, the large one, 1000, does.
+    """
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-        return [
-            dict(zip(names, json.loads(_process(environment)), strict=True)) for _ in range(2)
-        ]
+        return [json.loads(_process(environment)) for _ in range(2)]
 
 
 def _process(environment: dict[str, str]) -> str:
@@ -389,7 +481,10 @@ def run(
         same = ("config", "commit", "versions")
         if all(old.get(key) == result[key] for key in same):
             result["rows"] = old["rows"]
-    for solver, missing in available().items():  # imports and compilation are timed apart
+    # Imports and compilation are timed apart.
+    from jmpq.solvers import core_states_compiled, frontier_compiled  # noqa: F401
+
+    for solver, missing in available().items():
         if not missing:
             solve_with(solver, instance("realistic", 5, 3, 0, 40.0), 5.0)
     for row in timed_rows(config, result["rows"]):

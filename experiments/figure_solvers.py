@@ -1,4 +1,4 @@
-"""Figure F11 and tables T4 and T8, from `results/bench_solvers.json` alone."""
+"""Figures F11 and F17, tables T4 and T8, from `results/bench_solvers.json` alone."""
 
 import math
 from typing import Any
@@ -15,11 +15,12 @@ NAMES = {
     "core": "core (jmpq)",
     "dynamic_programming": "dynamic programming (jmpq)",
     "greedy": "greedy with LP bound (jmpq)",
-    "HIGHS": "cvxpy + HiGHS",
-    "SCIP": "cvxpy + SCIP",
+    "HIGHS_plain": "cvxpy + HiGHS, plain",
+    "HIGHS": "cvxpy + HiGHS, reduced by jmpq",
+    "SCIP": "cvxpy + SCIP, reduced by jmpq",
     "CBC": "PuLP + CBC",
 }
-MARKERS = dict(zip(NAMES, "DsovP^", strict=True))
+MARKERS = dict(zip(NAMES, "DsoXvP^", strict=True))
 CLOSED = 1e-9  # gap up to which an allocation counts as optimal
 
 
@@ -55,6 +56,37 @@ def _draw_gaps(axes: Axes, problem: str, points: list[Json]) -> None:
     axes.set_title(problem, loc="left")
     axes.set_xlabel("budget (%, cheapest to dearest)")
     axes.set_ylabel("gap to the optimum (%)")
+
+
+def water_filling_figure(result: Json) -> Figure:
+    """F17: continuous bits against integer ones, loss over budget, one panel a problem.
+
+    The line of continuous bits is the optimum of the fitted model c·4^(−bits), no bound: where
+    it lies above the integer optimum, the losses do not follow the model.
+    """
+    points = [p for p in result["curves"] if p.get("water_filling") is not None]
+    problems = list(dict.fromkeys(point["problem"] for point in points))
+    with style():
+        figure = new_figure(2.6)
+        panels = figure.subplots(1, len(problems), squeeze=False).ravel()
+        for axes, problem in zip(panels, problems, strict=True):
+            mine = [point for point in points if point["problem"] == problem]
+            percents = [point["percent"] for point in mine]
+            lines = {
+                "continuous bits, fitted model": ([p["water_filling"] for p in mine], "-"),
+                "integer optimum": ([p["optimum"] for p in mine], "o"),
+                "LP bound": ([p["lp_bound"] for p in mine], ":"),
+                "greedy": ([p["losses"]["greedy"] for p in mine], "x"),
+            }
+            for color, (label, (losses, line)) in zip(PALETTE, lines.items(), strict=False):
+                axes.plot(percents, losses, line, color=color, ms=3, label=label)
+            axes.set_yscale("log")
+            axes.set_title(problem, loc="left")
+            axes.set_xlabel("budget (%, cheapest to dearest)")
+        panels[0].set_ylabel("predicted loss increase (nats)")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
 
 
 def relative_gap(loss: float, point: Json) -> float:
@@ -158,6 +190,8 @@ def _timed(rows: list[Json]) -> str:
         return "-"
     text = f"{np.median([row['wall_s'] for row in rows]):.3g} s"
     gaps = [row["gap"] for row in rows]
+    if any(row["loss"] is None for row in rows):
+        return f"{text}, no answer"
     if None in gaps:
         return f"{text}, no bound"
     optimal = all(row["status"] == "optimal" for row in rows)

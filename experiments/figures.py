@@ -26,6 +26,7 @@ from experiments.figure_solvers import (
     published_table,
     time_figure,
     time_table,
+    water_filling_figure,
 )
 from jmpq.files import write_text
 from jmpq.report.figure_accuracy import accuracy_figure
@@ -124,8 +125,12 @@ def _random(rows: list[dict[str, Any]]) -> str:
 
 
 def solver_figures(result: dict[str, Any]) -> dict[str, str]:
-    """SVG text of F11: gap against budget, time against layers."""
-    figures = {"F11-gap": gap_figure(result), "F11-time": time_figure(result)}
+    """SVG text of F11 (gap against budget, time against layers) and F17."""
+    figures = {
+        "F11-gap": gap_figure(result),
+        "F11-time": time_figure(result),
+        "F17-water-filling": water_filling_figure(result),
+    }
     return {
         f"bench_solvers_{name}": write_svg(figure, f"bench_solvers_{name}", f"{name}, solvers")
         for name, figure in figures.items()

@@ -53,7 +53,13 @@ _HOME = {
     "Exact": "jmpq.solvers",
     "CoreSearch": "jmpq.solvers",
     "DynamicProgramming": "jmpq.solvers",
+    "MultiplierSearch": "jmpq.solvers",
+    "LocalSearch": "jmpq.solvers",
+    "BranchAndBound": "jmpq.solvers",
+    "ObjectiveSearch": "jmpq.solvers",
     "solve": "jmpq.solvers",
+    "least_cost": "jmpq.solvers",
+    "refine": "jmpq.solvers",
     "Evaluator": "jmpq.deploy.measure",
     "write_report": "jmpq.report.report",
 }

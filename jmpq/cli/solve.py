@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from jmpq.quantizers.choice import Choice
     from jmpq.sensitivity.result import Sensitivity
 
-SolverName = Literal["exact", "greedy"]
+SolverName = Literal["exact", "greedy", "local_search", "branch_and_bound"]
+QUADRATIC = ("local_search", "branch_and_bound")  # solve under the cross-layer terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Solve:
     metrics: tuple[str, ...] = ()
     """Metrics to solve with, the first leading; all of the sensitivity file by default."""
     solvers: tuple[SolverName, ...] = ("exact", "greedy")
-    """exact: the optimum, proven (see --solver); greedy: the paper's Algorithm 1."""
+    """exact: the optimum, proven (see --solver); greedy: the paper's Algorithm 1. With the
+    cross-layer terms, for metrics that have them: local_search, a tabu search;
+    branch_and_bound, the same with a proof of how far from optimal it can be. Their
+    allocations go by the metric NAME_full; sweep and solve times leave them out."""
     solver: str = "auto"
     """What finds the exact optimum. auto: the core solver for one budget, HiGHS through cvxpy
     for several; core, dynamic_programming, or any mixed-integer solver that cvxpy finds
@@ -117,9 +121,13 @@ class Solve:
                 rules=rules,
                 budgets=budgets,
                 unquantized_parameters=record["other_parameters"],
+                interactions=not set(QUADRATIC).isdisjoint(self.solvers)
+                and table.has_interactions,
             )
             for name, table in found.items()
         }
+        solutions = self._solutions(problems, found)
+        problems = {name: each.separable() for name, each in problems.items()}
         problem = problems[lead.metric]
         for name, limit in problem.budgets.items():
             least, most = problem.range(name)
@@ -129,7 +137,7 @@ class Solve:
             )
         search = self._search(found)
         allocations = [
-            *self._solutions(problems, found),
+            *solutions,
             *self._searched(search, problems, found),
             *self._baselines(problem, found, lead.metric),
             *self._sweep(problem, found, lead.metric, search),
@@ -187,9 +195,17 @@ class Solve:
             )
         return rules
 
+    @property
+    def _separable_solvers(self) -> list[SolverName]:
+        """Those of the sweep and of the solve times: without cross-layer terms."""
+        return [solver for solver in self.solvers if solver not in QUADRATIC]
+
     def _solve(self, problem: "Problem", solver: SolverName) -> "Solution":
         from jmpq.solvers import Greedy, exact_solver
 
+        if solver in QUADRATIC:
+            return exact_solver(problem, solver, time_limit_s=self.time_limit_s)(problem)
+        problem = problem.separable()
         if solver == "greedy":
             return Greedy()(problem)
         return exact_solver(problem, self.solver, time_limit_s=self.time_limit_s)(problem)
@@ -197,11 +213,29 @@ class Solve:
     def _solutions(
         self, problems: Mapping[str, "Problem"], found: Mapping[str, "Sensitivity"]
     ) -> Iterator["PlannedAllocation"]:
+        """By every metric and solver; a quadratic solver by the metrics with cross terms.
+
+        Raises:
+            ValueError: If a quadratic solver is asked for and no metric has cross terms.
+        """
+        without = [name for name, each in problems.items() if each.interactions is None]
+        if quadratic := [solver for solver in self.solvers if solver in QUADRATIC]:
+            if len(without) == len(problems):
+                raise ValueError(
+                    f"Solver {quadratic[0]!r} needs a metric with cross-layer terms; "
+                    f"{', '.join(without)} has none. Compute gauss_newton, hessian or another "
+                    "that has them, or leave the solver out."
+                )
+            for name in without:
+                print(f"{', '.join(quadratic)}: {name} has no cross-layer terms, left out")
         for metric, problem in problems.items():
             for solver in self.solvers:
+                if solver in QUADRATIC and problem.interactions is None:
+                    continue
                 solution = self._solve(problem, solver)
-                name = f"{solver}/{metric}"
-                yield _planned(name, "solution", problem, solution, found, metric, solver)
+                by = f"{metric}_full" if solver in QUADRATIC else metric
+                name = f"{solver}/{by}"
+                yield _planned(name, "solution", problem, solution, found, by, solver)
 
     def _search(
         self, found: Mapping[str, "Sensitivity"]
@@ -273,7 +307,7 @@ class Solve:
         for i in range(1, self.sweep + 1):
             percent = 100 * i / (self.sweep + 1)
             here = with_budgets(problem, [f"{name}={percent:.4g}%" for name in problem.budgets])
-            for solver in self.solvers:
+            for solver in self._separable_solvers:
                 try:
                     solution = self._solve(here, solver)
                 except Infeasible:  # here the budgets conflict: there is nothing to show
@@ -342,7 +376,7 @@ class Solve:
             allowed = np.tile(problem.allowed, (times, 1))
             large = problem_of(losses, costs, {}, choices=problem.choices, allowed=allowed)
             large = with_budgets(large, ["size_bytes=40%"])
-            for solver in self.solvers:
+            for solver in self._separable_solvers:
                 solution = self._solve(large, solver)
                 yield SolveTime(
                     layers=len(losses),

@@ -6,6 +6,7 @@ layer, one choice per group of tied layers. Most problems have no interactions.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,18 +19,10 @@ from jmpq.problem.interactions import (
     interactions_over_groups,
     mask,
 )
+from jmpq.problem.sums import exact_sum
 from jmpq.quantizers.choice import Choice, labels
 
 ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
-
-
-def exact_sum(values: Float[np.ndarray, " _"]) -> float:
-    """The sum, correctly rounded; integers are added as such, which is faster."""
-    if len(values) > 1000 and (values == np.floor(values)).all():
-        total = float(values.sum())
-        if float(np.abs(values).sum()) < 2**53:
-            return total
-    return math.fsum(values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,6 +46,11 @@ class Reduced:
     names: tuple[str, ...]
     groups: Int[np.ndarray, " layers"]
     interactions: Float[np.ndarray, "groups choices groups choices"] | None = None
+
+    @functools.cached_property
+    def allowed(self) -> Bool[np.ndarray, "groups choices"]:
+        """Which choices each group may take."""
+        return np.isfinite(self.losses)
 
     def expand(self, choice: Int[np.ndarray, " groups"]) -> Int[np.ndarray, " layers"]:
         """Choice of every layer from the choice of every group."""
@@ -143,10 +141,10 @@ class Problem:
         """
         self._check_allocation(choice)
         rows = np.arange(len(self.layers))
-        pairs: Sequence[float] | np.ndarray = ()
+        terms = self.losses[rows, choice]
         if self.interactions is not None:
-            pairs = chosen_interactions(self.interactions, choice)
-        loss = math.fsum([*self.losses[rows, choice], *pairs])
+            terms = np.append(terms, chosen_interactions(self.interactions, choice))
+        loss = exact_sum(terms)
         costs = {
             name: exact_sum(np.append(table[rows, choice], self.constants.get(name, 0.0)))
             for name, table in self.costs.items()
@@ -163,12 +161,20 @@ class Problem:
 
     def rounding(self, name: str) -> float:
         """What the total of a cost may exceed its budget by: nothing for integer costs."""
-        limit, constant = self.budgets[name], self.constants.get(name, 0.0)
-        table = self.costs[name] if self.allowed.all() else self.costs[name][self.allowed]
-        whole = constant.is_integer() and bool((table == np.floor(table)).all())
-        if whole and limit < 2**53:
-            return 0.0
-        return ROUNDING * abs(limit)
+        limit = self.budgets[name]
+        return 0.0 if name in self._whole and limit < 2**53 else ROUNDING * abs(limit)
+
+    @functools.cached_property
+    def _whole(self) -> frozenset[str]:
+        """The budgets whose costs are integers, constants included."""
+        every = self.allowed.all()
+        return frozenset(
+            name
+            for name in self.budgets
+            for table in [self.costs[name] if every else self.costs[name][self.allowed]]
+            if float(self.constants.get(name, 0.0)).is_integer()
+            and (table == np.floor(table)).all()
+        )
 
     def range(self, name: str) -> tuple[float, float]:
         """Least and most of a cost over allowed allocations, other budgets ignored."""
@@ -232,14 +238,17 @@ class Problem:
             )
             cross, losses = mask(allowed, cross), losses + within
         tables = [self._over_groups(self.costs[name])[0] for name in self.budgets]
-        shape = (len(tables), *losses.shape)
+        if len(tables) == 1:  # no copy of a table that may be large
+            costs = tables[0][None]
+        else:
+            costs = np.array(tables).reshape(len(tables), *losses.shape)
         limits = [
             limit + self.rounding(name) - self.constants.get(name, 0.0)
             for name, limit in self.budgets.items()
         ]
         return Reduced(
-            losses=np.where(allowed, losses, np.inf),
-            costs=np.where(allowed, np.array(tables).reshape(shape), 0.0),
+            losses=losses if allowed.all() else np.where(allowed, losses, np.inf),
+            costs=costs,
             limits=np.array(limits, dtype=np.float64),
             names=tuple(self.budgets),
             groups=self.groups,
@@ -274,8 +283,13 @@ class Problem:
     def _over_groups(
         self, table: Float[np.ndarray, "_ _"]
     ) -> tuple[Float[np.ndarray, "_ _"], Bool[np.ndarray, "_ _"]]:
-        """A table summed over each group, 0 where not allowed, and what a group may take."""
+        """A table summed over each group, 0 where not allowed, and what a group may take.
+
+        Where nothing is tied or forbidden this is the table itself: not to be changed.
+        """
         if np.array_equal(self.groups, np.arange(len(self.layers))):  # no ties
+            if self.allowed.all():
+                return np.asarray(table, dtype=np.float64), self.allowed
             return np.where(self.allowed, table, 0.0), self.allowed
         shape = (int(self.groups.max()) + 1, len(self.choices))
         allowed = np.ones(shape, dtype=bool)

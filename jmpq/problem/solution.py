@@ -1,7 +1,6 @@
 """What a solver answers: a `Solution`, recomputed from its choice, or `Infeasible`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int
 
 from jmpq.problem.interactions import least_with_interactions, mask
 from jmpq.problem.problem import Problem
+from jmpq.problem.sums import exact_sum
 
 OPTIMALITY = 1e-9  # the gap up to which loss and bound count as equal
 
@@ -103,7 +103,7 @@ def solution_from_choice(
     picked = problem.losses[np.arange(len(choice)), choice]
     scale = float(max(np.abs(picked).sum(), np.abs(least).sum(), abs(loss)))
     if problem.interactions is None:
-        bound = max(bound, math.fsum(least))
+        bound = max(bound, exact_sum(least))
     else:
         trivial = least_with_interactions(
             problem.losses, problem.allowed, mask(problem.allowed, problem.interactions)
@@ -127,6 +127,8 @@ def solution_from_choice(
 
 def least_losses(problem: Problem) -> Float[np.ndarray, " layers"]:
     """The least loss that each layer allows by itself, ties and budgets ignored."""
+    if problem.allowed.all():  # no copy of a table that may be large
+        return problem.losses.min(axis=1)
     return np.where(problem.allowed, problem.losses, np.inf).min(axis=1)
 
 

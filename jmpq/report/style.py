@@ -75,7 +75,7 @@ NAMES = {
     "superposed_kl": "superposed logits, KL",
     "superposed_loss": "superposed logits, loss",
 }
-MARKERS = {"exact": "D", "greedy": "^", "brute_force": "s"}
+MARKERS = {"exact": "D", "greedy": "^", "local_search": "v", "branch_and_bound": "s"}
 
 
 class NothingToDrawError(ValueError):

@@ -8,6 +8,7 @@ and the status says ``feasible`` unless that one proves the optimum.
 
 from typing import Any
 
+LISTED = ("HIGHS", "SCIP", "SCIPY", "GUROBI", "GLPK_MI", "CBC")  # with options below
 TOLERANCES = {"HIGHS": 1e-9, "SCIP": 1e-9, "GUROBI": 1e-9, "SCIPY": 1e-6}  # of constraints
 
 

@@ -11,13 +11,17 @@ whether it holds.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from jmpq.problem.problem import Reduced, exact_sum
+from jmpq.problem.problem import Reduced
+from jmpq.problem.sums import exact_sum
 from jmpq.solvers.frontier import convex_frontiers, undominated
 from jmpq.solvers.steps import Steps, longest_prefix, upgrades
+
+_CHUNK = 4096  # groups
 
 Multipliers = Float[np.ndarray, " budgets"]
 
@@ -31,14 +35,21 @@ def priced_losses(
     """
     least = cheapest_costs(reduced)
     prices = np.tensordot(multipliers, reduced.costs - least[:, :, None], axes=1)
+    return reduced.losses + prices, _budget_price(reduced, multipliers, least)
+
+
+def _budget_price(
+    reduced: Reduced, multipliers: Multipliers, least: Float[np.ndarray, "budgets groups"]
+) -> float:
     slack = [limit - exact_sum(row) for limit, row in zip(reduced.limits, least, strict=True)]
-    return reduced.losses + prices, math.fsum(multipliers * np.array(slack))
+    return math.fsum(multipliers * np.array(slack))
 
 
 def cheapest_costs(reduced: Reduced) -> Float[np.ndarray, "budgets groups"]:
     """The least that each group can cost, budget by budget."""
-    allowed = np.isfinite(reduced.losses)
-    return np.where(allowed, reduced.costs, np.inf).min(axis=2)
+    if reduced.allowed.all():  # no copy of a table that may be large
+        return reduced.costs.min(axis=2)
+    return np.where(reduced.allowed, reduced.costs, np.inf).min(axis=2)
 
 
 def lagrangian_bound(reduced: Reduced, multipliers: Multipliers) -> float:
@@ -49,12 +60,16 @@ def lagrangian_bound(reduced: Reduced, multipliers: Multipliers) -> float:
     """
     if not (np.isfinite(multipliers).all() and (multipliers >= 0).all()):
         raise ValueError(f"Multipliers must be finite and not negative, got {multipliers}.")
-    priced, budget_price = priced_losses(reduced, multipliers)
-    best = priced.argmin(axis=1)
-    rows = np.arange(len(best))
-    values = priced[rows, best]
     if not multipliers.any():
-        return math.fsum(values)
+        return exact_sum(reduced.losses.min(axis=1))
+    least = cheapest_costs(reduced)
+    values = np.empty(len(reduced.losses))
+    for first in range(0, len(values), _CHUNK):  # a chunk stays in the processor's cache
+        rows = slice(first, first + _CHUNK)
+        above = reduced.costs[:, rows] - least[:, rows, None]
+        priced = reduced.losses[rows] + np.tensordot(multipliers, above, axes=1)
+        values[rows] = priced.min(axis=1)
+    budget_price = _budget_price(reduced, multipliers, least)
     magnitude = float(np.abs(values).sum()) + abs(budget_price)
     rounding = (32 + 4 * len(multipliers)) * np.finfo(np.float64).eps  # NumPy sums in pairs
     return float(values.sum()) - budget_price - rounding * magnitude
@@ -80,7 +95,7 @@ def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
         )
         frontiers = convex_frontiers(reduced.losses, cost)
         steps = upgrades(single, frontiers, frontiers[:, 0])
-        slope = linear_relaxation(single, frontiers[:, 0], steps)[0]
+        slope = linear_relaxation(single, frontiers[:, 0], steps).slope
         candidates.append(np.where(np.arange(len(reduced.limits)) == k, slope, 0.0))
     if len(candidates) > 1:
         candidates.append(_dual_values(reduced))
@@ -98,29 +113,41 @@ def best_bound(
     return bounds[best], tried[best]
 
 
+class Relaxed(NamedTuple):
+    """Where one budget breaks when steps are taken by the loss that they save per cost.
+
+    Attributes:
+        slope: Loss saved per cost of the step that breaks the budget; 0 where all steps fit.
+        choice: Of every group, after the steps before it.
+        priority: Loss saved per cost of every step, never rising within a group.
+        taken: The steps before the break.
+    """
+
+    slope: float
+    choice: Int[np.ndarray, " groups"]
+    priority: Float[np.ndarray, " steps"]
+    taken: Bool[np.ndarray, " steps"]
+
+
 def linear_relaxation(
     reduced: Reduced, start: Int[np.ndarray, " groups"], steps: Steps
-) -> tuple[float, Int[np.ndarray, " groups"]]:
-    """The break slope of one budget, and the last whole choices before it is filled.
+) -> Relaxed:
+    """The break of one budget: the last whole choices before it is filled.
 
     Args:
         reduced: A problem with one budget.
         start: The cheapest choices.
         steps: From them on along the convex frontiers.
 
-    Returns:
-        Loss saved per cost of the step that breaks the budget, 0 where all steps fit; and
-        the choice of every group after the steps before it, best first.
-
     References:
         Dyer (1984), Zemel (1984): the linear multiple-choice knapsack in linear time.
     """
     with np.errstate(over="ignore", divide="ignore"):
-        slope = steps.priority(steps.saved(reduced.losses) / steps.change[0])
-    taken = longest_prefix(slope, steps.change, reduced.limits - reduced.used(start))
+        priority = steps.priority(steps.saved(reduced.losses) / steps.change[0])
+    taken = longest_prefix(priority, steps.change, reduced.limits - reduced.used(start))
     choice = start.copy()
     choice[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
-    return float(slope[~taken].max(initial=0.0)), choice
+    return Relaxed(float(priority[~taken].max(initial=0.0)), choice, priority, taken)
 
 
 def _dual_values(reduced: Reduced) -> Multipliers:

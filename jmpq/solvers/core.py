@@ -30,11 +30,12 @@ import math
 import time
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
-from jmpq.solvers.bounds import lagrangian_bound, linear_relaxation
+from jmpq.problem.sums import exact_sum
+from jmpq.solvers.bounds import cheapest_costs, lagrangian_bound, linear_relaxation
 from jmpq.solvers.feasibility import cheapest_allocation
 from jmpq.solvers.frontier import convex_frontiers, undominated
 from jmpq.solvers.one_budget import integer_costs, one_budget
@@ -45,6 +46,8 @@ _UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
 _STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
 
 _CHUNK = 4096  # groups
+_FEW = 1 << 20  # states that are extended before numba is worth its import
+_FEW_GROUPS = 512  # fewer groups are tried without it
 
 Choice = Int[np.ndarray, " groups"]
 Table = Float[np.ndarray, "rows choices"]
@@ -61,8 +64,9 @@ class CoreSearch:
     promised.
 
     Attributes:
-        time_limit_s: Seconds, looked at between groups; the import of numba and the
-            compilation at the first call after an installation do not count.
+        time_limit_s: Seconds, looked at between groups. Hundreds of groups, or many states,
+            take compiled code: importing numba (and compiling, at the first call after an
+            installation) does not count for the former.
         memory_limit_bytes: For the states of the dynamic program.
         relative_gap: Stop when the answer is proven this close, relative to the loss above
             the least of every group; 0 for the optimum.
@@ -94,7 +98,8 @@ class CoreSearch:
         choice = cheapest_allocation(problem, reduced)
         reduced = one_budget(reduced, "The core solver")
         if len(reduced.limits):
-            from jmpq.solvers import core_states  # noqa: F401 compiles, once an installation
+            if len(reduced.losses) >= _FEW_GROUPS:  # off the clock
+                from jmpq.solvers import core_states_compiled  # noqa: F401
 
             deadline = time.perf_counter() + self.time_limit_s
             integer = integer_costs(reduced)
@@ -117,9 +122,10 @@ class CoreSearch:
     ) -> tuple[Choice, float]:
         """The best choice found and a proven bound, stated anew while that makes it finer."""
         loss, bound, reach = _loss(reduced, choice), -math.inf, math.inf
+        reduced = _affordable(reduced)
         while True:
             least = reduced.losses.min(axis=1)
-            base, size = math.fsum(least), float(np.abs(least).sum())
+            base, size = exact_sum(least), float(np.abs(least).sum())
             if (
                 loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
                 or 2 * (loss - base) > reach
@@ -127,21 +133,39 @@ class CoreSearch:
                 return choice, bound
             reach = loss - base
             near = reduced.losses - least[:, None] <= reach + 1e-12 * max(size, abs(loss))
-            reduced = dataclasses.replace(
-                reduced, losses=np.where(near, reduced.losses, np.inf)
-            )
-            tolerance = max(self.relative_gap * reach, _TIE * max(size, abs(loss)))
-            found, proven, complete = _Core.of(reduced, loss).search(
+            reduced = _restricted(reduced, near)
+            core = _Core.of(reduced, loss)
+            choice = core.single_change(choice)
+            loss = _loss(reduced, choice)
+            tolerance = max(self.relative_gap * (loss - base), _TIE * max(size, abs(loss)))
+            choice, proven, complete = core.search(
                 choice, tolerance, deadline, self.memory_limit_bytes
             )
-            choice, loss = found, _loss(reduced, found)
+            loss = _loss(reduced, choice)
             bound = max(bound, min(proven, loss))
             if not complete:
                 return choice, bound
 
 
+def _affordable(reduced: Reduced) -> Reduced:
+    """Without the choices that are too dear even with all other groups at their cheapest.
+
+    They would spoil the precision of the others' costs.
+    """
+    (least,), (limit,) = cheapest_costs(reduced), reduced.limits
+    room = limit - exact_sum(least) + 1e-13 * abs(limit)
+    return _restricted(reduced, reduced.costs[0] - least[:, None] <= room)
+
+
+def _restricted(reduced: Reduced, keep: Bool[np.ndarray, "groups choices"]) -> Reduced:
+    """Without other choices."""
+    if keep.all() or keep[reduced.allowed].all():  # no copy of a table that may be large
+        return reduced
+    return dataclasses.replace(reduced, losses=np.where(keep, reduced.losses, np.inf))
+
+
 def _loss(reduced: Reduced, choice: Choice) -> float:
-    return math.fsum(reduced.losses[np.arange(len(choice)), choice])
+    return exact_sum(reduced.losses[np.arange(len(choice)), choice])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -171,7 +195,7 @@ class _Core:
         losses, costs, limit = reduced.losses, reduced.costs[0], float(reduced.limits[0])
         frontiers = convex_frontiers(losses, costs)
         steps = upgrades(reduced, frontiers, frontiers[:, 0])
-        slope, start = linear_relaxation(reduced, frontiers[:, 0], steps)
+        slope, start, *_ = linear_relaxation(reduced, frontiers[:, 0], steps)
         if not math.isfinite(slope):  # a loss saved at next to no cost: no bound from it
             slope = 0.0
         bound = lagrangian_bound(reduced, np.array([slope]))
@@ -231,7 +255,7 @@ class _Core:
         """
         from jmpq.solvers.core_states import extend
 
-        best = self._single_change(incumbent)
+        best = incumbent
         # All losses count from the break solution's; the states are to fall below `target`.
         target = _loss(self.reduced, best) - self.loss - tolerance
         todo, slopes = self._todo(np.arange(len(self.groups)), target + tolerance)
@@ -239,6 +263,7 @@ class _Core:
         trace: list[_Layer] = []
         found: tuple[int, int] | None = None  # layer and state of the best allocation
         doubtful, place, complete = math.inf, 0, True
+        work = 0 if len(self.start) < _FEW_GROUPS else _FEW  # states times choices
         loss_error = excess_error = 0.0
         while self.sound and place < len(todo) and len(excess):
             row = todo[place]
@@ -247,6 +272,9 @@ class _Core:
             )
             costs, losses = self.cost_steps[row, columns], self.loss_steps[row, columns]
             capacity = int(memory // _STATE_BYTES)
+            work += len(excess) * len(columns)
+            if work > _FEW:
+                from jmpq.solvers.core_states_compiled import extend
             if time.perf_counter() > deadline or capacity < 1:
                 complete = False
                 break
@@ -291,7 +319,7 @@ class _Core:
             return best, self.bound, complete
         return best, max(self.bound, self.loss + proven), complete
 
-    def _single_change(self, incumbent: Choice) -> Choice:
+    def single_change(self, incumbent: Choice) -> Choice:
         """The better of an allocation and the best within one change of the break solution."""
         fits = np.where(
             self.excess + self.cost_steps <= -2 * self.band, self.loss_steps, np.inf

@@ -1,17 +1,33 @@
-"""The compiled inner loop of the core solver: states extended by one group. Needs numba."""
+"""The inner loop of the core solver: states extended by the choices of one group."""
 
-import inspect
-
-import numba
 import numpy as np
+from jaxtyping import Float, Int
+
+States = Float[np.ndarray, " states"]
+Steps = Float[np.ndarray, " choices"]
 
 
-def _extend(excess, loss, cost_steps, loss_steps, least_slope, most_slope, incumbent, capacity):
+def extend(
+    excess: States,
+    loss: States,
+    cost_steps: Steps,
+    loss_steps: Steps,
+    least_slope: float,
+    most_slope: float,
+    incumbent: float,
+    capacity: int,
+) -> tuple[
+    Float[np.ndarray, " new"],
+    Float[np.ndarray, " new"],
+    Int[np.ndarray, " new"],
+    Int[np.ndarray, " new"],
+    bool,
+]:
     """Every state with every choice of one group, without the dominated and the hopeless.
 
-    A state is an allocation of the groups so far, the others at the break solution. The
-    sorted copies of the states, one a choice, are merged by rising cost; a state stays if
-    its loss is below that of all cheaper ones and its bound below the incumbent.
+    A state is an allocation of the groups so far, the others at the break solution. It stays
+    if its loss is below that of all cheaper ones and its bound below the incumbent. For few
+    states; `core_states_compiled.extend` gives the same for many.
 
     Args:
         excess: Cost of each state above the limit, rising.
@@ -27,56 +43,23 @@ def _extend(excess, loss, cost_steps, loss_steps, least_slope, most_slope, incum
         Excess, loss, row of the parent state and choice of every new state, and whether
         they are complete: False if there was no capacity for more.
     """
-    choices, states = len(cost_steps), len(excess)
-    heads = np.zeros(choices, dtype=np.int64)
-    size = min(choices * states, capacity)
-    new_excess = np.empty(size)
-    new_loss = np.empty(size)
-    parent = np.empty(size, dtype=np.int32)
-    choice = np.empty(size, dtype=np.int16)
-    count = 0
-    least = np.inf
-    while True:
-        best = -1
-        best_excess = best_loss = np.inf
-        for j in range(choices):
-            if heads[j] < states:
-                e = excess[heads[j]] + cost_steps[j]
-                if e < best_excess or (
-                    e == best_excess and loss[heads[j]] + loss_steps[j] < best_loss
-                ):
-                    best, best_excess, best_loss = j, e, loss[heads[j]] + loss_steps[j]
-        if best < 0:
-            break
-        row = heads[best]
-        heads[best] += 1
-        if best_loss >= least:
-            continue
-        least = best_loss
-        price = best_excess * (least_slope if best_excess <= 0 else most_slope)
-        rounding = 2e-15 * (abs(best_loss) + abs(price)) if price < np.inf else 0.0
-        if best_loss + price - rounding >= incumbent:
-            continue
-        if count == size:
-            return new_excess, new_loss, parent, choice, False
-        new_excess[count], new_loss[count] = best_excess, best_loss
-        parent[count], choice[count] = row, best
-        count += 1
-    # copies, so that the room for the worst case is given back
+    all_excess = (cost_steps[:, None] + excess).ravel()
+    all_loss = (loss_steps[:, None] + loss).ravel()
+    order = np.lexsort((all_loss, all_excess))  # equal ones by choice
+    new_excess, new_loss = all_excess[order], all_loss[order]
+    least = np.minimum.accumulate(np.append(np.inf, new_loss[:-1]))
+    price = np.zeros(len(order))
+    over = new_excess > 0
+    price[~over] = new_excess[~over] * least_slope
+    price[over] = new_excess[over] * most_slope
+    rounding = np.where(price < np.inf, 2e-15 * (np.abs(new_loss) + np.abs(price)), 0.0)
+    stays = (new_loss < least) & (new_loss + price - rounding < incumbent)
+    kept = np.flatnonzero(stays)[:capacity]
+    choice, parent = np.divmod(order[kept], len(excess))
     return (
-        new_excess[:count].copy(),
-        new_loss[:count].copy(),
-        parent[:count].copy(),
-        choice[:count].copy(),
-        True,
+        new_excess[kept],
+        new_loss[kept],
+        parent.astype(np.int32),
+        choice.astype(np.int16),
+        len(kept) == int(stays.sum()),
     )
-
-
-# Compiled with the import, or read from the disk: it is kept beside this file for the next
-# process. Unwrapped: a type checker's wrapper, as in the tests, is no code to compile.
-_STATES = "float64[::1], float64[::1]"
-extend = numba.njit(
-    f"Tuple(({_STATES}, int32[::1], int16[::1], boolean))"
-    f"({_STATES}, {_STATES}, float64, float64, float64, int64)",
-    cache=True,
-)(inspect.unwrap(_extend))

@@ -88,11 +88,12 @@ def _cheapest_path(reduced: Reduced, integer: IntegerCosts) -> Int[np.ndarray, "
     """The allocation of least loss within `room` units of cost."""
     groups, units = len(reduced.losses), integer.room + 1
     above = reduced.losses - reduced.losses.min(axis=1, keepdims=True)
+    costs = integer.above(reduced)
     picks = np.zeros((groups, units), dtype=_pick_type(reduced))
     value = np.zeros(units)  # least loss of the later groups, by cost that is left
     for i in reversed(range(groups)):
         new = np.full(units, np.inf)
-        for column, (loss, cost) in enumerate(zip(above[i], integer.above[i], strict=True)):
+        for column, (loss, cost) in enumerate(zip(above[i], costs[i], strict=True)):
             if cost < units and np.isfinite(loss):
                 candidate = value[: units - cost] + loss
                 better = candidate < new[cost:]
@@ -102,7 +103,7 @@ def _cheapest_path(reduced: Reduced, integer: IntegerCosts) -> Int[np.ndarray, "
     choice, left = np.zeros(groups, dtype=np.int64), integer.room
     for i in range(groups):
         choice[i] = picks[i, left]
-        left -= integer.above[i, choice[i]]
+        left -= costs[i, choice[i]]
     return choice
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Infeasible, infeasible
+from jmpq.problem.sums import exact_sum
 from jmpq.solvers.bounds import cheapest_costs
 
 
@@ -21,8 +22,9 @@ def cheapest_allocation(problem: Problem, reduced: Reduced) -> Int[np.ndarray, "
         Infeasible: If a budget is below its least, if several conflict, or if none was found
             within rounding of the limits; the message says which.
     """
-    for name in problem.budgets:
-        if problem.budgets[name] + problem.rounding(name) < problem.range(name)[0]:
+    least = cheapest_costs(reduced)
+    for name, row, limit in zip(reduced.names, least, reduced.limits, strict=True):
+        if exact_sum(row) > limit:
             raise infeasible(problem, (name,))
     price = combined_costs(reduced)
     choice = price.argmin(axis=1)
@@ -44,9 +46,11 @@ def combined_costs(reduced: Reduced) -> Float[np.ndarray, "groups choices"]:
     A budget that cannot bind weighs nothing, unless none can. +inf where not allowed. The
     only cost of one budget comes back as it is.
     """
-    allowed = np.isfinite(reduced.losses)
+    allowed = reduced.allowed
     if len(reduced.limits) == 1:
-        return np.where(allowed, reduced.costs[0], np.inf)
+        return (
+            reduced.costs[0] if allowed.all() else np.where(allowed, reduced.costs[0], np.inf)
+        )
     least = cheapest_costs(reduced)
     above = np.where(allowed, reduced.costs - least[:, :, None], 0.0)
     total = np.zeros(reduced.losses.shape)

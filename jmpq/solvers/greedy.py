@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_choice
-from jmpq.solvers.bounds import best_bound, linear_relaxation, lp_bound
+from jmpq.solvers.bounds import Relaxed, best_bound, linear_relaxation, lp_bound
 from jmpq.solvers.feasibility import cheapest_allocation, combined_costs
 from jmpq.solvers.frontier import convex_frontiers
 from jmpq.solvers.steps import Steps, downgrades, frontier_ends, longest_prefix, upgrades
@@ -57,22 +57,22 @@ class Greedy:
         """
         started = time.perf_counter()
         reduced = problem.reduced()
-        choice = cheapest_allocation(problem, reduced)
+        choice, relaxed = cheapest_allocation(problem, reduced), None
         price = combined_costs(reduced)
         frontiers = convex_frontiers(reduced.losses, price)
         if len(reduced.limits) == 1:  # these frontiers serve the bound too
             choice = frontiers[:, 0]
             steps = upgrades(reduced, frontiers, choice)
-            slope, _ = linear_relaxation(reduced, choice, steps)
-            bound = best_bound(reduced, [np.array([slope])])[0]
+            relaxed = linear_relaxation(reduced, choice, steps)
+            bound = best_bound(reduced, [np.array([relaxed.slope])])[0]
         else:
             bound = lp_bound(reduced)[0]
             steps = upgrades(reduced, frontiers, choice)
         if self.start == "downgrade":
             choice = self._downgrade(reduced, price, frontiers, choice)
-            steps = upgrades(reduced, frontiers, choice)
+            steps, relaxed = upgrades(reduced, frontiers, choice), None
         if self.start == "upgrade" or self.fill:
-            choice = self._upgrade(reduced, price, steps, choice)
+            choice = self._upgrade(reduced, price, steps, choice, relaxed)
         name = "greedy" if self.criterion == "ratio" else self.criterion
         return solution_from_choice(
             problem,
@@ -88,8 +88,15 @@ class Greedy:
         price: Float[np.ndarray, "groups choices"],
         steps: Steps,
         choice: Int[np.ndarray, " groups"],
+        relaxed: Relaxed | None,
     ) -> Int[np.ndarray, " groups"]:
-        """Take steps that save loss until none fits (`fill`) or one does not."""
+        """Take steps that save loss until none fits (`fill`) or one does not.
+
+        By the ratio under one budget, the steps before the break are those of the relaxation.
+        """
+        if relaxed and self.criterion == "ratio":
+            order, first = relaxed.priority, relaxed.taken
+            return upgrade(reduced, steps, order, choice, fill=self.fill, first=first)
         saved, added = steps.saved(reduced.losses), -steps.saved(price)
         with np.errstate(divide="ignore", over="ignore"):
             ratio = np.where(added > 0, saved / added, np.inf)
@@ -136,6 +143,7 @@ def upgrade(
     choice: Int[np.ndarray, " groups"],
     *,
     fill: bool,
+    first: Bool[np.ndarray, " steps"] | None = None,
 ) -> Int[np.ndarray, " groups"]:
     """Take the steps of highest priority while the budgets last.
 
@@ -145,12 +153,19 @@ def upgrade(
         priority: Their order, never rising within a group; equal steps in their order.
         choice: Where to start: within the budgets.
         fill: Go on past a step that does not fit, without the later ones of its group.
+        first: The steps before the first that does not fit, where they are known.
     """
     used, taken = reduced.used(choice), np.zeros(len(priority), dtype=bool)
     left = np.arange(len(priority))
     monotone = not (steps.change < 0).any()
     for _ in range(_ROUNDS if fill and monotone else 1):
-        fits = longest_prefix(priority[left], steps.change[:, left], reduced.limits - used)
+        room = reduced.limits - used
+        fits = (
+            longest_prefix(priority[left], steps.change[:, left], room)
+            if first is None
+            else first
+        )
+        first = None
         used = used + steps.change[:, left[fits]].sum(axis=1)
         taken[left[fits]] = True
         left = left[~fits]

@@ -6,9 +6,11 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-from jmpq.problem.problem import Reduced, exact_sum
+from jmpq.problem.problem import Reduced
+from jmpq.problem.sums import exact_sum
+from jmpq.solvers.bounds import cheapest_costs
 
-_CHUNK = 1 << 16  # numbers: their common divisor is mostly found among the first
+_CHUNK = 4096  # groups: the common divisor is mostly found among the first
 
 
 def one_budget(reduced: Reduced, solver: str) -> Reduced:
@@ -23,8 +25,10 @@ def one_budget(reduced: Reduced, solver: str) -> Reduced:
     Raises:
         ValueError: If several budgets can bind.
     """
-    allowed = np.isfinite(reduced.losses)
-    dearest = np.where(allowed, reduced.costs, -np.inf).max(axis=2)
+    costs = reduced.costs
+    if not reduced.allowed.all():
+        costs = np.where(reduced.allowed, costs, -np.inf)
+    dearest = costs.max(axis=2)
     binds = np.array([exact_sum(row) for row in dearest]) > reduced.limits
     names = tuple(name for name, bind in zip(reduced.names, binds, strict=True) if bind)
     if len(names) > 1:
@@ -42,30 +46,39 @@ class IntegerCosts:
     """One budget's costs above the cheapest of each group, in their greatest common unit.
 
     Attributes:
-        above: In units; 0 where not allowed.
+        unit: Of the costs.
+        least: Cost of the cheapest choice of each group.
         room: Units that the budget leaves above the cheapest allocation.
         limit: The limit, lowered to what whole units can come to.
     """
 
-    above: Int[np.ndarray, "groups choices"]
+    unit: int
+    least: Float[np.ndarray, " groups"]
     room: int
     limit: float
+
+    def above(self, reduced: Reduced) -> Int[np.ndarray, "groups choices"]:
+        """The costs in units; 0 where not allowed."""
+        return _above(reduced, self.least, slice(None)) // self.unit
 
 
 def integer_costs(reduced: Reduced) -> IntegerCosts | None:
     """The costs of the only budget in whole units, or None where they are not integers."""
-    (table,), (limit,) = reduced.costs, reduced.limits
+    (table,), (limit,), (least,) = reduced.costs, reduced.limits, cheapest_costs(reduced)
     if (table != np.floor(table)).any() or float(table.max(axis=1).sum()) >= 2**53:
         return None
-    allowed = np.isfinite(reduced.losses)
-    least: Float[np.ndarray, " groups"] = np.where(allowed, table, np.inf).min(axis=1)
-    above = np.where(allowed, table - least[:, None], 0.0).astype(np.int64)
-    unit, flat = 0, above.ravel()
-    for i in range(0, len(flat), _CHUNK):
-        if (unit := int(np.gcd(unit, np.gcd.reduce(flat[i : i + _CHUNK])))) == 1:
+    unit = 0
+    for first in range(0, len(table), _CHUNK):
+        above = _above(reduced, least, slice(first, first + _CHUNK))
+        if (unit := int(np.gcd(unit, np.gcd.reduce(above.ravel())))) == 1:
             break
     unit, start = max(unit, 1), exact_sum(least)
     room = math.floor((limit - start) / unit)
-    return IntegerCosts(
-        above=above // unit if unit > 1 else above, room=room, limit=start + unit * room
-    )
+    return IntegerCosts(unit=unit, least=least, room=room, limit=start + unit * room)
+
+
+def _above(
+    reduced: Reduced, least: Float[np.ndarray, " groups"], rows: slice
+) -> Int[np.ndarray, "rows choices"]:
+    above = reduced.costs[0, rows] - least[rows, None]
+    return np.where(reduced.allowed[rows], above, 0.0).astype(np.int64)

@@ -1,13 +1,14 @@
 """Steps along the convex frontiers of all groups, and how many of them budgets pay for."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Reduced
 
-_SORTED = 1 << 14  # so few steps are sorted; of more, only those about the break
+_SORTED = 1 << 11  # so few steps are sorted; of more, only those about the break
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,23 +103,44 @@ def longest_prefix(
 ) -> Bool[np.ndarray, " steps"]:
     """The steps of highest priority, equal ones in order, before the first without room.
 
-    Where no step gives room back, whole halves are taken or put off without sorting them
-    (Dyer 1984, Zemel 1984), which takes linear time.
+    Where no step gives room back, all above one key are taken at once and all below another
+    put off, so that few are left to sort: linear time (Dyer 1984, Zemel 1984). The keys are
+    guessed from a sample; what is taken does not depend on them.
     """
     taken = np.zeros(len(priority), dtype=bool)
-    undecided, keys, left = np.arange(len(priority)), priority, change
-    halve, room = not (change < 0).any(), room.copy()
-    while halve and len(keys) > _SORTED:
-        upper = keys > np.partition(keys, len(keys) // 2)[len(keys) // 2]
-        if not upper.any():  # half of them are equal
-            break
-        needed = left[:, upper].sum(axis=1)
-        if (needed <= room).all():
+    undecided, keys, left, room = np.arange(len(priority)), priority, change, room.copy()
+    monotone = not (change < 0).any()
+    while monotone and len(keys) > _SORTED:
+        high, low = _about_the_break(keys, left, room)
+        part = keys > high
+        for upper in (part, (keys > low) & ~part):
+            needed = left[:, upper].sum(axis=1)
+            if (needed > room).any():
+                part = upper  # the break is in there
+                break
             taken[undecided[upper]] = True
             room -= needed
-            upper = ~upper
-        undecided, keys, left = undecided[upper], keys[upper], left[:, upper]
+        else:
+            part = keys <= low
+        if part.all():  # equal keys
+            break
+        undecided, keys, left = undecided[part], keys[part], left[:, part]
     order = undecided[np.argsort(-keys, kind="stable")]
     over = (np.cumsum(change[:, order], axis=1) > room[:, None]).any(axis=0)
     taken[order[: int(over.argmax()) if over.any() else len(order)]] = True
     return taken
+
+
+def _about_the_break(
+    keys: Float[np.ndarray, " steps"],
+    change: Float[np.ndarray, "budgets steps"],
+    room: Float[np.ndarray, " budgets"],
+) -> tuple[float, float]:
+    """A higher and a lower key that the break probably lies between."""
+    sample = slice(None, None, math.isqrt(len(keys)) // 4 + 1)
+    order = np.argsort(-keys[sample])
+    ranked, used = keys[sample][order], np.cumsum(change[:, sample][:, order], axis=1)
+    fits = (used * (len(keys) / len(order)) <= room[:, None]).all(axis=0)
+    place, margin = int(fits.sum()), 2 * math.isqrt(len(order))
+    high, low = max(place - margin, 0), min(place + margin, len(order) - 1)
+    return float(ranked[high]), float(ranked[low])

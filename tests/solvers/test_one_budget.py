@@ -10,11 +10,16 @@ from hypothesis import given, settings
 
 from jmpq.problem import Infeasible, problem_of, with_budgets
 from jmpq.solvers import (
+    BranchAndBound,
     BruteForce,
     CoreSearch,
     DynamicProgramming,
     Exact,
     Greedy,
+    Linearized,
+    LocalSearch,
+    core,
+    core_states,
     exact_solver,
     lp_bound,
     solve,
@@ -22,10 +27,12 @@ from jmpq.solvers import (
 from jmpq.solvers.one_budget import integer_costs, one_budget
 from tests.solvers.instances import (
     PISINGER,
+    QUADRATIC,
     SHORT,
     optimum,
     pisinger,
     published,
+    quadratic_problem,
     random_problem,
 )
 from tests.solvers.test_solvers import best_of, check, tables
@@ -187,6 +194,14 @@ def test_rounded_sums_do_not_break_the_budget():
     assert solution.bound <= optimum(problem) <= solution.loss
 
 
+def test_a_choice_out_of_reach_does_not_spoil_the_proof():
+    """Its cost drowns those of the others: found by hypothesis among two thousand."""
+    losses = np.array([[0.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+    costs = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1e-9]])
+    solution = CoreSearch()(problem_of(losses, {"cost": costs}, {"cost": 1e-9}))
+    assert (solution.loss, solution.status) == (0.0, "optimal")
+
+
 def test_what_these_solvers_do_not_take_is_refused():
     several = SHORT["two_budgets0"]
     for solver, name in ((CoreSearch(), "The core solver"), (DynamicProgramming(), "Dynamic")):
@@ -213,7 +228,7 @@ def test_what_these_solvers_do_not_take_is_refused():
 def test_integer_costs_are_counted_in_their_common_unit():
     reduced = one_budget(SHORT["common_divisor"].reduced(), "")
     found = integer_costs(reduced)
-    assert found.above.tolist() == [[0, 1, 2]] * 4
+    assert found.above(reduced).tolist() == [[0, 1, 2]] * 4
     assert (found.room, found.limit) == (4, 360.0)
     assert integer_costs(SHORT["random0"].reduced()) is None
 
@@ -228,13 +243,80 @@ def test_the_solver_that_suits_the_problem_is_chosen():
     assert solve(SHORT["two_budgets0"]).solver == "exact"
 
 
+def test_cross_layer_terms_are_solved_or_refused_but_never_left_out():
+    small, large = QUADRATIC["psd0"], quadratic_problem(0, layers=126, choices=8)
+    assert exact_solver(small, time_limit_s=5.0) == BranchAndBound(time_limit_s=5.0)
+    assert exact_solver(large) == LocalSearch(time_limit_s=60.0)
+    assert exact_solver(small, "linearized") == Linearized()
+    assert exact_solver(small, "local_search") == LocalSearch(time_limit_s=60.0)
+    assert exact_solver(small.separable(), "branch_and_bound") == BranchAndBound()
+    for name in ("core", "dynamic_programming", "HIGHS"):
+        with pytest.raises(ValueError, match=f"Solver '{name}' takes no cross-layer terms: ch"):
+            exact_solver(small, name)
+    solution = solve(small)
+    assert (solution.solver, solution.status) == ("branch_and_bound", "optimal")
+    assert solution.loss == pytest.approx(optimum(small), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_states_are_extended_alike_with_and_without_compilation(seed):
+    """Also by enumeration: the states that no cheaper one equals and the bound leaves."""
+    from jmpq.solvers import core_states_compiled
+
+    rng = np.random.default_rng(seed)
+    excess = np.cumsum(rng.integers(1, 20, 30)) - 150.0
+    loss = -np.cumsum(rng.integers(1, 20, 30)).astype(float)
+    cost_steps = np.append(0.0, rng.integers(-30, 30, 4)).astype(float)
+    loss_steps = np.append(0.0, rng.integers(-30, 30, 4)).astype(float)
+    slopes, target = (0.7, np.inf if seed % 2 else 1.3), -60.0
+    args = excess, loss, cost_steps, loss_steps, *slopes, target
+    found, compiled = core_states.extend(*args, 1000), core_states_compiled.extend(*args, 1000)
+    for ours, theirs in zip(found, compiled, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    made = {
+        (e + dc, v + dv)
+        for e, v in zip(excess, loss, strict=True)
+        for dc, dv in zip(cost_steps, loss_steps, strict=True)
+    }
+    best = {
+        (e, v)
+        for e, v in made
+        if not any(a <= e and b <= v and (a, b) != (e, v) for a, b in made)
+        and v + (slopes[0] * e if e <= 0 else slopes[1] * e) < target
+    }
+    assert set(zip(*found[:2], strict=True)) == best
+    new_excess, new_loss, parent, choice, complete = found
+    np.testing.assert_array_equal(excess[parent] + cost_steps[choice], new_excess)
+    np.testing.assert_array_equal(loss[parent] + loss_steps[choice], new_loss)
+    assert complete
+    for extend in (core_states.extend, core_states_compiled.extend):
+        assert not extend(*args, len(parent) - 1)[4]
+
+
+def test_hard_problems_of_few_layers_are_compiled_too(monkeypatch):
+    problem = pisinger("subset_sum", seed=3, layers=100, choices=8, most=1000)
+    want = CoreSearch()(problem)
+    calls = []
+    monkeypatch.setattr(core, "_FEW", 100)
+    monkeypatch.setattr(
+        core_states, "extend", lambda *a, f=core_states.extend: calls.append(a) or f(*a)
+    )
+    found = CoreSearch()(problem)
+    assert 0 < sum(len(a[0]) * len(a[2]) for a in calls) <= 100
+    np.testing.assert_array_equal(found.choice, want.choice)
+
+
 def test_the_compiled_loop_is_kept_for_the_next_process():
     code = (
-        "from tests.solvers.instances import SHORT\n"
-        "from jmpq.solvers import CoreSearch, core_states\n"
-        "CoreSearch()(SHORT['random0'])\n"
-        "print(sum(core_states.extend.stats.cache_hits.values()))"
+        "from tests.solvers.instances import random_problem\n"
+        "from jmpq.solvers import CoreSearch\n"
+        "import sys\n"
+        "CoreSearch()(random_problem(5, layers=200))\n"
+        "assert 'numba' not in sys.modules\n"
+        "CoreSearch()(random_problem(5, layers=600))\n"
+        "from jmpq.solvers import core_states_compiled\n"
+        "print(sum(core_states_compiled.extend.stats.cache_hits.values()))"
     )
-    CoreSearch()(SHORT["random0"])  # compiled here at the latest
+    CoreSearch()(random_problem(5, layers=600))  # compiled here at the latest
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "1", run.stderr

@@ -23,6 +23,7 @@ from jmpq.solvers import (
     uniform,
 )
 from jmpq.solvers.frontier import convex_frontiers, undominated
+from jmpq.solvers.steps import longest_prefix
 from tests.solvers.instances import SHORT, optimum, published, random_problem
 
 SEARCHES = {
@@ -313,6 +314,48 @@ def test_frontiers_are_the_lower_hull_of_each_group(seed):
         assert [(cost[k], loss[k]) for k in found if k >= 0] == inside
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_compiled_frontiers_are_the_same_to_the_last_bit(seed):
+    """Ties, points on a line up to rounding, choices that are not allowed."""
+    from jmpq.solvers.frontier_compiled import hulls
+
+    rng = np.random.default_rng(seed)
+    losses = np.concatenate(
+        [
+            rng.integers(0, 9, (2000, 6)).astype(float),
+            rng.lognormal(0, 2, (2000, 6)) * 4.0 ** -np.arange(6),
+            np.linspace(1, 0, 6)
+            * rng.uniform(0.1, 1, (2000, 1)),  # products differ by rounding
+        ]
+    )
+    costs = np.concatenate(
+        [
+            rng.integers(0, 9, (2000, 6)).astype(float),
+            rng.integers(1, 1000, (2000, 1)) * np.arange(1, 7),
+            np.linspace(0, 1, 6) * rng.uniform(0.1, 1, (2000, 1)),
+        ]
+    )
+    losses = np.where(rng.random(losses.shape) < 0.1, np.inf, losses)
+    losses[:, 0] = np.minimum(losses[:, 0], 9.0)
+    found, width = hulls(losses, costs)
+    want = convex_frontiers(losses, costs)
+    assert width == want.shape[1]
+    np.testing.assert_array_equal(found[:, :width], want)
+    assert (found[:, width:] == -1).all()
+
+
+def test_very_many_groups_take_the_compiled_frontiers(monkeypatch):
+    from jmpq.solvers import frontier
+
+    problem = random_problem(5, layers=300, choices=6)
+    want = Greedy()(problem)
+    monkeypatch.setattr(frontier, "_COMPILED", 300)
+    monkeypatch.setattr(frontier, "_hulls", None)
+    found = Greedy()(problem)
+    np.testing.assert_array_equal(found.choice, want.choice)
+    assert found.bound == want.bound
+
+
 def test_the_criterion_orders_the_upgrades():
     problem = problem_of(
         np.array([[9.0, 1.0], [5.0, 4.0]]),
@@ -359,3 +402,23 @@ def test_solvers_import_neither_jax_nor_cvxpy_nor_numba():
 def test_choices_are_those_of_the_problem():
     problem = random_problem(0, choices=2)
     assert problem.choices == (Choice(1), Choice(2))
+
+
+@pytest.mark.parametrize("kind", ["spread", "equal", "few_keys", "heavy", "all", "none"])
+def test_the_steps_that_a_budget_pays_for_are_those_of_a_full_sort(kind):
+    rng = np.random.default_rng(1)
+    count, budgets = 60_000, 2
+    change = rng.integers(0, 1000, (budgets, count)).astype(float)
+    priority = rng.lognormal(0, 2, count)
+    if kind == "equal":
+        priority = np.ones(count)
+    elif kind == "few_keys":
+        priority = rng.integers(0, 3, count).astype(float)
+    elif kind == "heavy":
+        change[:, ::1000] *= 1e6
+    share = {"all": 1.0, "none": 0.0}.get(kind, 0.4)
+    room = np.floor(share * change.sum(axis=1)) - (1 if kind == "none" else 0)
+    order = np.argsort(-priority, kind="stable")
+    fits = (np.cumsum(change[:, order], axis=1) <= room[:, None]).all(axis=0)
+    want = np.sort(order[: count if fits.all() else int(np.argmin(fits))])
+    np.testing.assert_array_equal(np.flatnonzero(longest_prefix(priority, change, room)), want)
