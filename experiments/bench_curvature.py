@@ -332,6 +332,7 @@ def _processor() -> str:
 def _with_others(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     """The result together with runs of other threads in a file, if they are comparable."""
     old = json.loads(path.read_text()) if path.is_file() else {}
+    result = json.loads(json.dumps(result))  # lists for tuples, as in the file
     if any(
         {**old.get(key, {}), "threads": ()} != {**result[key], "threads": ()}
         for key in ("config", "machine", "versions")
