@@ -45,6 +45,12 @@ class Evaluate:
     """Evaluation examples, the first so many; all by default."""
     batch_size: int = 256
     """Examples per batch; one compilation serves all batches and allocations."""
+    correct: Literal["none", "bias", "batch_norm"] = "none"
+    """Correct every layer's output of every allocation on calibration examples: channel by
+    channel the mean (bias), or mean and spread, as estimating the statistics of batch
+    normalisation again does (batch_norm)."""
+    correct_examples: int = 256
+    """Calibration examples for it, the first so many; they go through the network at once."""
 
     def __call__(self) -> None:
         import jax
@@ -59,6 +65,8 @@ class Evaluate:
 
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples={self.examples}: give at least 1, or none for all.")
+        if self.correct_examples < 1:
+            raise ValueError(f"correct_examples={self.correct_examples}: give at least 1.")
         record = read_layers(self.run)
         arrays = load_arrays(self.run / SENSITIVITY)
         if not (self.run / PLAN).is_file():
@@ -93,6 +101,8 @@ class Evaluate:
             )
         if self.examples is not None:
             evaluation = evaluation.take(np.arange(min(self.examples, len(evaluation))))
+        count = min(self.correct_examples, len(calibration))
+        corrected = calibration.take(np.arange(count)) if self.correct != "none" else None
         splits = {"calibration": calibration, "evaluation": evaluation}
         plan_sha256 = file_sha256(self.run / PLAN)
         measured: dict[str, dict[str, Any]] = {a.name: {} for a in plan.allocations}
@@ -100,9 +110,11 @@ class Evaluate:
         for name, split in splits.items():
             roles = self.roles if name == "evaluation" else self.calibration_roles
             wanted = [a for a in plan.allocations if a.role in roles]
-            evaluator = self._evaluator(network, quantizers, split, loss)
+            evaluator = self._evaluator(network, quantizers, split, loss, corrected)
             partial = self.run / f".{EVALUATION}.{name}.partial"
-            identity = f"{plan_sha256} {split.sha256} {quantizers.sha256}"
+            identity = f"{plan_sha256} {split.sha256} {quantizers.sha256} {self.correct}"
+            if corrected is not None:
+                identity += f" {corrected.sha256}"
             found, timing[name] = self._measure(evaluator, wanted, name, partial, identity)
             for allocation, outcome in zip(wanted, found, strict=True):
                 measured[allocation.name][name] = outcome
@@ -115,6 +127,8 @@ class Evaluate:
                 "plan_sha256": plan_sha256,
                 "versions": versions("jax", "jaxlib", "flax"),
                 "loss": "cross_entropy" if loss == "kl" else loss,
+                "correct": self.correct,
+                "correct_examples": 0 if corrected is None else len(corrected),
                 "device": jax.devices()[0].device_kind,
                 "splits": {name: split.record() for name, split in splits.items()},
                 "float": float_outcome,
@@ -130,7 +144,12 @@ class Evaluate:
         print(f"Wrote {self.run / EVALUATION}")
 
     def _evaluator(
-        self, network: Any, quantizers: Any, split: "Split", loss: str
+        self,
+        network: Any,
+        quantizers: Any,
+        split: "Split",
+        loss: str,
+        corrected: "Split | None",
     ) -> "Evaluator":
         """Measures the loss of the sensitivities; the KL divergence is measured anyway."""
         from jmpq.cli.losses import find_loss
@@ -139,7 +158,17 @@ class Evaluate:
 
         size = min(self.batch_size, len(split))
         measured = find_loss("cross_entropy" if loss == "kl" else loss)
-        return Evaluator(network, quantizers, lambda: batches(split, size), loss=measured)
+        examples = None
+        if corrected is not None:
+            examples = next(batches(corrected, len(corrected))).inputs
+        return Evaluator(
+            network,
+            quantizers,
+            lambda: batches(split, size),
+            loss=measured,
+            correct=self.correct,
+            examples=examples,
+        )
 
     def _measure(
         self,
@@ -155,10 +184,10 @@ class Evaluate:
         """
         from jmpq.cli.progress import bar
         from jmpq.deploy.measure import Outcome, bits_of
-        from jmpq.files import write_json
+        from jmpq.files import append_line, finished_lines
 
         keys = [json.dumps({k: v.label for k, v in a.bits.items()}) for a in wanted]
-        known = _finished(partial, identity)
+        known = dict(finished_lines(partial, identity))
         pairs = {
             key: {layer: (c.w_bits, c.a_bits) for layer, c in a.bits.items()}
             for key, a in zip(keys, wanted, strict=True)
@@ -171,7 +200,7 @@ class Evaluate:
 
             def keep(index: int, outcome: Outcome) -> None:
                 known[todo[index]] = outcome.to_json()
-                write_json(partial, {"of": identity, "outcomes": known})
+                append_line(partial, [todo[index], known[todo[index]]])
                 progress(index + 1, len(todo))
                 ends.append(time.perf_counter())
 
@@ -181,12 +210,3 @@ class Evaluate:
         if len(ends) > chunk:
             seconds = (ends[-1] - ends[chunk - 1]) / (len(ends) - chunk)
         return [known[key] for key in keys], {"seconds_per_allocation": seconds}
-
-
-def _finished(partial: pathlib.Path, identity: str) -> dict[str, dict[str, Any]]:
-    """Outcomes that an interrupted evaluation of the same plan and examples left."""
-    try:
-        record = json.loads(partial.read_text())
-        return record["outcomes"] if record["of"] == identity else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
