@@ -65,8 +65,9 @@ class Evaluate:
 
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples={self.examples}: give at least 1, or none for all.")
-        if self.correct_examples < 1:
-            raise ValueError(f"correct_examples={self.correct_examples}: give at least 1.")
+        for option in ("batch_size", "correct_examples"):
+            if (value := getattr(self, option)) < 1:
+                raise ValueError(f"{option}={value}: give at least 1.")
         record = read_layers(self.run)
         arrays = load_arrays(self.run / SENSITIVITY)
         if not (self.run / PLAN).is_file():

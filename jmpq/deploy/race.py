@@ -74,7 +74,7 @@ def race(
     corrections = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
     level = error / (len(bits) * len(evaluator.reference()))
     seen: list[list[np.ndarray]] = [[] for _ in bits]  # scores, batch by batch
-    alive = np.arange(len(bits))
+    alive, best = np.arange(len(bits)), 0  # best: its place in alive
     for number, batch in enumerate(evaluator.batches()):
         for start in range(0, len(alive), step):
             chunk = alive[start : start + step]

@@ -49,15 +49,15 @@ def hessian_codes(
         rows, columns = matrix.shape
         r, c = spec.block_shape(rows, columns, network.layers[layer].name)
         block = np.arange(rows)[:, None] // r * (columns // c) + np.arange(columns) // c
-        grids = [np.asarray(x[layer], np.float64)[:, block] for x in (scale, zero_point)]
+        count = len(hessians)
+        scales, zeros = (
+            np.split(np.asarray(x[layer], np.float64)[:, block], count, axis=1)
+            for x in (scale, zero_point)
+        )
+        kernels = np.split(np.asarray(matrix, np.float64), count)
         parts = [
-            round_by_hessian(w, hessian, *grid, least, most)
-            for w, hessian, *grid in zip(
-                np.split(np.asarray(matrix, np.float64), len(hessians)),
-                hessians,
-                *(np.split(grid, len(hessians), axis=1) for grid in grids),
-                strict=True,
-            )
+            round_by_hessian(w, hessian, s, z, least, most)
+            for w, hessian, s, z in zip(kernels, hessians, scales, zeros, strict=True)
         ]
         whole = jnp.asarray(np.concatenate(parts, axis=1), matrix.dtype)
         codes[layer] = jnp.stack([to_blocks(x, (r, c)) for x in whole]).astype(dtype)
