@@ -41,15 +41,13 @@ def iqp_table(result: dict[str, Any]) -> str:
     for row in rows:
         bounds = {name: row["bounds"][name]["bound"] for name in BOUNDS}
         tightest[max(BOUNDS, key=bounds.__getitem__)] += 1
-    load = result["load_at_start"][0]
     lines += [
         "",
         f"{closed} of {len(rows)} instances proven optimal within {limit:g} s (elapsed) by "
         f"branch and bound on the semi-definite bound; {by_rival} of the {len(rivals)} given "
         "to the linearized program by HiGHS. Tightest bound on its own: "
         + ", ".join(f"{name} {count}" for name, count in tightest.items())
-        + f". One thread, machine load {load:.0f} on {result['device'].split()[-2]} cores: "
-        "elapsed seconds are several times the processor's.",
+        + ". One thread each.",
     ]
     return "\n".join(lines)
 

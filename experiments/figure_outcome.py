@@ -61,7 +61,7 @@ def outcome_table(result: Json) -> str:
         size = max(
             r["size_bytes"] for r in result["rows"] if (r["mode"], r["bits"]) == (mode, bits)
         )
-        titles.append(f"{'W' if mode == 'w' else 'W+A'} {bits:g} bits, {size / 1e3:.0f} kB")
+        titles.append(f"{_mode(mode)} {bits:g} bits, {size / 1e3:.0f} kB")
     lines += [f"| allocation | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for method in dict.fromkeys(
         m for mode in config["modes"] for m in methods_of(result, mode)
@@ -97,7 +97,7 @@ def curse_table(result: Json) -> str:
                     if r["composed_kl"] > 0 and r["measured"]["kl"] is not None
                 ]
                 cells.append(f"{np.median(ratios):.2f}" if ratios else "–")
-            name = f"{'W' if mode == 'w' else 'W+A'} {bits:g} bits"
+            name = f"{_mode(mode)} {bits:g} bits"
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -178,6 +178,12 @@ def _cell(rows: Sequence[Json]) -> str:
     spread = np.std(values, ddof=1) if len(values) > 1 else math.nan
     tail = "" if math.isnan(spread) or spread == 0 else f" ± {spread:.2f}"
     return f"{np.mean(values):.2f}{tail}"
+
+
+def _mode(mode: str) -> str:
+    """What is quantized, and how, as a reader knows it."""
+    what, _, rounding = mode.partition(" ")
+    return {"w": "W", "wa": "W+A"}[what] + (", GPTQ," if rounding else "")
 
 
 def _network(result: Json) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.sensitivity.result import Sensitivity
 
-Mode = Literal["w", "wa"]
+Mode = Literal["w", "w gptq", "wa", "wa gptq"]
 FLOAT = 32
 
 
@@ -48,7 +48,8 @@ class Config:
         networks: Built-in networks, one result file each.
         weights: Their weights below the data folder, {} standing for the name; None to train.
         data: Data set.
-        modes: Weights alone, or weights and activations.
+        modes: Weights alone (w), or weights and activations (wa), rounded to nearest or by
+            the layers' Hessians (gptq).
         w_bits: Candidate bits of weights.
         a_bits: Candidate bits of activations, mode ``wa``.
         budgets: Uniform bits whose size is the budget; between two candidates, in proportion.
@@ -65,7 +66,7 @@ class Config:
     networks: tuple[str, ...] = ("resnet20", "resnet32", "resnet44")
     weights: str | None = "cifar10/{}.safetensors"
     data: str = "cifar10"
-    modes: tuple[Mode, ...] = ("w", "wa")
+    modes: tuple[Mode, ...] = ("w", "w gptq", "wa gptq")
     w_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     a_bits: tuple[int, ...] = (4, 8)
     budgets: tuple[float, ...] = (2.5, 3.0, 4.0, 5.0, 6.0)
@@ -81,6 +82,7 @@ class Config:
 
 SMOKE = Config(
     networks=("digits_resnet",),
+    modes=("w", "wa gptq"),
     weights=None,
     data="digits",
     w_bits=(2, 4, 8),
@@ -138,6 +140,11 @@ def load(
     return network, draws, dataset.heldout.take(rest)
 
 
+def has_activations(mode: Mode) -> bool:
+    """Whether activations are quantized."""
+    return mode.startswith("wa")
+
+
 def calibrated(config: Config, network: "Network", draw: "Split", mode: Mode) -> Setting:
     """Scales by least squared error; those of activations from the draw."""
     import jax
@@ -148,12 +155,13 @@ def calibrated(config: Config, network: "Network", draw: "Split", mode: Mode) ->
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 
     activations = None
-    if mode == "wa":
-        inputs = [x for x, _ in examples_of(draw, config.batch_size)]
+    inputs = [x for x, _ in examples_of(draw, config.batch_size)]
+    if has_activations(mode):
         key = jax.random.key(draw.seed or 0)
         bits = sorted({*config.a_bits, 8})
         activations = calibrate_activations(network, ACTIVATIONS, bits, inputs, key=key)
-    weights = calibrate_weights(network, KERNELS, config.w_bits)
+    spec = dataclasses.replace(KERNELS, rounding="gptq" if "gptq" in mode else "nearest")
+    weights = calibrate_weights(network, spec, config.w_bits, inputs)
     return Setting(
         network=network,
         quantizers=Quantizers(weights=weights, activations=activations),
@@ -176,7 +184,7 @@ def tables(
     from jmpq.sensitivity.superposed import Superposed
     from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
 
-    choices = choice_grid(config.w_bits, config.a_bits if mode == "wa" else (FLOAT,))
+    choices = choice_grid(config.w_bits, config.a_bits if has_activations(mode) else (FLOAT,))
     data = examples_of(setting.calibration, config.batch_size)
     provenance = {
         "calibration": setting.calibration.record(),
@@ -218,7 +226,7 @@ def stated(
     from jmpq.quantizers.choice import Choice
 
     names = [layer.name for layer in network.layers]
-    a_bits = min(c.a_bits for c in table.choices) if mode == "wa" else FLOAT
+    a_bits = min(c.a_bits for c in table.choices) if has_activations(mode) else FLOAT
     problem = build_problem(
         network.layers,
         table,
@@ -235,7 +243,7 @@ def stated(
         return values[0] if not part else (1 - part) * values[0] + part * values[1]
 
     budgets = {"size_bytes": cost("size_bytes")}
-    if mode == "wa":
+    if has_activations(mode):
         budgets["bops"] = cost("bops")
     return with_budgets(problem, budgets)
 
@@ -404,12 +412,12 @@ def run(
     rows: list[dict[str, Any]] = []
     floats: dict[str, Any] = {}
     for mode in config.modes:
-        budgets = config.budgets if mode == "w" else config.joint_budgets
+        budgets = config.joint_budgets if has_activations(mode) else config.budgets
         for seed, draw in enumerate(draws):
             setting = calibrated(config, network, draw, mode)
-            at = folder / mode / str(seed)
+            at = folder / mode.replace(" ", "_") / str(seed)
             found, composed = tables(config, setting, mode, at)
-            outcomes = Outcomes(folder / mode / "measured.jsonl", setting, split)
+            outcomes = Outcomes(at.parent / "measured.jsonl", setting, split)
             for bits in budgets:
                 problem = stated(network, found["composed"], mode, bits)
                 here = [*allocations(config, setting, mode, bits, found, composed, at)]

@@ -69,6 +69,28 @@ def write_json(path: pathlib.Path, value: Any, *, compact: bool = False) -> None
     write_text(path, json.dumps(value, allow_nan=False, **layout) + "\n")
 
 
+def finished_lines(path: pathlib.Path, header: Any) -> list[Any]:
+    """What an interrupted run appended to a file of JSON lines; the file is ready for more.
+
+    The header says what the run is of. A file of another run, or none, is begun anew; a last
+    line that was cut off is dropped.
+    """
+    try:
+        lines = pathlib.Path(path).read_text().split("\n")[:-1]
+        first, *rows = (json.loads(line) for line in lines)
+        found = rows if first == header else []
+    except (FileNotFoundError, ValueError):
+        found = []
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in (header, *found)))
+    return found
+
+
+def append_line(path: pathlib.Path, row: Any) -> None:
+    """Append a JSON value (no NaN) to a file of JSON lines."""
+    with _named(path), pathlib.Path(path).open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
 def file_sha256(path: pathlib.Path) -> str:
     """Hash of a file's bytes."""
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()

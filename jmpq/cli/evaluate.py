@@ -37,6 +37,12 @@ class Evaluate:
     """Evaluation examples, the first so many; all by default."""
     batch_size: int = 256
     """Examples per batch; one compilation serves all batches and allocations."""
+    correct: Literal["none", "bias", "batch_norm"] = "none"
+    """Correct every layer's output of every allocation on calibration examples: channel by
+    channel the mean (bias), or mean and spread, as estimating the statistics of batch
+    normalisation again does (batch_norm)."""
+    correct_examples: int = 256
+    """Calibration examples for it, the first so many; they go through the network at once."""
 
     def __call__(self) -> None:
         import jax
@@ -48,12 +54,17 @@ class Evaluate:
 
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples={self.examples}: give at least 1, or none for all.")
+        for option in ("batch_size", "correct_examples"):
+            if (value := getattr(self, option)) < 1:
+                raise ValueError(f"{option}={value}: give at least 1.")
         planned = read_planned(self.run)
         plan, calibration, evaluation = planned.plan, planned.calibration, planned.evaluation
         check_writable(self.run / EVALUATION)
         predictions = joint_predictions(self.run, planned.origin, plan.allocations)
         if self.examples is not None:
             evaluation = evaluation.take(np.arange(min(self.examples, len(evaluation))))
+        count = min(self.correct_examples, len(calibration))
+        corrected = calibration.take(np.arange(count)) if self.correct != "none" else None
         splits = {"calibration": calibration, "evaluation": evaluation}
         plan_sha256 = file_sha256(self.run / PLAN)
         measured: dict[str, dict[str, Any]] = {a.name: {} for a in plan.allocations}
@@ -61,9 +72,15 @@ class Evaluate:
         for name, split in splits.items():
             roles = self.roles if name == "evaluation" else self.calibration_roles
             wanted = [a for a in plan.allocations if a.role in roles]
-            evaluator = planned.evaluator(split, self.batch_size)
+            evaluator = planned.evaluator(
+                split, self.batch_size, correct=self.correct, corrected=corrected
+            )
             partial = self.run / f".{EVALUATION}.{name}.partial"
-            identity = f"{plan_sha256} {split.sha256} {planned.quantizers.sha256}"
+            identity = (
+                f"{plan_sha256} {split.sha256} {planned.quantizers.sha256} {self.correct}"
+            )
+            if corrected is not None:
+                identity += f" {corrected.sha256}"
             found, timing[name] = self._measure(evaluator, wanted, name, partial, identity)
             for allocation, outcome in zip(wanted, found, strict=True):
                 measured[allocation.name][name] = outcome
@@ -76,6 +93,8 @@ class Evaluate:
                 "plan_sha256": plan_sha256,
                 "versions": versions("jax", "jaxlib", "flax"),
                 "loss": "cross_entropy" if planned.loss == "kl" else planned.loss,
+                "correct": self.correct,
+                "correct_examples": 0 if corrected is None else len(corrected),
                 "device": jax.devices()[0].device_kind,
                 "splits": {name: split.record() for name, split in splits.items()},
                 "float": float_outcome,
@@ -104,10 +123,10 @@ class Evaluate:
         """
         from jmpq.cli.progress import bar
         from jmpq.deploy.measure import Outcome, bits_of
-        from jmpq.files import write_json
+        from jmpq.files import append_line, finished_lines
 
         keys = [json.dumps({k: v.label for k, v in a.bits.items()}) for a in wanted]
-        known = _finished(partial, identity)
+        known = dict(finished_lines(partial, identity))
         pairs = {
             key: {layer: (c.w_bits, c.a_bits) for layer, c in a.bits.items()}
             for key, a in zip(keys, wanted, strict=True)
@@ -120,7 +139,7 @@ class Evaluate:
 
             def keep(index: int, outcome: Outcome) -> None:
                 known[todo[index]] = outcome.to_json()
-                write_json(partial, {"of": identity, "outcomes": known})
+                append_line(partial, [todo[index], known[todo[index]]])
                 progress(index + 1, len(todo))
                 ends.append(time.perf_counter())
 
@@ -130,12 +149,3 @@ class Evaluate:
         if len(ends) > chunk:
             seconds = (ends[-1] - ends[chunk - 1]) / (len(ends) - chunk)
         return [known[key] for key in keys], {"seconds_per_allocation": seconds}
-
-
-def _finished(partial: pathlib.Path, identity: str) -> dict[str, dict[str, Any]]:
-    """Outcomes that an interrupted evaluation of the same plan and examples left."""
-    try:
-        record = json.loads(partial.read_text())
-        return record["outcomes"] if record["of"] == identity else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}

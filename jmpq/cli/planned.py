@@ -8,6 +8,7 @@ from jmpq.cli.run_folder import PLAN, SENSITIVITY, network_of, read_layers
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Split
+    from jmpq.deploy.correction import Correct
     from jmpq.deploy.measure import Evaluator
     from jmpq.models.network import Network
     from jmpq.problem import Plan
@@ -44,16 +45,38 @@ class Planned:
         """Provenance of the sensitivities."""
         return next(iter(self.tables.values())).provenance
 
-    def evaluator(self, split: "Split", batch_size: int) -> "Evaluator":
-        """Measures the loss of the sensitivities; the KL divergence is measured anyway."""
+    def evaluator(
+        self,
+        split: "Split",
+        batch_size: int,
+        *,
+        correct: "Correct" = "none",
+        corrected: "Split | None" = None,
+    ) -> "Evaluator":
+        """Measures the loss of the sensitivities; the KL divergence is measured anyway.
+
+        Args:
+            split: Examples to measure on.
+            batch_size: Most of them at once.
+            correct: Correction of the layers' outputs.
+            corrected: Examples that the correction looks at.
+        """
         from jmpq.cli.losses import find_loss
         from jmpq.data.batches import batches
         from jmpq.deploy.measure import Evaluator
 
         size = min(batch_size, len(split))
         measured = find_loss("cross_entropy" if self.loss == "kl" else self.loss)
+        examples = None
+        if corrected is not None:
+            examples = next(batches(corrected, len(corrected))).inputs
         return Evaluator(
-            self.network, self.quantizers, lambda: batches(split, size), loss=measured
+            self.network,
+            self.quantizers,
+            lambda: batches(split, size),
+            loss=measured,
+            correct=correct,
+            examples=examples,
         )
 
 

@@ -226,7 +226,7 @@ class Sensitivity:
                 quantizer.check_bits(bits)
 
     def calibrate(self, network: "Network", inputs: list[Any]) -> "Quantizers":
-        """Scales of weights and activations."""
+        """Scales of weights and activations, and codes of weights."""
         import jax
 
         from jmpq.quantizers.choice import FLOAT_BITS
@@ -242,7 +242,7 @@ class Sensitivity:
             activations = calibrate_activations(
                 network, self.activations, self.a_bits, inputs, key=key
             )
-        weights = calibrate_weights(network, self.weights, self.w_bits)
+        weights = calibrate_weights(network, self.weights, self.w_bits, inputs)
         return Quantizers(weights=weights, activations=activations)
 
 

@@ -4,16 +4,24 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jmpq.data.batches import Batch
+from jmpq.deploy.correction import (
+    Correct,
+    Corrections,
+    Moments,
+    corrected_logits,
+    find_corrections,
+    output_moments,
+)
 from jmpq.models.network import Network
-from jmpq.quantizers.fake_quant import Quantizers, quantized_logits
+from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
 CANDIDATES_PER_CALL = 8
@@ -30,6 +38,8 @@ class Outcome:
             of the paired difference.
         kl: Mean KL(p_float ‖ p_quantized), nats per example.
         top1: Fraction of examples whose label has the greatest logit.
+        top5: Fraction of examples whose label has one of the five greatest logits; 1 where
+            there are no more classes.
         agreement: Fraction of examples whose greatest logit is the float network's.
     """
 
@@ -42,6 +52,8 @@ class Outcome:
     kl_sem: float
     top1: float
     top1_sem: float
+    top5: float
+    top5_sem: float
     agreement: float
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +73,12 @@ class Evaluator:
         batches: Called for the examples; batches of one size, padding with weight zero.
         loss: Loss of one example, nats.
         candidates_per_call: Allocations per call of the compiled program.
+        correct: Correction of the layers' outputs, found anew for every allocation: its
+            ``bias``, or ``batch_norm`` statistics (see `jmpq.deploy.correction`).
+        examples: Calibration inputs in one batch, for corrections.
+
+    Raises:
+        ValueError: If there is something to correct and no examples.
     """
 
     def __init__(
@@ -71,10 +89,22 @@ class Evaluator:
         *,
         loss: ExampleLoss = cross_entropy,
         candidates_per_call: int = CANDIDATES_PER_CALL,
+        correct: Correct = "none",
+        examples: PyTree = None,
     ) -> None:
+        if correct != "none" and examples is None:
+            raise ValueError(
+                f"correct={correct!r} compares layers on calibration inputs: pass them as "
+                "`examples`, or correct 'none'."
+            )
         self.network, self.quantizers, self.batches = network, quantizers, batches
         self.loss, self.candidates_per_call = loss, candidates_per_call
+        self.correct, self.examples = correct, examples
         self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
+
+    @functools.cached_property
+    def _moments(self) -> dict[int, Moments]:
+        return output_moments(self.network, self.examples)
 
     def reference(self) -> list[tuple[Array, np.ndarray, np.ndarray]]:
         """Per batch: float logits, float losses, and which examples count."""
@@ -90,10 +120,11 @@ class Evaluator:
         """The float network itself."""
         rows = []
         for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
-            correct = np.asarray(z).argmax(axis=1) == np.asarray(batch.labels)
+            top1, top5 = (np.asarray(among(z, jnp.asarray(batch.labels), k)) for k in (1, 5))
             same = np.ones_like(losses)
-            rows.append(np.stack([losses, 0 * losses, correct, same, losses])[:, counts])
-        return _outcome(np.concatenate(rows, axis=1))
+            found = [losses, 0 * losses, top1, top5, same, losses]
+            rows.append(np.stack(found)[:, counts])
+        return outcome_of(np.concatenate(rows, axis=1))
 
     def __call__(
         self,
@@ -112,29 +143,82 @@ class Evaluator:
         Raises:
             ValueError: If a layer is given bits that were not calibrated.
         """
-        w_bits, a_bits = np.asarray(w_bits), np.asarray(a_bits)
-        for w, a in zip(w_bits, a_bits, strict=True):
-            self.quantizers.check(self.network, w.tolist(), a.tolist())
+        bits = self.check(w_bits, a_bits)
         outcomes: list[Outcome] = []
-        for start in range(0, len(w_bits), self.candidates_per_call):
-            chosen = np.arange(start, min(start + self.candidates_per_call, len(w_bits)))
-            padded = np.resize(chosen, self.candidates_per_call)  # one shape, one compilation
-            bits = jnp.array(np.stack([w_bits[padded], a_bits[padded]], axis=1))
-            for outcome in self._chunk(bits, len(chosen)):
-                done(len(outcomes), outcome)
-                outcomes.append(outcome)
+        for start in range(0, len(bits), self.candidates_per_call):
+            chunk = bits[start : start + self.candidates_per_call]
+            corrections = self.corrections(chunk)
+            rows = [self.scores(chunk, n, b, corrections) for n, b in enumerate(self.batches())]
+            for scores in np.concatenate(rows, axis=2):
+                outcomes.append(outcome_of(scores))
+                done(len(outcomes) - 1, outcomes[-1])
         return outcomes
 
-    def _chunk(self, bits: Array, count: int) -> list[Outcome]:
-        rows = []
-        for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
-            found = _scores(
-                self.network, self.quantizers, self.loss, bits, batch.inputs, batch.labels, z
-            )
-            found = np.asarray(found, np.float64)[:count]
-            base = np.broadcast_to(losses, (count, 1, len(losses)))
-            rows.append(np.concatenate([found, base], axis=1)[:, :, counts])
-        return [_outcome(scores) for scores in np.concatenate(rows, axis=2)]
+    def check(
+        self,
+        w_bits: Int[np.ndarray, "allocations layers"],
+        a_bits: Int[np.ndarray, "allocations layers"],
+    ) -> Int[np.ndarray, "allocations 2 layers"]:
+        """Weight and activation bits in one array.
+
+        Raises:
+            ValueError: If a layer is given bits that were not calibrated.
+        """
+        for w, a in zip(w_bits, a_bits, strict=True):
+            self.quantizers.check(self.network, w.tolist(), a.tolist())
+        return np.stack([w_bits, a_bits], axis=1)
+
+    def corrections(self, bits: Int[np.ndarray, "allocations 2 layers"]) -> Corrections:
+        """Of at most `candidates_per_call` allocations, which are the first axis."""
+        if self.correct == "none":
+            return {}
+        found = _corrections(
+            self.network,
+            self.quantizers,
+            self.correct,
+            jnp.array(self._padded(bits)),
+            self.examples,
+            self._moments,
+        )
+        return jax.tree.map(lambda x: np.asarray(x)[: len(bits)], found)
+
+    def _padded(self, array: np.ndarray) -> np.ndarray:
+        """With as many rows as allocations in a call: one shape, one compilation."""
+        return np.resize(array, (self.candidates_per_call, *array.shape[1:]))
+
+    def scores(
+        self,
+        bits: Int[np.ndarray, "allocations 2 layers"],
+        number: int,
+        batch: Batch,
+        corrections: Corrections,
+    ) -> Float[np.ndarray, "allocations 6 examples"]:
+        """What at most `candidates_per_call` allocations make of one batch, example by example.
+
+        Args:
+            bits: Weight and activation bits.
+            number: Which of the batches it is.
+            batch: The batch.
+            corrections: Of these allocations.
+
+        Returns:
+            Loss, KL, whether the label is among the top one and the top five, whether the
+            greatest logit is the float network's, and the float network's loss.
+        """
+        z, losses, counts = self.reference()[number]
+        found = _scores(
+            self.network,
+            self.quantizers,
+            self.loss,
+            jnp.array(self._padded(bits)),
+            jax.tree.map(self._padded, corrections),
+            batch.inputs,
+            batch.labels,
+            z,
+        )
+        found = np.asarray(found, np.float64)[: len(bits)]
+        base = np.broadcast_to(losses, (len(bits), 1, len(losses)))
+        return np.concatenate([found, base], axis=1)[:, :, counts]
 
 
 def bits_of(
@@ -168,30 +252,60 @@ def _scores(
     quantizers: Quantizers,
     loss: ExampleLoss,
     bits: Int[Array, "candidates 2 layers"],
+    corrections: Corrections,
     inputs: PyTree,
     labels: Array,
     z: Float[Array, "batch classes"],
-) -> Float[Array, "candidates 4 batch"]:
-    """Loss, KL, correct and agrees, of every candidate and example."""
+) -> Float[Array, "candidates 5 batch"]:
+    """Loss, KL, in the top one and five, agrees, of every candidate and example."""
 
-    def score(bits: Int[Array, "2 layers"]) -> Float[Array, "4 batch"]:
-        q = quantized_logits(network, quantizers, bits[0], bits[1], inputs)
-        top = q.argmax(axis=1).astype(labels.dtype)
+    def score(candidate: tuple[Array, Corrections]) -> Float[Array, "5 batch"]:
+        (w_bits, a_bits), corrections = candidate
+        q = corrected_logits(network, quantizers, w_bits, a_bits, inputs, corrections)
         return jnp.stack(
             [
                 jax.vmap(loss)(q, labels),
                 jax.vmap(kl_divergence)(q, z),
-                (top == labels).astype(q.dtype),
-                (top == z.argmax(axis=1).astype(top.dtype)).astype(q.dtype),
+                among(q, labels, 1).astype(q.dtype),
+                among(q, labels, 5).astype(q.dtype),
+                (q.argmax(axis=1) == z.argmax(axis=1)).astype(q.dtype),
             ]
         )
 
-    return jax.lax.map(score, bits)
+    return jax.lax.map(score, (bits, corrections))
 
 
-def _outcome(scores: Float[np.ndarray, "5 examples"]) -> Outcome:
+@functools.partial(jax.jit, static_argnums=2)
+def _corrections(
+    network: Network,
+    quantizers: Quantizers,
+    kind: Literal["bias", "batch_norm"],
+    bits: Int[Array, "candidates 2 layers"],
+    inputs: PyTree,
+    moments: dict[int, Moments],
+) -> Corrections:
+    """Corrections of every candidate, which are the first axis."""
+    return jax.lax.map(
+        lambda b: find_corrections(network, quantizers, b[0], b[1], inputs, moments, kind), bits
+    )
+
+
+def among(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], count: int
+) -> Bool[Array, " batch"]:
+    """Whether the label has one of the `count` greatest logits; never where it is NaN.
+
+    Of equal logits those of the first classes are the greatest.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    before = jnp.arange(logits.shape[1], dtype=labels.dtype)[None] < labels[:, None]
+    ahead = ~(logits < own) & ((logits != own) | before)
+    return (ahead.sum(axis=1) < count) & ~jnp.isnan(own[:, 0])
+
+
+def outcome_of(scores: Float[np.ndarray, "6 examples"]) -> Outcome:
     """Means and standard errors over examples, in float64."""
-    loss, kl, correct, agrees, base = scores
+    loss, kl, top1, top5, agrees, base = scores
 
     def sem(x: np.ndarray) -> float:
         return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
@@ -204,7 +318,9 @@ def _outcome(scores: Float[np.ndarray, "5 examples"]) -> Outcome:
         increase_sem=sem(loss - base),
         kl=float(kl.mean()),
         kl_sem=sem(kl),
-        top1=float(correct.mean()),
-        top1_sem=sem(correct),
+        top1=float(top1.mean()),
+        top1_sem=sem(top1),
+        top5=float(top5.mean()),
+        top5_sem=sem(top5),
         agreement=float(agrees.mean()),
     )

@@ -41,6 +41,7 @@ class Site:
 
     Attributes:
         path: Position of the equation in the jaxpr.
+        eqn: The equation, traced with two examples: its parameters hold for any number.
         leaf: Index of the kernel among the flattened parameters.
         kind: Kind of operation.
         view: Equations between the leaf and the operand, in order.
@@ -60,6 +61,7 @@ class Site:
     """
 
     path: Path
+    eqn: Any
     leaf: int
     kind: Kind
     view: tuple[Any, ...]
@@ -235,13 +237,14 @@ class Tap:
                 positions = int(np.prod([eqn.outvars[0].aval.shape[a] for a in spatial]))
                 macs = kernel.size * positions
             case "dense":
-                (contract, _), (batch, _) = _kernel_first(eqn, small.operand)
+                (contract, _), (batch, _) = kernel_first(eqn, small.operand)
                 shared = [kernel.shape[a] for a in (*contract, *batch)]
                 macs = kernel.size * int(np.prod(in_shape)) // int(np.prod(shared))
             case "embedding":
                 macs = 0
         return Site(
             path=small.path,
+            eqn=eqn,
             leaf=small.leaf,
             kind=small.kind,
             view=small.view,
@@ -367,7 +370,7 @@ def _geometry(eqn: Any, operand: int) -> dict[str, tuple[int, ...]]:
                 "feature_axes": (dims.lhs_spec[1],),
             }
         case "dot_general":
-            (contract, other), (batch, _) = _kernel_first(eqn, operand)
+            (contract, other), (batch, _) = kernel_first(eqn, operand)
             rank = eqn.invars[operand].aval.ndim
             free = tuple(a for a in range(rank) if a not in (*contract, *batch))
             return {
@@ -384,7 +387,7 @@ def _geometry(eqn: Any, operand: int) -> dict[str, tuple[int, ...]]:
             }
 
 
-def _kernel_first(eqn: Any, operand: int) -> tuple[Any, Any]:
+def kernel_first(eqn: Any, operand: int) -> tuple[Any, Any]:
     """Dimension numbers of a ``dot_general`` with the kernel's axes first in each pair."""
     contract, batch = eqn.params["dimension_numbers"]
     return (contract, batch) if operand == 0 else (contract[::-1], batch[::-1])

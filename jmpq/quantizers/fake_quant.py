@@ -17,6 +17,7 @@ from jmpq.models.network import Network
 from jmpq.models.tap import Op, Site
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
 from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.quantizers.rounding import hessian_codes
 from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.quantizers.uniform import fake_quantize
 
@@ -26,7 +27,7 @@ SAMPLED_VALUES, SAMPLED_POSITIONS = 65_536, 1_024
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["scale", "zero_point"],
+    data_fields=["scale", "zero_point", "codes"],
     meta_fields=["spec", "bits"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,17 +39,36 @@ class Scales:
         bits: Bit-widths, ascending, without 32.
         scale: Per tensor, ``[bits, blocks]``.
         zero_point: Per tensor, ``[bits, blocks]``; zeros where the grid has none.
+        codes: Per tensor, ``[bits, blocks, elements]``, integers, where the specification
+            rounds otherwise than to nearest: these kernels and no others are quantized.
+            Empty where values are rounded to nearest as they come.
     """
 
     spec: QuantizerSpec
     bits: tuple[int, ...]
     scale: tuple[Array, ...]
     zero_point: tuple[Array, ...]
+    codes: tuple[Array, ...] = ()
+
+    def quantize(
+        self, tensor: int, blocks: Float[Array, "blocks elements"], bits: Int[Array, ""]
+    ) -> Float[Array, "blocks elements"]:
+        """A tensor, one row per block, on its grid at traced `bits`; 32 leaves it."""
+        index = self._index(bits)
+        scale = self.scale[tensor][index][:, None]
+        zero_point = self.zero_point[tensor][index][:, None]
+        if not self.codes:
+            return fake_quantize(blocks, scale, zero_point, bits, self.spec.grid)
+        codes = self.codes[tensor][index].astype(blocks.dtype)
+        return jnp.where(bits == FLOAT_BITS, blocks, scale * (codes - zero_point))
 
     def at(self, tensor: int, bits: Int[Array, ""]) -> tuple[Array, Array]:
         """Scale and zero point of a tensor at traced `bits` (any of them for 32)."""
-        index = jnp.argmax(jnp.array(self.bits) == bits)
+        index = self._index(bits)
         return self.scale[tensor][index], self.zero_point[tensor][index]
+
+    def _index(self, bits: Int[Array, ""]) -> Int[Array, ""]:
+        return jnp.argmax(jnp.array(self.bits) == bits)
 
 
 @functools.partial(
@@ -75,12 +95,12 @@ class Quantizers:
 
     @property
     def sha256(self) -> str:
-        """Hash of specifications, bits and scales."""
+        """Hash of specifications, bits, scales and codes."""
         digest = hashlib.sha256()
         for scales in (self.weights, self.activations):
             if scales is not None:
                 digest.update(repr((scales.spec, scales.bits)).encode())
-                for array in (*scales.scale, *scales.zero_point):
+                for array in (*scales.scale, *scales.zero_point, *scales.codes):
                     digest.update(np.asarray(array).tobytes())
         return digest.hexdigest()
 
@@ -92,7 +112,7 @@ class Quantizers:
             if scales is not None:
                 header = {"spec": scales.spec.to_json(), "bits": list(scales.bits)}
                 arrays[f"quantizers/{kind}/header"] = np.array(json.dumps(header))
-                for name in ("scale", "zero_point"):
+                for name in ("scale", "zero_point", "codes"):
                     for i, array in enumerate(getattr(scales, name)):
                         arrays[f"quantizers/{kind}/{name}/{i}"] = np.asarray(array)
         return arrays
@@ -110,7 +130,7 @@ class Quantizers:
                 continue
             record = json.loads(str(header))
             tensors = {}
-            for name in ("scale", "zero_point"):
+            for name in ("scale", "zero_point", "codes"):
                 prefix = f"quantizers/{kind}/{name}/"
                 count = sum(key.startswith(prefix) for key in arrays)
                 tensors[name] = tuple(jnp.asarray(arrays[f"{prefix}{i}"]) for i in range(count))
@@ -121,13 +141,31 @@ class Quantizers:
         return cls(weights=weights, activations=found["activations"])
 
 
-def calibrate_weights(network: Network, spec: QuantizerSpec, bits: Iterable[int]) -> Scales:
-    """Scales of every layer's kernel.
+def calibrate_weights(
+    network: Network,
+    spec: QuantizerSpec,
+    bits: Iterable[int],
+    batches: Sequence[PyTree] = (),
+) -> Scales:
+    """Scales of every layer's kernel, and its codes where rounding is not to nearest.
+
+    Args:
+        network: The network.
+        spec: How weights are put on a grid.
+        bits: Bit-widths to calibrate.
+        batches: Calibration inputs, batch by batch, without padding; needed where
+            `spec.rounding` is not ``nearest``.
 
     Raises:
-        ValueError: If a bit-width does not exist on the grid or groups do not divide a layer.
+        ValueError: If a bit-width does not exist on the grid, groups do not divide a layer,
+            or calibration inputs are needed and not there.
     """
     widths = _bit_widths(bits, spec)
+    if spec.rounding != "nearest" and not batches:
+        raise ValueError(
+            f"rounding={spec.rounding!r} looks at the layers' inputs: pass calibration inputs "
+            "as `batches`, or round to 'nearest'."
+        )
 
     def all_layers(kernels: list[Array], widths: Int[Array, " bits"]) -> list:
         matrices = [network.to_matrix(i, kernel) for i, kernel in enumerate(kernels)]
@@ -136,7 +174,11 @@ def calibrate_weights(network: Network, spec: QuantizerSpec, bits: Iterable[int]
         ]
         return [jax.lax.map(lambda b, x=x: calibrate(x, b, spec), widths) for x in blocks]
 
-    return _scales(spec, widths, all_layers, network.kernels())
+    found = _scales(spec, widths, all_layers, network.kernels())
+    if spec.rounding == "nearest" or not widths:
+        return found
+    codes = hessian_codes(network, spec, widths, found.scale, found.zero_point, batches)
+    return dataclasses.replace(found, codes=codes)
 
 
 def calibrate_activations(
@@ -161,9 +203,14 @@ def calibrate_activations(
         key: Decides which positions are sampled.
 
     Raises:
-        ValueError: If a bit-width does not exist on the grid or groups do not divide a layer.
+        ValueError: If a bit-width does not exist on the grid, groups do not divide a layer,
+            or activations are to be rounded otherwise than to nearest.
     """
     widths = _bit_widths(bits, spec)
+    if spec.rounding != "nearest":
+        raise ValueError(
+            f"rounding={spec.rounding!r} is for weights: activations are rounded to 'nearest'."
+        )
     sites = [(i, site) for i, (_, site) in enumerate(network.sites) if site.has_input]
 
     @jax.jit
@@ -209,10 +256,7 @@ def quantize_kernel(
         return kernel
     matrix = network.to_matrix(layer, kernel)
     shape = _kernel_blocks(network, layer, scales.spec)
-    scale, zero_point = scales.at(layer, bits)
-    blocks = fake_quantize(
-        to_blocks(matrix, shape), scale[:, None], zero_point[:, None], bits, scales.spec.grid
-    )
+    blocks = scales.quantize(layer, to_blocks(matrix, shape), bits)
     return network.from_matrix(layer, from_blocks(blocks, shape, *matrix.shape), kernel)
 
 
@@ -246,13 +290,25 @@ def quantized_logits(
     params: PyTree | None = None,
 ) -> Float[Array, "batch classes"]:
     """Logits under an allocation; the bits are traced, 32 leaves a tensor as it is."""
-
-    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-        if quantizers.activations is not None and network.sites[site][1].has_input:
-            x = quantize_input(network, site, x, a_bits[layer], quantizers.activations)
-        return op(x, quantize_kernel(network, layer, leaf, w_bits[layer], quantizers.weights))
-
+    at_site = functools.partial(quantized_output, network, quantizers, w_bits, a_bits)
     return network.run(inputs, at_site, params)
+
+
+def quantized_output(
+    network: Network,
+    quantizers: Quantizers,
+    w_bits: Int[Array, " layers"],
+    a_bits: Int[Array, " layers"],
+    site: int,
+    layer: int,
+    x: Array,
+    leaf: Array,
+    op: Op,
+) -> Array:
+    """Output of a site under an allocation; the last five arguments are `Network.run`'s."""
+    if quantizers.activations is not None and network.sites[site][1].has_input:
+        x = quantize_input(network, site, x, a_bits[layer], quantizers.activations)
+    return op(x, quantize_kernel(network, layer, leaf, w_bits[layer], quantizers.weights))
 
 
 def _bit_widths(bits: Iterable[int], spec: QuantizerSpec) -> tuple[int, ...]:

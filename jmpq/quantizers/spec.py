@@ -1,4 +1,4 @@
-"""How tensors are put on a grid: the options that decide scales. Plain data, no JAX."""
+"""How tensors are put on a grid: scales and rounding. Plain data, no JAX."""
 
 import dataclasses
 from typing import Any, Literal
@@ -8,11 +8,12 @@ from jmpq.quantizers.choice import FLOAT_BITS
 Grid = Literal["symmetric", "half", "affine"]
 Granularity = Literal["tensor", "channel", "group"]
 Clipping = Literal["minmax", "percentile", "mse"]
+Rounding = Literal["nearest", "gptq"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizerSpec:
-    """How tensors are put on a grid; everything that decides a scale besides the bits.
+    """How tensors are put on a grid: everything that decides it besides the bits.
 
     Attributes:
         grid: ``symmetric``: codes ±(2^(b−1) − 1), scale = clip/(2^(b−1) − 1).
@@ -26,6 +27,8 @@ class QuantizerSpec:
         clipping: Range of the grid: ``minmax``; ``percentile``; ``mse``, the multiple of the
             full range with least mean squared error.
         percentile: Percentile of ``percentile`` clipping, in (50, 100].
+        rounding: ``nearest``; or ``gptq``, for weights only: the codes that leave the least
+            error in the layer's output on calibration inputs, found column by column.
     """
 
     grid: Grid = "symmetric"
@@ -35,6 +38,7 @@ class QuantizerSpec:
     along: Literal["input", "output"] = "input"
     clipping: Clipping = "mse"
     percentile: float = 99.9
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         given = [x for x in (self.group_size, self.group_count) if x is not None]

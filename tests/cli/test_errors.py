@@ -123,6 +123,10 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
             ("--weights.granularity", "group", "--weights.group-size", 5),
             "'stem': groups of 5 do not divide.*Choose a divisor",
         ),
+        (
+            ("--activations.rounding", "gptq"),
+            "'gptq' is for weights: activations are rounded to 'nearest'",
+        ),
     ],
 )
 def test_sensitivity_refuses(run, args, match):
@@ -197,6 +201,7 @@ def test_solve_refuses(run, args, match):
     [
         (("--examples", 0), "examples=0: give at least 1"),
         (("--batch-size", 0), "batch_size=0: give at least 1"),
+        (("--correct", "bias", "--correct-examples", 0), "correct_examples=0: give at least"),
     ],
 )
 def test_evaluate_refuses(run, args, match):

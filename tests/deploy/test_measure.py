@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 
 from jmpq.data.batches import Batch
-from jmpq.deploy.measure import Evaluator, bits_of
+from jmpq.deploy.measure import Evaluator, among, bits_of
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
 from tests import helpers
@@ -102,12 +102,28 @@ def test_outcome_is_that_of_the_network_by_hand(network, quantizers, bits):
         "kl_sem": sem(kl),
         "top1": correct.mean(),
         "top1_sem": sem(correct),
+        "top5": 1.0,  # there are three classes
+        "top5_sem": 0.0,
         "agreement": (q.argmax(1) == z.argmax(1)).mean(),
     }
     for name, want in pairs.items():
         np.testing.assert_allclose(
             getattr(got, name), want, rtol=1e-9, atol=1e-13, err_msg=name
         )
+
+
+def test_label_among_the_greatest_logits_is_that_of_a_stable_sort():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 4, (200, 8)).astype(float)  # many are equal
+    logits[:3] = np.nan
+    labels = rng.integers(0, 8, 200)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    for count in (1, 5):
+        want = (order[:, :count] == labels[:, None]).any(axis=1)
+        want[:3] = False
+        got = among(jnp.asarray(logits), jnp.asarray(labels), count)
+        np.testing.assert_array_equal(got, want)
+    assert not among(jnp.full((1, 3), jnp.nan), jnp.array([0]), 5).any()
 
 
 def test_float_outcome_loses_nothing(network, quantizers):

@@ -1,0 +1,130 @@
+"""Outputs of quantized layers brought back to the mean, or mean and spread, they had.
+
+The network under an allocation and the float network see the same examples. Layer by layer,
+in the order of execution, every channel of a layer's output is moved so that its mean over
+examples and positions is the float network's (bias correction), or scaled and moved so that
+mean and variance are: where batch normalisation follows, that is to estimate its statistics
+again, and it works the same where they were folded away or never were. A layer sees the
+inputs that the corrected layers before it give.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from jmpq.models.network import Network
+from jmpq.models.patches import output_feature_axes
+from jmpq.models.tap import Op
+from jmpq.quantizers.fake_quant import Quantizers, quantized_output
+
+Correct = Literal["none", "bias", "batch_norm"]
+EPSILON = 1e-5  # added to variances, as batch normalisation adds it
+
+
+class Correction(NamedTuple):
+    """What a site's output is multiplied with, then what is added, channel by channel.
+
+    Shaped to broadcast against the output. The gain folds into the scales of a kernel
+    quantized per output channel, the shift into a bias or the batch normalisation after it.
+    """
+
+    gain: Array
+    shift: Array
+
+
+Corrections = Mapping[int, Correction]  # by site; embeddings have none
+
+
+class Moments(NamedTuple):
+    """Mean and variance of a site's output over examples and positions, channel by channel."""
+
+    mean: Array
+    variance: Array
+
+
+@jax.jit
+def output_moments(network: Network, inputs: PyTree) -> dict[int, Moments]:
+    """Moments of every site's output in the float network."""
+    found = {}
+
+    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        y = op(x, leaf)
+        if network.sites[site][1].has_input:
+            found[site] = _moments(network, site, y)
+        return y
+
+    network.run(inputs, at_site)
+    return found
+
+
+def find_corrections(
+    network: Network,
+    quantizers: Quantizers,
+    w_bits: Int[Array, " layers"],
+    a_bits: Int[Array, " layers"],
+    inputs: PyTree,
+    moments: dict[int, Moments],
+    kind: Literal["bias", "batch_norm"],
+    *,
+    epsilon: float = EPSILON,
+) -> Corrections:
+    """Corrections of one allocation, its bits traced: one pass over the examples.
+
+    Args:
+        network: The float network.
+        quantizers: Its calibrated quantizers.
+        w_bits: Weight bits of every layer.
+        a_bits: Activation bits of every layer's input.
+        inputs: Calibration inputs, all in one batch: what a layer needs depends on what the
+            layers before it got from all of them. Memory is that of a forward pass.
+        moments: `output_moments` of the same inputs.
+        kind: ``bias`` corrects the means; ``batch_norm`` means and variances.
+        epsilon: Added to both variances before their ratio is taken.
+
+    References:
+        Nagel, van Baalen, Blankevoort, Welling (2019), Data-free quantization through weight
+        equalization and bias correction: here with examples.
+    """
+    found: dict[int, Correction] = {}
+
+    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        y = quantized_output(network, quantizers, w_bits, a_bits, site, layer, x, leaf, op)
+        if site not in moments:
+            return y
+        want, got = moments[site], _moments(network, site, y)
+        gain = jnp.ones_like(got.variance)
+        if kind == "batch_norm":
+            gain = jnp.sqrt((want.variance + epsilon) / (got.variance + epsilon))
+        found[site] = Correction(gain, want.mean - gain * got.mean)
+        return gain * y + found[site].shift
+
+    network.run(inputs, at_site)
+    return found
+
+
+def corrected_logits(
+    network: Network,
+    quantizers: Quantizers,
+    w_bits: Int[Array, " layers"],
+    a_bits: Int[Array, " layers"],
+    inputs: PyTree,
+    corrections: Corrections,
+) -> Float[Array, "batch classes"]:
+    """Logits under an allocation with its corrections; without any, `quantized_logits`."""
+
+    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        y = quantized_output(network, quantizers, w_bits, a_bits, site, layer, x, leaf, op)
+        if (correction := corrections.get(site)) is None:
+            return y
+        return correction.gain * y + correction.shift
+
+    return network.run(inputs, at_site)
+
+
+def _moments(network: Network, site: int, y: Array) -> Moments:
+    features = output_feature_axes(network.sites[site][1])
+    rest = tuple(a for a in range(y.ndim) if a not in features)
+    return Moments(y.mean(rest, keepdims=True), y.var(rest, keepdims=True))

@@ -1,0 +1,79 @@
+"""Second moments of the layers' inputs: the Hessian of a layer's squared output error."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jmpq.models.network import Network
+from jmpq.models.patches import input_rows
+from jmpq.models.tap import Op
+
+HESSIAN_BYTES = 2**30  # of the Hessians that one pass over the examples yields
+
+
+def layer_hessians(
+    network: Network, batches: Sequence[PyTree], *, most_bytes: int = HESSIAN_BYTES
+) -> Iterator[tuple[int, Float[np.ndarray, "groups columns columns"]]]:
+    """H = XᵀX of every layer that has an input, X its input rows in the float network.
+
+    With W the kernel as `Network.to_matrix` gives it, changing it by Δ changes the layer's
+    output by XΔᵀ: tr(ΔHΔᵀ) is the squared change of the output, summed over output features
+    and positions, mean over examples. A layer that is used several times gets the sum of its
+    uses. An embedding has no Hessian: each of its elements counts by itself.
+
+    Args:
+        network: The network.
+        batches: Inputs, batch by batch, without padding.
+        most_bytes: Layers whose Hessians fit in so much memory share a pass over the
+            examples.
+
+    Yields:
+        Layer and Hessian, float64, one for each of the equal parts of the kernel's rows
+        that see inputs of their own (see `input_rows`).
+    """
+    examples = sum(jax.tree.leaves(batch)[0].shape[0] for batch in batches)
+    for layers in _passes(network, batches[0], most_bytes):
+        sums: dict[int, np.ndarray] = {}
+        for inputs in batches:
+            for layer, found in _hessians(network, layers, inputs).items():
+                sums[layer] = sums.get(layer, 0) + np.asarray(found, np.float64)
+        for layer in layers:
+            yield layer, sums.pop(layer) / examples
+
+
+def _passes(network: Network, inputs: PyTree, most_bytes: int) -> list[tuple[int, ...]]:
+    """The layers that have an input, in parts whose Hessians fit in `most_bytes`."""
+    layers = tuple(dict.fromkeys(i for i, site in network.sites if site.has_input))
+    shapes = jax.eval_shape(lambda x: _hessians(network, layers, x), inputs)
+    parts: list[list[int]] = [[]]
+    used = 0
+    for layer in layers:
+        size = 8 * shapes[layer].size
+        if parts[-1] and used + size > most_bytes:
+            parts.append([])
+            used = 0
+        parts[-1].append(layer)
+        used += size
+    return [tuple(part) for part in parts]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _hessians(
+    network: Network, layers: tuple[int, ...], inputs: PyTree
+) -> dict[int, Float[Array, "groups columns columns"]]:
+    """Sums over the examples of a batch."""
+    found: dict[int, Array] = {}
+
+    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        if layer in layers and network.sites[site][1].has_input:
+            rows = input_rows(network.sites[site][1], x)
+            product = jnp.einsum("gpc,gpd->gcd", rows, rows)
+            found[layer] = found[layer] + product if layer in found else product
+        return op(x, leaf)
+
+    network.run(inputs, at_site)
+    return found

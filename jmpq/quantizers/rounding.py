@@ -1,0 +1,71 @@
+"""Integer codes of all kernels at all bit-widths, where rounding to nearest is not it."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jmpq.models.network import Network
+from jmpq.quantizers.calibration import to_blocks
+from jmpq.quantizers.gptq import round_by_hessian
+from jmpq.quantizers.layer_hessian import layer_hessians
+from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.uniform import code_range
+
+
+def hessian_codes(
+    network: Network,
+    spec: QuantizerSpec,
+    bits: tuple[int, ...],
+    scale: Sequence[Float[Array, "bits _"]],
+    zero_point: Sequence[Float[Array, "bits _"]],
+    batches: Sequence[PyTree],
+) -> tuple[Array, ...]:
+    """Codes of every layer's kernel by `round_by_hessian`, for every bit-width.
+
+    Every layer sees the inputs it has in the float network, as every bit-width is a candidate
+    and what the layers before will get is not known yet. Embeddings, each of whose elements
+    counts by itself, are rounded to nearest.
+
+    Args:
+        network: The network.
+        spec: Its grid and blocks.
+        bits: Bit-widths.
+        scale: Per layer, ``[bits, blocks]``.
+        zero_point: Per layer, ``[bits, blocks]``.
+        batches: Calibration inputs, batch by batch, without padding.
+
+    Returns:
+        Per layer ``[bits, blocks, elements]``, 8-bit integers where they suffice.
+    """
+    widths = jnp.array(bits)[:, None, None]
+    least, most = (np.asarray(x, np.float64) for x in code_range(widths, spec.grid, float))
+    dtype = f"{'u' if spec.grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
+    codes: list[Array | None] = [None] * len(network.layers)
+
+    def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
+        matrix = network.to_matrix(layer, network.kernels()[layer])
+        rows, columns = matrix.shape
+        r, c = spec.block_shape(rows, columns, network.layers[layer].name)
+        block = np.arange(rows)[:, None] // r * (columns // c) + np.arange(columns) // c
+        count = len(hessians)
+        scales, zeros = (
+            np.split(np.asarray(x[layer], np.float64)[:, block], count, axis=1)
+            for x in (scale, zero_point)
+        )
+        kernels = np.split(np.asarray(matrix, np.float64), count)
+        parts = [
+            round_by_hessian(w, hessian, s, z, least, most)
+            for w, hessian, s, z in zip(kernels, hessians, scales, zeros, strict=True)
+        ]
+        whole = jnp.asarray(np.concatenate(parts, axis=1), matrix.dtype)
+        codes[layer] = jnp.stack([to_blocks(x, (r, c)) for x in whole]).astype(dtype)
+
+    for layer, hessians in layer_hessians(network, batches):
+        round_layer(layer, hessians)
+    for layer, found in enumerate(codes):
+        if found is None:
+            table = network.layers[layer]
+            round_layer(layer, np.eye(table.parameters // table.output_features)[None])
+    return tuple(found for found in codes if found is not None)
