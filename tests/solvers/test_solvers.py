@@ -126,9 +126,7 @@ def tables(draw):
     return losses, costs, ties, allowed, draw(st.integers(0, choices - 1)), extra
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(tables())
-def test_no_counterexample_among_generated_problems(drawn):
+def no_counterexample(drawn):
     losses, costs, ties, allowed, column, extra = drawn
     problem = problem_of(losses, costs, {}, ties=ties, allowed=allowed)
     within = problem.evaluate(problem.uniform(problem.choices[column]))[1]
@@ -137,6 +135,19 @@ def test_no_counterexample_among_generated_problems(drawn):
     for solve in (*PROVEN.values(), Greedy(), Greedy(start="downgrade")):
         check(problem, solve(problem), best)
     assert Exact()(problem).loss == pytest.approx(best, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(tables())
+def test_no_counterexample_among_generated_problems(drawn):
+    no_counterexample(drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, derandomize=False)
+@given(tables())
+def test_no_counterexample_among_two_thousand(drawn):
+    no_counterexample(drawn)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
