@@ -36,14 +36,14 @@ class Scales:
     Attributes:
         spec: Grid, granularity, clipping.
         bits: Bit-widths, ascending, without 32.
-        scale: Per tensor, ``[bits, blocks]``.
+        scale: Per tensor, ``[bits, blocks]``; JAX puts placeholders there while it lowers.
         zero_point: Per tensor, ``[bits, blocks]``; zeros where the grid has none.
     """
 
     spec: QuantizerSpec
     bits: tuple[int, ...]
-    scale: tuple[Array, ...]
-    zero_point: tuple[Array, ...]
+    scale: tuple[Any, ...]
+    zero_point: tuple[Any, ...]
 
     def at(self, tensor: int, bits: Int[Array, ""]) -> tuple[Array, Array]:
         """Scale and zero point of a tensor at traced `bits` (any of them for 32)."""
