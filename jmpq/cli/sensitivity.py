@@ -15,6 +15,7 @@ from jmpq.cli.run_folder import (
     read_layers,
     versions,
 )
+from jmpq.cli.scale import Scale
 from jmpq.quantizers.spec import QuantizerSpec
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from jmpq.quantizers.fake_quant import Quantizers
     from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.moves import MoveNetwork
+    from jmpq.sensitivity.passes import Estimate
     from jmpq.training.losses import ExampleLoss
 
 MetricName = Literal[
@@ -52,6 +54,7 @@ DEFAULT_METRICS: tuple[MetricName, ...] = (
 
 WEIGHTS = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
 ACTIVATIONS = QuantizerSpec(grid="affine", granularity="tensor", clipping="mse")
+HERE = Scale()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Sensitivity:
     superposed: bool = False
     """Also write RUN/superposed.npz: what every move alone does to the logits, with which
     `jmpq evaluate` predicts joint allocations. One forward pass for every move."""
+    class_samples: int | None = None
+    """Of gauss_newton with many classes: backward passes per example, in random directions
+    of the logits, instead of one per class. Unbiased; the standard error is printed."""
     probes: int = 1
     """Random probes per batch of hawq_trace."""
     qbert_spread: float = 1.0
@@ -93,14 +99,21 @@ class Sensitivity:
     """How weights are put on a grid."""
     activations: QuantizerSpec = ACTIVATIONS
     """How activations are put on a grid."""
+    scale: Annotated[Scale, tyro.conf.arg(name="")] = HERE
+    """Where it computes."""
 
     def __call__(self) -> None:
+        memory_bytes, mesh = self.scale.memory_bytes(), self.scale.mesh()
+
         import jax.numpy as jnp
+        import numpy as np
 
         from jmpq.cli.losses import ZERO_FOR_KL, check_loss, find_loss
         from jmpq.cli.progress import bar
         from jmpq.data.batches import batches
         from jmpq.data.splits import calibration_split
+        from jmpq.data.stream import Stream
+        from jmpq.devices import is_main_process
         from jmpq.files import check_writable
         from jmpq.quantizers.choice import choice_grid
         from jmpq.sensitivity.measured import float_logits
@@ -116,14 +129,21 @@ class Sensitivity:
                 f"Metric {zero[0]!r} is zero with --loss kl, whose gradient vanishes at the "
                 "float network. Leave it out, or choose another loss."
             )
+        class_samples = "all" if self.class_samples is None else self.class_samples
+        if class_samples != "all" and "gauss_newton" not in self.metrics:
+            raise ValueError("class_samples is for gauss_newton: add it to the metrics.")
+        make_metric("gauss_newton", loss=loss, class_samples=class_samples)  # refused early
         read_layers(self.run)
-        check_writable(self.run / SENSITIVITY)
+        main = is_main_process()
+        if main:
+            check_writable(self.run / SENSITIVITY)
         network, dataset, record = network_of(self.run)
         split, _ = calibration_split(
             dataset, self.calibration_from, examples=self.examples, seed=self.seed
         )
-        data = [(b.inputs, b.labels) for b in batches(split, self.batch_size, last="keep")]
-        quantizers = self.calibrate(network, [inputs for inputs, _ in data])
+        examples = batches(split, self.batch_size, last="keep")
+        inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
+        quantizers = self.calibrate(network, inputs)
         provenance = {
             "weights_sha256": record["weights_sha256"],
             "calibration": split.record(),
@@ -138,31 +158,47 @@ class Sensitivity:
         }
         moves = MoveNetwork(network=network, quantizers=quantizers)
         if self.loss == "kl":
-            data = [(inputs, float_logits(moves, inputs)) for inputs, _ in data]
-        inputs, targets = data[0]
-        check_loss(self.loss, loss, float_logits(moves, inputs), jnp.asarray(targets))
-        print(
+            logits = [np.asarray(float_logits(moves, x)) for x in inputs]
+            data = Stream(inputs.sizes, lambda i: (inputs[i], logits[i]))
+        first, targets = data[0]
+        check_loss(self.loss, loss, float_logits(moves, first), jnp.asarray(targets))
+        say = print if main else lambda text: None
+        say(
             f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
-            f"{len(split)} examples of the {split.source} split in {len(data)} batches."
+            f"{len(split)} examples of the {split.source} split in {len(data)} batches"
+            f"{'' if mesh is None else f' on {mesh.size} devices'}."
         )
         found = {}
         for name in dict.fromkeys(self.metrics):
             metric = make_metric(
-                name, loss=loss, probes=self.probes, qbert_spread=self.qbert_spread
+                name,
+                loss=loss,
+                probes=self.probes,
+                qbert_spread=self.qbert_spread,
+                class_samples=class_samples,
             )
             start = time.perf_counter()
-            with bar(f"{name:24s}", "batches") as progress:
+            with bar(f"{name:24s}", "batches", hidden=not main) as progress:
                 found[name] = analyse(
                     moves,
                     metric,
                     data,
                     choices,
                     seed=self.seed,
+                    mesh=mesh,
+                    memory_bytes=memory_bytes,
+                    announce=lambda pass_, name=name: say(f"{name}: {in_words(pass_)}"),
                     partial=self.run / f".{SENSITIVITY}.{name}.partial",
                     provenance=provenance,
                     progress=progress,
                 )
-            print(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+            say(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+            if (sem := found[name].sampling_sem) is not None:
+                share = 100 * np.linalg.norm(sem) / np.linalg.norm(found[name].losses)
+                error = f"{share:.2g} % of the losses" if share < np.inf else "unknown"
+                say(f"{name}: standard error by sampled classes {error}")
+        if not main:
+            return
         save_sensitivities(self.run / SENSITIVITY, found, quantizers.to_arrays())
         for partial in self.run.glob(f".{SENSITIVITY}.*.partial"):
             partial.unlink()
@@ -199,7 +235,7 @@ class Sensitivity:
             for bits in widths:
                 quantizer.check_bits(bits)
 
-    def calibrate(self, network: "Network", inputs: list[Any]) -> "Quantizers":
+    def calibrate(self, network: "Network", inputs: Sequence[Any]) -> "Quantizers":
         """Scales of weights and activations."""
         import jax
 
@@ -220,12 +256,21 @@ class Sensitivity:
         return Quantizers(weights=weights, activations=activations)
 
 
+def in_words(needed: "Estimate | None") -> str:
+    """What a pass takes, for people."""
+    if needed is None:
+        return "memory is not known before the start"
+    examples = "1 example" if needed.examples == 1 else f"{needed.examples} examples"
+    return f"about {needed.bytes / 1e6:.3g} MB on each device, {examples} at a time"
+
+
 def make_metric(
     name: MetricName,
     *,
     loss: "ExampleLoss | None" = None,
     probes: int = 1,
     qbert_spread: float = 1.0,
+    class_samples: int | Literal["all"] = "all",
 ) -> "Metric":
     """A metric by its name; the loss is cross-entropy by default."""
     from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
@@ -240,7 +285,7 @@ def make_metric(
     loss = loss or cross_entropy
     match name:
         case "gauss_newton":
-            return GaussNewton(loss=loss)
+            return GaussNewton(loss=loss, class_samples=class_samples)
         case "gauss_newton_difference":
             return GaussNewton(changes="difference", loss=loss)
         case "empirical_fisher":
