@@ -6,7 +6,10 @@ parameters are `replicate`d on it is partitioned by XLA, its sums over examples 
 collectives. Batches that do not divide by the devices take the grid of `mesh_for`.
 """
 
+import contextlib
 import math
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,25 +26,39 @@ def device_mesh(count: int | None = None, devices: Sequence[Any] | None = None) 
     """A mesh along whose only axis examples are spread.
 
     Args:
-        count: Use the first so many devices; all by default.
+        count: Use the first so many devices of every process; all by default.
         devices: Devices to choose from; by default those of all processes.
 
     Raises:
-        ValueError: If there are not that many, or a process would be left without one.
+        ValueError: If a process does not have that many.
     """
-    found = list(jax.devices() if devices is None else devices)
-    count = len(found) if count is None else count
-    if not 1 <= count <= len(found):
+    found: dict[int, list[Any]] = {}
+    for device in jax.devices() if devices is None else devices:
+        found.setdefault(device.process_index, []).append(device)
+    least = min(len(own) for own in found.values())
+    if count is not None and not 1 <= count <= least:
+        where = "" if len(found) == 1 else " in every process"
         raise ValueError(
-            f"{count} devices asked for; there are {len(found)} "
-            f"({found[0].device_kind}). Ask for 1 to {len(found)}."
+            f"{count} devices asked for; there are {least}{where} "
+            f"({found[min(found)][0].device_kind}). Ask for 1 to {least}."
         )
-    if left := {d.process_index for d in found} - {d.process_index for d in found[:count]}:
-        raise ValueError(
-            f"{count} devices leave process {min(left)} without one. Use all "
-            f"{len(found)}, or start fewer processes."
-        )
-    return Mesh(np.array(found[:count]), (EXAMPLES,))
+    chosen = [device for own in found.values() for device in own[:count]]
+    return Mesh(np.array(chosen), (EXAMPLES,))
+
+
+def split_cpu(count: int) -> None:
+    """Let the CPU appear as `count` devices; before any other use of JAX, or without effect.
+
+    For tests of what runs on several devices, and for hosts whose operations leave processors
+    idle. Accelerators are not touched.
+
+    Raises:
+        ValueError: If it is not at least one.
+    """
+    if count < 1:
+        raise ValueError(f"{count} devices asked for: give at least 1.")
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def mesh_for(mesh: Mesh, examples: int) -> Mesh:
@@ -57,7 +74,8 @@ def mesh_for(mesh: Mesh, examples: int) -> Mesh:
 def spread(mesh: Mesh, batch: PyTree) -> PyTree:
     """A batch on the devices of a mesh, the leading axis of every leaf cut into shards.
 
-    Every process gives the whole batch, and keeps the rows of its own devices.
+    Every process gives the whole batch, and keeps the rows of its own devices. Shapes
+    (`jax.ShapeDtypeStruct`) are told the places that arrays would get.
     """
     return jax.tree.map(
         lambda x: _place(x, NamedSharding(mesh, PartitionSpec(EXAMPLES))), batch
@@ -82,24 +100,49 @@ def join_processes(
 ) -> None:
     """Make this process one of several that compute together; before any other use of JAX.
 
+    What is not given comes from the environment: ``JAX_COORDINATOR_ADDRESS``,
+    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, or all three from the cluster's own (Slurm,
+    Open MPI, Kubernetes, Cloud TPU).
+
     Args:
-        coordinator: ``host:port`` of process 0. None: as the cluster's environment says
-            (Slurm, Open MPI, Kubernetes, Cloud TPU).
-        count: Number of processes; from the environment by default.
-        index: Of this process, from 0; from the environment by default.
+        coordinator: ``host:port`` of process 0.
+        count: Number of processes.
+        index: Of this process, from 0.
 
     Raises:
-        ValueError: If only some of the three are given, or JAX finds no cluster.
+        ValueError: If only some of the three are known, they do not fit, or there is no
+            cluster.
+        RuntimeError: If JAX is in use already.
     """
-    given = (coordinator is not None, count is not None, index is not None)
-    if any(given) and not all(given):
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    count = _from_environment("JAX_NUM_PROCESSES") if count is None else count
+    index = _from_environment("JAX_PROCESS_ID") if index is None else index
+    known = (coordinator is not None, count is not None, index is not None)
+    if any(known) and not all(known):
         raise ValueError(
             f"coordinator={coordinator}, {count} processes, index {index}: give all three, or "
             "none of them where Slurm, Open MPI, Kubernetes or Cloud TPU say it."
         )
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"coordinator={coordinator!r}: expected host:port of process 0.")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise ValueError(f"Process {index} of {count}: expected an index from 0 to count - 1.")
     # For CPU devices; accelerators bring collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, count, index)
+    try:
+        jax.distributed.initialize(coordinator, count, index)
+    except ValueError as error:
+        raise ValueError(
+            f"No cluster was found ({str(error).rstrip('.')}). Give coordinator, number of "
+            "processes and index, or start under Slurm, Open MPI, Kubernetes or Cloud TPU."
+        ) from error
+
+
+def _from_environment(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise ValueError(f"{name}={text!r} in the environment: expected a whole number.")
+    return None if text is None else int(text)
 
 
 def is_main_process() -> bool:
@@ -121,7 +164,9 @@ def same_everywhere(data: bytes | None) -> bytes | None:
     return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
 
 
-def _place(x: Any, sharding: NamedSharding) -> jax.Array:
+def _place(x: Any, sharding: NamedSharding) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     whole = np.asarray(x)

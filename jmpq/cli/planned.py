@@ -69,7 +69,7 @@ class Planned:
         measured = find_loss("cross_entropy" if self.loss == "kl" else self.loss)
         examples = None
         if corrected is not None:
-            examples = next(batches(corrected, len(corrected))).inputs
+            examples = batches(corrected, len(corrected))[0].inputs
         return Evaluator(
             self.network,
             self.quantizers,

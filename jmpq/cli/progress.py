@@ -15,7 +15,9 @@ from rich.progress import (
 
 
 @contextlib.contextmanager
-def bar(description: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+def bar(
+    description: str, unit: str = "", *, hidden: bool = False
+) -> Iterator[Callable[[int, int], None]]:
     """A bar that is moved by calling it with (done, total)."""
     columns = (
         TextColumn("{task.description}"),
@@ -26,7 +28,7 @@ def bar(description: str, unit: str = "") -> Iterator[Callable[[int, int], None]
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
         task = progress.add_task(description, total=None)
         try:
             yield lambda done, total: progress.update(task, completed=done, total=total)

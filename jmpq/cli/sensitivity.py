@@ -16,14 +16,18 @@ from jmpq.cli.run_folder import (
     read_layers,
     versions,
 )
+from jmpq.cli.scale import Scale
 from jmpq.quantizers.spec import QuantizerSpec
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jmpq.models.network import Network
     from jmpq.quantizers.choice import Choice
     from jmpq.quantizers.fake_quant import Quantizers
     from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.moves import MoveNetwork
+    from jmpq.sensitivity.passes import Estimate
     from jmpq.sensitivity.result import Sensitivity as SensitivityTable
     from jmpq.training.losses import ExampleLoss
 
@@ -56,6 +60,7 @@ DEFAULT_METRICS: tuple[MetricName, ...] = (
 
 WEIGHTS = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
 ACTIVATIONS = QuantizerSpec(grid="affine", granularity="tensor", clipping="mse")
+HERE = Scale()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +91,9 @@ class Sensitivity:
     """What increases: cross_entropy; kl, the KL divergence to the float network's own logits,
     which needs no labels; or package.module:function, of the logits of one example and its
     label, in nats."""
+    class_samples: int | None = None
+    """Of gauss_newton with many classes: backward passes per example, in random directions
+    of the logits, instead of one per class. Unbiased; the standard error is printed."""
     probes: int = 1
     """Random probes per batch of hawq_trace."""
     qbert_spread: float = 1.0
@@ -96,14 +104,21 @@ class Sensitivity:
     """How weights are put on a grid."""
     activations: QuantizerSpec = ACTIVATIONS
     """How activations are put on a grid."""
+    scale: Annotated[Scale, tyro.conf.arg(name="")] = HERE
+    """Where it computes."""
 
     def __call__(self) -> None:
+        memory_bytes, mesh = self.scale.memory_bytes(), self.scale.mesh()
+
         import jax.numpy as jnp
+        import numpy as np
 
         from jmpq.cli.losses import ZERO_FOR_KL, check_loss, find_loss
         from jmpq.cli.progress import bar
         from jmpq.data.batches import batches
         from jmpq.data.splits import calibration_split
+        from jmpq.data.stream import Stream
+        from jmpq.devices import is_main_process
         from jmpq.files import check_writable
         from jmpq.quantizers.choice import choice_grid
         from jmpq.sensitivity.measured import float_logits
@@ -119,14 +134,21 @@ class Sensitivity:
                 f"Metric {zero[0]!r} is zero with --loss kl, whose gradient vanishes at the "
                 "float network. Leave it out, or choose another loss."
             )
+        class_samples = "all" if self.class_samples is None else self.class_samples
+        if class_samples != "all" and "gauss_newton" not in self.metrics:
+            raise ValueError("class_samples is for gauss_newton: add it to the metrics.")
+        make_metric("gauss_newton", loss=loss, class_samples=class_samples)  # refused early
         read_layers(self.run)
-        check_writable(self.run / SENSITIVITY)
+        main = is_main_process()
+        if main:
+            check_writable(self.run / SENSITIVITY)
         network, dataset, record = network_of(self.run)
         split, _ = calibration_split(
             dataset, self.calibration_from, examples=self.examples, seed=self.seed
         )
-        data = [(b.inputs, b.labels) for b in batches(split, self.batch_size, last="keep")]
-        quantizers = self.calibrate(network, [inputs for inputs, _ in data])
+        examples = batches(split, self.batch_size, last="keep")
+        inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
+        quantizers = self.calibrate(network, inputs)
         provenance = {
             "weights_sha256": record["weights_sha256"],
             "calibration": split.record(),
@@ -141,35 +163,51 @@ class Sensitivity:
         }
         moves = MoveNetwork(network=network, quantizers=quantizers)
         if self.loss == "kl":
-            data = [(inputs, float_logits(moves, inputs)) for inputs, _ in data]
-        inputs, targets = data[0]
-        check_loss(self.loss, loss, float_logits(moves, inputs), jnp.asarray(targets))
-        print(
+            logits = [np.asarray(float_logits(moves, x)) for x in inputs]
+            data = Stream(inputs.sizes, lambda i: (inputs[i], logits[i]))
+        first, targets = data[0]
+        check_loss(self.loss, loss, float_logits(moves, first), jnp.asarray(targets))
+        say = print if main else lambda text: None
+        say(
             f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
-            f"{len(split)} examples of the {split.source} split in {len(data)} batches."
+            f"{len(split)} examples of the {split.source} split in {len(data)} batches"
+            f"{'' if mesh is None else f' on {mesh.size} devices'}."
         )
         found = {}
         for name in dict.fromkeys(self.metrics):
             start = time.perf_counter()
             if name == "composed":
-                found[name] = self.composed(moves, data, choices, provenance, loss)
-                print(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+                found[name] = self.composed(moves, data, choices, provenance, loss, mesh)
+                say(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
                 continue
             metric = make_metric(
-                name, loss=loss, probes=self.probes, qbert_spread=self.qbert_spread
+                name,
+                loss=loss,
+                probes=self.probes,
+                qbert_spread=self.qbert_spread,
+                class_samples=class_samples,
             )
-            with bar(f"{name:24s}", "batches") as progress:
+            with bar(f"{name:24s}", "batches", hidden=not main) as progress:
                 found[name] = analyse(
                     moves,
                     metric,
                     data,
                     choices,
                     seed=self.seed,
+                    mesh=mesh,
+                    memory_bytes=memory_bytes,
+                    announce=lambda pass_, name=name: say(f"{name}: {in_words(pass_)}"),
                     partial=self.run / f".{SENSITIVITY}.{name}.partial",
                     provenance=provenance,
                     progress=progress,
                 )
-            print(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+            say(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+            if (sem := found[name].sampling_sem) is not None:
+                share = 100 * np.linalg.norm(sem) / np.linalg.norm(found[name].losses)
+                error = f"{share:.2g} % of the losses" if share < np.inf else "unknown"
+                say(f"{name}: standard error by sampled classes {error}")
+        if not main:
+            return
         save_sensitivities(self.run / SENSITIVITY, found, quantizers.to_arrays())
         for partial in self.run.glob(f".{SENSITIVITY}.*.partial"):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
@@ -182,6 +220,7 @@ class Sensitivity:
         choices: Sequence["Choice"],
         provenance: Mapping[str, Any],
         loss: "ExampleLoss",
+        mesh: "Mesh | None",
     ) -> "SensitivityTable":
         """Measure and write the logit changes of every move; return their main effects.
 
@@ -189,29 +228,34 @@ class Sensitivity:
         allocations better than the increase of the loss on few examples.
         """
         from jmpq.cli.progress import bar
+        from jmpq.devices import is_main_process
         from jmpq.quantizers.choice import FLOAT_BITS, Choice
         from jmpq.sensitivity.composed import Composed, ridge_for
+        from jmpq.sensitivity.metric import batch_sizes
         from jmpq.sensitivity.superposed import Superposed
 
         start = time.perf_counter()
         partial = self.run / f".{SENSITIVITY}.composed.partial"
         unquantized = Choice(FLOAT_BITS)  # what layers are that a plan excludes
-        with bar(f"{'composed':24s}", "batches") as progress:
+        main = is_main_process()
+        with bar(f"{'composed':24s}", "batches", hidden=not main) as progress:
             measured = Superposed.measure(
                 moves,
                 data,
                 tuple(dict.fromkeys((*choices, unquantized))),
+                mesh=mesh,
                 partial=partial,
                 provenance=provenance,
                 progress=progress,
             )
-        measured.save(self.run / SUPERPOSED)
-        print(f"Wrote {self.run / SUPERPOSED}: {measured.changes.nbytes / 1e6:.3g} MB")
+        if main:
+            measured.save(self.run / SUPERPOSED)
+            print(f"Wrote {self.run / SUPERPOSED}: {measured.changes.nbytes / 1e6:.3g} MB")
         table = Composed(
             superposed=dataclasses.replace(measured, choices=tuple(choices)),
             ridge=ridge_for(measured.logits.shape[1]),
         ).main_effects(
-            [len(targets) for _, targets in data],
+            batch_sizes(data),
             kind="kl" if self.loss in ("cross_entropy", "kl") else "loss",
             loss=loss,
             seed=self.seed,
@@ -225,7 +269,7 @@ class Sensitivity:
             for bits in widths:
                 quantizer.check_bits(bits)
 
-    def calibrate(self, network: "Network", inputs: list[Any]) -> "Quantizers":
+    def calibrate(self, network: "Network", inputs: Sequence[Any]) -> "Quantizers":
         """Scales of weights and activations, and codes of weights."""
         import jax
 
@@ -246,12 +290,21 @@ class Sensitivity:
         return Quantizers(weights=weights, activations=activations)
 
 
+def in_words(needed: "Estimate | None") -> str:
+    """What a pass takes, for people."""
+    if needed is None:
+        return "memory is not known before the start"
+    examples = "1 example" if needed.examples == 1 else f"{needed.examples} examples"
+    return f"about {needed.bytes / 1e6:.3g} MB on each device, {examples} at a time"
+
+
 def make_metric(
     name: MetricName,
     *,
     loss: "ExampleLoss | None" = None,
     probes: int = 1,
     qbert_spread: float = 1.0,
+    class_samples: int | Literal["all"] = "all",
 ) -> "Metric":
     """A metric of `analyse` by its name; the loss is cross-entropy by default.
 
@@ -270,7 +323,7 @@ def make_metric(
     loss = loss or cross_entropy
     match name:
         case "gauss_newton":
-            return GaussNewton(loss=loss)
+            return GaussNewton(loss=loss, class_samples=class_samples)
         case "gauss_newton_difference":
             return GaussNewton(changes="difference", loss=loss)
         case "empirical_fisher":

@@ -1,12 +1,12 @@
 """Batches for the network: normalised float32 inputs, in a fixed order."""
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.data.dataset import Split
+from jmpq.data.stream import Stream
 
 LastBatch = Literal["pad", "keep", "drop"]
 
@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     weights: Float[np.ndarray, " batch"]  # float32: 1, or 0 where the example is padding
 
 
-def batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> Iterator[Batch]:
+def batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> Stream[Batch]:
     """The examples of a split in their order, `batch_size` at a time.
 
     Args:
@@ -30,20 +30,30 @@ def batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> Iterat
             batches: means must use `Batch.weights`. ``"keep"`` leaves it smaller. ``"drop"``
             leaves it out.
 
+    Returns:
+        A sequence whose batches are normalised when they are asked for, and not kept.
+
     Raises:
         ValueError: If `batch_size` is not positive, `last` is unknown, or dropping leaves
-            nothing. Raised when the first batch is asked for.
+            nothing.
     """
     if last not in ("pad", "keep", "drop"):
         raise ValueError(f"last={last!r}: choose 'pad', 'keep' or 'drop'.")
-    for start in range(0, count_batches(split, batch_size, last=last) * batch_size, batch_size):
+
+    def make(index: int) -> Batch:
+        start = index * batch_size
         positions = np.arange(start, min(start + batch_size, len(split)))
         weights = np.ones(len(positions), np.float32)
         if last == "pad":
             missing = batch_size - len(positions)
             positions = np.pad(positions, (0, missing))
             weights = np.pad(weights, (0, missing))
-        yield make_batch(split, positions, weights)
+        return make_batch(split, positions, weights)
+
+    sizes = [batch_size] * count_batches(split, batch_size, last=last)
+    if last == "keep":
+        sizes[-1] = len(split) - batch_size * (len(sizes) - 1)
+    return Stream(tuple(sizes), make)
 
 
 def make_batch(
@@ -59,7 +69,7 @@ def make_batch(
 
 
 def count_batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> int:
-    """Number of batches that `batches` yields.
+    """Number of batches that `batches` makes.
 
     Raises:
         ValueError: If `batch_size` is not positive, or dropping leaves nothing.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -85,7 +85,7 @@ class Evaluator:
         self,
         network: Network,
         quantizers: Quantizers,
-        batches: Callable[[], Iterator[Batch]],
+        batches: Callable[[], Iterable[Batch]],
         *,
         loss: ExampleLoss = cross_entropy,
         candidates_per_call: int = CANDIDATES_PER_CALL,

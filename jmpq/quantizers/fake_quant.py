@@ -37,7 +37,7 @@ class Scales:
     Attributes:
         spec: Grid, granularity, clipping.
         bits: Bit-widths, ascending, without 32.
-        scale: Per tensor, ``[bits, blocks]``.
+        scale: Per tensor, ``[bits, blocks]``; JAX puts placeholders there while it lowers.
         zero_point: Per tensor, ``[bits, blocks]``; zeros where the grid has none.
         codes: Per tensor, ``[bits, blocks, elements]``, integers, where the specification
             rounds otherwise than to nearest: these kernels and no others are quantized.
@@ -46,9 +46,9 @@ class Scales:
 
     spec: QuantizerSpec
     bits: tuple[int, ...]
-    scale: tuple[Array, ...]
-    zero_point: tuple[Array, ...]
-    codes: tuple[Array, ...] = ()
+    scale: tuple[Any, ...]
+    zero_point: tuple[Any, ...]
+    codes: tuple[Any, ...] = ()
 
     def quantize(
         self, tensor: int, blocks: Float[Array, "blocks elements"], bits: Int[Array, ""]

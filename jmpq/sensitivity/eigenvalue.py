@@ -12,13 +12,15 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.eigen import EigenPairs, top_eigenpairs
 from jmpq.curvature.power import power_iteration
+from jmpq.devices import to_host
 from jmpq.models.network import Network
 from jmpq.models.tap import Op
 from jmpq.sensitivity.hawq import shifted_losses, zero_shifts
-from jmpq.sensitivity.metric import Prepared, Terms
+from jmpq.sensitivity.metric import Prepared, Terms, batch_sizes
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.output_fisher import output_gradients
+from jmpq.sensitivity.passes import Program
 from jmpq.sensitivity.squared_error import squared_norms
 from jmpq.sensitivity.taylor import NATS
 from jmpq.training.losses import ExampleLoss, cross_entropy
@@ -99,7 +101,7 @@ class HawqEigenvalue:
     def prepare(
         self,
         moves: MoveNetwork,
-        batches: Sequence[tuple[PyTree, Any]],
+        batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
         key: Array,
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -121,7 +123,7 @@ class HawqEigenvalue:
                     product, network.kernels()[i], jax.random.fold_in(key, i)
                 )
                 pair = {
-                    "vector": np.asarray(found.vectors[0]),
+                    "vector": to_host(found.vectors[0]),
                     "eigenvalue": found.values[0],
                     "residual": found.residuals[0],
                     "converged": found.converged[0],
@@ -133,9 +135,14 @@ class HawqEigenvalue:
             progress(done + 1, len(layers))
         return Prepared(_AlongEigenvectors(of=self, vectors=vectors), record)
 
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        return _programs(moves, self.loss, inputs, targets)
+
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         """Terms of one batch taken for the whole set."""
-        metric = self.prepare(moves, [(inputs, targets)], key).metric
+        metric = self.prepare(moves, [(moves, inputs, targets)], key).metric
         return metric(moves, inputs, targets, key)
 
 
@@ -198,15 +205,44 @@ class QBert:
     unit: str = NATS
     use_first: bool = False
 
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        return _programs(moves, self.loss, inputs, targets)
+
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         network, curvature = moves.network, {}
         for i in _layers_of(moves, "w"):
-            product = block_product(network, self.loss, [(inputs, targets)], i)
+            product = block_product(network, self.loss, [(moves, inputs, targets)], i)
             found = self.search.kernel(
                 product, network.kernels()[i], jax.random.fold_in(key, i)
             )
             curvature[i] = found.values[0]
         return _terms(moves, self.search, self.loss, curvature, inputs, targets, key)
+
+
+def _programs(
+    moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Any
+) -> list[Program]:
+    """What the eigenvalues of kernels and inputs compile for a batch."""
+    network = moves.network
+    kernels = [jnp.zeros_like(kernel) for kernel in network.kernels()]
+    found = [Program(squared_norms, (moves, inputs))]
+    if layers := _layers_of(moves, "w"):
+        slopes = Program(_slopes, (network, loss, inputs, targets, kernels))
+        along = slopes.results()
+        found += [
+            slopes,
+            Program(curvature_along, (network, loss, inputs, targets, kernels)),
+            *(
+                Program(_kernel_gradient, (network, i, inputs, along.x, along.dg))
+                for i in layers
+            ),
+        ]
+    if _layers_of(moves, "a"):
+        shifts = zero_shifts(network, inputs)
+        found.append(Program(input_products, (network, loss, inputs, targets, shifts)))
+    return found
 
 
 def _layers_of(moves: MoveNetwork, kind: Literal["w", "a"]) -> list[int]:
@@ -229,7 +265,7 @@ def _terms(
     second = np.zeros(len(moves.moves))
     norms = squared_norms(moves, inputs)
     for i, value in curvature.items():
-        second[moves.columns(i, "w")] = float(value) * np.asarray(norms.kernels[i])
+        second[moves.columns(i, "w")] = float(value) * to_host(norms.kernels[i])
     sites = [s for s, (i, site) in enumerate(network.sites) if site.has_input]
     for s in sites if _layers_of(moves, "a") else ():
         layer, site = network.sites[s]
@@ -242,18 +278,18 @@ def _terms(
         own = jax.random.fold_in(key, len(network.layers) + s)
         values = input_eigenvalues(network, loss, inputs, targets, s, own, search)
         columns = moves.columns(layer, "a")
-        second[columns] += np.asarray(norms.inputs[s], np.float64) @ values / len(values)
+        second[columns] += to_host(norms.inputs[s]).astype(np.float64) @ values / len(values)
     return Terms(jnp.zeros(len(second), dtype), jnp.asarray(second, dtype))
 
 
 def block_product(
     network: Network,
     loss: ExampleLoss,
-    batches: Sequence[tuple[PyTree, Any]],
+    batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
     layer: int,
 ) -> Callable[[Array, Array], Array]:
     """``product(kernel, tangent)`` with one layer's diagonal block of the Hessian of the mean
-    loss over all examples of the batches.
+    loss over all examples of the batches, each of which comes with the network where it is.
 
     A layer is bilinear in its input and its kernel, so the product is the layer's own kernel
     gradient at the tangent of its output's gradient: one compiled program to the outputs
@@ -261,16 +297,17 @@ def block_product(
     """  # noqa: D205
     zeros = [jnp.zeros_like(kernel) for kernel in network.kernels()]
     uses = sum(i == layer for i, _ in network.sites)
-    count = sum(len(targets) for _, targets in batches)
+    count = sum(batch_sizes(batches))
 
     def product(kernel: Array, tangent: Array) -> Array:
         total = jnp.zeros_like(tangent)
         tangents = [*zeros[:layer], tangent, *zeros[layer + 1 :]]
-        for inputs, targets in batches:
-            found = _slopes(network, loss, inputs, jnp.asarray(targets), tangents)
-            total = total + _kernel_gradient(network, layer, inputs, found.x, found.dg)
+        for moves, inputs, targets in batches:
+            here = moves.network
+            found = _slopes(here, loss, inputs, jnp.asarray(targets), tangents)
+            total = total + _kernel_gradient(here, layer, inputs, found.x, found.dg)
             if uses > 1:  # otherwise the layer's input does not depend on its kernel
-                total = total + _kernel_gradient(network, layer, inputs, found.dx, found.g)
+                total = total + _kernel_gradient(here, layer, inputs, found.dx, found.g)
         return total / count
 
     return product
@@ -379,7 +416,8 @@ def input_eigenvalues(
         vector = _unit(image, axis)
         tangents = [*zeros[:site], vector, *zeros[site + 1 :]]
         image = input_products(network, loss, inputs, targets, tangents)[site]
-        last, values = values, np.asarray(_quotients(vector, image, axis), np.float64)
+        found = to_host(_quotients(vector, image, axis))
+        last, values = values, found.astype(np.float64)
         if products and abs(values - last).sum() <= search.tolerance * abs(values).sum():
             break
     return values

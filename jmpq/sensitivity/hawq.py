@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jmpq.models.network import Network
 from jmpq.models.tap import Op
 from jmpq.sensitivity.metric import Terms
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.passes import Program
 from jmpq.sensitivity.squared_error import squared_norms
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
@@ -35,6 +37,11 @@ class HawqTrace:
     name: str = "hawq_trace"
     unit: str = "nats per example"
     use_first: bool = False
+
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        return [Program(HawqTrace.sample, (self, moves, inputs, targets, key))]
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         keys = jax.random.split(key, self.num_probes)

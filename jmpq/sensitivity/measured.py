@@ -59,9 +59,10 @@ class MeasuredSingle:
         """Pairs of moves that are measured."""
         return [(m, k) for m, k in possible_pairs(moves) if _same_layer(moves, m, k)]
 
-    def programs(self, moves: MoveNetwork, inputs: PyTree, targets: Any) -> list[Program]:
-        count = len(moves.moves) + len(self.pairs(moves))
-        return _programs(moves, self.kind, self.loss, count, inputs, targets)
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        return _programs(moves, self.kind, self.loss, inputs, targets)
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
@@ -102,9 +103,10 @@ class MeasuredPairs:
         """Pairs of moves that are measured."""
         return possible_pairs(moves)
 
-    def programs(self, moves: MoveNetwork, inputs: PyTree, targets: Any) -> list[Program]:
-        count = len(moves.moves) + len(self.pairs(moves))
-        return _programs(moves, self.kind, self.loss, count, inputs, targets)
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        return _programs(moves, self.kind, self.loss, inputs, targets)
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
@@ -175,22 +177,13 @@ def _increases(
 
 
 def _programs(
-    moves: MoveNetwork, kind: Kind, loss: ExampleLoss, sets: int, inputs: PyTree, targets: Any
+    moves: MoveNetwork, kind: Kind, loss: ExampleLoss, inputs: PyTree, targets: Any
 ) -> list[Program]:
-    """What `measured_increases` compiles, and how often it calls it, for so many sets."""
-    shape = (SETS_PER_CALL, 2, len(moves.network.layers))
-    bits = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(int))
-    z = jax.eval_shape(float_logits, moves, inputs)
-
-    def increases(moves: MoveNetwork, inputs: PyTree, *rest: Any) -> Array:
-        bits, targets, z = rest
-        return _increases(moves, kind, loss, bits, inputs, targets, z)
-
-    calls = -(-sets // SETS_PER_CALL)
-    return [
-        (float_logits, (moves, inputs), 1),
-        (increases, (moves, inputs, bits, targets, z), calls),
-    ]
+    """What `measured_increases` compiles."""
+    bits = np.zeros((SETS_PER_CALL, 2, len(moves.network.layers)), int)
+    reference = Program(float_logits, (moves, inputs))
+    args = (moves, kind, loss, bits, inputs, targets, reference.results())
+    return [reference, Program(_increases, args)]
 
 
 def _same_layer(moves: MoveNetwork, m: int, k: int) -> bool:

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-import math
 import pathlib
 import time
 import zipfile
@@ -11,25 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
-from jmpq.devices import (
-    EXAMPLES,
-    is_main_process,
-    mesh_for,
-    replicate,
-    same_everywhere,
-    spread,
-    to_host,
-)
+from jmpq.data.stream import Stream
+from jmpq.devices import is_main_process, same_everywhere, to_host
 from jmpq.files import atomic_file, json_sha256
 from jmpq.quantizers.choice import Choice
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.notes import Notes
-from jmpq.sensitivity.passes import Estimate, estimate
+from jmpq.sensitivity.passes import Estimate, Placement, cuts, estimate
 from jmpq.sensitivity.result import Sensitivity, choice_members
 
 
@@ -76,12 +67,16 @@ class Prepared(NamedTuple):
 
 @runtime_checkable
 class NeedsAllBatches(Protocol):
-    """A metric of which something is to be found in all batches before the first is added."""
+    """A metric of which something is to be found in all batches before the first is added.
+
+    `batches` come as arguments of the metric: the network, inputs and targets of each where
+    they belong on the devices.
+    """
 
     def prepare(
         self,
         moves: MoveNetwork,
-        batches: Sequence[tuple[PyTree, Any]],
+        batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
         key: Array,
         *,
         progress: Callable[[int, int], None],
@@ -108,6 +103,7 @@ def analyse(
     seed: int = 0,
     mesh: Mesh | None = None,
     memory_bytes: int | None = None,
+    announce: Callable[[Estimate | None], None] | None = None,
     partial: pathlib.Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -127,6 +123,8 @@ def analyse(
             arguments and gets the result; process 0 alone writes `partial`.
         memory_bytes: Most that a pass may take on one device, as `estimate` foretells it: the
             batches of an additive metric are cut into parts that fit. No limit by default.
+        announce: Called before the start with what a pass takes, or None where the metric
+            does not tell.
         partial: File for the sums so far, rewritten after every batch; if it is there and
             fits, the analysis goes on from it. The caller removes it when the result is safe,
             and the ``*.notes.partial`` beside it that a metric which `NeedsAllBatches` leaves.
@@ -163,24 +161,20 @@ def analyse(
     state = _State.resume(partial, json_sha256(identity))
 
     key, total = jax.random.key(seed), len(batches)
+    place, most = Placement(moves, mesh), max(sizes)  # examples of a pass on each device
+    if memory_bytes is not None or announce is not None:
+        found = estimate_batch(metric, moves, batches, mesh=mesh, memory_bytes=memory_bytes)
+        most = most if found is None else found.examples
+        if announce is not None:
+            announce(found)
     ready, prepared = metric, {}
     if isinstance(metric, NeedsAllBatches):
         start = time.perf_counter()
         path = partial and partial.with_name(f"{partial.stem}.notes.partial")
         notes = Notes(path, json_sha256(identity))
-        ready, record = metric.prepare(moves, batches, key, progress=progress, notes=notes)
+        placed = Stream(tuple(sizes), lambda i: place(*batches[i]))
+        ready, record = metric.prepare(moves, placed, key, progress=progress, notes=notes)
         prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
-    place = _Placement(moves, mesh)
-    most = max(sizes)  # examples of a pass on each device
-    if memory_bytes is not None:
-        found = estimate_batch(metric, moves, batches, mesh=mesh, memory_bytes=memory_bytes)
-        if found is None:
-            raise ValueError(
-                f"Metric {metric.name!r} loops on the host and does not tell what it compiles, "
-                "so that no limit of memory can be kept. Leave out memory_bytes, or give the "
-                "metric a method `programs`."
-            )
-        most = found.examples
     progress(state.done, total)
     for index in range(state.done, total):
         start = time.perf_counter()
@@ -217,42 +211,24 @@ def analyse(
     )
 
 
-def batch_sizes(batches: Sequence[tuple[PyTree, Any]]) -> list[int]:
-    """Examples in each batch."""
+def batch_sizes(batches: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Examples in each batch, its targets last: `sizes`, or by loading one after another."""
     known = getattr(batches, "sizes", None)
-    return [int(n) for n in known] if known else [int(t.shape[0]) for _, t in batches]
-
-
-class _Placement:
-    """Puts a network and batches on the devices of a mesh, or leaves them where they are."""
-
-    def __init__(self, moves: MoveNetwork, mesh: Mesh | None) -> None:
-        self.moves, self.mesh = moves, mesh
-        self.size = 1 if mesh is None else mesh.size
-        self._placed: dict[int, MoveNetwork] = {}  # by number of shards
-
-    def __call__(self, inputs: PyTree, targets: Any) -> tuple[MoveNetwork, PyTree, Array]:
-        if self.mesh is None:
-            return self.moves, inputs, jnp.asarray(targets)
-        grid = mesh_for(self.mesh, targets.shape[0])
-        if (shards := grid.shape[EXAMPLES]) not in self._placed:
-            moves = dataclasses.replace(self.moves, shards=shards)
-            self._placed[shards] = replicate(grid, moves)
-        return self._placed[shards], *spread(grid, (inputs, targets))
+    return [int(n) for n in known] if known else [int(t.shape[0]) for *_, t in batches]
 
 
 def _batch_terms(
-    metric: Metric, place: _Placement, inputs: PyTree, targets: Any, key: Array, most: int
+    metric: Metric, place: Placement, inputs: PyTree, targets: Any, key: Array, most: int
 ) -> list[np.ndarray]:
     """First and second terms of one batch and its samples, float64 on the host.
 
-    If the metric allows it, the batch goes in parts (see `_cuts`).
+    If the metric allows it, the batch goes in parts (see `cuts`).
     """
     count, additive = targets.shape[0], isinstance(metric, Additive)
-    cuts = _cuts(count, place.size, most) if additive else [0, count]
+    ends = cuts(count, place.size, most) if additive else [0, count]
     key = jax.random.split(key, count) if additive else key
     sums = [np.zeros(()), np.zeros(()), np.zeros(())]
-    for part in itertools.starmap(slice, itertools.pairwise(cuts)):
+    for part in itertools.starmap(slice, itertools.pairwise(ends)):
         here = jax.tree.map(lambda x, part=part: x[part], (inputs, targets))
         terms = metric(*place(*here), key[part] if additive else key)
         share = (part.stop - part.start) / count
@@ -260,21 +236,6 @@ def _batch_terms(
             if term is not None:
                 sums[i] = sums[i] + share * to_host(term).astype(np.float64)
     return sums
-
-
-def _cuts(count: int, devices: int, most: int) -> list[int]:
-    """Where a batch is cut: parts of at most `most` examples a device.
-
-    Parts that divide by the number of devices first, then the rest of fewer examples than
-    devices, at once if it fits on as many devices as it divides by.
-
-    >>> _cuts(27, devices=8, most=2), _cuts(27, devices=8, most=3)
-    ([0, 16, 24, 25, 26, 27], [0, 24, 27])
-    """
-    rest = count % devices
-    whole, shards = count - rest, math.gcd(rest, devices)
-    step = rest if rest <= most * shards else shards
-    return [*range(0, whole, most * devices), *range(whole, count, step or 1), count]
 
 
 def estimate_batch(
@@ -285,23 +246,29 @@ def estimate_batch(
     mesh: Mesh | None = None,
     memory_bytes: int | None = None,
 ) -> Estimate | None:
-    """What `analyse` will take on each device for its largest batch (see `estimate`)."""
-    devices = 1 if mesh is None else mesh.size
-    largest = max(batch_sizes(batches))
+    """What `analyse` will take on each device for its largest batch (see `estimate`).
+
+    Raises:
+        ValueError: If not even one example fits into the memory, or there is a limit and the
+            metric does not tell what it compiles.
+    """
     inputs, targets = batches[0]
-    if isinstance(metric, Additive):
-        examples = -(-largest // devices)
-    else:
-        examples = largest // math.gcd(largest, devices)
-    return estimate(
+    found = estimate(
         metric,
-        moves,
+        Placement(moves, mesh),
         inputs,
         targets,
-        examples=examples,
-        memory_bytes=memory_bytes,
+        count=max(batch_sizes(batches)),
         divisible=isinstance(metric, Additive),
+        memory_bytes=memory_bytes,
     )
+    if found is None and memory_bytes is not None:
+        raise ValueError(
+            f"Metric {metric.name!r} loops on the host and does not tell what it compiles, so "
+            "that no limit of memory can be kept. Leave out memory_bytes, or give the metric a "
+            "method `programs`."
+        )
+    return found
 
 
 def _options(metric: Metric) -> dict[str, Any]:

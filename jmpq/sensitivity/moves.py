@@ -8,7 +8,7 @@ second-order terms of every move and of every pair of moves.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -256,6 +256,21 @@ def by_shard(function: Callable[[PyTree], PyTree], batch: PyTree, shards: int) -
         return function(batch)
     parts = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), batch)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(function)(parts))
+
+
+def micro_batches(batch: PyTree, size: int, shards: int) -> Iterator[PyTree]:
+    """Parts of a batch, of at most `size` examples of each of `shards` equal parts of it.
+
+    Every device that holds a shard has its share of every part.
+    """
+    each = jax.tree.leaves(batch)[0].shape[0] // shards
+
+    def take(x: Array, start: int) -> Array:
+        rows = x.reshape(shards, each, *x.shape[1:])[:, start : start + size]
+        return rows.reshape(-1, *x.shape[1:])
+
+    for start in range(0, each, size):
+        yield jax.tree.map(lambda x, start=start: take(x, start), batch)
 
 
 def _see_changes(

@@ -1,118 +1,202 @@
-"""How much memory and work a metric takes, and how many examples go through at a time."""
+"""How a batch goes through a metric: on which devices, in which parts, with how much memory."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from jmpq.devices import EXAMPLES, mesh_for, replicate, spread
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.program_cost import ProgramCost, program_cost
 
-Program = tuple[Callable[..., Any], Sequence[Any], int]  # function, arguments, calls a batch
+
+class Program(NamedTuple):
+    """A compiled function of a metric and its arguments, or their shapes."""
+
+    function: Any  # as `jax.jit` returns it
+    args: Sequence[Any]
+
+    def compiled(self) -> Any:
+        """The program for these arguments; the one that a call of the function runs."""
+        return self.function.lower(*self.args).compile()
+
+    def results(self) -> PyTree:
+        """Shapes and places of what it returns, as arguments of a program after it."""
+        compiled = self.compiled()
+
+        def result(x: Any, place: Any) -> jax.ShapeDtypeStruct:
+            spread = place if len(place.device_set) > 1 else None
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread)
+
+        return jax.tree.map(result, compiled.out_info, compiled.output_shardings)
 
 
 @runtime_checkable
 class Looped(Protocol):
-    """A metric that turns results into numbers on the host: it tells what it compiles."""
+    """A metric that loops on the host over compiled parts: it tells what it compiles."""
 
-    def programs(self, moves: MoveNetwork, inputs: PyTree, targets: Any) -> list[Program]: ...
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a metric takes; by `jmpq.sensitivity.program_cost`, before it is compiled.
+    """What one pass takes on every device, as XLA planned it when it compiled the pass.
 
     Attributes:
-        bytes: Peak on one device: parameters, the examples of a pass, intermediate results.
-        forward_passes: Operations of convolutions and matrix products, in forward passes of
-            the unquantized network over the same examples.
+        bytes: Arguments, results and all that lies between them, at the peak of the largest
+            program. Work space that an operation takes for itself while it runs (convolutions
+            on a CPU do) is not known to XLA.
         examples: At a time on one device.
     """
 
     bytes: int
-    forward_passes: float
     examples: int
+
+
+class Placement:
+    """Puts a network and batches on the devices of a mesh, or leaves them where they are."""
+
+    def __init__(self, moves: MoveNetwork, mesh: Mesh | None) -> None:
+        self.moves, self.mesh = moves, mesh
+        self.size = 1 if mesh is None else mesh.size
+        self._placed: dict[int, MoveNetwork] = {}  # by number of shards
+
+    def __call__(self, inputs: PyTree, targets: Any) -> tuple[MoveNetwork, PyTree, Any]:
+        """The network and a batch where they belong; shapes may stand for the batch."""
+        if self.mesh is None:
+            known = isinstance(targets, jax.ShapeDtypeStruct)
+            return self.moves, inputs, targets if known else jnp.asarray(targets)
+        grid = mesh_for(self.mesh, targets.shape[0])
+        if (shards := grid.shape[EXAMPLES]) not in self._placed:
+            moves = dataclasses.replace(self.moves, shards=shards)
+            self._placed[shards] = replicate(grid, moves)
+        return self._placed[shards], *spread(grid, (inputs, targets))
+
+
+def cuts(count: int, devices: int, most: int) -> list[int]:
+    """Where a batch is cut: parts of at most `most` examples a device.
+
+    Parts that divide by the number of devices first, then the rest of fewer examples than
+    devices, at once if it fits on as many devices as it divides by.
+
+    >>> cuts(27, devices=8, most=2), cuts(27, devices=8, most=3)
+    ([0, 16, 24, 25, 26, 27], [0, 24, 27])
+    """
+    rest = count % devices
+    whole, shards = count - rest, math.gcd(rest, devices)
+    step = rest if rest <= most * shards else shards
+    return [*range(0, whole, most * devices), *range(whole, count, step or 1), count]
 
 
 def estimate(
     metric: Callable[..., Any],
-    moves: MoveNetwork,
+    place: Placement,
     inputs: PyTree,
     targets: Any,
     *,
-    examples: int,
+    count: int,
+    divisible: bool,
     memory_bytes: int | None = None,
-    divisible: bool = True,
 ) -> Estimate | None:
-    """What a metric takes for some examples on one device, or for as many as memory allows.
+    """What a pass of a metric takes on each device; with a limit, of as many examples as fit.
 
-    Memory grows in proportion to the examples of a pass, so two walks through the program
-    tell how many fit.
+    Compiles the pass and runs nothing. Where it is too large, memory is interpolated between
+    one example and all of them, the pass of that many examples compiled, and halved until
+    what XLA says of it is within the limit.
 
     Args:
         metric: The metric.
-        moves: Network, quantizers and their moves.
+        place: Network, quantizers and devices.
         inputs: Any batch, or its shapes: only the shape of an example matters.
         targets: Likewise.
-        examples: On one device.
+        count: Examples of the largest batch.
+        divisible: Whether a batch may be cut into parts (`cuts`).
         memory_bytes: Most that a pass may take on one device; no limit by default.
-        divisible: Whether a batch may be cut into parts.
 
     Returns:
-        None for a metric that loops on the host and does not tell its programs.
+        None for a metric that loops on the host and does not tell its programs, or where XLA
+        does not tell their memory.
 
     Raises:
         ValueError: If not even one example (not divisible: the batch) fits.
     """
-    cost = _cost(metric, moves, inputs, targets, examples)
-    if cost is None:
+    shards, most = _largest_pass(count, place.size, divisible=divisible)
+
+    def needed(examples: int) -> int | None:
+        batch = _shapes((inputs, targets), examples * shards)
+        key = jax.random.key(0)
+        key = jax.random.split(key, examples * shards) if divisible else key
+        return _bytes(metric, *place(*batch), key)
+
+    if (need := needed(most)) is None:
         return None
-    fit, whole = examples, cost
-    if memory_bytes is not None and cost.bytes > memory_bytes:
-        one = _cost(metric, moves, inputs, targets, 1) if divisible and examples > 1 else cost
-        assert one is not None
-        if one.bytes > memory_bytes:
-            name, count = getattr(metric, "name", metric), 1 if divisible else examples
-            raise ValueError(
-                f"Metric {name!r} takes about {one.bytes / 1e6:.1f} MB for {count} "
-                f"{'example' if count == 1 else 'examples'} on a device, more than the limit "
-                f"of {memory_bytes / 1e6:.1f} MB. Raise the limit, or use "
-                f"{'fewer candidate bits' if divisible else 'smaller batches'}."
-            )
-        slope = (cost.bytes - one.bytes) / (examples - 1)
-        fit = 1 + int((memory_bytes - one.bytes) / slope)
-        cost = ProgramCost(round(one.bytes + slope * (fit - 1)), cost.operations)
-    forward = program_cost(_forward, moves, _shapes(inputs, examples))
-    return Estimate(
-        bytes=cost.bytes,
-        forward_passes=whole.operations / max(forward.operations, 1),
-        examples=fit,
-    )
+    if memory_bytes is None or need <= memory_bytes:
+        return Estimate(bytes=need, examples=most)
+    least = needed(1) if divisible and most > 1 else need
+    assert least is not None
+    if least > memory_bytes:
+        name, fewest = getattr(metric, "name", metric), 1 if divisible else most
+        raise ValueError(
+            f"Metric {name!r} takes {least / 1e6:.3g} MB for {fewest} "
+            f"{'example' if fewest == 1 else 'examples'} on a device, more than the limit of "
+            f"{memory_bytes / 1e6:.3g} MB. Raise the limit, or use "
+            f"{'fewer candidate bits' if divisible else 'smaller batches'}."
+        )
+    examples = 1 + int((memory_bytes - least) / (need - least) * (most - 1))
+    while examples > 1:
+        need = needed(examples)
+        assert need is not None
+        if need <= memory_bytes:
+            return Estimate(bytes=need, examples=examples)
+        examples //= 2
+    return Estimate(bytes=least, examples=1)
 
 
-def _forward(moves: MoveNetwork, inputs: PyTree) -> Array:
-    return moves.network.run(inputs, lambda site, layer, x, leaf, op: op(x, leaf))
-
-
-def _cost(
-    metric: Callable[..., Any], moves: MoveNetwork, inputs: PyTree, targets: Any, examples: int
-) -> ProgramCost | None:
-    """Peak of one batch of so many examples with its arguments, and all its operations."""
-    inputs, targets = _shapes(inputs, examples), _shapes(targets, examples)
+def programs_of(
+    metric: Callable[..., Any], moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+) -> list[Program] | None:
+    """What a metric compiles for a batch: its own call, or what it tells. None if unknown."""
     if isinstance(metric, Looped):
-        programs = metric.programs(moves, inputs, targets)
-    else:
-        programs = [(metric, (moves, inputs, targets, jax.random.key(0)), 1)]
-    try:
-        costs = [(program_cost(function, *args), n) for function, args, n in programs]
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return metric.programs(moves, inputs, targets, key)
+    call = type(metric).__call__
+    if not hasattr(call, "lower"):
         return None
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((moves, inputs, targets)))
-    return ProgramCost(
-        held + max(cost.bytes for cost, _ in costs),
-        sum(n * cost.operations for cost, n in costs),
+    return [Program(call, (metric, moves, inputs, targets, key))]
+
+
+def _largest_pass(count: int, devices: int, *, divisible: bool) -> tuple[int, int]:
+    """Into how many parts the largest pass is spread, and the examples in each.
+
+    >>> _largest_pass(27, 8, divisible=True), _largest_pass(27, 8, divisible=False)
+    ((8, 3), (1, 27))
+    """
+    ends = cuts(count, devices, count) if divisible else [0, count]
+    shards = {stop - start: math.gcd(stop - start, devices) for start, stop in pairwise(ends)}
+    largest = max(shards, key=lambda n: (n // shards[n], n))
+    return shards[largest], largest // shards[largest]
+
+
+def _bytes(
+    metric: Callable[..., Any], moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+) -> int | None:
+    """Peak of the largest program of a metric on one device."""
+    programs = programs_of(metric, moves, inputs, targets, key)
+    found = [program.compiled().memory_analysis() for program in programs or ()]
+    if not found or any(memory is None for memory in found):
+        return None
+    return max(
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+        for memory in found
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.devices import to_host
 from jmpq.models.tap import Op
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
 from jmpq.sensitivity.metric import Terms
@@ -57,16 +58,12 @@ class PathAttribution:
     def __post_init__(self) -> None:
         _check_points(self.points)
 
-    def programs(self, moves: MoveNetwork, inputs: PyTree, targets: Any) -> list[Program]:
-        shape = (2, len(moves.network.layers))
-        bits = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(int))
-        t = jax.ShapeDtypeStruct((), jax.tree.leaves(moves.network.params)[0].dtype)
-
-        def slopes(moves: MoveNetwork, *rest: Any) -> Array:
-            return _slopes(moves, self.loss, *rest)
-
-        calls = self.points * len({move.bits for move in moves.moves})
-        return [(slopes, (moves, bits, t, inputs, targets), calls)]
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        bits = jnp.zeros((2, len(moves.network.layers)), int)
+        t = jnp.zeros((), jax.tree.leaves(moves.network.params)[0].dtype)
+        return [Program(_slopes, (moves, self.loss, bits, t, inputs, targets))]
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         first = np.zeros(len(moves.moves))
@@ -115,7 +112,7 @@ def path_attribution(
     shares = np.zeros((2, len(w_bits)))
     for k in range(points):
         t = jnp.asarray((k + 0.5) / points, dtype)
-        shares += np.asarray(_slopes(moves, loss, bits, t, inputs, targets), np.float64)
+        shares += to_host(_slopes(moves, loss, bits, t, inputs, targets)).astype(np.float64)
     found = np.zeros(len(moves.moves))
     names = [layer.name for layer in moves.network.layers]
     for m, move in enumerate(moves.moves):

@@ -23,8 +23,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes
 from jmpq.models.tap import Op, bind
+from jmpq.quantizers.choice import FLOAT_BITS
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.passes import Program
 from jmpq.training.losses import ExampleLoss
 
 Kind = Literal["w", "a"]
@@ -77,6 +79,25 @@ def exact_terms(
         [changes[m] for m in order],
         [upper[m] for m in order],
     )
+
+
+def exact_programs(
+    moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Any
+) -> list[Program]:
+    """What `exact_terms` compiles for a batch or its shapes."""
+    pull = Program(_pull, (moves, loss, inputs, targets))
+    pulled, found = pull.results(), [pull]
+    changes, upper = [], []
+    for kind in ("w", "a"):
+        if not (layers := _rows(moves, kind)):
+            continue
+        args = (moves, kind, jnp.asarray(FLOAT_BITS), pulled.at_inputs, inputs)
+        found.append(Program(_push, args))
+        products, along = found[-1].results()
+        count = len(moves.columns(layers[0], kind)) * len(layers)
+        upper += [jax.ShapeDtypeStruct(products.shape[1:], products.dtype)] * count
+        changes += [jax.ShapeDtypeStruct(along.shape[1:], along.dtype)] * count
+    return [*found, Program(_sum, (loss, pulled.z, targets, changes, upper))]
 
 
 @functools.partial(jax.jit, static_argnums=0)

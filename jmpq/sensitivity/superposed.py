@@ -11,13 +11,16 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from jmpq.devices import to_host
 from jmpq.files import atomic_file, json_sha256
 from jmpq.quantizers.choice import FLOAT_BITS, Choice
 from jmpq.sensitivity.measured import Kind
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.notes import Notes
+from jmpq.sensitivity.passes import Placement
 from jmpq.sensitivity.result import Move, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
@@ -73,6 +76,7 @@ class Superposed:
         batches: Sequence[tuple[PyTree, Any]],
         choices: Sequence[Choice],
         *,
+        mesh: Mesh | None = None,
         memory_bytes: int = 2**32,
         partial: pathlib.Path | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -84,10 +88,11 @@ class Superposed:
             moves: Network and quantizers.
             batches: (inputs, targets) of the calibration examples.
             choices: Candidates of every layer.
+            mesh: Devices over which the examples of a batch are spread (`device_mesh`).
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
             partial: Folder for finished batches, one file each: where it holds some of the
-                same measurement they are not made again. The caller removes it when the
-                result is safe.
+                same measurement they are not made again. Of several processes 0 writes it.
+                The caller removes it when the result is safe.
             provenance: What identifies network, data and quantizers.
             progress: Called with (finished batches, all batches).
 
@@ -119,15 +124,16 @@ class Superposed:
             "moves": [list(move) for move in moves.moves],
             **(provenance or {}),
         }
-        done = 0
+        place, done = Placement(moves, mesh), 0
         progress(0, len(batches))
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
             here = slice(done, done + len(t))
             path = partial and partial / f"{n}.npz"
             notes = Notes(path, json_sha256(identity))
             if (kept := notes.get("batch")) is None:
-                found, changes = _changes(moves, inputs)
-                kept = {"logits": np.asarray(found), "changes": np.asarray(changes)}
+                placed, spread, _ = place(inputs, t)
+                found, changes = _changes(placed, spread)
+                kept = {"logits": to_host(found), "changes": to_host(changes)}
                 _check_finite(moves.moves, np.moveaxis(kept["changes"], 1, 0))
                 notes.keep("batch", kept)
             z[here], u[:, here] = kept["logits"], np.moveaxis(kept["changes"], 1, 0)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
 from jmpq.models.piecewise import piecewise_linear
 from jmpq.sensitivity.metric import Terms
-from jmpq.sensitivity.moves import MoveNetwork, by_shard
-from jmpq.sensitivity.product_curvature import exact_terms
+from jmpq.sensitivity.moves import MoveNetwork, by_shard, micro_batches
+from jmpq.sensitivity.passes import Program
+from jmpq.sensitivity.product_curvature import exact_programs, exact_terms
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
 NATS = "nats per example"
@@ -175,26 +176,40 @@ class ExactHessian:
     use_first: bool = False
     additive: ClassVar[Literal[True]] = True
 
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        count = min(targets.shape[0], self.micro_batch * moves.shards)
+
+        def few(x: Any) -> jax.ShapeDtypeStruct:
+            place = getattr(x, "sharding", None)
+            return jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=place)
+
+        inputs, targets = jax.tree.map(few, (inputs, targets))
+        if piecewise_linear(moves.network.tap):
+            return exact_programs(moves, self.loss, inputs, targets)
+        tangent = self._basis(moves)[0]
+        return [Program(ExactHessian.product, (self, moves, inputs, targets, tangent))]
+
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         terms = self._by_tangents if piecewise_linear(moves.network.tap) else self._by_products
-        count, found = targets.shape[0], []
-        for start in range(0, count, self.micro_batch):
-            part = slice(start, start + self.micro_batch)
-            rows = jax.tree.map(lambda x, part=part: x[part], inputs)
-            share = targets[part].shape[0] / count
-            found.append(
-                jax.tree.map(lambda x, s=share: s * x, terms(moves, rows, targets[part]))
-            )
+        found = []
+        for rows, some in micro_batches((inputs, targets), self.micro_batch, moves.shards):
+            share = some.shape[0] / targets.shape[0]
+            found.append(jax.tree.map(lambda x, s=share: s * x, terms(moves, rows, some)))
         return jax.tree.map(lambda *x: sum(x[1:], x[0]), *found)
 
     def _by_tangents(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
         return Terms(*exact_terms(moves, self.loss, inputs, targets))
 
     def _by_products(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
-        dtype = jax.tree.leaves(moves.network.params)[0].dtype
-        basis = np.eye(len(moves.moves), dtype=dtype)
+        basis = self._basis(moves)
         rows = [self.product(moves, inputs, targets, tangent) for tangent in basis]
         return Terms(rows[0][0], jnp.stack([row for _, row in rows]))
+
+    def _basis(self, moves: MoveNetwork) -> Float[np.ndarray, "moves moves"]:
+        dtype = jax.tree.leaves(moves.network.params)[0].dtype
+        return np.eye(len(moves.moves), dtype=dtype)
 
     @functools.partial(jax.jit, static_argnums=0)
     def product(

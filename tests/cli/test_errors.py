@@ -127,6 +127,24 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
             ("--activations.rounding", "gptq"),
             "'gptq' is for weights: activations are rounded to 'nearest'",
         ),
+        (("--devices", 0), "0 devices asked for: give at least 1"),
+        (("--devices", 1000), r"1000 devices asked for; there are \d+ \(cpu\). Ask for 1 to"),
+        (("--coordinator", "host:1"), "--coordinator is for several processes: add --distrib"),
+        (("--process-index", 0), "--process-index is for several processes"),
+        (("--distributed", "--processes", 2), "2 processes, index None: give all three"),
+        (("--memory", "much"), "memory='much': expected bytes, as 4GB"),
+        (("--memory", "40%"), "memory='40%': expected bytes"),
+        (("--memory", "0.5"), "memory='0.5': expected bytes"),
+        (("--memory", "1kB"), "'gauss_newton' takes .* MB for 1 example.*limit of 0.001 MB"),
+        (("--class-samples", 0), "class_samples=0: give at least 1"),
+        (
+            ("--class-samples", 4, "--loss", "kl", "--metrics", "gauss_newton"),
+            "curvature of cross-entropy alone",
+        ),
+        (
+            ("--class-samples", 4, "--metrics", "squared_error"),
+            "class_samples is for gauss_newton: add it to the metrics",
+        ),
     ],
 )
 def test_sensitivity_refuses(run, args, match):

@@ -123,6 +123,6 @@ def test_batch_that_is_exactly_full_gets_no_padding():
 
 def test_batch_errors():
     with pytest.raises(ValueError, match="batch_size=0: give at least 1"):
-        next(batches(toy_split(), 0))
+        batches(toy_split(), 0)
     with pytest.raises(ValueError, match="leaves no batch of 10"):
-        next(batches(toy_split(), 11, last="drop"))
+        batches(toy_split(), 11, last="drop")

@@ -1,12 +1,16 @@
 """Sensitivities of a small network in a process of its own, on the devices it is given.
 
-python -m tests.sensitivity.spread_out OUT.npz METRICS SIZES [COORDINATOR COUNT INDEX]
+python -m tests.sensitivity.spread_out OUT.npz METRICS SIZES [COORDINATOR COUNT INDEX [DIES]]
 
 Writes the terms with the batch spread over all devices of all processes ("spread/..."), and,
-in a process alone, those of one device ("one/...").
+in a process alone, those of one device ("one/..."), both with the operations ("flops") that
+one device does for the first batch. With DIES the process is killed after so many batches of
+the first metric.
 """
 
+import os
 import pathlib
+import signal
 import sys
 
 import flax.linen as nn
@@ -19,24 +23,32 @@ from jmpq.models.network import Network
 from jmpq.quantizers.choice import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert, Search
 from jmpq.sensitivity.hawq import HawqTrace
 from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
 from jmpq.sensitivity.metric import analyse
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.output_fisher import OutputFisher
+from jmpq.sensitivity.passes import Placement, programs_of
 from jmpq.sensitivity.path import PathAttribution
 from jmpq.sensitivity.squared_error import SquaredError
+from jmpq.sensitivity.superposed import Superposed
 from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, FirstOrder, GaussNewton
 
+# So many products whatever their rounding; the reference takes as many.
+PRODUCTS = Search(tolerance=0.0, max_products=5)
 METRICS = {
     "first_order": FirstOrder(),
     "empirical_fisher": EmpiricalFisher(),
     "gauss_newton": GaussNewton(),
     "gauss_newton_difference": GaussNewton(changes="difference"),
     "hessian": ExactHessian(),
+    "hessian_piecewise": ExactHessian(),
     "output_fisher": OutputFisher(),
     "squared_error": SquaredError(),
     "hawq_trace": HawqTrace(num_probes=2),
+    "hawq_eigenvalue": HawqEigenvalue(search=PRODUCTS),
+    "qbert": QBert(search=PRODUCTS),
     "measured_loss": MeasuredSingle(),
     "measured_pairs_kl": MeasuredPairs(kind="kl"),
     "path_attribution": PathAttribution(),
@@ -47,18 +59,19 @@ CHOICES = choice_grid((2, 4), (4, 8))
 class Small(nn.Module):
     """A convolution and a dense layer, 5x5x2 images, 3 classes."""
 
+    activation: str = "softplus"
+
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(3, name="head")(
-            nn.softplus(nn.Conv(4, (3, 3), name="stem")(x)).mean((1, 2))
-        )
+        x = getattr(nn, self.activation)(nn.Conv(4, (3, 3), name="stem")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
 
 
-def small(sizes) -> tuple[MoveNetwork, list]:
+def small(sizes, activation="softplus") -> tuple[MoveNetwork, list]:
     """Network, quantizers and batches in float32, the same in every process."""
     example = jnp.zeros((1, 5, 5, 2), jnp.float32)
-    variables = Small().init(jax.random.key(0), example)
-    network = Network.from_linen(Small(), variables, example)
+    module = Small(activation)
+    network = Network.from_linen(module, module.init(jax.random.key(0), example), example)
     draw = np.random.default_rng(0)
     batches = [
         (draw.normal(size=(n, 5, 5, 2)).astype(np.float32), draw.integers(0, 3, n, np.int32))
@@ -74,19 +87,40 @@ def small(sizes) -> tuple[MoveNetwork, list]:
     return MoveNetwork(network=network, quantizers=quantizers), batches
 
 
+def operations(metric, moves, mesh, batch) -> float:
+    """Floating point operations of one device in every program of a metric."""
+    programs = programs_of(metric, *Placement(moves, mesh)(*batch), jax.random.key(0))
+    return sum(program.compiled().cost_analysis()["flops"] for program in programs)
+
+
 def main(out: str, names: str, sizes: str, *processes: str) -> None:
-    if processes:
-        coordinator, count, index = processes
+    coordinator, count, index, dies = (*processes, None, None, None, None)[:4]
+    if coordinator:
         join_processes(coordinator, int(count), int(index))
-    moves, batches = small([int(n) for n in sizes.split(",")])
-    meshes = {"spread": device_mesh()} | ({} if processes else {"one": None})
+    meshes = {"spread": device_mesh()} | ({} if coordinator else {"one": None})
+
+    def progress(done: int, total: int) -> None:
+        if dies and done == int(dies):
+            os.kill(os.getpid(), signal.SIGKILL)
+
     found = {}
     for name in names.split(","):
+        activation = "relu" if name.endswith("piecewise") else "softplus"
+        moves, batches = small([int(n) for n in sizes.split(",")], activation)
         for kind, mesh in meshes.items():
-            partial = pathlib.Path(f"{out}.{name}.{kind}.partial")
-            terms = analyse(moves, METRICS[name], batches, CHOICES, mesh=mesh, partial=partial)
+            metric, partial = METRICS[name], pathlib.Path(f"{out}.{name}.{kind}.partial")
+            terms = analyse(
+                moves, metric, batches, CHOICES, mesh=mesh, partial=partial, progress=progress
+            )
             for field in ("first", "second", "losses"):
                 found[f"{kind}/{name}/{field}"] = getattr(terms, field)
+            found[f"{kind}/{name}/seconds"] = terms.provenance["batch_seconds"]
+            if not coordinator:
+                found[f"{kind}/{name}/flops"] = operations(metric, moves, mesh, batches[0])
+    moves, batches = small([int(n) for n in sizes.split(",")])
+    for kind, mesh in meshes.items():
+        measured = Superposed.measure(moves, batches, CHOICES, mesh=mesh)
+        found[f"{kind}/changes"] = measured.changes
     if is_main_process():
         np.savez(out, devices=jax.device_count(), **found)
 

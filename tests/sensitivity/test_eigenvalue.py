@@ -1,6 +1,7 @@
 """λ_max·‖δ‖² against dense float64 eigenvalues of every block."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +186,31 @@ def test_interrupted_search_keeps_the_layers_it_finished(
     assert searched == shapes
 
 
+def test_hawq_interrupted_at_any_step_goes_on_to_the_same_result(dense, blocks, tmp_path):
+    """Four layers are searched, then two batches are measured along what was found."""
+    metric, args = HawqEigenvalue(), (blocks.batches, CHOICES)
+    steps = []
+    whole = analyse(dense.moves, metric, *args, progress=lambda *at: steps.append(at))
+    assert steps == [*((i, 4) for i in range(5)), *((i, 2) for i in range(3))]
+    for at in range(len(steps)):
+        (folder := tmp_path / str(at)).mkdir()
+        count, partial = itertools.count(), folder / ".eigenvalue.partial"
+
+        def interrupt(done, total, count=count, at=at):
+            if next(count) == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            analyse(dense.moves, metric, *args, partial=partial, progress=interrupt)
+        seconds = np.load(partial)["seconds"].tolist() if partial.exists() else []
+        assert len(seconds) == max(at - 5, 0)
+        again = analyse(dense.moves, metric, *args, partial=partial)
+        for field in ("first", "second", "batch_second", "losses"):
+            np.testing.assert_array_equal(getattr(again, field), getattr(whole, field))
+        assert again.provenance["batch_seconds"][: len(seconds)] == seconds
+        assert again.provenance["prepared"] == whole.provenance["prepared"]
+
+
 def test_block_of_a_kernel_that_is_used_twice_has_both_uses_and_their_cross_terms():
     params = {
         "w": jax.random.normal(jax.random.key(0), (3, 3)),
@@ -201,11 +227,15 @@ def test_block_of_a_kernel_that_is_used_twice_has_both_uses_and_their_cross_term
     def mean_loss(params):
         return jax.vmap(cross_entropy)(apply(params, tokens), labels).mean()
 
+    weights = calibrate_weights(network, QuantizerSpec(), (4,))
+    moves = MoveNetwork(
+        network=network, quantizers=Quantizers(weights=weights, activations=None)
+    )
     for i, layer in enumerate(network.layers):
         name = layer.kernel
         of_kernel = lambda k, name=name: mean_loss(params | {name: k})  # noqa: E731
         hessian = jax.jit(jax.hessian(of_kernel))(params[name])
-        batches = [(tokens[:3], labels[:3]), (tokens[3:], labels[3:])]
+        batches = [(moves, tokens[:3], labels[:3]), (moves, tokens[3:], labels[3:])]
         product = block_product(network, cross_entropy, batches, i)
         tangent = jax.random.normal(jax.random.key(i), params[name].shape)
         want = jnp.tensordot(hessian, tangent, 2)

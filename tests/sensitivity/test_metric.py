@@ -10,9 +10,11 @@ import pytest
 from jmpq.quantizers.choice import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.sensitivity.eigenvalue import QBert
+from jmpq.sensitivity.measured import MeasuredPairs
 from jmpq.sensitivity.metric import Terms, analyse
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.taylor import GaussNewton
+from jmpq.sensitivity.taylor import ExactHessian, GaussNewton
 from tests import helpers
 
 CHOICES = choice_grid((2, 4), (8,))
@@ -81,8 +83,12 @@ def arrays(found):
     return {k: v for k, v in vars(found).items() if isinstance(v, np.ndarray)}
 
 
-@pytest.mark.parametrize("metric", [GaussNewton(), Means()])
-@pytest.mark.parametrize("at", [1, 3])
+# Compiled as a whole; in parts that the host puts together; on the host alone.
+LOOPS = [GaussNewton(), ExactHessian(), QBert(), MeasuredPairs(), Means()]
+
+
+@pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.name)
+@pytest.mark.parametrize("at", [1, 2, 3])
 def test_interrupted_analysis_goes_on_to_the_same_result(moves, data, tmp_path, metric, at):
     partial = tmp_path / "partial.npz"
     whole = analyse(moves, metric, data, CHOICES)
