@@ -53,6 +53,7 @@ _HOME = {
     "DynamicProgramming": "jmpq.solvers",
     "solve": "jmpq.solvers",
     "Evaluator": "jmpq.deploy.measure",
+    "race": "jmpq.deploy.race",
     "write_report": "jmpq.report.report",
 }
 
