@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from experiments.figure_curvature import curvature_table
+from experiments.figure_evaluation import evaluation_table
 from experiments.figure_fidelity import (
     closer_table,
     cost_table,
@@ -20,6 +21,7 @@ from experiments.figure_fidelity import (
 )
 from experiments.figure_iqp import iqp_table
 from experiments.figure_outcome import curse_table, outcome_figures, outcome_table
+from experiments.figure_post_training import post_training_table
 from experiments.figure_solvers import (
     ablation_table,
     gap_figure,
@@ -173,6 +175,8 @@ def main() -> None:
     for name, text in solver_tables(bench).items():
         into_readme(name, text)
     into_readme("iqp", iqp_table(_read("bench_iqp")))
+    into_readme("post_training", post_training_table(_read("post_training")))
+    into_readme("bench_evaluation", evaluation_table(_read("bench_evaluation")))
     studies = [_read(f"fidelity_{name}") for name in ("resnet20", "resnet32", "resnet44")]
     for name, svg in fidelity_figures(studies).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)

@@ -61,6 +61,7 @@ _HOME = {
     "least_cost": "jmpq.solvers",
     "refine": "jmpq.solvers",
     "Evaluator": "jmpq.deploy.measure",
+    "race": "jmpq.deploy.race",
     "write_report": "jmpq.report.report",
 }
 

@@ -167,6 +167,57 @@ def test_study_runs_on_a_small_configuration_and_goes_on(name, tmp_path):
     assert all(svg.startswith("<svg") for svg in drawn.values())
 
 
+def test_evaluation_benchmark_runs_without_torch():
+    import jax
+
+    from experiments import bench_evaluation
+    from experiments.figure_evaluation import evaluation_table
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = bench_evaluation.run(bench_evaluation.SMOKE, None)
+    result = json.loads(json.dumps(result, allow_nan=False))
+    assert set(result["sides"]) == {"jmpq", "rebuilt"}
+    ours, theirs = (result["sides"][name]["losses"] for name in ("jmpq", "rebuilt"))
+    assert theirs == pytest.approx(ours[:1], rel=1e-5)
+    assert "| PyTorch, eager fake quantization | absent |" in evaluation_table(result)
+
+
+def test_losses_that_differ_stop_the_evaluation_benchmark():
+    from experiments.bench_evaluation import check_parity
+
+    ours = np.array([1.0, 2.0])
+    check_parity({"jmpq": ours, "rebuilt": np.array([1.001])})
+    for wrong in (1.1, np.nan):
+        with pytest.raises(ValueError, match="losses of torch differ from jmpq's by"):
+            check_parity({"jmpq": ours, "torch": np.array([1.0, wrong])})
+
+
+def test_post_training_experiment_runs_on_a_small_configuration():
+    import jax
+
+    from experiments import post_training
+    from experiments.figure_post_training import post_training_table
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = post_training.run(post_training.SMOKE, None)
+    result = json.loads(json.dumps(result, allow_nan=False))
+    rows = {(r["allocation"], r["rounding"], r["correct"]): r for r in result["rows"]}
+    assert len(rows) == 2 * 2 * 2
+    uniform, exact = (
+        rows[name, "gptq", "none"] for name in ("uniform W2", "exact, size of W2")
+    )
+    assert exact["size_bytes"] <= uniform["size_bytes"]
+    assert post_training_table(result).count("\n| ") == 2 + 2
+
+
 def test_logits_that_differ_stop_the_benchmark():
     from experiments.bench_curvature import check_parity
 

@@ -1,0 +1,220 @@
+"""What rounding and corrections save before any fine-tuning: ResNet-20, weights alone.
+
+Uniform bits (first and last layer at 8) and, at the same sizes, the allocations that exact
+search finds on Gauss-Newton sensitivities, which see the rounding; each rounded to nearest and
+by the layer Hessian, and each with the layers' outputs uncorrected, with their means corrected
+and with the statistics of batch normalisation estimated again. Calibrated on images set aside
+from the test set, measured on the others.
+
+Run:     python -m experiments.post_training --data-dir DIR     (10 min on 2 cores)
+Smoke:   python -m experiments.post_training --smoke            (seconds, digits)
+Writes:  experiments/results/post_training.json
+Expect:  layer-Hessian rounding and batch-norm statistics save most where bits are fewest
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments.provenance import commit, machine, versions
+from experiments.resnet20_cifar10 import RESULTS
+from jmpq.deploy.correction import Correct
+from jmpq.quantizers.spec import Rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is run; every field is in the result.
+
+    Attributes:
+        model: Built-in network.
+        weights: Its published weights, below the data folder; None for random ones.
+        data: Data set.
+        w_bits: Candidate bits of weights.
+        uniform: Uniform bits, whose sizes are the budgets.
+        roundings: Ways to round.
+        corrections: Corrections of the layers' outputs.
+        examples: Calibration images, for everything.
+        correct_examples: Of them, how many the corrections see.
+        evaluation_examples: Images measured on; None for all others.
+        batch_size: Images per batch.
+        seed: Of the calibration images.
+    """
+
+    model: str = "resnet20"
+    weights: str | None = "cifar10/resnet20.safetensors"
+    data: str = "cifar10"
+    w_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    uniform: tuple[int, ...] = (4, 3, 2)
+    roundings: tuple[Rounding, ...] = ("nearest", "gptq")
+    corrections: tuple[Correct, ...] = ("none", "bias", "batch_norm")
+    examples: int = 1024
+    correct_examples: int = 512
+    evaluation_examples: int | None = None
+    batch_size: int = 64
+    seed: int = 0
+
+
+SMOKE = Config(
+    model="digits_resnet",
+    weights=None,
+    data="digits",
+    w_bits=(2, 8),
+    uniform=(2,),
+    corrections=("none", "batch_norm"),
+    examples=32,
+    correct_examples=32,
+    evaluation_examples=32,
+    batch_size=32,
+)
+
+
+def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
+    """Every allocation under every rounding and correction."""
+    import jax
+    import jax.numpy as jnp
+
+    from jmpq.cli.sensitivity import WEIGHTS
+    from jmpq.data.batches import batches
+    from jmpq.data.load import load_dataset
+    from jmpq.data.splits import calibration_split
+    from jmpq.deploy.measure import Evaluator, bits_of
+    from jmpq.models.network import Network
+    from jmpq.models.resnet import resnet
+    from jmpq.models.weights import load_weights
+    from jmpq.quantizers.choice import Choice, choice_grid
+    from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+    from jmpq.sensitivity.metric import analyse
+    from jmpq.sensitivity.moves import MoveNetwork
+    from jmpq.sensitivity.taylor import GaussNewton
+
+    dataset = load_dataset(config.data, data_dir)
+    example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
+    module = resnet(config.model)
+    if config.weights is None:
+        variables = module.init(jax.random.key(config.seed), example)
+    else:
+        assert data_dir is not None
+        variables = load_weights(data_dir / config.weights, module, architecture=config.model)
+    network = Network.from_linen(module, variables, example)
+    calibration, rest = calibration_split(
+        dataset, "heldout", examples=config.examples, seed=config.seed
+    )
+    evaluation = rest.take(np.arange(config.evaluation_examples or len(rest)))
+    data = [(b.inputs, b.labels) for b in batches(calibration, config.batch_size, last="keep")]
+    corrected = calibration.take(np.arange(config.correct_examples))
+    examples = batches(corrected, len(corrected))[0].inputs
+    choices = choice_grid(config.w_bits)
+
+    rows, outcome = [], None
+    for rounding in config.roundings:
+        spec = dataclasses.replace(WEIGHTS, rounding=rounding)
+        weights = calibrate_weights(network, spec, config.w_bits, [x for x, _ in data])
+        quantizers = Quantizers(weights=weights, activations=None)
+        moves = MoveNetwork(network=network, quantizers=quantizers)
+        table = analyse(moves, GaussNewton(), data, choices)
+        allocations = {}
+        for bits in config.uniform:
+            problem = _problem(network, table, spec, bits)
+            uniform = _uniform(network, bits)
+            allocations[f"uniform W{bits}"] = (
+                uniform,
+                problem.evaluate(
+                    np.array([choices.index(Choice(uniform[name])) for name in problem.layers])
+                )[1]["size_bytes"],
+            )
+            found = _exact(problem)
+            bits_found = {n: c.w_bits for n, c in problem.bits(found.choice).items()}
+            allocations[f"exact, size of W{bits}"] = bits_found, found.costs["size_bytes"]
+        pairs = [{n: (b, 32) for n, b in bits.items()} for bits, _ in allocations.values()]
+        w_bits, a_bits = bits_of(network, pairs)
+        for correct in config.corrections:
+            print(f"{rounding}, {correct}: {len(pairs)} allocations", flush=True)
+            evaluator = Evaluator(
+                network,
+                quantizers,
+                lambda: batches(evaluation, config.batch_size),
+                correct=correct,
+                examples=None if correct == "none" else examples,
+            )
+            outcome = evaluator.float_outcome()
+            for (name, (bits, size)), measured in zip(
+                allocations.items(), evaluator(w_bits, a_bits), strict=True
+            ):
+                rows.append(
+                    {
+                        "rounding": rounding,
+                        "correct": correct,
+                        "allocation": name,
+                        "w_bits": bits,
+                        "size_bytes": size,
+                        "measured": measured.to_json(),
+                    }
+                )
+    assert outcome is not None
+    return {
+        "experiment": "post_training",
+        "config": dataclasses.asdict(config),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions("jax", "jaxlib", "numpy"),
+        "splits": {"calibration": calibration.record(), "evaluation": evaluation.record()},
+        "float": outcome.to_json(),
+        "rows": rows,
+    }
+
+
+def _uniform(network: Any, bits: int) -> dict[str, int]:
+    """The same bits everywhere, 8 in the first and the last layer."""
+    names = [layer.name for layer in network.layers]
+    return {name: 8 if name in (names[0], names[-1]) else bits for name in names}
+
+
+def _problem(network: Any, table: Any, spec: Any, bits: int) -> Any:
+    """Allocation at the size of uniform `bits`, first and last layer at 8 bits."""
+    from jmpq.problem import Overhead, build_problem, first_and_last
+
+    names = [layer.name for layer in network.layers]
+    return build_problem(
+        network.layers,
+        table,
+        overhead=Overhead.of(network.layers, spec),
+        rules=first_and_last(names, table.choices),
+        budgets=[f"size_bytes=W{bits}"],
+        unquantized_parameters=network.other_parameters,
+    )
+
+
+def _exact(problem: Any) -> Any:
+    from jmpq.solvers import Exact
+
+    return Exact()(problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Measure what rounding and corrections save."""
+
+    data_dir: pathlib.Path | None = None
+    """Folder of the data, with the weights in cifar10/."""
+    smoke: bool = False
+    """Run the small configuration on embedded data."""
+    output: pathlib.Path | None = None
+    """File of the result."""
+
+
+def main() -> None:
+    """Run and write the result."""
+    from jmpq.files import write_json
+
+    arguments = tyro.cli(Arguments, description=__doc__)
+    result = run(SMOKE if arguments.smoke else Config(), arguments.data_dir)
+    name = "post_training_smoke" if arguments.smoke else "post_training"
+    write_json(arguments.output or RESULTS / f"{name}.json", result)
+
+
+if __name__ == "__main__":
+    main()
