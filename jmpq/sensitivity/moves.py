@@ -265,7 +265,7 @@ def micro_batches(batch: PyTree, size: int, shards: int) -> Iterator[PyTree]:
     """
     each = jax.tree.leaves(batch)[0].shape[0] // shards
 
-    def take(x: Array, start: int) -> Array:
+    def take(x: Any, start: int) -> Any:
         rows = x.reshape(shards, each, *x.shape[1:])[:, start : start + size]
         return rows.reshape(-1, *x.shape[1:])
 

@@ -42,6 +42,9 @@ def edit(path, change):
     path.write_text(json.dumps(record))
 
 
+NEWTON = ("--metrics", "gauss_newton")
+
+
 @pytest.mark.parametrize(
     ("args", "match"),
     [
@@ -118,7 +121,7 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
         (("--w-bits", 4, 17), "w_bits=17 is no bit-width: expected 1 to 16, or 32"),
         (("--a-bits", 0), "a_bits=0 is no bit-width"),
         (("--batch-size", 0), "batch_size=0: give at least 1"),
-        (("--w-bits", 32, "--a-bits", 32), "Nothing to analyse.*bits below 32"),
+        (("--w-bits", 32, "--a-bits", 32), "Nothing to measure.*bits below 32"),
         (
             ("--weights.granularity", "group", "--weights.group-size", 5),
             "'stem': groups of 5 do not divide.*Choose a divisor",
@@ -135,7 +138,10 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
         (("--memory", "much"), "memory='much': expected bytes, as 4GB"),
         (("--memory", "40%"), "memory='40%': expected bytes"),
         (("--memory", "0.5"), "memory='0.5': expected bytes"),
-        (("--memory", "1kB"), "'gauss_newton' takes .* MB for 1 example.*limit of 0.001 MB"),
+        (
+            ("--memory", "1kB", *NEWTON),
+            "'gauss_newton' takes .* MB for 1 example.*limit of 0.001 MB",
+        ),
         (("--class-samples", 0), "class_samples=0: give at least 1"),
         (
             ("--class-samples", 4, "--loss", "kl", "--metrics", "gauss_newton"),
@@ -182,7 +188,7 @@ def test_sensitivity_names_the_metric_where_numbers_overflow(tmp_path, monkeypat
     monkeypatch.setattr(networks, "SCALE", 1e20)
     works("layers", tmp_path, *TINY)
     match = "Metric 'gauss_newton' is NaN or infinite.*Check"
-    refuses(tmp_path, ("sensitivity", tmp_path, *FEW), match)
+    refuses(tmp_path, ("sensitivity", tmp_path, *FEW, "--metrics", "gauss_newton"), match)
 
 
 def test_sensitivity_refuses_a_data_folder_that_is_gone(run):

@@ -25,7 +25,7 @@ class Bars:
         monkeypatch.setattr(progress, "bar", self.bar)
 
     @contextlib.contextmanager
-    def bar(self, description, unit=""):
+    def bar(self, description, unit="", hidden=False):
         def move(done, total):
             self.moves.append((description.strip(), done, total))
             if self.at == (description.strip(), done):
