@@ -218,7 +218,7 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
 
         assert data_dir is not None
         sides["torch"] = (eager(setting, data_dir / config.weights), config.eager)
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
     found: dict[str, dict[str, Any]] = {}
     try:

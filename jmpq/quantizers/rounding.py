@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.models.network import Network
+from jmpq.quantizers.adaround import learn_rounding
 from jmpq.quantizers.calibration import to_blocks
 from jmpq.quantizers.gptq import round_by_hessian
 from jmpq.quantizers.layer_hessian import layer_hessians
@@ -22,7 +23,7 @@ def hessian_codes(
     zero_point: Sequence[Float[Array, "bits _"]],
     batches: Sequence[PyTree],
 ) -> tuple[Array, ...]:
-    """Codes of every layer's kernel by `round_by_hessian`, for every bit-width.
+    """Codes of every layer's kernel for every bit-width, by `spec.rounding`.
 
     Every layer sees the inputs it has in the float network, as every bit-width is a candidate
     and what the layers before will get is not known yet. Embeddings, each of whose elements
@@ -30,7 +31,7 @@ def hessian_codes(
 
     Args:
         network: The network.
-        spec: Its grid and blocks.
+        spec: Its grid and blocks; a rounding other than ``nearest``.
         bits: Bit-widths.
         scale: Per layer, ``[bits, blocks]``.
         zero_point: Per layer, ``[bits, blocks]``.
@@ -42,6 +43,7 @@ def hessian_codes(
     widths = jnp.array(bits)[:, None, None]
     least, most = (np.asarray(x, np.float64) for x in code_range(widths, spec.grid, float))
     dtype = f"{'u' if spec.grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
+    optimise = {"gptq": round_by_hessian, "adaround": learn_rounding}[spec.rounding]
     codes: list[Array | None] = [None] * len(network.layers)
 
     def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
@@ -56,7 +58,7 @@ def hessian_codes(
         )
         kernels = np.split(np.asarray(matrix, np.float64), count)
         parts = [
-            round_by_hessian(w, hessian, s, z, least, most)
+            optimise(w, hessian, s, z, least, most)
             for w, hessian, s, z in zip(kernels, hessians, scales, zeros, strict=True)
         ]
         whole = jnp.asarray(np.concatenate(parts, axis=1), matrix.dtype)

@@ -8,7 +8,7 @@ from jmpq.quantizers.choice import FLOAT_BITS
 Grid = Literal["symmetric", "half", "affine"]
 Granularity = Literal["tensor", "channel", "group"]
 Clipping = Literal["minmax", "percentile", "mse"]
-Rounding = Literal["nearest", "gptq"]
+Rounding = Literal["nearest", "gptq", "adaround"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,9 @@ class QuantizerSpec:
         clipping: Range of the grid: ``minmax``; ``percentile``; ``mse``, the multiple of the
             full range with least mean squared error.
         percentile: Percentile of ``percentile`` clipping, in (50, 100].
-        rounding: ``nearest``; or ``gptq``, for weights only: the codes that leave the least
-            error in the layer's output on calibration inputs, found column by column.
+        rounding: ``nearest``; or, for weights only, codes that leave less error in the
+            layer's output on calibration inputs: ``gptq``, found column by column, or
+            ``adaround``, up or down as learned by gradient descent.
     """
 
     grid: Grid = "symmetric"

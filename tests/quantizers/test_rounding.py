@@ -91,11 +91,12 @@ def grouped():
     return Network.from_function(apply, params, jnp.zeros((2, 5, 5, 4)), tied=("point",))
 
 
-def test_layers_in_groups_and_layers_used_twice_end_with_less_output_error():
+@pytest.mark.parametrize("rounding", ["gptq", "adaround"])
+def test_layers_in_groups_and_layers_used_twice_end_with_less_output_error(rounding):
     network = grouped()
     x = jnp.asarray(np.random.default_rng(2).normal(size=(6, 5, 5, 4)))
     nearest = calibrate_weights(network, QuantizerSpec(), BITS)
-    codes = calibrate_weights(network, GPTQ, BITS, [x])
+    codes = calibrate_weights(network, QuantizerSpec(rounding=rounding), BITS, [x])
     for bits in (2, 3):
         errors = []
         for scales in (codes, nearest):
