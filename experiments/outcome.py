@@ -467,7 +467,11 @@ def main(
     data_dir: pathlib.Path = pathlib.Path("../shared/data"),
     folder: pathlib.Path = pathlib.Path("runs/outcome"),
     output: pathlib.Path = RESULTS,
-    networks: Sequence[str] = (),
+    networks: tuple[str, ...] = (),
+    modes: tuple[Mode, ...] = (),
+    budgets: tuple[float, ...] = (),
+    seeds: int | None = None,
+    evaluation: int | None = None,
 ) -> None:
     """Run the experiment.
 
@@ -477,10 +481,16 @@ def main(
         folder: Where sensitivities and measurements are kept as they come.
         output: Folder of the JSON files, one a network.
         networks: Which networks; all where none is named.
+        modes: Which modes; all where none is named.
+        budgets: Which budgets of weights alone; all where none is named.
+        seeds: Fewer draws of calibration examples.
+        evaluation: Fewer test images.
     """
     from jmpq.files import write_json
 
     config = SMOKE if smoke else Config()
+    given = {"modes": modes, "budgets": budgets, "seeds": seeds, "evaluation": evaluation}
+    config = dataclasses.replace(config, **{k: v for k, v in given.items() if v})
     for name in networks or config.networks:
         result = run(config, name, folder / name, None if smoke else data_dir)
         write_json(output / f"outcome_{name}.json", result, compact=True)
