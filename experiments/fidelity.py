@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import Int
 
+from experiments.networks import load_trained
 from experiments.resnet20_cifar10 import RESULTS, commit
 
 if TYPE_CHECKING:
@@ -126,25 +127,14 @@ def prepare(
     """Network, quantizers and splits; activation ranges come from training images alone."""
     import jax
 
-    from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_network
     from jmpq.cli.sensitivity import ACTIVATIONS
     from jmpq.cli.sensitivity import WEIGHTS as KERNELS
-    from jmpq.cli.train import Train
-    from jmpq.data.load import load_dataset
     from jmpq.data.splits import calibration_split
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 
-    dataset = load_dataset(config.data, data_dir)
-    if config.weights is None:
-        if not (folder / WEIGHTS).is_file():
-            Train(folder, model=name, data=config.data, epochs=config.epochs)()
-        weights = str((folder / WEIGHTS).resolve())
-    else:
-        assert data_dir is not None
-        weights = str((data_dir / config.weights.format(name)).resolve())
-    spec = NetworkSpec(model=name, weights=weights, data=config.data, data_dir=None)
-    network = load_network(spec, folder, dataset)
-
+    network, dataset = load_trained(
+        name, config.data, config.weights, folder, data_dir, epochs=config.epochs
+    )
     size, seed = config.evaluation[config.networks.index(name)], config.seed
     evaluation, pool = calibration_split(dataset, "heldout", examples=size, seed=seed + 1000)
     calibration: dict[Source, Split] = {}

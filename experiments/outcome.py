@@ -24,6 +24,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 
+from experiments.networks import load_trained
 from experiments.provenance import commit
 from experiments.resnet20_cifar10 import RESULTS
 
@@ -116,20 +117,9 @@ def load(
     config: Config, name: str, folder: pathlib.Path, data_dir: pathlib.Path | None
 ) -> "tuple[Network, list[Split], Split]":
     """The network, a draw of calibration examples for every seed, the images measured on."""
-    from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_network
-    from jmpq.cli.train import Train
-    from jmpq.data.load import load_dataset
-
-    dataset = load_dataset(config.data, data_dir)
-    if config.weights is None:
-        if not (folder / WEIGHTS).is_file():
-            Train(folder, model=name, data=config.data, epochs=config.epochs)()
-        weights = str((folder / WEIGHTS).resolve())
-    else:
-        assert data_dir is not None
-        weights = str((data_dir / config.weights.format(name)).resolve())
-    spec = NetworkSpec(model=name, weights=weights, data=config.data, data_dir=None)
-    network = load_network(spec, folder, dataset)
+    network, dataset = load_trained(
+        name, config.data, config.weights, folder, data_dir, epochs=config.epochs
+    )
     order = np.random.default_rng(0).permutation(len(dataset.heldout))
     taken = config.seeds * config.examples
     draws = [
