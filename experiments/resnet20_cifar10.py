@@ -59,8 +59,8 @@ class Config:
     data: str = "cifar10"
     sources: tuple[Source, ...] = ("heldout", "train")
     metrics: tuple[MetricName, ...] = (
-        "composed",
         "gauss_newton",
+        "composed",
         "gauss_newton_difference",
         "empirical_fisher",
         "first_order",

@@ -34,8 +34,7 @@ class Refine:
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder of the run, with layers.json, sensitivity.npz and plan.json."""
     allocation: str | None = None
-    """Where to start; by default what the search on composed logits found, else the first
-    solution of the plan."""
+    """Where to start; the first solution of the plan by default."""
     measure: Literal["kl", "loss"] = "kl"
     """What is to become small: the KL divergence to the float network, or the loss."""
     max_evaluations: int = 200
@@ -80,13 +79,12 @@ class Refine:
 
             allocation_from_plan(plan, self.allocation)  # raises where there is none
             return by_name[self.allocation]
-        searched = [a for a in solutions if a.name.startswith("search/")]
-        if not (searched or solutions):
+        if not solutions:
             raise ValueError(
                 f"{self.run / PLAN} has no solution to start from: run `jmpq solve "
                 f"{self.run}`, or name one with --allocation."
             )
-        return (searched or solutions)[0]
+        return solutions[0]
 
     def _refined(self, planned: "Planned", start: "PlannedAllocation") -> "PlannedAllocation":
         """Swaps proposed by the model, accepted by measured KL or loss."""

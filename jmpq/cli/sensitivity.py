@@ -50,8 +50,8 @@ MetricName = Literal[
     "path_attribution",
 ]
 DEFAULT_METRICS: tuple[MetricName, ...] = (
-    "composed",
     "gauss_newton",
+    "composed",
     "empirical_fisher",
     "hawq_trace",
     "squared_error",

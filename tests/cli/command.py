@@ -14,7 +14,11 @@ import jax
 from jmpq.cli.main import main
 
 ROOT = pathlib.Path(__file__).parents[2]
-MAIN = "from jmpq.cli.main import main; main()"
+# Interruptible even where the tests run in the background, with interrupts ignored.
+MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from jmpq.cli.main import main; main()"
+)
 TINY = ("--model", "tests.cli.networks:tiny", "--data", "digits")
 FEW = (
     "--w-bits",
