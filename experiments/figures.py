@@ -10,6 +10,7 @@ import pathlib
 import re
 from typing import Any
 
+from experiments.bench_convolution import convolution_table
 from experiments.figure_curvature import curvature_table
 from experiments.figure_evaluation import evaluation_table
 from experiments.figure_fidelity import (
@@ -185,6 +186,7 @@ def main() -> None:
     into_readme("fidelity_closer", closer_table(studies[0]))
     into_readme("fidelity_T2", cost_table(studies[0]))
     into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
+    into_readme("bench_convolution", convolution_table(_read("bench_convolution")))
     outcomes = [_read(f"outcome_{name}") for name in ("resnet20",)]
     for name, svg in outcome_figures(outcomes).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)

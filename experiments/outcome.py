@@ -76,7 +76,7 @@ class Config:
     examples: int = 256
     batch_size: int = 64
     random: int = 10
-    refine: int = 100
+    refine: int = 60
     evaluation: int | None = None
     epochs: int = 15
 

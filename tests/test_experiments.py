@@ -78,12 +78,32 @@ def test_quadratic_bench_runs_on_a_small_configuration():
     assert figure_iqp.iqp_table(result).count("\n| ") == 1 + 4
 
 
-def test_the_table_of_the_quadratic_bench_is_drawn_from_the_committed_result():
-    from experiments import figure_iqp
+@pytest.mark.parametrize(
+    ("result", "module", "table"),
+    [
+        ("bench_iqp", "figure_iqp", "iqp_table"),
+        ("bench_solvers", "figure_solvers", "time_table"),
+        ("bench_curvature", "figure_curvature", "curvature_table"),
+        ("bench_convolution", "bench_convolution", "convolution_table"),
+        ("fidelity_resnet20", "figure_fidelity", "cost_table"),
+        ("fidelity_resnet20", "figure_fidelity", "closer_table"),
+        ("outcome_resnet20", "figure_outcome", "outcome_table"),
+        ("outcome_resnet20", "figure_outcome", "curse_table"),
+    ],
+)
+def test_tables_are_drawn_from_the_committed_results(result, module, table):
+    import importlib
 
-    path = ROOT / "experiments" / "results" / "bench_iqp.json"
-    table = figure_iqp.iqp_table(json.loads(path.read_text()))
-    assert table in (ROOT / "README.md").read_text()
+    path = ROOT / "experiments" / "results" / f"{result}.json"
+    draw = getattr(importlib.import_module(f"experiments.{module}"), table)
+    assert draw(json.loads(path.read_text())) in (ROOT / "README.md").read_text()
+
+
+def test_convolution_bench_runs_on_a_small_configuration():
+    from experiments import bench_convolution
+
+    result = bench_convolution.run(bench_convolution.SMOKE)
+    assert bench_convolution.convolution_table(result).count("\n| ") == 1 + 4 + 1
 
 
 def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
