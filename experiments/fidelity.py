@@ -688,7 +688,8 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     }
     metrics = [*metrics_for(True), FirstOrder(), GaussNewton(changes="difference")]
     for metric in (*metrics, MeasuredSingle(kind="kl")):
-        repeats = 1 if metric.name in ("hessian", "measured_kl") else 3
+        long = ("hessian", "measured_kl", "hawq_eigenvalue", "qbert")
+        repeats = 1 if metric.name in long else 3
         found[metric.name] = seconds(lambda m=metric: m(moves, inputs, targets, key), repeats)
     data = [(inputs, targets)]
     measure_changes = lambda: Superposed.measure(moves, data, setting.choices).logits  # noqa: E731

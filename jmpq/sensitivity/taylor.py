@@ -196,7 +196,10 @@ class ExactHessian:
         found = []
         for rows, some in micro_batches((inputs, targets), self.micro_batch, moves.shards):
             share = some.shape[0] / targets.shape[0]
-            found.append(jax.tree.map(lambda x, s=share: s * x, terms(moves, rows, some)))
+            # One at a time: the collectives of several passes in flight may wait for each
+            # other for ever where many devices share few cores.
+            part = jax.block_until_ready(terms(moves, rows, some))
+            found.append(jax.tree.map(lambda x, s=share: s * x, part))
         return jax.tree.map(lambda *x: sum(x[1:], x[0]), *found)
 
     def _by_tangents(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
@@ -204,7 +207,10 @@ class ExactHessian:
 
     def _by_products(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
         basis = self._basis(moves)
-        rows = [self.product(moves, inputs, targets, tangent) for tangent in basis]
+        rows = [
+            jax.block_until_ready(self.product(moves, inputs, targets, tangent))
+            for tangent in basis
+        ]
         return Terms(rows[0][0], jnp.stack([row for _, row in rows]))
 
     def _basis(self, moves: MoveNetwork) -> Float[np.ndarray, "moves moves"]:
