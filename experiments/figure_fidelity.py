@@ -37,6 +37,12 @@ COMPARED: tuple[Variant, ...] = (
     ("superposed", "kl"),
     ("composed", "kl"),
 )
+LOGITS = {
+    "superposed": "superposed logits",
+    "composed": "composed logits",
+    "gains": "composed logits, one gain a move",
+    "composed_additive": "composed logits, main effects",
+}
 FITTED = 32  # measured allocations that the correction of the composed prediction may use
 
 
@@ -144,7 +150,7 @@ def variants_of(result: Json) -> list[Variant]:
 
 def label(variant: Variant) -> str:
     """A variant as a reader knows it."""
-    return metric_name(variant[0]) + VARIANTS[variant[1]]
+    return LOGITS.get(variant[0]) or metric_name(variant[0]) + VARIANTS[variant[1]]
 
 
 def draws_of(result: Json, mode: str) -> list[str]:
@@ -171,7 +177,7 @@ def fidelity_table(results: Sequence[Json], source: str) -> str:
         ]
         lines.append(f"| {label(variant)} | {' | '.join(cells)} |")
     cells = [" / ".join(_number(fitted(r, source, key)[0]) for r in results) for key in keys]
-    lines.append(f"| composed, corrected by {FITTED} measured | {' | '.join(cells)} |")
+    lines.append(f"| composed logits, corrected by {FITTED} measured | {' | '.join(cells)} |")
     cells = [" / ".join(_number(ceiling(r, key)) for r in results) for key in keys]
     lines.append(f"| *a perfect prediction (estimate)* | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -239,7 +245,7 @@ def cost_table(result: Json) -> str:
     rows = {k: v for k, v in costs.items() if k not in skipped and "predictions" not in k}
     for name, seconds in sorted(rows.items(), key=lambda row: row[1]):
         passes = seconds / costs["forward"]
-        lines.append(f"| {metric_name(name)} | {passes:.1f} | {seconds:.3g} |")
+        lines.append(f"| {label((name, 'sum'))} | {passes:.1f} | {seconds:.3g} |")
     return "\n".join(lines)
 
 
