@@ -1,14 +1,13 @@
 """Where a Hessian-vector product's time goes on a CPU: the gradients of its convolutions.
 
 Every convolution shape of ResNet-20 by itself: forward, gradient by the input, gradient by the
-kernel, as XLA's own convolution in two layouts, and as matrix products of patches; beside one
-forward pass of the matrix product alone. Kernel gradients are the slow ones: the batch becomes
-the contraction, which XLA's CPU convolution does not block.
+kernel, as XLA's own convolution in two layouts, and as matrix products, of patches or of
+shifted images. A product H·v is the tangent of all three.
 
 Run:     python -m experiments.bench_convolution       (a minute, one core)
 Smoke:   python -m experiments.bench_convolution --smoke
 Writes:  experiments/results/bench_convolution.json
-Expect:  no formulation faster for all three; the kernel gradient several times the forward
+Expect:  no form faster than XLA's own convolution
 """
 
 import dataclasses
