@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
@@ -18,18 +19,19 @@ def atomic_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
         OSError: One line, if the folder cannot be made or written, or `path` is a folder.
     """
     path = pathlib.Path(path)
-    with _named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # The name is known before the file is there: an interrupt at any moment removes it.
+    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = name.open("xb")
+        with file:
             yield file
         with _named(path):
-            os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            name.unlink()
         raise
 
 
@@ -99,9 +101,3 @@ def file_sha256(path: pathlib.Path) -> str:
 def json_sha256(value: Any) -> str:
     """Hash of a JSON value; keys in any order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

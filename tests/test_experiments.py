@@ -103,7 +103,7 @@ def test_convolution_bench_runs_on_a_small_configuration():
     from experiments import bench_convolution
 
     result = bench_convolution.run(bench_convolution.SMOKE)
-    assert bench_convolution.convolution_table(result).count("\n| ") == 1 + 4 + 1
+    assert bench_convolution.convolution_table(result).count("\n| ") == 2 + 4 + 1
 
 
 def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):

@@ -121,7 +121,7 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
         (("--w-bits", 4, 17), "w_bits=17 is no bit-width: expected 1 to 16, or 32"),
         (("--a-bits", 0), "a_bits=0 is no bit-width"),
         (("--batch-size", 0), "batch_size=0: give at least 1"),
-        (("--w-bits", 32, "--a-bits", 32), "Nothing to measure.*bits below 32"),
+        (("--w-bits", 32, "--a-bits", 32), "Nothing to analyse.*bits below 32"),
         (
             ("--weights.granularity", "group", "--weights.group-size", 5),
             "'stem': groups of 5 do not divide.*Choose a divisor",
