@@ -70,7 +70,8 @@ def exact_terms(
             products, along = _push(moves, kind, jnp.asarray(bits), pulled.at_inputs, inputs)
             rows = [moves.columns(layer, kind)[i] for layer in layers]
             upper |= dict(zip(rows, products, strict=True))
-            changes |= dict(zip(rows, along, strict=True))
+            # Not iterated over: of several processes none holds all of it.
+            changes |= {row: along[k] for k, row in enumerate(rows)}
     order = range(len(moves.moves))
     return pulled.first, _sum(
         loss,

@@ -88,9 +88,12 @@ def small(sizes, activation="softplus") -> tuple[MoveNetwork, list]:
 
 
 def operations(metric, moves, mesh, batch) -> float:
-    """Floating point operations of one device in every program of a metric."""
+    """Floating point operations of one device for a batch, in every program of a metric."""
     programs = programs_of(metric, *Placement(moves, mesh)(*batch), jax.random.key(0))
-    return sum(program.compiled().cost_analysis()["flops"] for program in programs)
+    devices, examples = mesh.size if mesh else 1, len(batch[1])
+    at_once = devices * getattr(metric, "micro_batch", examples)
+    passes = -(-examples // at_once)
+    return passes * sum(program.compiled().cost_analysis()["flops"] for program in programs)
 
 
 def main(out: str, names: str, sizes: str, *processes: str) -> None:
