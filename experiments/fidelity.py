@@ -451,9 +451,18 @@ def predictions(
     matrix = found["gauss_newton"]
     return {
         "metrics": record,
-        "moves": [list(move) for move in matrix.moves],
-        "gauss_newton": [_short(row) for row in matrix.second] if costly else None,
+        "weight_blocks": _weight_blocks(matrix) if costly else None,
     }
+
+
+def _weight_blocks(matrix: "Sensitivity") -> dict[str, Any]:
+    """Cross-layer terms of the weights at their fewest and at four bits (F12)."""
+    bits = [move.bits if move.kind == "w" else 0 for move in matrix.moves]
+    blocks = {}
+    for b in sorted({min(filter(None, bits)), 4}):
+        at = np.flatnonzero(np.array(bits) == b)
+        blocks[str(b)] = [_short(row) for row in matrix.second[np.ix_(at, at)]]
+    return blocks
 
 
 def from_changes(superposed: "Superposed", like: "Sensitivity") -> "dict[str, Sensitivity]":

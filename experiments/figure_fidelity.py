@@ -294,20 +294,17 @@ def sample_figure(result: Json) -> Figure:
 
 def matrix_figure(result: Json, source: str) -> Figure:
     """F12: cross-layer Gauss-Newton terms of the weights, as correlations."""
-    part = result["sources"][source]
-    moves = [tuple(move) for move in part["moves"]]
-    fewest = min(bits for _, kind, bits in moves if kind == "w")
+    blocks = result["sources"][source]["weight_blocks"]
     with style():
         figure = new_figure(3.6)
         panels = figure.subplots(1, 2)
         image = None
-        for axes, bits in zip(panels, (fewest, 4), strict=True):
-            at = [m for m, (_, kind, b) in enumerate(moves) if kind == "w" and b == bits]
-            block = np.array(part["gauss_newton"])[np.ix_(at, at)]
+        for axes, (bits, rows) in zip(panels, blocks.items(), strict=True):
+            block = np.array(rows)
             scale = np.sqrt(np.maximum(np.diag(block), 1e-30))
             image = axes.imshow(block / np.outer(scale, scale), vmin=-1, vmax=1, cmap="RdBu_r")
             axes.grid(visible=False)
-            layer_axis(axes, [moves[m][0] for m in at])
+            layer_axis(axes, result["layers"])
             axes.set_title(f"weights at {bits} bits", loc="left")
         panels[0].set_ylabel("layer")
         assert image is not None
