@@ -161,8 +161,12 @@ def allocation_from_plan(plan: Plan, name: str) -> dict[str, Choice]:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-        f"The plan has no allocation {name!r}.{hint} It has {', '.join(names) or 'none'}."
+        f"The plan has no allocation {name!r}.{hint} It has {_some(names) or 'none'}."
     )
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def write_plan(path: Path, plan: Plan) -> None:
