@@ -211,10 +211,7 @@ def _measure(
     if config.in_process:
         return run_part(folder, side, part, threads)
     command = [sys.executable, "-m", "experiments.bench_part", str(folder), side, part]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / CACHE)}
-    devices = f"--xla_force_host_platform_device_count={threads}"
-    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
-    environment = {**os.environ, **cache, **(flags if side == "jmpq" else {})}
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder / CACHE)}
     subprocess.run(
         [*command, str(threads)], check=True, cwd=RESULTS.parents[1], env=environment
     )

@@ -1,8 +1,8 @@
 """Our side of the curvature benchmark: with several threads, examples spread over devices.
 
 XLA's CPU device uses its threads within one operation and gains little from them in small
-convolutions. So two threads are two devices of one thread each (set by `bench_curvature`),
-and each batch is spread over them, as it would be over GPUs.
+convolutions. So two threads are two devices of one thread each, and each batch is spread over
+them, as it would be over GPUs.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jmpq.curvature.ggn_trace import ggn_block_traces
 from jmpq.curvature.hvp import Product, hessian_over, linearization_bytes
 from jmpq.curvature.spectrum import lanczos_spectrum, moment
 from jmpq.curvature.trace import dot_by_leaf, random_signs
-from jmpq.devices import device_mesh, mesh_for, replicate, spread
+from jmpq.devices import device_mesh, mesh_for, replicate, split_cpu, spread
 from jmpq.models.network import Network
 from jmpq.models.paths import leaf_paths
 from jmpq.models.resnet import ResNetCIFAR
@@ -32,6 +32,11 @@ from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, GaussNewton
 from jmpq.training.losses import cross_entropy
 
 KEY = jax.random.key(0)
+
+
+def use_threads(threads: int) -> None:
+    """As many devices of one thread; before any other use of JAX."""
+    split_cpu(threads)
 
 
 def device() -> str:
