@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from jmpq.cli.run_folder import EVALUATION, PLAN, versions
+from jmpq.cli.scale import Scale
 
 if TYPE_CHECKING:
     from jmpq.deploy.measure import Evaluator
@@ -43,8 +44,13 @@ class Evaluate:
     normalisation again does (batch_norm)."""
     correct_examples: int = 256
     """Calibration examples for it, the first so many; they go through the network at once."""
+    devices: int | None = None
+    """Devices over which the examples of a batch are spread. A CPU appears as that many: one
+    for each core is fastest. One by default."""
 
     def __call__(self) -> None:
+        mesh = Scale(devices=self.devices).mesh()
+
         import jax
         import numpy as np
 
@@ -73,7 +79,7 @@ class Evaluate:
             roles = self.roles if name == "evaluation" else self.calibration_roles
             wanted = [a for a in plan.allocations if a.role in roles]
             evaluator = planned.evaluator(
-                split, self.batch_size, correct=self.correct, corrected=corrected
+                split, self.batch_size, correct=self.correct, corrected=corrected, mesh=mesh
             )
             partial = self.run / f".{EVALUATION}.{name}.partial"
             identity = (

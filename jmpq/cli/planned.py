@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from jmpq.cli.run_folder import PLAN, SENSITIVITY, network_of, read_layers
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jmpq.data.dataset import Split
     from jmpq.deploy.correction import Correct
     from jmpq.deploy.measure import Evaluator
@@ -52,6 +54,7 @@ class Planned:
         *,
         correct: "Correct" = "none",
         corrected: "Split | None" = None,
+        mesh: "Mesh | None" = None,
     ) -> "Evaluator":
         """Measures the loss of the sensitivities; the KL divergence is measured anyway.
 
@@ -60,6 +63,7 @@ class Planned:
             batch_size: Most of them at once.
             correct: Correction of the layers' outputs.
             corrected: Examples that the correction looks at.
+            mesh: Devices over which examples are spread.
         """
         from jmpq.cli.losses import find_loss
         from jmpq.data.batches import batches
@@ -77,6 +81,7 @@ class Planned:
             loss=measured,
             correct=correct,
             examples=examples,
+            mesh=mesh,
         )
 
 

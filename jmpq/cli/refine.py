@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jmpq.cli.run_folder import PLAN
+from jmpq.cli.scale import Scale
 from jmpq.cli.search import composed_objective
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.sharding import Mesh
 
     from jmpq.cli.planned import Planned
-    from jmpq.deploy.measure import Outcome
+    from jmpq.deploy.measure import Evaluator, Outcome
     from jmpq.problem import Plan, PlannedAllocation, Problem
     from jmpq.sensitivity.result import Sensitivity
 
@@ -49,8 +51,13 @@ class Refine:
     --allocation calls best for their cost."""
     batch_size: int = 256
     """Examples per batch."""
+    devices: int | None = None
+    """Devices over which the examples of a batch are spread. A CPU appears as that many: one
+    for each core is fastest. One by default."""
 
     def __call__(self) -> None:
+        mesh = Scale(devices=self.devices).mesh()
+
         from jmpq.cli.planned import read_planned
         from jmpq.files import check_writable
         from jmpq.problem import write_plan
@@ -59,9 +66,9 @@ class Refine:
         start = self._start(planned.plan)
         check_writable(self.run / PLAN)
         if self.max_drop is None:
-            new = self._refined(planned, start)
+            new = self._refined(planned, start, mesh)
         else:
-            new = self._floored(planned, start)
+            new = self._floored(planned, start, mesh)
         kept = [a for a in planned.plan.allocations if a.name != new.name]
         write_plan(
             self.run / PLAN,
@@ -86,7 +93,9 @@ class Refine:
             )
         return solutions[0]
 
-    def _refined(self, planned: "Planned", start: "PlannedAllocation") -> "PlannedAllocation":
+    def _refined(
+        self, planned: "Planned", start: "PlannedAllocation", mesh: "Mesh | None"
+    ) -> "PlannedAllocation":
         """Swaps proposed by the model, accepted by measured KL or loss."""
         import numpy as np
 
@@ -97,7 +106,8 @@ class Refine:
         problem = problem_of_plan(planned, _table(planned, start), start.budgets)
         columns = [problem.choices.index(start.bits[layer]) for layer in problem.layers]
         field = "kl" if self.measure == "kl" else "increase"
-        evaluate = _measurer(planned, problem, self.batch_size, lambda o: getattr(o, field))
+        evaluator = planned.evaluator(planned.calibration, self.batch_size, mesh=mesh)
+        evaluate = _measurer(evaluator, problem, lambda o: getattr(o, field))
         key = _key(planned, problem, field)
         model = composed_objective(self.run, planned.origin)
         record = self.run / f".refine.{key}.jsonl"
@@ -129,7 +139,9 @@ class Refine:
             budgets=dict(start.budgets),
         )
 
-    def _floored(self, planned: "Planned", start: "PlannedAllocation") -> "PlannedAllocation":
+    def _floored(
+        self, planned: "Planned", start: "PlannedAllocation", mesh: "Mesh | None"
+    ) -> "PlannedAllocation":
         """Bisection along the model's front by measured top-1."""
         import numpy as np
 
@@ -140,11 +152,11 @@ class Refine:
         assert self.max_drop is not None
         problem = problem_of_plan(planned, table := _table(planned, start), {})
         hull = pareto_hull(problem, self.minimize)
-        evaluator = planned.evaluator(planned.calibration, self.batch_size)
+        evaluator = planned.evaluator(planned.calibration, self.batch_size, mesh=mesh)
         top1 = evaluator.float_outcome().top1
         floor = top1 - self.max_drop / 100
         steps = int(np.ceil(np.log2(max(len(hull.costs), 2))))
-        evaluate = _measurer(planned, problem, self.batch_size, lambda o: o.top1)
+        evaluate = _measurer(evaluator, problem, lambda o: o.top1)
         with bar("Bisecting", "allocations") as progress:
             done = [0]
 
@@ -203,24 +215,19 @@ def _table(planned: "Planned", start: "PlannedAllocation") -> "Sensitivity":
 
 
 def _measurer(
-    planned: "Planned",
-    problem: "Problem",
-    batch_size: int,
-    value: "Callable[[Outcome], float]",
+    evaluator: "Evaluator", problem: "Problem", value: "Callable[[Outcome], float]"
 ) -> "Callable[[np.ndarray], np.ndarray]":
     """A measured number of allocations, rows of columns of the problem, for the searches."""
     import numpy as np
 
     from jmpq.deploy.measure import bits_of
 
-    evaluator = planned.evaluator(planned.calibration, batch_size)
-
     def evaluate(rows: "Sequence[np.ndarray] | np.ndarray") -> "np.ndarray":
         bits = [
             {layer: (c.w_bits, c.a_bits) for layer, c in problem.bits(row).items()}
             for row in rows
         ]
-        return np.array([value(o) for o in evaluator(*bits_of(planned.network, bits))])
+        return np.array([value(o) for o in evaluator(*bits_of(evaluator.network, bits))])
 
     return evaluate
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jmpq.data.batches import Batch
@@ -20,6 +21,7 @@ from jmpq.deploy.correction import (
     find_corrections,
     output_moments,
 )
+from jmpq.devices import mesh_for, replicate, spread, to_host
 from jmpq.models.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
@@ -76,6 +78,8 @@ class Evaluator:
         correct: Correction of the layers' outputs, found anew for every allocation: its
             ``bias``, or ``batch_norm`` statistics (see `jmpq.deploy.correction`).
         examples: Calibration inputs in one batch, for corrections.
+        mesh: Devices over which the examples of a batch are spread
+            (`jmpq.devices.device_mesh`); outcomes are the same up to rounding.
 
     Raises:
         ValueError: If there is something to correct and no examples.
@@ -91,6 +95,7 @@ class Evaluator:
         candidates_per_call: int = CANDIDATES_PER_CALL,
         correct: Correct = "none",
         examples: PyTree = None,
+        mesh: Mesh | None = None,
     ) -> None:
         if correct != "none" and examples is None:
             raise ValueError(
@@ -99,8 +104,17 @@ class Evaluator:
             )
         self.network, self.quantizers, self.batches = network, quantizers, batches
         self.loss, self.candidates_per_call = loss, candidates_per_call
-        self.correct, self.examples = correct, examples
+        self.correct, self.examples, self.mesh = correct, examples, mesh
+        if mesh is not None:
+            self.network, self.quantizers = replicate(mesh, (network, quantizers))
+            self.examples = None if examples is None else self._place(examples)
         self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
+
+    def _place(self, tree: PyTree) -> PyTree:
+        """Rows of examples on the devices."""
+        if self.mesh is None:
+            return tree
+        return spread(mesh_for(self.mesh, jax.tree.leaves(tree)[0].shape[0]), tree)
 
     @functools.cached_property
     def _moments(self) -> dict[int, Moments]:
@@ -111,16 +125,18 @@ class Evaluator:
         if self._reference is None:
             self._reference = []
             for batch in self.batches():
-                z, losses = _float_scores(self.network, self.loss, batch.inputs, batch.labels)
+                inputs, labels = self._place((batch.inputs, batch.labels))
+                z, losses = _float_scores(self.network, self.loss, inputs, labels)
                 counts = np.asarray(batch.weights) > 0
-                self._reference.append((z, np.asarray(losses, np.float64), counts))
+                self._reference.append((z, to_host(losses).astype(np.float64), counts))
         return self._reference
 
     def float_outcome(self) -> Outcome:
         """The float network itself."""
         rows = []
         for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
-            top1, top5 = (np.asarray(among(z, jnp.asarray(batch.labels), k)) for k in (1, 5))
+            own = self._place(jnp.asarray(batch.labels))
+            top1, top5 = (to_host(among(z, own, k)) for k in (1, 5))
             same = np.ones_like(losses)
             found = [losses, 0 * losses, top1, top5, same, losses]
             rows.append(np.stack(found)[:, counts])
@@ -180,7 +196,7 @@ class Evaluator:
             self.examples,
             self._moments,
         )
-        return jax.tree.map(lambda x: np.asarray(x)[: len(bits)], found)
+        return jax.tree.map(lambda x: to_host(x)[: len(bits)], found)
 
     def _padded(self, array: np.ndarray) -> np.ndarray:
         """With as many rows as allocations in a call: one shape, one compilation."""
@@ -206,17 +222,18 @@ class Evaluator:
             greatest logit is the float network's, and the float network's loss.
         """
         z, losses, counts = self.reference()[number]
+        inputs, labels = self._place((batch.inputs, batch.labels))
         found = _scores(
             self.network,
             self.quantizers,
             self.loss,
             jnp.array(self._padded(bits)),
             jax.tree.map(self._padded, corrections),
-            batch.inputs,
-            batch.labels,
+            inputs,
+            labels,
             z,
         )
-        found = np.asarray(found, np.float64)[: len(bits)]
+        found = to_host(found)[: len(bits)].astype(np.float64)
         base = np.broadcast_to(losses, (len(bits), 1, len(losses)))
         return np.concatenate([found, base], axis=1)[:, :, counts]
 

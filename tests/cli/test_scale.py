@@ -1,5 +1,6 @@
-"""Devices, processes, memory and streams of `jmpq sensitivity`: the same result."""
+"""Devices, processes, memory and streams of a step: the same result."""
 
+import json
 import re
 import shutil
 import socket
@@ -42,6 +43,18 @@ def test_examples_are_spread_over_as_many_devices_as_asked_for(tiny_run, folder)
         r"gauss_newton: about \S+ MB on each device, 8 examples at a time", result.out
     )
     assert_same(folder / "sensitivity.npz", tiny_run / "sensitivity.npz")
+
+
+def test_outcomes_on_two_devices_are_those_of_one(run):
+    expected = json.loads((run / "evaluation.json").read_text())
+    result = finish(process("evaluate", run, "--examples", 100, "--devices", 2))
+    assert result.code == 0, result.err
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["timing"].keys() == expected["timing"].keys()
+    assert found["measured"].keys() == expected["measured"].keys()
+    for name, splits in expected["measured"].items():
+        for split, outcome in splits.items():
+            assert found["measured"][name][split] == pytest.approx(outcome, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow

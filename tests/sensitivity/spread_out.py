@@ -1,4 +1,4 @@
-"""Sensitivities of a small network in a process of its own, on the devices it is given.
+"""Sensitivities and outcomes of a small network in a process of its own, on its devices.
 
 python -m tests.sensitivity.spread_out OUT.npz METRICS SIZES [COORDINATOR COUNT INDEX [DIES]]
 
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmpq.data.batches import Batch
+from jmpq.deploy.measure import Evaluator
 from jmpq.devices import device_mesh, is_main_process, join_processes
 from jmpq.models.network import Network
 from jmpq.quantizers.choice import choice_grid
@@ -96,6 +98,23 @@ def operations(metric, moves, mesh, batch) -> float:
     return passes * sum(program.compiled().cost_analysis()["flops"] for program in programs)
 
 
+def outcomes(moves, batches, correct, mesh) -> np.ndarray:
+    """What three allocations measure: a row each, examples first."""
+    data = [Batch(x, y, np.ones(len(y), np.float32)) for x, y in batches]
+    evaluator = Evaluator(
+        moves.network,
+        moves.quantizers,
+        lambda: data,
+        correct=correct,
+        examples=batches[0][0],
+        mesh=mesh,
+    )
+    found = evaluator(
+        np.array([[2, 4], [4, 2], [32, 32]]), np.array([[8, 4], [32, 8], [32, 32]])
+    )
+    return np.array([list(o.to_json().values()) for o in found])
+
+
 def main(out: str, names: str, sizes: str, *processes: str) -> None:
     coordinator, count, index, dies = (*processes, None, None, None, None)[:4]
     if coordinator:
@@ -124,6 +143,8 @@ def main(out: str, names: str, sizes: str, *processes: str) -> None:
     for kind, mesh in meshes.items():
         measured = Superposed.measure(moves, batches, CHOICES, mesh=mesh)
         found[f"{kind}/changes"] = measured.changes
+        for correct in ("none", "batch_norm"):
+            found[f"{kind}/outcomes/{correct}"] = outcomes(moves, batches, correct, mesh)
     if is_main_process():
         np.savez(out, devices=jax.device_count(), **found)
 
