@@ -72,7 +72,7 @@ class Config:
         peer_batch: Images per batch of curvlinops and of PyTorch's forward passes; PyHessian
             takes all at once, which is its fastest.
         repeats: Timed calls after the first one.
-        threads: Cores of the process, one run each; for jmpq as many devices of one core.
+        threads: Cores of the process, one run each.
         in_process: Run all parts in this process (no peak memory, no pinning).
     """
 

@@ -1,8 +1,8 @@
-"""Our side of the curvature benchmark: with several threads, examples spread over devices.
+"""Our side of the curvature benchmark.
 
-XLA's CPU device uses its threads within one operation and gains little from them in small
-convolutions. So two threads are two devices of one thread each, and each batch is spread over
-them, as it would be over GPUs.
+XLA's CPU device uses its threads within one operation. Products with the Hessian take one
+device with all threads; the tables of all moves, whose operations are small, gain more from
+as many devices of one thread each, over which each batch is spread as it would be over GPUs.
 """
 
 import dataclasses
@@ -31,12 +31,25 @@ from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, GaussNewton
 from jmpq.training.losses import cross_entropy
 
-KEY = jax.random.key(0)
+
+def key() -> Array:
+    """Of probes; made when it is needed, as JAX may not be in use before `use_threads`."""
+    return jax.random.key(0)
 
 
-def use_threads(threads: int) -> None:
-    """As many devices of one thread; before any other use of JAX."""
-    split_cpu(threads)
+SPREAD = ("forward", "mpqco", "gauss_newton", "gauss_newton_difference")  # over devices
+
+
+def use_threads(part: str, threads: int) -> None:
+    """As many devices of one thread, where that is faster; before any other use of JAX.
+
+    Raises:
+        RuntimeError: If JAX was in use and the processor is not divided.
+    """
+    devices = threads if part in SPREAD else 1
+    split_cpu(devices)
+    if jax.default_backend() == "cpu" and (found := jax.device_count()) != devices:
+        raise RuntimeError(f"{found} devices instead of {devices}: JAX was in use before.")
 
 
 def device() -> str:
@@ -98,7 +111,7 @@ def product(work: Work, **options: Any) -> tuple[Product, PyTree, int]:
 def hvp(work: Work, **options: Any) -> dict[str, Any]:
     """One product with random signs, gradients of the micro-batches linearised once."""
     multiply, params, kept = product(work, **options)
-    signs = random_signs(params, KEY)
+    signs = random_signs(params, key())
     run = lambda: jax.block_until_ready(multiply(params, signs))  # noqa: E731
     found, times = timed(run, 2 * work.config["repeats"] + 1)
     values = by_torch_name(dot_by_leaf(signs, found))
@@ -142,7 +155,7 @@ def eigenvalues(work: Work) -> dict[str, Any]:
         multiply,
         params,
         work.config["top"],
-        key=KEY,
+        key=key(),
         block_size=1,
         max_products=work.config["max_products"],
     )
@@ -160,7 +173,7 @@ def density(work: Work) -> dict[str, Any]:
     """Stochastic Lanczos quadrature, one probe, fully reorthogonalised."""
     multiply, params, kept = product(work)
     steps = work.config["lanczos_steps"]
-    run = lambda: lanczos_spectrum(multiply, params, key=KEY, probes=1, steps=steps)  # noqa: E731
+    run = lambda: lanczos_spectrum(multiply, params, key=key(), probes=1, steps=steps)  # noqa: E731
     found, times = timed(run, 1)
     return {
         **times,
@@ -177,7 +190,7 @@ def metric_terms(work: Work, metric: Metric, size: int) -> tuple[np.ndarray, dic
     moves = replicate(mesh, dataclasses.replace(moves, shards=mesh.size))
 
     def run() -> np.ndarray:
-        found = [np.asarray(metric(moves, x, y, KEY).second, np.float64) for x, y in rows]
+        found = [np.asarray(metric(moves, x, y, key()).second, np.float64) for x, y in rows]
         return np.average(found, axis=0, weights=[len(y) for _, y in rows])
 
     return timed(run, work.config["repeats"])

@@ -134,7 +134,7 @@ def run_part(folder: pathlib.Path, side: Side, part: str, threads: int) -> dict[
         from experiments import bench_jmpq as implementation
     else:
         from experiments import bench_peers as implementation
-    implementation.use_threads(threads)
+    implementation.use_threads(part, threads)
     before = peak_rss_bytes()
     found = implementation.PARTS[side][part](work)
     return {

@@ -76,7 +76,7 @@ class ResNetCIFAR(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def use_threads(threads: int) -> None:
+def use_threads(part: str, threads: int) -> None:
     """Threads within one operation."""
     torch.set_num_threads(threads)
 
