@@ -50,9 +50,8 @@ def split_cpu(count: int) -> None:
     """Let the CPU appear as `count` devices; before any other use of JAX, or without effect.
 
     For tests of what runs on several devices, and for hosts whose operations leave processors
-    idle: each operation then stays on one thread of its device, where several devices that
-    share all threads would wait for each other (a Hessian-vector product of ResNet-20 on two
-    devices of two cores: 0.34 instead of 0.42 s). Accelerators are not touched.
+    idle: each operation then stays on one thread of its device, as several devices that
+    share all threads would wait for each other. Accelerators are not touched.
 
     Raises:
         ValueError: If it is not at least one.
