@@ -11,8 +11,26 @@ from matplotlib.figure import Figure
 from jmpq.report.style import PALETTE, error_bars, metric_name, new_figure, style, write_svg
 
 Json = Mapping[str, Any]
-DRAWN = ("uniform", "exact/gauss_newton", "exact/composed", "search/composed",
-         "refined/composed", "exact/hawq_trace")  # fmt: skip
+# What a figure compares, of weights alone, by its name.
+COMPARED = {
+    "F8-criterion": ("uniform", "greedy/gauss_newton", "reversed", "random"),
+    "F9-order": (
+        "uniform",
+        "exact/gauss_newton",
+        "exact/empirical_fisher",
+        "exact/first_order",
+        "exact/squared_error",
+    ),
+    "F10-accuracy": (
+        "uniform",
+        "exact/gauss_newton",
+        "exact/composed",
+        "search/composed",
+        "refined/composed",
+        "exact/hawq_trace",
+        "local_search/measured_pairs_loss",
+    ),
+}
 
 
 def rows_of(result: Json, mode: str, bits: float, method: str) -> list[Json]:
@@ -102,19 +120,46 @@ def curse_table(result: Json) -> str:
     return "\n".join(lines)
 
 
-def accuracy_figure(result: Json) -> Figure:
-    """F10: top-1 against size, weights alone; bars are sd over draws of calibration."""
-    mode = "w"
+def spent_table(result: Json) -> str:
+    """Seconds that every answer took: its sensitivities, then the search; medians."""
+    config = result["config"]
+    lines = [
+        f"{_network(result)}: seconds of the sensitivities ({config['examples']} images, pairs "
+        f"on {config['pair_examples']}; compilation included) and of one solve, medians over "
+        f"draws and budgets, {_machine(result)}; a refinement measures {config['refine']} "
+        "allocations.",
+        "",
+        "| allocation | " + " | ".join(f"{_mode(mode)}" for mode in config["modes"]) + " |",
+        "| --- |" + " --- |" * len(config["modes"]),
+    ]
+    names = dict.fromkeys(m for mode in config["modes"] for m in methods_of(result, mode))
+    for method in (name for name in names if "/" in name):
+        metric, cells = method.partition("/")[2], []
+        for mode in config["modes"]:
+            walls = [
+                r["wall_s"]
+                for r in result["rows"]
+                if (r["mode"], r["method"]) == (mode, method)
+            ]
+            spent = [s["seconds"][metric] for s in result["spent"] if s["mode"] == mode]
+            cells.append(f"{np.median(spent):.0f} + {np.median(walls):.2g}" if walls else "–")
+        lines.append(f"| {label(method)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def accuracy_figure(result: Json, mode: str, methods: Sequence[str]) -> Figure:
+    """Top-1 and KL against size; bars are sd over draws of calibration, or allocations."""
     with style():
         figure = new_figure(2.8)
         panels = figure.subplots(1, 2)
         budgets = _budgets(result, mode)
-        for method, color in zip(DRAWN, PALETTE, strict=False):
+        for method, color in zip(methods, PALETTE, strict=False):
             for axes, key, scale in zip(panels, ("top1", "kl"), (100, 1), strict=True):
                 points = []
                 for bits in budgets:
                     rows = rows_of(result, mode, bits, method)
-                    values = [scale * r["measured"][key] for r in rows]
+                    found = [r["measured"][key] for r in rows]  # None: a destroyed network
+                    values = [scale * value for value in found if value is not None]
                     if values:
                         sizes = np.mean([r["size_bytes"] for r in rows]) / 1e3
                         spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
@@ -137,7 +182,8 @@ def chosen_figure(result: Json) -> Figure:
         figure = new_figure(2.8, width=3.2)
         axes = figure.subplots()
         both = []
-        for method, color in zip(DRAWN[1:], PALETTE[1:], strict=False):
+        methods = COMPARED["F10-accuracy"]
+        for method, color in zip(methods[1:], PALETTE[1:], strict=False):
             rows = [r for r in result["rows"] if r["method"] == method and r["composed_kl"] > 0]
             x = np.array([r["composed_kl"] for r in rows])
             y = np.array([r["measured"]["kl"] for r in rows])
@@ -159,8 +205,11 @@ def outcome_figures(results: Sequence[Json]) -> dict[str, str]:
     drawn: dict[str, Figure] = {}
     for result in results:
         name = f"outcome_{result['network']}"
-        if "w" in result["config"]["modes"]:
-            drawn[f"{name}_F10-accuracy"] = accuracy_figure(result)
+        for mode in result["config"]["modes"]:
+            if not mode.startswith("wa") and len(_budgets(result, mode)) > 1:
+                for title, methods in COMPARED.items():
+                    at = f"{name}_{title}{mode[1:].replace(' ', '-')}"
+                    drawn[at] = accuracy_figure(result, mode, methods)
         drawn[f"{name}_F6-chosen"] = chosen_figure(result)
     return {
         name: write_svg(figure, name, name.replace("_", ", ")) for name, figure in drawn.items()
@@ -184,6 +233,10 @@ def _mode(mode: str) -> str:
     """What is quantized, and how, as a reader knows it."""
     what, _, rounding = mode.partition(" ")
     return {"w": "W", "wa": "W+A"}[what] + (", GPTQ," if rounding else "")
+
+
+def _machine(result: Json) -> str:
+    return f"{result['cores']} cores" if result["device"] == "cpu" else str(result["device"])
 
 
 def _network(result: Json) -> str:

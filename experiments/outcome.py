@@ -17,7 +17,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ from experiments.provenance import commit
 from experiments.resnet20_cifar10 import RESULTS
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jmpq.data.dataset import Split
     from jmpq.models.network import Network
     from jmpq.problem import Problem
@@ -58,6 +61,8 @@ class Config:
         seeds: Draws of calibration examples, held-out images set aside.
         examples: Calibration examples of a draw.
         batch_size: Calibration examples per batch.
+        pair_examples: Calibration examples on which all pairs of moves are measured (CLADO),
+            in the modes of weights alone; 0 for none.
         random: Random allocations at each budget.
         refine: Allocations that a refinement may measure; 0 for none.
         evaluation: Test images measured on; None for all that no draw has taken.
@@ -75,6 +80,7 @@ class Config:
     seeds: int = 5
     examples: int = 256
     batch_size: int = 64
+    pair_examples: int = 64
     random: int = 10
     refine: int = 60
     evaluation: int | None = None
@@ -91,6 +97,7 @@ SMOKE = Config(
     seeds=2,
     examples=48,
     batch_size=24,
+    pair_examples=8,
     random=2,
     refine=4,
     evaluation=64,
@@ -100,11 +107,12 @@ SMOKE = Config(
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Setting:
-    """A network, its data, and what one draw of calibration examples gave."""
+    """A network, its data, what one draw of calibration examples gave, and the devices."""
 
     network: "Network"
     quantizers: "Quantizers"
     calibration: "Split"
+    mesh: "Mesh | None"
 
     @property
     def moves(self) -> "MoveNetwork":
@@ -135,7 +143,9 @@ def has_activations(mode: Mode) -> bool:
     return mode.startswith("wa")
 
 
-def calibrated(config: Config, network: "Network", draw: "Split", mode: Mode) -> Setting:
+def calibrated(
+    config: Config, network: "Network", draw: "Split", mode: Mode, mesh: "Mesh | None"
+) -> Setting:
     """Scales by least squared error; those of activations from the draw."""
     import jax
 
@@ -156,55 +166,76 @@ def calibrated(config: Config, network: "Network", draw: "Split", mode: Mode) ->
         network=network,
         quantizers=Quantizers(weights=weights, activations=activations),
         calibration=draw,
+        mesh=mesh,
     )
 
 
 def tables(
     config: Config, setting: Setting, mode: Mode, folder: pathlib.Path
-) -> "tuple[dict[str, Sensitivity], Composed]":
-    """Sensitivities by metric, and composed logits; what is in the folder is not made again."""
+) -> "tuple[dict[str, Sensitivity], Composed, dict[str, float]]":
+    """Sensitivities by metric, composed logits, and the seconds that each took.
+
+    What is in the folder is not made again.
+    """
     from experiments.fidelity import examples_of
     from jmpq.cli.progress import bar
     from jmpq.quantizers.choice import choice_grid
     from jmpq.sensitivity.composed import Composed
     from jmpq.sensitivity.hawq import HawqTrace
+    from jmpq.sensitivity.measured import MeasuredPairs
     from jmpq.sensitivity.metric import analyse
     from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
     from jmpq.sensitivity.squared_error import SquaredError
     from jmpq.sensitivity.superposed import Superposed
-    from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
+    from jmpq.sensitivity.taylor import EmpiricalFisher, FirstOrder, GaussNewton
 
     choices = choice_grid(config.w_bits, config.a_bits if has_activations(mode) else (FLOAT,))
     data = examples_of(setting.calibration, config.batch_size)
-    provenance = {
-        "calibration": setting.calibration.record(),
-        "quantizers": setting.quantizers.sha256,
-    }
-    path = folder / "superposed.npz"
-    if not path.is_file() or Superposed.load(path).provenance != provenance:
+    whole = setting.calibration  # pairs of activations too would take longer than all else
+    few = whole.take(np.arange(0 if has_activations(mode) else config.pair_examples))
+
+    def of(split: "Split") -> dict[str, Any]:
+        return {"calibration": split.record(), "quantizers": setting.quantizers.sha256}
+
+    def kept(provenance: Mapping[str, Any], split: "Split") -> bool:
+        return provenance.items() >= of(split).items()
+
+    path, seconds = folder / "superposed.npz", {}
+    if not path.is_file() or not kept(Superposed.load(path).provenance, whole):
         with bar("logit changes", "batches") as progress:
-            Superposed.measure(
+            start = time.perf_counter()
+            measured = Superposed.measure(
                 setting.moves,
                 data,
                 choices,
                 partial=folder / "superposed.partial",
-                provenance=provenance,
+                provenance=of(whole),
                 progress=progress,
-            ).save(path)
+                mesh=setting.mesh,
+            )
+        told = {"seconds": time.perf_counter() - start}
+        dataclasses.replace(measured, provenance={**of(whole), **told}).save(path)
     composed = Composed(superposed=Superposed.load(path))
+    seconds["composed"] = composed.superposed.provenance["seconds"]
     found = {"composed": composed.main_effects([len(t) for _, t in data])}
-    for metric in (GaussNewton(), EmpiricalFisher(), HawqTrace(num_probes=4), SquaredError()):
+    of_moves = [
+        GaussNewton(), EmpiricalFisher(), HawqTrace(num_probes=4), SquaredError(), FirstOrder()
+    ]  # fmt: skip
+    work = [*((m, whole) for m in of_moves), *([(MeasuredPairs(), few)] if len(few) else [])]
+    for metric, split in work:
         at = folder / f"{metric.name}.npz"
         stored = load_sensitivities(at)[metric.name] if at.is_file() else None
-        if stored is None or stored.provenance["quantizers"] != setting.quantizers.sha256:
+        if stored is None or not kept(stored.provenance, split):
             with bar(f"{metric.name:24s}", "batches") as progress:
                 stored = analyse(
-                    setting.moves, metric, data, choices, provenance=provenance,
-                    partial=at.with_suffix(".partial"), progress=progress,
+                    setting.moves, metric, examples_of(split, config.batch_size), choices,
+                    provenance=of(split), partial=at.with_suffix(".partial"),
+                    progress=progress, mesh=setting.mesh,
                 )  # fmt: skip
             save_sensitivities(at, {metric.name: stored})
+        seconds[metric.name] = stored.provenance["seconds"]
         found[metric.name] = stored
-    return found, composed
+    return found, composed, seconds
 
 
 def stated(
@@ -271,15 +302,16 @@ def allocations(
         for solver, call in (("exact", solve), ("greedy", Greedy())):
             s = call(problem)
             yield row(f"{solver}/{metric}", s.choice, s.loss, s.wall_s)
-    whole = stated(setting.network, found["gauss_newton"], mode, bits, cross=True)
-    s = LocalSearch()(whole)
-    yield row("local_search/gauss_newton", s.choice, s.loss, s.wall_s)
+    for metric in (m for m in ("gauss_newton", "measured_pairs_loss") if m in found):
+        s = LocalSearch()(stated(setting.network, found[metric], mode, bits, cross=True))
+        yield row(f"local_search/{metric}", s.choice, s.loss, s.wall_s)
     s = ObjectiveSearch(
         objective=predict, name="composed_kl", max_evaluations=5000, start=solve
     )(first)
     assert s.objective_value is not None
     yield row("search/composed", s.choice, s.objective_value, s.wall_s)
     if config.refine:
+        start = time.perf_counter()
         measured = refine(
             first,
             s.choice,
@@ -288,7 +320,11 @@ def allocations(
             max_evaluations=config.refine,
             record=folder / f"refined_{bits:g}.jsonl",
         )
-        yield row("refined/composed", measured.choice, measured.measured, float("nan"))
+        seconds = time.perf_counter() - start
+        if measured.fresh < measured.evaluations:  # begun by an interrupted run
+            seconds *= measured.evaluations / max(measured.fresh, 1)
+        found_one = row("refined/composed", measured.choice, measured.measured, seconds)
+        yield {**found_one, "evaluations": measured.evaluations}
 
 
 def _kl_of(
@@ -300,7 +336,10 @@ def _kl_of(
 
     split = setting.calibration
     evaluator = Evaluator(
-        setting.network, setting.quantizers, lambda: batches(split, config.batch_size)
+        setting.network,
+        setting.quantizers,
+        lambda: batches(split, config.batch_size),
+        mesh=setting.mesh,
     )
 
     def measure(choice: np.ndarray) -> np.ndarray:
@@ -333,7 +372,10 @@ class Outcomes:
         size = min(256, len(split))
         self.path, self.known = path, {}
         self.evaluator = Evaluator(
-            setting.network, setting.quantizers, lambda: batches(split, size)
+            setting.network,
+            setting.quantizers,
+            lambda: batches(split, size),
+            mesh=setting.mesh,
         )
         self.identity = f"{split.sha256} {setting.quantizers.sha256}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -390,7 +432,11 @@ def baselines(problem: "Problem", bits: float, num: int | None) -> Iterator[dict
 
 
 def run(
-    config: Config, name: str, folder: pathlib.Path, data_dir: pathlib.Path | None
+    config: Config,
+    name: str,
+    folder: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    mesh: "Mesh | None" = None,
 ) -> dict[str, Any]:
     """All allocations of one network; interrupted, it goes on from what is in `folder`."""
     import jax
@@ -400,13 +446,15 @@ def run(
 
     network, draws, split = load(config, name, folder, data_dir)
     rows: list[dict[str, Any]] = []
+    spent: list[dict[str, Any]] = []
     floats: dict[str, Any] = {}
     for mode in config.modes:
         budgets = config.joint_budgets if has_activations(mode) else config.budgets
         for seed, draw in enumerate(draws):
-            setting = calibrated(config, network, draw, mode)
+            setting = calibrated(config, network, draw, mode, mesh)
             at = folder / mode.replace(" ", "_") / str(seed)
-            found, composed = tables(config, setting, mode, at)
+            found, composed, seconds = tables(config, setting, mode, at)
+            spent.append({"mode": mode, "seed": seed, "seconds": seconds})
             outcomes = Outcomes(at.parent / "measured.jsonl", setting, split)
             for bits in budgets:
                 problem = stated(network, found["composed"], mode, bits)
@@ -441,6 +489,7 @@ def run(
         "calibration": [draw.record() for draw in draws],
         "layers": [layer.name for layer in network.layers],
         "float": floats,
+        "spent": spent,
         "rows": rows,
     }
 
@@ -462,6 +511,7 @@ def main(
     budgets: tuple[float, ...] = (),
     seeds: int | None = None,
     evaluation: int | None = None,
+    devices: int | None = None,
 ) -> None:
     """Run the experiment.
 
@@ -475,14 +525,17 @@ def main(
         budgets: Which budgets of weights alone; all where none is named.
         seeds: Fewer draws of calibration examples.
         evaluation: Fewer test images.
+        devices: Devices over which batches are spread; on a CPU one for each core is fastest.
     """
+    from jmpq.cli.scale import Scale
     from jmpq.files import write_json
 
+    mesh = Scale(devices=devices).mesh()
     config = SMOKE if smoke else Config()
     given = {"modes": modes, "budgets": budgets, "seeds": seeds, "evaluation": evaluation}
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if v})
     for name in networks or config.networks:
-        result = run(config, name, folder / name, None if smoke else data_dir)
+        result = run(config, name, folder / name, None if smoke else data_dir, mesh)
         write_json(output / f"outcome_{name}.json", result, compact=True)
         print(f"Wrote {output / f'outcome_{name}.json'}")
 
