@@ -70,10 +70,10 @@ def load_network(
 
     if ":" in spec.model:
         return _made_by(spec.model)
-    from jmpq.models.resnet import resnet
+    from jmpq.models.architectures import build
     from jmpq.models.weights import load_weights
 
-    module = resnet(spec.model)
+    module = build(spec.model)
     if spec.weights is None:
         raise ValueError(
             f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "

@@ -41,7 +41,7 @@ class Train:
     def __call__(self) -> None:
         from jmpq.cli.progress import bar
         from jmpq.data.load import load_dataset
-        from jmpq.models.resnet import resnet
+        from jmpq.models.architectures import build
         from jmpq.models.weights import save_variables
         from jmpq.training.evaluate import evaluate
         from jmpq.training.train import TrainConfig, train
@@ -49,7 +49,7 @@ class Train:
         names = {field.name for field in dataclasses.fields(TrainConfig)}
         config = TrainConfig(**{k: v for k, v in vars(self).items() if k in names})
         dataset = load_dataset(self.data, self.data_dir)
-        module = resnet(self.model, len(dataset.classes))
+        module = build(self.model, len(dataset.classes))
         with bar(f"Training {self.model}", "steps") as progress:
             variables = train(
                 module,

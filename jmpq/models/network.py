@@ -310,7 +310,7 @@ def _check_parameters(paths: list[str], leaves: list[Any]) -> None:
                 f"Parameter {path!r} is not a float array but {found}; "
                 "keep counters and keys out of `params`."
             )
-        if bad := int(jnp.sum(~jnp.isfinite(leaf))):
+        if bad := int(np.sum(~np.isfinite(leaf))):
             raise ValueError(
                 f"Parameter {path!r} has {bad} values of {leaf.size} that are NaN or infinite. "
                 "Load or train the weights again."
