@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.architectures import Preprocessing, build
+from jmpq.data.imagenet import imagenet_sample
+from jmpq.models.architectures import ARCHITECTURES, PREPROCESSINGS, Preprocessing, build
 from jmpq.models.blocks import adaptive_mean, max_pool
 from jmpq.models.network import Network
 from jmpq.models.tap import Tap
+from jmpq.models.weights import load_published
+from jmpq.training.evaluate import logits
 
 # Parameters as torchvision lists them with its weights (num_params), multiply-accumulates in
 # 10⁹ at 224x224 (GFLOPS there), layers with a kernel.
@@ -140,6 +143,20 @@ def test_pooling_rounded_up_reaches_beyond_the_image(length, windows):
     got = max_pool(jnp.asarray(x), 3, 2, ceil=True)
     assert got.shape == (1, windows, windows, 1)
     np.testing.assert_array_equal(got[0, :, 0, 0], -1.0 - 2 * np.arange(windows))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1_0.75", "squeezenet1_1"])
+def test_logits_equal_the_reference(shared_data, name):
+    folder = shared_data / "imagenet"
+    stem = {"mobilenet_v1_0.75": "mobilenet_v1_0.75_224"}.get(name, name)
+    module = build(name, 1000)
+    variables = load_published(folder / f"{stem}.safetensors", module)
+    rule = PREPROCESSINGS[ARCHITECTURES[name].preprocessing]
+    first = imagenet_sample(shared_data, rule).heldout.take(np.arange(32))
+    got = logits(module.apply, variables, first, batch_size=32)
+    want = np.load(folder / "reference_logits.npz")[stem]
+    assert np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want)
+    assert (got.argmax(1) == want.argmax(1)).all()
 
 
 def test_unknown_architecture_lists_the_names():

@@ -134,6 +134,24 @@ def test_tensorflow_padding_of_mobilenet_v1_equals_transformers(tmp_path, torchv
         assert_close(our_logits("mobilenet_v1_0.25", path, x), torch_logits(network, x))
 
 
+def test_preprocessing_equals_torchvision(torchvision):
+    from PIL import Image
+    from torchvision.transforms._presets import ImageClassification
+
+    from jmpq.data.dataset import Normalization
+    from jmpq.data.images import resized_crop
+    from jmpq.models.architectures import PREPROCESSINGS
+
+    rule = PREPROCESSINGS["torchvision"]
+    for width, height in ((300, 411), (500, 333), (256, 256), (100, 57)):
+        rng = np.random.default_rng(width)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        want = ImageClassification(crop_size=224, resize_size=256)(image).numpy()
+        normalize = Normalization(scale=rule.scale, mean=rule.mean, std=rule.std)
+        got = normalize(resized_crop(image, rule)[None])[0]
+        np.testing.assert_allclose(got, want.transpose(1, 2, 0), atol=1e-5)
+
+
 def test_pickles_that_are_no_state_dict_are_refused(tmp_path):
     import torch
 
