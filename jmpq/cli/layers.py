@@ -50,6 +50,7 @@ class Layers:
 
         from jmpq.files import write_json
         from jmpq.models.layers import layers_to_json
+        from jmpq.models.ties import architecture_ties
         from jmpq.models.weights import weights_sha256
 
         spec = NetworkSpec(
@@ -69,6 +70,7 @@ class Layers:
             "weights_sha256": weights_sha256((network.params, network.state)),
             "layers": layers_to_json(network.layers),
             "other_parameters": network.other_parameters,
+            "ties": architecture_ties(network),
         }
         write_json(self.run / LAYERS, record)
         table = Table("layer", "kind", "kernel", "parameters", "MACs", "input")
