@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import errors as flax_errors
+from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.models.layers import Layer
@@ -32,8 +33,8 @@ BOX_NAME = "value"  # of what an NNX variable holds, after the kernel's own name
 class Network:
     """A trained network, unwrapped: `apply` is the user's own function.
 
-    Make one with `from_linen` or `from_function`. A pytree whose leaves are the parameters,
-    so that compiled functions take it as an argument.
+    Make one with `from_linen`, `from_nnx` or `from_function`. A pytree whose leaves are the
+    parameters, so that compiled functions take it as an argument.
 
     Attributes:
         apply: ``apply(params, inputs) -> logits [batch, classes]``, deterministic, batch
@@ -195,6 +196,48 @@ class Network:
                 f"{type(module).__name__} is not in evaluation mode (it updates statistics or "
                 "draws random numbers). Pass the argument that freezes it, as train=False."
             ) from error
+
+    @classmethod
+    def from_nnx(
+        cls,
+        model: nnx.Module,
+        example: PyTree,
+        *,
+        tied: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> "Network":
+        """An NNX module with its parameters; every other variable is frozen.
+
+        Args:
+            model: Called as ``model(inputs)``, in evaluation mode (``model.eval()``). It is
+                copied, not changed.
+            example: Inputs of any batch size.
+            tied: See `from_function`.
+            ignore: See `from_function`.
+
+        Raises:
+            ValueError: As `from_function`; also if a call changes variables of the model, that
+                is, if it is not in evaluation mode.
+        """
+        graph, variables, rest = nnx.split(model, nnx.Param, ...)
+        params, state = nnx.to_pure_dict(variables), nnx.to_pure_dict(rest)
+
+        def apply(params: PyTree, inputs: PyTree) -> Array:
+            # New variables in each call: what the model does to them is not seen outside.
+            fresh, frozen = jax.tree.map(lambda leaf: leaf, (variables, rest))
+            nnx.replace_by_pure_dict(fresh, params)
+            copy = nnx.merge(graph, fresh, frozen)
+            before = jax.tree.leaves(nnx.split(copy, nnx.Param, ...)[2])
+            logits = copy(inputs)  # type: ignore[operator]
+            after = jax.tree.leaves(nnx.split(copy, nnx.Param, ...)[2])
+            if any(a is not b for a, b in zip(before, after, strict=True)):
+                raise ValueError(
+                    f"{type(model).__name__} is not in evaluation mode (it updates statistics "
+                    "or draws random numbers). Call model.eval() first."
+                )
+            return logits
+
+        return cls.from_function(apply, params, example, state=state, tied=tied, ignore=ignore)
 
     @functools.cached_property
     def _layer_of(self) -> dict[int, int]:
