@@ -142,7 +142,7 @@ def run_network(
         )
         if not _done(here / PLAN, (sensitivity, solve)):
             here.mkdir(exist_ok=True)
-            for artifact in (LAYERS, SENSITIVITY):
+            for artifact in (LAYERS, SENSITIVITY, *([] if file else [WEIGHTS])):
                 shutil.copy(folder / artifact, here)
             solve()
             _note(here / PLAN, (sensitivity, solve))
