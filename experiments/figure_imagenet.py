@@ -18,7 +18,7 @@ TITLES = {
 def imagenet_table(result: Json) -> str:
     """One row an allocation, at each budget: top-1, agreement, KL, what its metric predicts."""
     return "\n\n".join(
-        _network_table(TITLES.get(name, name), found)
+        _network_table(TITLES.get(name) or name, found)
         for name, found in result["networks"].items()
     )
 

@@ -85,7 +85,7 @@ def load_network(
     """
     import jax.numpy as jnp
 
-    from jmpq.models.architectures import build
+    from jmpq.models.architectures import build_module
     from jmpq.models.fold import fold_batch_norm
     from jmpq.models.network import Network
     from jmpq.models.weights import load_weights
@@ -98,7 +98,7 @@ def load_network(
             )
         return _made_by(spec.model)
     dataset = dataset or load_data(spec)
-    module = build(spec.model, len(dataset.classes))
+    module = build_module(spec.model, len(dataset.classes))
     if spec.weights is None:
         raise ValueError(
             f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "

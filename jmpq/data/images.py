@@ -105,11 +105,10 @@ def resized_crop(image: Image.Image, rule: Preprocessing) -> UInt8[np.ndarray, "
     width, height = image.size
     short = min(width, height)
     if short != rule.resize:
-        size = tuple(
+        width, height = (
             rule.resize if side == short else int(rule.resize * side / short)
             for side in (width, height)
         )
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        width, height = image.size
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - rule.crop) / 2), round((height - rule.crop) / 2)
     return np.asarray(image.crop((left, top, left + rule.crop, top + rule.crop)))

@@ -125,7 +125,7 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(name: str, num_classes: int = 10) -> nn.Module:
+def build_module(name: str, num_classes: int = 10) -> nn.Module:
     """The network of a name, its variables still to be made or loaded.
 
     Raises:

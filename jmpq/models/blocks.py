@@ -76,7 +76,7 @@ def max_pool(
     for length in x.shape[1:3]:
         beyond = -(length + 2 * padding - size) % stride if ceil else 0
         sides.append((padding, padding + beyond))
-    return nn.max_pool(x, (size, size), (stride, stride), sides)
+    return nn.max_pool(x, (size, size), (stride, stride), sides)  # type: ignore[arg-type]
 
 
 def adaptive_mean(x: Images, size: int) -> Images:

@@ -16,7 +16,7 @@ from jmpq.curvature.hvp import hessian_over
 from jmpq.curvature.trace import random_signs
 from jmpq.data.batches import make_batch
 from jmpq.data.cifar10 import cifar10
-from jmpq.models.architectures import build
+from jmpq.models.architectures import build_module
 from jmpq.models.network import Network
 from jmpq.models.paths import leaf_paths
 from jmpq.models.weights import load_published, torch_name
@@ -46,7 +46,7 @@ class Sides:
             deltas=[],
             weights=path,
         )
-        module = build("resnet20")
+        module = build_module("resnet20")
         to64 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)  # noqa: E731
         variables = to64(load_published(path, module))
         self.images = jnp.asarray(batch.inputs, jnp.float64)

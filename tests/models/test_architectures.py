@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jmpq.data.imagenet import imagenet_sample
-from jmpq.models.architectures import ARCHITECTURES, PREPROCESSINGS, Preprocessing, build
+from jmpq.models.architectures import ARCHITECTURES, PREPROCESSINGS, Preprocessing, build_module
 from jmpq.models.blocks import adaptive_mean, max_pool
 from jmpq.models.network import Network
 from jmpq.models.tap import Tap
@@ -40,7 +40,7 @@ PUBLISHED = {
 
 def shaped(name, classes=1000, size=224):
     """Parameters and statistics as shapes, the function of both, an example."""
-    module = build(name, classes)
+    module = build_module(name, classes)
     example = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         variables = jax.eval_shape(module.init, jax.random.key(0), example)
@@ -78,7 +78,9 @@ TABLES = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet1_1")
 def test_layer_table_adds_up_to_the_published_numbers(name):
     variables, _, example = shaped(name)
     network = Network.from_linen(
-        build(name, 1000), jax.tree.map(zeros, variables), jnp.zeros(example.shape, jnp.float32)
+        build_module(name, 1000),
+        jax.tree.map(zeros, variables),
+        jnp.zeros(example.shape, jnp.float32),
     )
     parameters, macs, layers = PUBLISHED[name]
     assert len(network.layers) == layers
@@ -149,7 +151,7 @@ def test_pooling_rounded_up_reaches_beyond_the_image(length, windows):
 def test_logits_equal_the_reference(shared_data, name):
     folder = shared_data / "imagenet"
     stem = {"mobilenet_v1_0.75": "mobilenet_v1_0.75_224"}.get(name, name)
-    module = build(name, 1000)
+    module = build_module(name, 1000)
     variables = load_published(folder / f"{stem}.safetensors", module)
     rule = PREPROCESSINGS[ARCHITECTURES[name].preprocessing]
     first = imagenet_sample(shared_data, rule).heldout.take(np.arange(32))
@@ -161,7 +163,7 @@ def test_logits_equal_the_reference(shared_data, name):
 
 def test_unknown_architecture_lists_the_names():
     with pytest.raises(ValueError, match=r"no architecture 'resnet19'. Did you mean 'resnet"):
-        build("resnet19")
+        build_module("resnet19")
 
 
 def test_crop_larger_than_the_image_is_refused():

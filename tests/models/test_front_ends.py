@@ -213,3 +213,26 @@ def test_a_layer_that_is_called_twice_is_quantized_once_where_that_is_said():
         ("shared", 32),
         ("head", 8),
     ]
+
+
+def test_an_equinox_module_is_a_plain_function():
+    eqx = pytest.importorskip("equinox")
+    first, second = jax.random.split(jax.random.key(0))
+    model = eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(2, 3, 3, key=first),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.Lambda(jnp.ravel),
+            eqx.nn.Linear(27, 4, key=second),
+        ]
+    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 5, 5)))
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        apply = lambda params, x: jax.vmap(eqx.combine(params, static))(x)  # noqa: E731
+        network = Network.from_function(apply, params, x)
+        logits, recorded = network.record(x)
+        np.testing.assert_allclose(logits, jax.vmap(model)(x), rtol=1e-9)
+    assert [layer.name for layer in network.layers] == ["layers/0", "layers/3"]
+    assert [layer.macs for layer in network.layers] == [9 * 54, 27 * 4]
+    np.testing.assert_array_equal(recorded[0].reshape(x.shape), x)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jmpq.models.architectures import build
+from jmpq.models.architectures import build_module
 from jmpq.models.weights import load_published
 
 ABSENT = [n for n in ("torch", "torchvision") if not importlib.util.find_spec(n)]
@@ -67,7 +67,7 @@ def images(seed=1, size=SIZE):
 
 
 def our_logits(name, path, x, classes=CLASSES):
-    module = build(name, classes)
+    module = build_module(name, classes)
     variables = load_published(path, module)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return jax.jit(module.apply)(variables, jnp.asarray(x))
@@ -155,7 +155,7 @@ def test_preprocessing_equals_torchvision(torchvision):
 def test_pickles_that_are_no_state_dict_are_refused(tmp_path):
     import torch
 
-    module = build("squeezenet1_1", CLASSES)
+    module = build_module("squeezenet1_1", CLASSES)
     torch.save({"epoch": 3}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="expected names to tensors"):
         load_published(tmp_path / "a.pth", module)

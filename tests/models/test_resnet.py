@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.architectures import build
+from jmpq.models.architectures import build_module
 from jmpq.models.resnet import ResNetCIFAR, shortcut_a
 from jmpq.models.weights import abstract_variables
 
@@ -28,7 +28,7 @@ def paper_parameters(depth: int) -> int:
 def test_parameter_counts_are_those_of_the_paper_and_the_published_files(
     depth, with_statistics
 ):
-    variables = abstract_variables(build(f"resnet{depth}"), (32, 32, 3))
+    variables = abstract_variables(build_module(f"resnet{depth}"), (32, 32, 3))
     assert count(variables["params"]) == paper_parameters(depth)
     if with_statistics:
         assert count(variables) == with_statistics

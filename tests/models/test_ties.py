@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.architectures import build
+from jmpq.models.architectures import build_module
 from jmpq.models.network import Network
 from jmpq.models.ties import architecture_ties
 
@@ -21,7 +21,7 @@ def untrained(module, *shape):
 
 
 def test_a_projection_is_tied_to_the_first_convolution_beside_it():
-    ties = architecture_ties(untrained(build("resnet18", 3), 32, 32, 3))
+    ties = architecture_ties(untrained(build_module("resnet18", 3), 32, 32, 3))
     # as HAWQ-V3 ties them (its stage 1 has no projection)
     assert ties["downsample"] == [
         (f"layer{stage}/0/conv1", f"layer{stage}/0/downsample/0") for stage in (2, 3, 4)
@@ -37,7 +37,7 @@ def test_a_projection_is_tied_to_the_first_convolution_beside_it():
 
 
 def test_depthwise_convolutions_are_tied_to_what_follows():
-    ties = architecture_ties(untrained(build("mobilenet_v2", 3), 32, 32, 3))
+    ties = architecture_ties(untrained(build_module("mobilenet_v2", 3), 32, 32, 3))
     assert ties["depthwise"][:2] == [
         ("features/1/conv/0/0", "features/1/conv/1"),
         ("features/2/conv/1/0", "features/2/conv/2"),
@@ -49,7 +49,7 @@ def test_depthwise_convolutions_are_tied_to_what_follows():
 
 
 def test_expansions_read_the_same_value_and_nothing_is_added():
-    ties = architecture_ties(untrained(build("squeezenet1_1", 3), 32, 32, 3))
+    ties = architecture_ties(untrained(build_module("squeezenet1_1", 3), 32, 32, 3))
     assert ties["shared_input"] == [
         (f"features/{i}/expand1x1", f"features/{i}/expand3x3")
         for i in (3, 4, 6, 7, 9, 10, 11, 12)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from jmpq.data.cifar10 import cifar10
-from jmpq.models.architectures import build
+from jmpq.models.architectures import build_module
 from jmpq.models.resnet import ResNetCIFAR
 from jmpq.models.weights import (
     load_published,
@@ -42,7 +42,7 @@ def write(path, tensors):
 @pytest.mark.parametrize("depth", [20, 32, 44])
 def test_logits_equal_the_reference_forward_pass(shared_data, depth):
     folder = shared_data / "cifar10"
-    module = build(f"resnet{depth}")
+    module = build_module(f"resnet{depth}")
     variables = load_published(folder / f"resnet{depth}.safetensors", module)
     first = cifar10(shared_data).heldout.take(np.arange(256))
     got = logits(module.apply, variables, first, batch_size=256)
@@ -51,7 +51,7 @@ def test_logits_equal_the_reference_forward_pass(shared_data, depth):
 
 
 def test_resnet20_has_its_published_accuracy_on_all_test_images(shared_data):
-    module = build("resnet20")
+    module = build_module("resnet20")
     variables = load_published(shared_data / "cifar10" / "resnet20.safetensors", module)
     result = evaluate(module.apply, variables, cifar10(shared_data).heldout)
     assert result.examples == 10_000
