@@ -47,7 +47,8 @@ def fold_batch_norm(
         factor = params.get("scale", 1.0) / jnp.sqrt(var + epsilon)
         kernel = _at(folded["params"], layer)
         for leaf in kernel.keys() & {"kernel", "bias"}:  # output channels come last
-            kernel[leaf] = (kernel[leaf] * factor).astype(kernel[leaf].dtype)
+            scaled = kernel[leaf] * jnp.broadcast_to(factor, kernel[leaf].shape)
+            kernel[leaf] = scaled.astype(kernel[leaf].dtype)
         shift = mean * factor
         if "bias" in params:
             params["bias"] = (params["bias"] - shift).astype(params["bias"].dtype)
@@ -83,7 +84,8 @@ def _pairs(
         with nn.intercept_methods(follow):
             return module.apply(variables, inputs, **call)
 
-    jax.eval_shape(run, variables, example)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        jax.eval_shape(run, variables, example)
     return [(a, b, e) for a, b, e in pairs if calls[a] == calls[b] == 1]
 
 

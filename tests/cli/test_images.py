@@ -2,14 +2,16 @@
 
 import io
 import json
-import shutil
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jmpq.cli.run_folder import network_of
+from jmpq.models.architectures import build_module
+from jmpq.models.weights import abstract_variables, save_variables
 from tests.cli.command import jmpq, works
 
 PHOTOS = ("--model", "tests.cli.networks:photos", "--data", "image_folder")
@@ -57,19 +59,23 @@ def test_preprocessing_must_be_said_and_known(photos, tmp_path):
     assert "their own preprocessing; the network expects 224 by 224 pixels" in result.err
 
 
-def test_folding_changes_the_weights_and_is_kept_for_later_steps(digits_run, tmp_path):
-    run = shutil.copytree(digits_run, tmp_path / "run")
-    plain = network_of(run)[0]
-    digits = ("--model", "digits_resnet", "--data", "digits")
-    works("layers", run, *digits, "--fold-batch-norm")
-    folded, _, record = network_of(run)
-    assert record["network"]["fold"] is True
-    assert (
-        record["weights_sha256"]
-        != json.loads((digits_run / "layers.json").read_text())["weights_sha256"]
+def test_folding_changes_the_weights_and_is_kept_for_later_steps(tmp_path):
+    module, rng = build_module("digits_resnet"), np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda s: rng.uniform(0.5, 1.0, s.shape).astype(np.float32),
+        abstract_variables(module, (8, 8, 1)),
     )
-    assert [x.name for x in folded.layers] == [x.name for x in plain.layers]
+    weights = tmp_path / "weights.safetensors"
+    save_variables(weights, variables, architecture="digits_resnet")
+    digits = ("--model", "digits_resnet", "--data", "digits")
+    works("layers", tmp_path, *digits)
+    plain, _, before = network_of(tmp_path)
+    works("layers", tmp_path, *digits, "--fold-batch-norm")
+    folded, _, record = network_of(tmp_path)
+    assert record["network"]["fold"] is True
+    assert record["weights_sha256"] != before["weights_sha256"]
+    assert folded.layers == plain.layers
     scales = folded.params["bn1"]["scale"]
     np.testing.assert_array_equal(scales, np.ones_like(scales))
-    result = jmpq("layers", run, *PHOTOS[:2], "--data", "digits", "--fold-batch-norm")
+    result = jmpq("layers", tmp_path, *PHOTOS[:2], "--data", "digits", "--fold-batch-norm")
     assert "makes its own network" in result.err
