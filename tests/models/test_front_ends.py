@@ -10,7 +10,7 @@ from flax import nnx
 from jmpq.models.network import Network
 from jmpq.models.patches import input_rows
 from jmpq.quantizers.choice import choice_grid
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.sensitivity.metric import analyse
 from jmpq.sensitivity.moves import MoveNetwork
@@ -63,20 +63,11 @@ def by_hand(network):
 
 def sensitivities(network, inputs, labels):
     spec = QuantizerSpec(grid="symmetric", granularity="channel", clipping="minmax")
-    batches = [(inputs, labels)]
-    choices = choice_grid([2, 4], [4])
-    quantizers = Quantizers(
-        weights=calibrate_weights(network, spec, (2, 4), [inputs]),
-        activations=calibrate_activations(
-            network,
-            QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax"),
-            (4,),
-            [inputs],
-            key=jax.random.key(0),
-        ),
+    weights = calibrate_weights(network, spec, (2, 4), [inputs])
+    moves = MoveNetwork(
+        network=network, quantizers=Quantizers(weights=weights, activations=None)
     )
-    moves = MoveNetwork(network=network, quantizers=quantizers)
-    return analyse(moves, EmpiricalFisher(), batches, choices)
+    return analyse(moves, EmpiricalFisher(), [(inputs, labels)], choice_grid([2, 4], [32]))
 
 
 def test_linen_nnx_and_a_plain_function_give_the_same_sensitivities():
