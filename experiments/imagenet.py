@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import tyro
@@ -87,18 +88,33 @@ SMOKE = Config(
 )
 
 
-def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> dict[str, Any]:
-    """All networks; interrupted, it goes on from what is in `folder`."""
-    return {
+def run(
+    config: Config,
+    folder: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    *,
+    done: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """All networks; interrupted, it goes on from what is in `folder`.
+
+    Args:
+        config: What is run.
+        folder: Where the artifacts of the runs are kept.
+        data_dir: Folder with the images and the weights; None for embedded data.
+        done: Called with the result so far after every network.
+    """
+    result: dict[str, Any] = {
         "experiment": "imagenet",
         "config": dataclasses.asdict(config),
         "commit": commit(),
         "cores": os.cpu_count(),
-        "networks": {
-            name: run_network(config, name, file, folder / name, data_dir)
-            for name, file in config.networks
-        },
+        "networks": {},
     }
+    for name, file in config.networks:
+        found = run_network(config, name, file, folder / name, data_dir)
+        result["networks"][name] = found
+        done(result)
+    return result
 
 
 def run_network(
@@ -237,9 +253,12 @@ def main(
     config = SMOKE if smoke else Config()
     if examples is not None:
         config = dataclasses.replace(config, examples=examples)
-    result = run(config, folder, None if smoke else data_dir)
-    write_json(output, result)
-    print(f"Wrote {output}")
+
+    def keep(result: dict[str, Any]) -> None:
+        write_json(output, result)
+        print(f"Wrote {output}: {', '.join(result['networks'])}")
+
+    run(config, folder, None if smoke else data_dir, done=keep)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from jmpq.files import atomic_file
 from jmpq.models.paths import leaf_paths
+from jmpq.models.timm_names import torchvision_names
 
 SCHEMA, VERSION = "jmpq/weights", 1
 
@@ -48,7 +49,8 @@ def load_published(
         path: A state dict as safetensors, or as ``.pth``, ``.pt`` or ``.th`` where PyTorch is
             installed; names as ``layer1.0.conv1.weight`` (with ``module.`` or ``model.``
             before all of them, or not), convolutions OIHW, depthwise ones (C, 1, H, W), dense
-            layers (out, in). Batch counters (``num_batches_tracked``) are ignored.
+            layers (out, in). Batch counters (``num_batches_tracked``) are ignored. timm's names
+            of MobileNetV2 and VGG are known too.
         module: The network; its parameters' paths are the published names with slashes.
         input_shape: Of one example. Of the built-in networks only the channels matter.
 
@@ -60,7 +62,7 @@ def load_published(
         ValueError: If the file cannot be read, or a tensor is missing, unexpected, of another
             shape, or not finite: the tensor is named.
     """
-    tensors = _without_prefix(_read_published(path))
+    tensors = torchvision_names(_without_prefix(_read_published(path)))
     tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     expected = {
         leaf: (torch_name(leaf), struct.shape)

@@ -102,14 +102,18 @@ def test_poolings_and_paddings_are_torchvisions_at_other_sizes(size, tmp_path, t
         assert_close(our_logits(name, tmp_path / "weights.pt", x), torch_logits(network, x))
 
 
-def test_weights_of_timm_are_read(tmp_path, torchvision):
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("resnet34", "resnet34"), ("mobilenet_v2", "mobilenetv2_100"), ("vgg11_bn", "vgg11_bn")],
+)
+def test_weights_of_timm_are_read(name, theirs, tmp_path, torchvision):
     timm = pytest.importorskip("timm")
-    network = randomized(timm.create_model("resnet34", num_classes=CLASSES))
+    network = randomized(timm.create_model(theirs, num_classes=CLASSES))
     tensors = {f"module.{k}": v.numpy() for k, v in network.state_dict().items()}
     path = tmp_path / "weights.safetensors"
     path.write_bytes(safetensors.numpy.save(tensors))
-    x = images()
-    assert_close(our_logits("resnet34", path, x), torch_logits(network, x))
+    x = images(size=224 if name == "vgg11_bn" else SIZE)
+    assert_close(our_logits(name, path, x), torch_logits(network, x))
 
 
 def test_tensorflow_padding_of_mobilenet_v1_equals_transformers(tmp_path, torchvision):

@@ -10,6 +10,7 @@ import safetensors.numpy
 from jmpq.data.cifar10 import cifar10
 from jmpq.models.architectures import build_module
 from jmpq.models.resnet import ResNetCIFAR
+from jmpq.models.timm_names import torchvision_names
 from jmpq.models.weights import (
     load_published,
     load_variables,
@@ -163,3 +164,30 @@ def test_hash_is_of_paths_dtypes_shapes_and_bytes():
         {**tree, "b": tree["b"][::-1]},
     ]
     assert len({weights_sha256(t) for t in [tree, *other]}) == 5
+
+
+def test_names_of_timm_become_those_of_torchvision():
+    names = {
+        "conv_stem.weight": "features.0.0.weight",
+        "bn1.running_mean": "features.0.1.running_mean",
+        "blocks.0.0.conv_dw.weight": "features.1.conv.0.0.weight",
+        "blocks.0.0.conv_pw.weight": "features.1.conv.1.weight",
+        "blocks.1.0.conv_pw.weight": "features.2.conv.0.0.weight",
+        "blocks.1.0.conv_pwl.weight": "features.2.conv.2.weight",
+        "blocks.1.0.bn3.bias": "features.2.conv.3.bias",
+        "conv_head.weight": "features.3.0.weight",
+        "classifier.bias": "classifier.1.bias",
+    }
+    tensors = {name: np.full(2, i) for i, name in enumerate(names)}
+    renamed = torchvision_names(tensors)
+    assert {name: tensor[0] for name, tensor in renamed.items()} == {
+        name: i for i, name in enumerate(names.values())
+    }
+    vgg = {
+        "pre_logits.fc1.weight": np.arange(16).reshape(2, 2, 2, 2),
+        "head.fc.bias": np.ones(2),
+    }
+    renamed = torchvision_names(vgg)
+    np.testing.assert_array_equal(renamed["classifier.0.weight"], np.arange(16).reshape(2, 8))
+    assert set(renamed) == {"classifier.0.weight", "classifier.6.bias"}
+    assert torchvision_names(published()).keys() == published().keys()
