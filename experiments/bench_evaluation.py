@@ -113,14 +113,14 @@ def prepare(config: Config, data_dir: pathlib.Path | None) -> Setting:
     from jmpq.cli.sensitivity import ACTIVATIONS, WEIGHTS
     from jmpq.data.batches import batches
     from jmpq.data.load import load_dataset
+    from jmpq.models.architectures import build_module
     from jmpq.models.network import Network
-    from jmpq.models.resnet import resnet
     from jmpq.models.weights import load_weights
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 
     dataset = load_dataset(config.data, data_dir)
     example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
-    module = resnet(config.model)
+    module = build_module(config.model)
     if config.weights is None:
         variables = module.init(jax.random.key(config.seed), example)
     else:

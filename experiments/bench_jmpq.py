@@ -23,7 +23,7 @@ from jmpq.devices import device_mesh, mesh_for, replicate, split_cpu, spread
 from jmpq.models.network import Network
 from jmpq.models.paths import leaf_paths
 from jmpq.models.resnet import ResNetCIFAR
-from jmpq.models.weights import load_resnet, torch_name
+from jmpq.models.weights import load_published, torch_name
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.sensitivity.metric import Metric
@@ -61,7 +61,7 @@ def network(work: Work) -> Network:
     """The network with its weights."""
     config = work.config
     module = ResNetCIFAR(config["depth"], config["num_classes"], tuple(config["widths"]))
-    variables = load_resnet(work.weights, module)
+    variables = load_published(work.weights, module)
     return Network.from_linen(module, variables, jnp.asarray(work.images[:1]), train=False)
 
 

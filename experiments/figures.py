@@ -20,6 +20,7 @@ from experiments.figure_fidelity import (
     fidelity_figures,
     fidelity_table,
 )
+from experiments.figure_imagenet import imagenet_figures, imagenet_table
 from experiments.figure_iqp import iqp_table
 from experiments.figure_outcome import curse_table, outcome_figures, outcome_table
 from experiments.figure_post_training import post_training_table
@@ -191,6 +192,10 @@ def main() -> None:
     for name, svg in outcome_figures(outcomes).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("outcome", "\n\n".join(map(outcome_table, outcomes)))
+    networks = _read("imagenet")
+    for name, svg in imagenet_figures(networks).items():
+        write_text(HERE / "figures" / f"{name}.svg", svg)
+    into_readme("imagenet", imagenet_table(networks))
     into_readme("outcome_curse", "\n\n".join(map(curse_table, outcomes)))
 
 

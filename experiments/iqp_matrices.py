@@ -62,8 +62,8 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
         save_sensitivities,
     )
     from jmpq.data.batches import batches
+    from jmpq.models.architectures import build_module
     from jmpq.models.layers import layers_to_json
-    from jmpq.models.resnet import resnet
     from jmpq.models.weights import load_weights
     from jmpq.sensitivity.taylor import GaussNewton
 
@@ -72,7 +72,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     examples = [(b.inputs, b.labels) for b in batches(split, config.batch_size, last="keep")]
     spec = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
     for model in config.models:
-        module = resnet(model)
+        module = build_module(model)
         example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
         if data_dir is None:
             variables = module.init(jax.random.key(config.seed), example)

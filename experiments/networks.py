@@ -28,11 +28,9 @@ def load_trained(
         data_dir: The data folder; None for embedded data.
         epochs: Of training.
     """
-    from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_network
+    from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_data, load_network
     from jmpq.cli.train import Train
-    from jmpq.data.load import load_dataset
 
-    dataset = load_dataset(data, data_dir)
     if weights is None:
         if not (folder / WEIGHTS).is_file():
             Train(folder, model=name, data=data, epochs=epochs)()
@@ -40,5 +38,11 @@ def load_trained(
     else:
         assert data_dir is not None
         path = data_dir / weights.format(name)
-    spec = NetworkSpec(model=name, weights=str(path.resolve()), data=data, data_dir=None)
+    spec = NetworkSpec(
+        model=name,
+        weights=str(path.resolve()),
+        data=data,
+        data_dir=None if data_dir is None else str(data_dir),
+    )
+    dataset = load_data(spec)
     return load_network(spec, folder, dataset), dataset

@@ -82,8 +82,8 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     from jmpq.data.load import load_dataset
     from jmpq.data.splits import calibration_split
     from jmpq.deploy.measure import Evaluator, bits_of
+    from jmpq.models.architectures import build_module
     from jmpq.models.network import Network
-    from jmpq.models.resnet import resnet
     from jmpq.models.weights import load_weights
     from jmpq.quantizers.choice import Choice, choice_grid
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
@@ -93,7 +93,7 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
 
     dataset = load_dataset(config.data, data_dir)
     example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
-    module = resnet(config.model)
+    module = build_module(config.model)
     if config.weights is None:
         variables = module.init(jax.random.key(config.seed), example)
     else:

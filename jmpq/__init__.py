@@ -15,6 +15,11 @@ from typing import Any
 _HOME = {
     "Layer": "jmpq.models.layers",
     "Network": "jmpq.models.network",
+    "build_module": "jmpq.models.architectures",
+    "load_published": "jmpq.models.weights",
+    "fold_batch_norm": "jmpq.models.fold",
+    "architecture_ties": "jmpq.models.ties",
+    "image_folder": "jmpq.data.image_folder",
     "calibration_split": "jmpq.data.splits",
     "load_dataset": "jmpq.data.load",
     "QuantizerSpec": "jmpq.quantizers.spec",

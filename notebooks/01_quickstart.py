@@ -18,13 +18,13 @@ import numpy as np
 import jmpq
 from jmpq.data.batches import batches
 from jmpq.deploy.measure import Evaluator, bits_of
-from jmpq.models.resnet import resnet
+from jmpq.models.architectures import build_module
 from jmpq.problem import Overhead, first_and_last, with_budgets
 from jmpq.sensitivity.taylor import GaussNewton
 from jmpq.training.train import TrainConfig, train
 
 data = jmpq.load_dataset("digits")
-module = resnet("digits_resnet")
+module = build_module("digits_resnet")
 variables = train(module, data.train, TrainConfig(epochs=5))
 
 # %% [markdown]

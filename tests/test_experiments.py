@@ -239,6 +239,39 @@ def test_post_training_experiment_runs_on_a_small_configuration():
     assert post_training_table(result).count("\n| ") == 2 + 2
 
 
+@pytest.mark.slow
+def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    import jax
+
+    from experiments import figure_imagenet, imagenet
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = imagenet.run(imagenet.SMOKE, tmp_path, None)
+        plan = tmp_path / "digits_resnet" / "W4" / "plan.json"
+        written = plan.stat().st_mtime_ns
+        again = imagenet.run(imagenet.SMOKE, tmp_path, None)
+    assert plan.stat().st_mtime_ns == written
+    text = json.dumps(result, allow_nan=False)
+    assert text == json.dumps(again)
+    result = json.loads(text)
+    (found,) = result["networks"].values()
+    rows = {row["name"]: row for row in found["budgets"]["W4"]["allocations"]}
+    limit = rows["uniform/W4"]["costs"]["size_bytes"]
+    for metric in imagenet.SMOKE.metrics:
+        exact, greedy = (rows[f"{solver}/{metric}"] for solver in ("exact", "greedy"))
+        assert exact["predicted_loss"] <= greedy["predicted_loss"] * (1 + 1e-9)
+        assert max(exact["costs"]["size_bytes"], greedy["costs"]["size_bytes"]) <= limit
+    assert 0 < found["sampling_error"]["gauss_newton"] < 1
+    assert figure_imagenet.imagenet_table(result).count("\n| ") == 2 + 6 + 2
+    assert all(
+        svg.startswith("<svg") for svg in figure_imagenet.imagenet_figures(result).values()
+    )
+
+
 def test_logits_that_differ_stop_the_benchmark():
     from experiments.bench_curvature import check_parity
 

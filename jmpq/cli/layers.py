@@ -6,7 +6,15 @@ from typing import Annotated
 
 import tyro
 
-from jmpq.cli.run_folder import LAYERS, SCHEMA, VERSION, WEIGHTS, NetworkSpec, load_network
+from jmpq.cli.run_folder import (
+    LAYERS,
+    SCHEMA,
+    VERSION,
+    WEIGHTS,
+    NetworkSpec,
+    load_data,
+    load_network,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +24,25 @@ class Layers:
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder of the run; made if it is not there."""
     model: str = "resnet20"
-    """digits_resnet, resnet20, resnet32, resnet44, resnet56, resnet110, or
-    package.module:function, which returns a jmpq.Network."""
+    """A built-in network: digits_resnet; resnet20, 32, 44, 56, 110 (small images); resnet18,
+    34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
+    mobilenet_v2, squeezenet1_1 (ImageNet). Or package.module:function, which returns a
+    jmpq.Network."""
     weights: pathlib.Path | None = None
-    """Safetensors file of the weights; RUN/weights.safetensors where it is there."""
+    """File of the weights, safetensors or a PyTorch state dict; RUN/weights.safetensors where
+    it is there."""
     data: str = "cifar10"
-    """Data set: cifar10 or digits."""
+    """Data set: digits, cifar10; imagenet2012, imagenet_v2, imagenette, as prepared by
+    tensorflow-datasets; imagenet_sample, image_folder."""
     data_dir: pathlib.Path | None = None
-    """Local folder of the data set; without it, tensorflow-datasets' folder (cifar10)."""
+    """Local folder of the data set (image_folder: folder or zip archive); without it,
+    tensorflow-datasets' folder."""
+    preprocessing: str | None = None
+    """What is done to images: torchvision (mean and standard deviation of ImageNet) or
+    tensorflow (x/127.5 - 1); by default what the built-in network expects."""
+    fold_batch_norm: bool = False
+    """Fold batch normalisation into the kernels before it: the logits stay, the kernels and
+    what they are quantized to do not."""
 
     def __call__(self) -> None:
         from rich.console import Console
@@ -31,6 +50,7 @@ class Layers:
 
         from jmpq.files import write_json
         from jmpq.models.layers import layers_to_json
+        from jmpq.models.ties import architecture_ties
         from jmpq.models.weights import weights_sha256
 
         spec = NetworkSpec(
@@ -38,8 +58,11 @@ class Layers:
             weights=self._portable(self.weights),
             data=self.data,
             data_dir=str(self.data_dir.resolve()) if self.data_dir else None,
+            preprocessing=self.preprocessing,
+            fold=self.fold_batch_norm,
         )
-        network = load_network(spec, self.run)
+        dataset = load_data(spec)
+        network = load_network(spec, self.run, dataset)
         record = {
             "schema": SCHEMA,
             "version": VERSION,
@@ -47,6 +70,7 @@ class Layers:
             "weights_sha256": weights_sha256((network.params, network.state)),
             "layers": layers_to_json(network.layers),
             "other_parameters": network.other_parameters,
+            "ties": architecture_ties(network),
         }
         write_json(self.run / LAYERS, record)
         table = Table("layer", "kind", "kernel", "parameters", "MACs", "input")
@@ -62,6 +86,8 @@ class Layers:
             f"{len(network.layers)} layers, {parameters:,} parameters, {macs:,} MACs per "
             f"example; {network.other_parameters:,} other parameters stay unquantized."
         )
+        if dataset.note:
+            console.print(f"{dataset.name}: {dataset.note}.")
         console.print(f"Wrote {self.run / LAYERS}")
 
     def _portable(self, path: pathlib.Path | None) -> str | None:

@@ -26,28 +26,47 @@ class NetworkSpec:
     """Where a network and its data come from.
 
     Attributes:
-        model: Name of a built-in network (resnet20, ..., digits_resnet), or
+        model: Name of a built-in network (`jmpq.models.architectures`), or
             ``package.module:function``, a function without arguments that returns a
             `jmpq.Network`.
-        weights: Safetensors file of a built-in network.
+        weights: File with the weights of a built-in network.
         data: Name of the data set.
         data_dir: Local folder of the data set; None for its usual source.
+        preprocessing: What is done to images of any size, by name; None for what the built-in
+            network's published weights expect.
+        fold: Whether batch normalisation is folded into the kernels of a built-in network.
     """
 
     model: str
     weights: str | None
     data: str
     data_dir: str | None
+    preprocessing: str | None = None
+    fold: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.model, **dataclasses.asdict(self)}
 
 
 def load_data(spec: NetworkSpec) -> "Dataset":
-    """The data set of a run."""
-    from jmpq.data.load import load_dataset
+    """The data set of a run, preprocessed as the network expects.
 
-    return load_dataset(spec.data, spec.data_dir)
+    Raises:
+        ValueError: If there is no such data set, network or preprocessing.
+        FileNotFoundError: If the data are not there.
+    """
+    from jmpq.data.load import load_dataset
+    from jmpq.models.architectures import PREPROCESSINGS, architecture
+
+    name = spec.preprocessing
+    if name is None and ":" not in spec.model:
+        name = architecture(spec.model).preprocessing
+    if name not in (None, *PREPROCESSINGS):
+        raise ValueError(
+            f"There is no preprocessing {name!r}; choose one of {', '.join(PREPROCESSINGS)}."
+        )
+    rule = None if name is None else PREPROCESSINGS[name]
+    return load_dataset(spec.data, spec.data_dir, rule)
 
 
 def load_network(
@@ -66,22 +85,30 @@ def load_network(
     """
     import jax.numpy as jnp
 
+    from jmpq.models.architectures import build_module
+    from jmpq.models.fold import fold_batch_norm
     from jmpq.models.network import Network
-
-    if ":" in spec.model:
-        return _made_by(spec.model)
-    from jmpq.models.resnet import resnet
     from jmpq.models.weights import load_weights
 
-    module = resnet(spec.model)
+    if ":" in spec.model:
+        if spec.fold:
+            raise ValueError(
+                f"{spec.model!r} makes its own network: fold its variables there, with "
+                "jmpq.models.fold.fold_batch_norm."
+            )
+        return _made_by(spec.model)
+    dataset = dataset or load_data(spec)
+    module = build_module(spec.model, len(dataset.classes))
     if spec.weights is None:
         raise ValueError(
             f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "
             "with `jmpq train`."
         )
     variables = load_weights(run / spec.weights, module, architecture=spec.model)
-    shape = (dataset or load_data(spec)).heldout.inputs.shape[1:]
-    return Network.from_linen(module, variables, jnp.zeros((1, *shape), jnp.float32))
+    example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
+    if spec.fold:
+        variables = fold_batch_norm(module, variables, example)
+    return Network.from_linen(module, variables, example)
 
 
 def read_layers(run: pathlib.Path) -> dict[str, Any]:
@@ -117,8 +144,8 @@ def network_of(run: pathlib.Path) -> tuple["Network", "Dataset", dict[str, Any]]
     from jmpq.models.weights import weights_sha256
 
     record = read_layers(run)
-    fields = {f.name: record["network"][f.name] for f in dataclasses.fields(NetworkSpec)}
-    spec = NetworkSpec(**fields)
+    names = {field.name for field in dataclasses.fields(NetworkSpec)}
+    spec = NetworkSpec(**{k: v for k, v in record["network"].items() if k in names})
     dataset = load_data(spec)
     network = load_network(spec, run, dataset)
     if weights_sha256((network.params, network.state)) != record["weights_sha256"]:

@@ -172,6 +172,7 @@ class Sensitivity:
             f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
             f"{len(split)} examples of the {split.source} split in {len(data)} batches"
             f"{'' if mesh is None else f' on {mesh.size} devices'}."
+            f"{f' {split.dataset}: {split.note}.' if split.note else ''}"
         )
         found = {}
         for name in dict.fromkeys(self.metrics):

@@ -3,13 +3,15 @@
 import dataclasses
 import datetime
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from jmpq.cli.inverse import least_cost_allocations, write_front
-from jmpq.cli.run_folder import FRONT, PLAN, SENSITIVITY, read_layers, versions
+from jmpq.cli.run_folder import FRONT, LAYERS, PLAN, SENSITIVITY, read_layers, versions
+from jmpq.models.layers import TieKind
 
 if TYPE_CHECKING:
     from jmpq.problem import PlannedAllocation, Problem, Rule, Solution, SolveTime
@@ -49,6 +51,11 @@ class Solve:
     rule: tuple[str, ...] = ()
     """'pin PATTERN=W8A8', 'allow PATTERN=W4,W8A8', 'exclude PATTERN', 'tie PATTERN PATTERN';
     patterns are regular expressions that match a whole layer name; the first match wins."""
+    tie: tuple[TieKind, ...] = ()
+    """Ready-made ties, found in the network's graph: downsample, the projection of a shortcut
+    with the first convolution beside it (HAWQ-V3); depthwise, with the layer after it;
+    residual, layers whose outputs are added; shared_input, layers that read the same value.
+    Layers that are pinned or excluded stay apart."""
     first_last_bits: int = 8
     """Bits that the first and last layer are pinned to, after the rules above; 0 for none."""
     first_order: bool = False
@@ -110,6 +117,7 @@ class Solve:
         rules: tuple[Rule, ...] = tuple(parse_rule(text) for text in self.rule)
         if self.first_last_bits:
             rules = (*rules, *self._first_and_last(names, lead.choices))
+        rules = (*rules, *self._ready_made(record, rules, names, lead.choices))
         for line in describe(rules, names, lead.choices):
             print(f"rule: {line}")
         budgets = self.budget or default_budgets(lead.choices)
@@ -194,6 +202,43 @@ class Solve:
                 "layers too."
             )
         return rules
+
+    def _ready_made(
+        self,
+        record: Mapping[str, Any],
+        rules: "Sequence[Rule]",
+        names: Sequence[str],
+        choices: Sequence["Choice"],
+    ) -> "Iterator[Rule]":
+        """The ties asked for, of layers that no pin and no exclusion decides.
+
+        Raises:
+            ValueError: If the layer table does not know them, or there is none of a kind.
+        """
+        from jmpq.problem import Exclude, Pin, Tie, apply_rules
+
+        ruling = apply_rules(rules, names, choices)
+        apart = {
+            name
+            for rule, row in zip(rules, ruling.rows, strict=True)
+            if isinstance(rule, Pin | Exclude)
+            for name in row
+        }
+        for kind in dict.fromkeys(self.tie):
+            if kind not in record.get("ties", {}):
+                raise ValueError(
+                    f"{self.run / LAYERS} has no ties: run `jmpq layers {self.run}` again."
+                )
+            free = [[n for n in group if n not in apart] for group in record["ties"][kind]]
+            if not any(len(group) > 1 for group in free):
+                known = [k for k, groups in record["ties"].items() if groups]
+                raise ValueError(
+                    f"There is nothing to tie by {kind!r} in this network, pinned and excluded "
+                    f"layers apart; it has {', '.join(known) or 'no ready-made ties'}."
+                )
+            for group in free:
+                if len(group) > 1:
+                    yield Tie(tuple(map(re.escape, group)))
 
     @property
     def _separable_solvers(self) -> list[SolverName]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import WEIGHTS
+from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +16,10 @@ class Train:
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder of the run; made if it is not there."""
     model: str = "digits_resnet"
-    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110."""
+    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110; or one for
+    ImageNet, see `jmpq layers --help` (without dropout and without random crops)."""
     data: str = "digits"
-    """Data set: digits or cifar10."""
+    """Data set: digits or cifar10; imagenet2012, imagenette or image_folder for the latter."""
     data_dir: pathlib.Path | None = None
     """Local folder of the data set."""
     epochs: int = 15
@@ -40,16 +41,18 @@ class Train:
 
     def __call__(self) -> None:
         from jmpq.cli.progress import bar
-        from jmpq.data.load import load_dataset
-        from jmpq.models.resnet import resnet
+        from jmpq.models.architectures import build_module
         from jmpq.models.weights import save_variables
         from jmpq.training.evaluate import evaluate
         from jmpq.training.train import TrainConfig, train
 
         names = {field.name for field in dataclasses.fields(TrainConfig)}
         config = TrainConfig(**{k: v for k, v in vars(self).items() if k in names})
-        dataset = load_dataset(self.data, self.data_dir)
-        module = resnet(self.model, len(dataset.classes))
+        data_dir = None if self.data_dir is None else str(self.data_dir)
+        dataset = load_data(
+            NetworkSpec(model=self.model, weights=None, data=self.data, data_dir=data_dir)
+        )
+        module = build_module(self.model, len(dataset.classes))
         with bar(f"Training {self.model}", "steps") as progress:
             variables = train(
                 module,

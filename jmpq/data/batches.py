@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.data.dataset import Split
+from jmpq.data.images import EncodedImages
 from jmpq.data.stream import Stream
 
 LastBatch = Literal["pad", "keep", "drop"]
@@ -31,7 +32,8 @@ def batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> Stream
             leaves it out.
 
     Returns:
-        A sequence whose batches are normalised when they are asked for, and not kept.
+        A sequence whose batches are normalised when they are asked for, and not kept. Encoded
+        images are decoded then too, those of the next batch while one is in use.
 
     Raises:
         ValueError: If `batch_size` is not positive, `last` is unknown, or dropping leaves
@@ -53,7 +55,7 @@ def batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> Stream
     sizes = [batch_size] * count_batches(split, batch_size, last=last)
     if last == "keep":
         sizes[-1] = len(split) - batch_size * (len(sizes) - 1)
-    return Stream(tuple(sizes), make)
+    return Stream(tuple(sizes), make, ahead=isinstance(split.inputs, EncodedImages))
 
 
 def make_batch(

@@ -68,7 +68,7 @@ with registered.skip_registration():
         def _split_generators(
             self, dl_manager: tfds.download.DownloadManager
         ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-            archive = self.archive or _download(dl_manager)
+            archive = self.archive or download(dl_manager, URL)
             return {name: self._generate_examples(archive, name) for name in BATCHES}
 
         def _generate_examples(
@@ -148,12 +148,17 @@ def read_archive(
         ) from error
 
 
-def _download(dl_manager: tfds.download.DownloadManager) -> pathlib.Path:
+def download(dl_manager: tfds.download.DownloadManager, url: str) -> pathlib.Path:
+    """Download an archive.
+
+    Raises:
+        OSError: If that fails.
+    """
     try:
-        return pathlib.Path(dl_manager.download(URL))
+        return pathlib.Path(dl_manager.download(url))
     except (OSError, tfds.download.DownloadError) as error:
         raise OSError(
-            f"Cannot download {URL} ({type(error).__name__}). Download it elsewhere and give "
+            f"Cannot download {url} ({type(error).__name__}). Download it elsewhere and give "
             "the file with --archive."
         ) from error
 

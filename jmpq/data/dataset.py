@@ -1,4 +1,4 @@
-"""What a data set is here: two splits in memory, each knowing where its examples come from."""
+"""What a data set is here: two splits, each knowing where its examples come from."""
 
 import dataclasses
 import hashlib
@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+
+from jmpq.data.images import EncodedImages, EncodedLabels
 
 Source = Literal["train", "heldout"]
 
@@ -30,25 +32,28 @@ class Normalization:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """Examples in memory: raw inputs and labels, in a fixed order.
+    """Examples in a fixed order: raw inputs, in memory or still encoded, and labels.
 
     Attributes:
         dataset: Name of the data set.
         source: The part of the data set they come from.
         inputs: Raw inputs NHWC as stored (uint8); `normalization` is applied to batches.
-        labels: Classes, from 0.
+            Encoded images are decoded batch by batch.
+        labels: Classes, from 0; those of a large split are read where they are asked for.
         indices: Positions in the whole `source` split.
         normalization: From raw inputs to the network's.
         seed: Seed of the draw that chose these examples; None for a whole split.
+        note: What a reader of results must know of them.
     """
 
     dataset: str
     source: Source
-    inputs: Shaped[np.ndarray, "_ _ _ _"]
-    labels: Int[np.ndarray, " _"]
+    inputs: Shaped[np.ndarray, "_ _ _ _"] | EncodedImages
+    labels: Int[np.ndarray, " _"] | EncodedLabels
     indices: Int[np.ndarray, " _"]
     normalization: Normalization
     seed: int | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         counts = {len(self.inputs), len(self.labels), len(self.indices)}
@@ -64,9 +69,10 @@ class Split:
 
     def take(self, positions: Int[np.ndarray, " _"], *, seed: int | None = None) -> "Split":
         """The examples at these positions of this split, in their order."""
+        encoded = isinstance(self.inputs, EncodedImages)
         return dataclasses.replace(
             self,
-            inputs=self.inputs[positions],
+            inputs=self.inputs.take(positions) if encoded else self.inputs[positions],
             labels=self.labels[positions],
             indices=self.indices[positions],
             seed=self.seed if seed is None else seed,
@@ -77,7 +83,13 @@ class Split:
         """Hash of names, normalisation, indices, inputs and labels."""
         names = [self.dataset, self.source, dataclasses.asdict(self.normalization)]
         digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode())
-        for array in (self.indices.astype("<i8"), self.labels.astype("<i4"), self.inputs):
+        labels = self.labels[np.arange(len(self))]
+        arrays = [self.indices.astype("<i8"), labels.astype("<i4")]
+        if isinstance(self.inputs, EncodedImages):
+            self.inputs.update(digest)
+        else:
+            arrays.append(self.inputs)
+        for array in arrays:
             digest.update(json.dumps([array.dtype.name, list(array.shape)]).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -90,6 +102,7 @@ class Split:
             "examples": len(self),
             "seed": self.seed,
             "sha256": self.sha256,
+            **({"note": self.note} if self.note else {}),
         }
 
 
@@ -101,11 +114,13 @@ class Dataset:
         name: Name, as `load_dataset` takes it.
         classes: Names of the classes, in the order of the labels.
         read: Reads one split.
+        note: What a reader of results must know of the examples.
     """
 
     name: str
     classes: tuple[str, ...]
     read: Callable[[Source], Split]
+    note: str = ""
 
     @cached_property
     def train(self) -> Split:

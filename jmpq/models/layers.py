@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 Kind = Literal["conv", "dense", "embedding"]
+TieKind = Literal["downsample", "depthwise", "residual", "shared_input"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

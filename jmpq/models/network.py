@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import errors as flax_errors
+from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.models.layers import Layer
@@ -19,7 +20,8 @@ from jmpq.models.paths import leaf_paths
 from jmpq.models.tap import Op, Rule, Site, Tap
 
 # Names of a kernel inside its layer: left out of the layer's name.
-KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding", "value"}
+KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding"}
+BOX_NAME = "value"  # of what an NNX variable holds, after the kernel's own name
 
 
 @functools.partial(
@@ -31,8 +33,8 @@ KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding", "value"}
 class Network:
     """A trained network, unwrapped: `apply` is the user's own function.
 
-    Make one with `from_linen` or `from_function`. A pytree whose leaves are the parameters,
-    so that compiled functions take it as an argument.
+    Make one with `from_linen`, `from_nnx` or `from_function`. A pytree whose leaves are the
+    parameters, so that compiled functions take it as an argument.
 
     Attributes:
         apply: ``apply(params, inputs) -> logits [batch, classes]``, deterministic, batch
@@ -195,6 +197,48 @@ class Network:
                 "draws random numbers). Pass the argument that freezes it, as train=False."
             ) from error
 
+    @classmethod
+    def from_nnx(
+        cls,
+        model: nnx.Module,
+        example: PyTree,
+        *,
+        tied: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+    ) -> "Network":
+        """An NNX module with its parameters; every other variable is frozen.
+
+        Args:
+            model: Called as ``model(inputs)``, in evaluation mode (``model.eval()``). It is
+                copied, not changed.
+            example: Inputs of any batch size.
+            tied: See `from_function`.
+            ignore: See `from_function`.
+
+        Raises:
+            ValueError: As `from_function`; also if a call changes variables of the model, that
+                is, if it is not in evaluation mode.
+        """
+        graph, variables, rest = nnx.split(model, nnx.Param, ...)
+        params, state = nnx.to_pure_dict(variables), nnx.to_pure_dict(rest)
+
+        def apply(params: PyTree, inputs: PyTree) -> Array:
+            # New variables in each call: what the model does to them is not seen outside.
+            fresh, frozen = jax.tree.map(lambda leaf: leaf, (variables, rest))
+            nnx.replace_by_pure_dict(fresh, params)
+            copy = nnx.merge(graph, fresh, frozen)
+            before = jax.tree.leaves(nnx.split(copy, nnx.Param, ...)[2])
+            logits = copy(inputs)  # type: ignore[operator]
+            after = jax.tree.leaves(nnx.split(copy, nnx.Param, ...)[2])
+            if any(a is not b for a, b in zip(before, after, strict=True)):
+                raise ValueError(
+                    f"{type(model).__name__} is not in evaluation mode (it updates statistics "
+                    "or draws random numbers). Call model.eval() first."
+                )
+            return logits
+
+        return cls.from_function(apply, params, example, state=state, tied=tied, ignore=ignore)
+
     @functools.cached_property
     def _layer_of(self) -> dict[int, int]:
         """From the index of a leaf to the layer it is the kernel of."""
@@ -290,14 +334,15 @@ class Network:
 def layer_names(kernels: Sequence[str]) -> list[str]:
     """Names of layers from the paths of their kernels, distinct.
 
-    >>> layer_names(["conv1/kernel", "head/weight/value", "w1"])
-    ['conv1', 'head', 'w1']
+    >>> layer_names(["conv1/kernel", "head/weight/value", "self/value/kernel", "w1"])
+    ['conv1', 'head', 'self/value', 'w1']
     """
     names = []
     for kernel in kernels:
         parts = kernel.split("/")
-        while len(parts) > 1 and parts[-1] in KERNEL_NAMES:
-            parts.pop()
+        for endings in ({BOX_NAME}, KERNEL_NAMES):
+            if len(parts) > 1 and parts[-1] in endings:
+                parts.pop()
         names.append("/".join(parts))
     return [n if names.count(n) == 1 else k for n, k in zip(names, kernels, strict=True)]
 
@@ -310,7 +355,7 @@ def _check_parameters(paths: list[str], leaves: list[Any]) -> None:
                 f"Parameter {path!r} is not a float array but {found}; "
                 "keep counters and keys out of `params`."
             )
-        if bad := int(jnp.sum(~jnp.isfinite(leaf))):
+        if bad := int(np.sum(~np.isfinite(leaf))):
             raise ValueError(
                 f"Parameter {path!r} has {bad} values of {leaf.size} that are NaN or infinite. "
                 "Load or train the weights again."

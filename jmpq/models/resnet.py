@@ -1,19 +1,16 @@
-"""Residual networks for small images (He et al. 2015), in linen, NHWC.
+"""Residual networks (He et al. 2015) for small images and for ImageNet, in linen, NHWC.
 
 Parameter paths follow the published PyTorch weights: ``layer1/0/conv1/kernel`` is their
 ``layer1.0.conv1.weight``.
 """
 
-import functools
 import itertools
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-BN_EPSILON = 1e-5
+from jmpq.models.blocks import ConvNorm, batch_norm, conv, max_pool
 
 
 class ResNetCIFAR(nn.Module):
@@ -64,8 +61,8 @@ class ResNetCIFAR(nn.Module):
                 f"widths={self.widths} shrink: the parameter-free shortcut can only add "
                 "channels. Give widths that do not decrease."
             )
-        x = _conv(self.widths[0], 1, "conv1")(x)
-        x = nn.relu(_batch_norm("bn1", train)(x))
+        x = conv(self.widths[0], 3, "conv1")(x)
+        x = nn.relu(batch_norm("bn1", train)(x))
         for stage, width in enumerate(self.widths):
             x = Stage(width, blocks, 1 if stage == 0 else 2, name=f"layer{stage + 1}")(
                 x, train=train
@@ -100,9 +97,9 @@ class BasicBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch _ _ _"]:
-        y = _conv(self.width, self.stride, "conv1")(x)
-        y = nn.relu(_batch_norm("bn1", train)(y))
-        y = _batch_norm("bn2", train)(_conv(self.width, 1, "conv2")(y))
+        y = conv(self.width, 3, "conv1", stride=self.stride)(x)
+        y = nn.relu(batch_norm("bn1", train)(y))
+        y = batch_norm("bn2", train)(conv(self.width, 3, "conv2")(y))
         return nn.relu(y + shortcut_a(x, self.width, self.stride))
 
 
@@ -121,45 +118,81 @@ def shortcut_a(
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), sides))
 
 
-def _conv(width: int, stride: int, name: str) -> nn.Conv:
-    """3x3 convolution without bias, one zero pixel around: ``SAME`` differs at stride 2."""
-    return nn.Conv(
-        width,
-        (3, 3),
-        strides=stride,
-        padding=((1, 1), (1, 1)),
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
-        name=name,
-    )
+class ResNet(nn.Module):
+    """The ImageNet networks as torchvision has them: stride in the 3x3 convolution.
 
+    Attributes:
+        blocks: Blocks of each stage. Every stage but the first begins with stride 2.
+        bottleneck: Whether blocks are 1x1, 3x3, 1x1 convolutions (four times as many channels
+            out) instead of two of 3x3.
+        num_classes: Number of logits.
+        width: Channels of the first stage; each stage doubles them.
 
-def _batch_norm(name: str, train: bool) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=BN_EPSILON, name=name
-    )
-
-
-# What the command line and saved weights call the architectures.
-RESNETS: Mapping[str, functools.partial[ResNetCIFAR]] = MappingProxyType(
-    {
-        "digits_resnet": functools.partial(ResNetCIFAR, depth=8),  # 75k parameters
-        **{
-            f"resnet{depth}": functools.partial(ResNetCIFAR, depth=depth)
-            for depth in (20, 32, 44, 56, 110)
-        },
-    }
-)
-
-
-def resnet(architecture: str, num_classes: int = 10) -> ResNetCIFAR:
-    """The network of a name in `RESNETS`.
-
-    Raises:
-        ValueError: If there is no such name.
+    References:
+        He, Zhang, Ren, Sun (2015), section 4.1, table 1, shortcuts of option B.
     """
-    if architecture not in RESNETS:
-        raise ValueError(
-            f"There is no architecture {architecture!r}; choose one of {', '.join(RESNETS)}."
-        )
-    return RESNETS[architecture](num_classes=num_classes)
+
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    num_classes: int = 1000
+    width: int = 64
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        x = nn.relu(batch_norm("bn1", train)(conv(self.width, 7, "conv1", stride=2)(x)))
+        x = max_pool(x, 3, 2, padding=1)
+        for stage, blocks in enumerate(self.blocks):
+            x = ProjectedStage(
+                self.width * 2**stage,
+                blocks,
+                1 if stage == 0 else 2,
+                self.bottleneck,
+                name=f"layer{stage + 1}",
+            )(x, train=train)
+        return nn.Dense(self.num_classes, name="fc")(x.mean((1, 2)))
+
+
+class ProjectedStage(nn.Module):
+    """Blocks of one width, named 0, 1, ...; the first may halve the resolution."""
+
+    width: int
+    blocks: int
+    stride: int
+    bottleneck: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch _ _ _"]:
+        for block in range(self.blocks):
+            stride = self.stride if block == 0 else 1
+            x = ProjectedBlock(self.width, stride, self.bottleneck, name=str(block))(
+                x, train=train
+            )
+        return x
+
+
+class ProjectedBlock(nn.Module):
+    """Convolutions around which the input is added, projected where shapes differ."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch _ _ _"]:
+        sizes = (1, 3, 1) if self.bottleneck else (3, 3)
+        widths = (*(self.width,) * (len(sizes) - 1), self.width * (4 if self.bottleneck else 1))
+        y = x
+        for i, (size, width) in enumerate(zip(sizes, widths, strict=True), start=1):
+            strided = i == len(sizes) - 1  # the first of two, the middle one of three
+            y = conv(width, size, f"conv{i}", stride=self.stride if strided else 1)(y)
+            y = batch_norm(f"bn{i}", train)(y)
+            y = nn.relu(y) if i < len(sizes) else y
+        if x.shape != y.shape:
+            x = ConvNorm(widths[-1], 1, self.stride, name="downsample")(x, train=train)
+        return nn.relu(x + y)

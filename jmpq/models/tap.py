@@ -30,7 +30,15 @@ Rule = Callable[[Any, Sequence[Any]], list]  # (equation, inputs) -> outputs
 Path = tuple[int, ...]  # position of an equation: one index per level of nesting
 
 # Primitives that only rearrange or cast elements, where the element count stays.
-LAYOUT = {"reshape", "transpose", "squeeze", "broadcast_in_dim", "convert_element_type", "copy"}
+LAYOUT = {
+    "broadcast_in_dim",
+    "convert_element_type",
+    "copy",
+    "reshape",
+    "rev",
+    "squeeze",
+    "transpose",
+}
 INLINED = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 CUSTOM_RULES = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 
@@ -57,7 +65,8 @@ class Site:
         output_batch_axis: Batch axis of the output.
         repeat: Rows of the batch axis per example (more than one where the function
             merged another axis into it).
-        macs: Multiply-accumulates per example.
+        macs: Multiply-accumulates per example; those with padding count, those with the zeros
+            between the inputs of a transposed convolution do not.
     """
 
     path: Path
@@ -233,9 +242,11 @@ class Tap:
         geometry = _geometry(eqn, small.operand)
         match small.kind:
             case "conv":
-                spatial = eqn.params["dimension_numbers"].out_spec[2:]
-                positions = int(np.prod([eqn.outvars[0].aval.shape[a] for a in spatial]))
-                macs = kernel.size * positions
+                dims = eqn.params["dimension_numbers"]
+                image, spatial = eqn.outvars[0].aval, dims.out_spec[2:]
+                if max(eqn.params["lhs_dilation"]) > 1:  # the zeros between cost nothing
+                    image, spatial = data, dims.lhs_spec[2:]
+                macs = kernel.size * math.prod(image.shape[a] for a in spatial)
             case "dense":
                 (contract, _), (batch, _) = kernel_first(eqn, small.operand)
                 shared = [kernel.shape[a] for a in (*contract, *batch)]

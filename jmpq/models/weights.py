@@ -1,4 +1,4 @@
-"""Weights on disk (safetensors): published CIFAR ResNets, and any variables of our own."""
+"""Weights on disk: published PyTorch weights of any built-in network, and our own variables."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import PyTree
 
 from jmpq.files import atomic_file
 from jmpq.models.paths import leaf_paths
-from jmpq.models.resnet import ResNetCIFAR
+from jmpq.models.timm_names import torchvision_names
 
 SCHEMA, VERSION = "jmpq/weights", 1
 
@@ -29,29 +30,43 @@ TORCH_NAMES = {
 }
 # Axes of ours in the published tensor: OIHW -> HWIO, (out, in) -> (in, out).
 KERNEL_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
+PICKLED = (".pth", ".pt", ".th")
+INPUT_SHAPE = (32, 32, 3)
+# What training scripts put before every name, and around the tensors.
+PREFIXES = ("module.", "model.", "_orig_mod.")
+NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 
 
-def load_resnet(path: pathlib.Path | str, module: ResNetCIFAR) -> dict[str, PyTree]:
+def load_published(
+    path: pathlib.Path | str,
+    module: nn.Module,
+    *,
+    input_shape: tuple[int, ...] = INPUT_SHAPE,
+) -> dict[str, PyTree]:
     """Variables of `module` from published PyTorch weights of the same network.
 
     Args:
-        path: Safetensors file with names as ``layer1.0.conv1.weight``, convolutions OIHW,
-            dense layers (out, in); batch counters (``num_batches_tracked``) are ignored.
-        module: The network, with RGB input.
+        path: A state dict as safetensors, or as ``.pth``, ``.pt`` or ``.th`` where PyTorch is
+            installed; names as ``layer1.0.conv1.weight`` (with ``module.`` or ``model.``
+            before all of them, or not), convolutions OIHW, depthwise ones (C, 1, H, W), dense
+            layers (out, in). Batch counters (``num_batches_tracked``) are ignored. timm's names
+            of MobileNetV2 and VGG are known too.
+        module: The network; its parameters' paths are the published names with slashes.
+        input_shape: Of one example. Of the built-in networks only the channels matter.
 
     Returns:
         ``{"params": ..., "batch_stats": ...}``, float32.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not safetensors, or a tensor is missing, unexpected, of
-            another shape, or not finite: the tensor is named.
+        ValueError: If the file cannot be read, or a tensor is missing, unexpected, of another
+            shape, or not finite: the tensor is named.
     """
-    tensors, _ = _read(path)
-    tensors = {k: v for k, v in tensors.items() if not k.endswith(".num_batches_tracked")}
+    tensors = torchvision_names(_without_prefix(_read_published(path)))
+    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     expected = {
         leaf: (torch_name(leaf), struct.shape)
-        for leaf, struct in _flatten(abstract_variables(module, (32, 32, 3))).items()
+        for leaf, struct in _flatten(abstract_variables(module, input_shape)).items()
     }
     shapes = {
         name: tuple(shape[KERNEL_AXES[len(shape)].index(a)] for a in range(len(shape)))
@@ -72,18 +87,17 @@ def load_resnet(path: pathlib.Path | str, module: ResNetCIFAR) -> dict[str, PyTr
 
 
 def load_weights(
-    path: pathlib.Path | str, module: ResNetCIFAR, *, architecture: str
+    path: pathlib.Path | str, module: nn.Module, *, architecture: str
 ) -> dict[str, PyTree]:
     """Variables of a network from a file of ours or from published PyTorch weights.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: As `load_variables` and `load_resnet`.
+        ValueError: As `load_variables` and `load_published`.
     """
-    _, metadata = _read(path)
-    if "jmpq" in metadata:
+    if pathlib.Path(path).suffix not in PICKLED and "jmpq" in _read(path)[1]:
         return load_variables(path, architecture=architecture)[0]
-    return load_resnet(path, module)
+    return load_published(path, module)
 
 
 def torch_name(leaf: str) -> str:
@@ -96,7 +110,7 @@ def torch_name(leaf: str) -> str:
     return ".".join([*path, TORCH_NAMES[collection, last]])
 
 
-def abstract_variables(module: ResNetCIFAR, input_shape: tuple[int, ...]) -> dict[str, PyTree]:
+def abstract_variables(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, PyTree]:
     """Shapes and dtypes of a network's variables, from the shape of one example's input."""
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     return jax.eval_shape(module.init, jax.random.key(0), example)  # type: ignore[arg-type]
@@ -156,7 +170,7 @@ def load_variables(
         raise ValueError(
             f"{path} was not written by this version of jmpq (schema "
             f"{header.get('schema')!r}, version {header.get('version')!r}; expected "
-            f"{SCHEMA!r}, {VERSION}). Published ResNet weights are read by `load_resnet`."
+            f"{SCHEMA!r}, {VERSION}). Published weights are read by `load_published`."
         )
     if architecture not in (None, header["architecture"]):
         raise ValueError(
@@ -193,6 +207,45 @@ def _read(path: pathlib.Path | str) -> tuple[dict[str, np.ndarray], dict[str, st
         raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
 
 
+def _read_published(path: pathlib.Path | str) -> dict[str, np.ndarray]:
+    """Tensors of a state dict, in whichever format."""
+    path = pathlib.Path(path)
+    if path.suffix not in PICKLED:
+        return _read(path)[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path}.")
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path} is read by PyTorch, which is not installed. Install torch, or save the "
+            "state dict elsewhere with safetensors.torch.save_file and give that file."
+        ) from error
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)  # nothing in it runs
+    except Exception as error:  # of many kinds, by what the file is instead
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path} is not a readable PyTorch state dict: {first}") from error
+    while isinstance(found, Mapping) and (inner := [k for k in NESTED if k in found]):
+        found = found[inner[0]]
+    if not isinstance(found, Mapping) or not all(map(torch.is_tensor, found.values())):
+        raise ValueError(
+            f"{path} holds {type(found).__name__}; expected names to tensors. Save "
+            "`model.state_dict()`."
+        )
+    return {
+        name: (x.float() if x.is_floating_point() else x).numpy() for name, x in found.items()
+    }
+
+
+def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names without what all of them begin with."""
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return _without_prefix({k.removeprefix(prefix): v for k, v in tensors.items()})
+    return dict(tensors)
+
+
 def _check_tensors(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
@@ -210,8 +263,9 @@ def _check_tensors(
     if any(problems.values()):
         said = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
         raise ValueError(
-            f"{path} does not fit the network. Tensors {said}. Choose the depth and the number "
-            "of classes of the file."
+            f"{path} does not fit the network ({len(shapes)} tensors, {len(tensors)} in the "
+            f"file). Tensors {said}. Choose the architecture and the number of classes of the "
+            "file."
         )
     _check_finite(tensors, path)
 

@@ -166,7 +166,8 @@ def _examples(evaluation: Json) -> str:
     parts = []
     for split, facts in evaluation.get("splits", {}).items():
         source = facts.get("source", "unknown source")
-        parts.append(f"{split} split: {facts.get('examples', '?')} examples ({source})")
+        note = f"; {facts['note']}" if facts.get("note") else ""
+        parts.append(f"{split} split: {facts.get('examples', '?')} examples ({source}{note})")
     return _capital("; ".join(parts)) + "." if parts else ""
 
 

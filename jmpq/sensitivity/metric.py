@@ -176,9 +176,8 @@ def analyse(
         ready, record = metric.prepare(moves, placed, key, progress=progress, notes=notes)
         prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
     progress(state.done, total)
-    for index in range(state.done, total):
-        start = time.perf_counter()
-        inputs, targets = batches[index]
+    start = time.perf_counter()
+    for index, (inputs, targets) in enumerate(batches[state.done :], start=state.done):
         batch_key = jax.random.fold_in(key, index)
         first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
         _check_finite(metric.name, moves, first, second)
@@ -187,6 +186,7 @@ def analyse(
         if partial is not None and is_main_process():
             state.save(partial)
         progress(index + 1, total)
+        start = time.perf_counter()
     weight = sum(state.examples)
     return Sensitivity(
         metric=metric.name,

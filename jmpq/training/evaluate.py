@@ -55,7 +55,8 @@ def evaluate(
     Raises:
         ValueError: If logits are not finite, or not one row per example.
     """
-    return evaluate_logits(logits(apply, params, split, batch_size=batch_size), split.labels)
+    labels = split.labels[np.arange(len(split))]
+    return evaluate_logits(logits(apply, params, split, batch_size=batch_size), labels)
 
 
 def logits(

@@ -25,6 +25,13 @@ def tiny() -> Network:
     return Network.from_linen(Tiny(), jax.tree.map(lambda x: SCALE * x, variables), example)
 
 
+def photos() -> Network:
+    """`Tiny` for colour images of 224 pixels."""
+    example = jnp.zeros((1, 224, 224, 3), jnp.float32)
+    variables = Tiny().init(jax.random.key(SEED), example)
+    return Network.from_linen(Tiny(), variables, example)
+
+
 def without_layers() -> Network:
     return Network.from_function(
         lambda params, x: x.mean((1, 2)) * params["scale"],

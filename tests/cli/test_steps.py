@@ -330,3 +330,23 @@ def test_every_metric_goes_by_its_name():
     assert [make_metric(name).name for name in names] == names
     with pytest.raises(ValueError, match="'composed' is made of logit changes"):
         make_metric("composed")
+
+
+def test_ready_made_ties_are_printed_and_kept(digits_run, tmp_path):
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    result = works("solve", run, *SMALL, "--tie", "residual")
+    tied = ("layer1/0/conv2", "layer2/0/conv2", "layer3/0/conv2")  # conv1, the first, is pinned
+    assert f"rule: tie {' '.join(tied)}: {', '.join(tied)}" in result.out
+    plan = read(run / "plan.json")
+    for allocation in plan["allocations"]:
+        if allocation["role"] in ("solution", "sweep"):
+            assert len({allocation["bits"][name] for name in tied}) == 1
+    assert f"tie {' '.join(tied)}" in plan["rules"]
+    result = jmpq("solve", run, *SMALL, "--tie", "downsample")
+    assert result.code == 1
+    assert "nothing to tie by 'downsample'" in result.err
+    assert "it has residual" in result.err
+    record = read(run / "layers.json")
+    del record["ties"]
+    (run / "layers.json").write_text(json.dumps(record))
+    assert "has no ties: run `jmpq layers" in jmpq("solve", run, "--tie", "residual").err

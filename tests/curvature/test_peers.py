@@ -16,10 +16,10 @@ from jmpq.curvature.hvp import hessian_over
 from jmpq.curvature.trace import random_signs
 from jmpq.data.batches import make_batch
 from jmpq.data.cifar10 import cifar10
+from jmpq.models.architectures import build_module
 from jmpq.models.network import Network
 from jmpq.models.paths import leaf_paths
-from jmpq.models.resnet import resnet
-from jmpq.models.weights import load_resnet, torch_name
+from jmpq.models.weights import load_published, torch_name
 from jmpq.training.losses import cross_entropy
 
 ABSENT = [n for n in ("torch", "pyhessian", "curvlinops") if not importlib.util.find_spec(n)]
@@ -46,9 +46,9 @@ class Sides:
             deltas=[],
             weights=path,
         )
-        module = resnet("resnet20")
+        module = build_module("resnet20")
         to64 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)  # noqa: E731
-        variables = to64(load_resnet(path, module))
+        variables = to64(load_published(path, module))
         self.images = jnp.asarray(batch.inputs, jnp.float64)
         self.labels = jnp.asarray(batch.labels)
         self.network = Network.from_linen(module, variables, self.images[:1], train=False)

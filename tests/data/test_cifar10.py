@@ -181,7 +181,7 @@ def test_failed_download_says_what_to_do_instead():
             raise ConnectionError("no route")
 
     with pytest.raises(OSError, match=r"Cannot download https.*ConnectionError.*--archive"):
-        cifar10_builder._download(Offline())
+        cifar10_builder.download(Offline(), cifar10_builder.URL)
 
 
 def test_unprepared_data_folder_says_what_to_do(tmp_path, monkeypatch):

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.resnet import RESNETS, ResNetCIFAR, resnet, shortcut_a
+from jmpq.models.architectures import build_module
+from jmpq.models.resnet import ResNetCIFAR, shortcut_a
 from jmpq.models.weights import abstract_variables
 
 
@@ -27,7 +28,7 @@ def paper_parameters(depth: int) -> int:
 def test_parameter_counts_are_those_of_the_paper_and_the_published_files(
     depth, with_statistics
 ):
-    variables = abstract_variables(resnet(f"resnet{depth}"), (32, 32, 3))
+    variables = abstract_variables(build_module(f"resnet{depth}"), (32, 32, 3))
     assert count(variables["params"]) == paper_parameters(depth)
     if with_statistics:
         assert count(variables) == with_statistics
@@ -80,9 +81,3 @@ def test_no_stage_is_refused():
 def test_shrinking_widths_are_refused():
     with pytest.raises(ValueError, match=r"widths=\(16, 8\) shrink"):
         abstract_variables(ResNetCIFAR(depth=6, widths=(16, 8)), (32, 32, 3))
-
-
-def test_unknown_architecture_lists_the_names():
-    with pytest.raises(ValueError, match=r"no architecture 'resnet18'.*resnet20"):
-        resnet("resnet18")
-    assert "digits_resnet" in RESNETS

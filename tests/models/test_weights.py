@@ -8,9 +8,11 @@ import pytest
 import safetensors.numpy
 
 from jmpq.data.cifar10 import cifar10
-from jmpq.models.resnet import ResNetCIFAR, resnet
+from jmpq.models.architectures import build_module
+from jmpq.models.resnet import ResNetCIFAR
+from jmpq.models.timm_names import torchvision_names
 from jmpq.models.weights import (
-    load_resnet,
+    load_published,
     load_variables,
     save_variables,
     torch_name,
@@ -41,8 +43,8 @@ def write(path, tensors):
 @pytest.mark.parametrize("depth", [20, 32, 44])
 def test_logits_equal_the_reference_forward_pass(shared_data, depth):
     folder = shared_data / "cifar10"
-    module = resnet(f"resnet{depth}")
-    variables = load_resnet(folder / f"resnet{depth}.safetensors", module)
+    module = build_module(f"resnet{depth}")
+    variables = load_published(folder / f"resnet{depth}.safetensors", module)
     first = cifar10(shared_data).heldout.take(np.arange(256))
     got = logits(module.apply, variables, first, batch_size=256)
     want = np.load(folder / "reference_logits.npz")[f"resnet{depth}"]
@@ -50,8 +52,8 @@ def test_logits_equal_the_reference_forward_pass(shared_data, depth):
 
 
 def test_resnet20_has_its_published_accuracy_on_all_test_images(shared_data):
-    module = resnet("resnet20")
-    variables = load_resnet(shared_data / "cifar10" / "resnet20.safetensors", module)
+    module = build_module("resnet20")
+    variables = load_published(shared_data / "cifar10" / "resnet20.safetensors", module)
     result = evaluate(module.apply, variables, cifar10(shared_data).heldout)
     assert result.examples == 10_000
     assert result.top1 == pytest.approx(0.9173, abs=1e-12)
@@ -60,7 +62,7 @@ def test_resnet20_has_its_published_accuracy_on_all_test_images(shared_data):
 def test_kernels_are_transposed_and_statistics_go_to_batch_stats(tmp_path):
     tensors = published()
     tensors["bn1.num_batches_tracked"] = np.zeros((), np.int64)
-    variables = load_resnet(write(tmp_path / "w.safetensors", tensors), TINY)
+    variables = load_published(write(tmp_path / "w.safetensors", tensors), TINY)
     conv = variables["params"]["layer1"]["0"]["conv2"]["kernel"]
     assert conv[0, 2, 3, 1] == tensors["layer1.0.conv2.weight"][1, 3, 0, 2]
     np.testing.assert_array_equal(
@@ -80,7 +82,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(tmp_path):
     tensors["linear.weight"] = np.zeros((10, 4), np.float32)
     path = write(tmp_path / "w.safetensors", tensors)
     with pytest.raises(ValueError, match="does not fit the network") as error:
-        load_resnet(path, TINY)
+        load_published(path, TINY)
     assert "missing: layer1.0.bn1.bias" in str(error.value)
     assert "unexpected: conv1.bias" in str(error.value)
     assert "linear.weight (10, 4) instead of (3, 4)" in str(error.value)
@@ -89,7 +91,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(tmp_path):
 def test_long_lists_of_tensors_are_cut(tmp_path):
     path = write(tmp_path / "w.safetensors", {"x": np.zeros(1, np.float32)})
     with pytest.raises(ValueError, match=r"and \d+ more; unexpected: x"):
-        load_resnet(path, TINY)
+        load_published(path, TINY)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -98,15 +100,15 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
     tensors["layer1.0.conv1.weight"][0, 0, 0, :2] = value
     path = write(tmp_path / "w.safetensors", tensors)
     with pytest.raises(ValueError, match=r"NaN or inf.*layer1.0.conv1.weight \(2 of 144"):
-        load_resnet(path, TINY)
+        load_published(path, TINY)
 
 
 def test_missing_file_and_other_format(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights file .*none\.safetensors"):
-        load_resnet(tmp_path / "none.safetensors", TINY)
+        load_published(tmp_path / "none.safetensors", TINY)
     (tmp_path / "text.safetensors").write_text("weights")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
-        load_resnet(tmp_path / "text.safetensors", TINY)
+        load_published(tmp_path / "text.safetensors", TINY)
 
 
 def test_saved_variables_come_back_with_their_metadata(tmp_path):
@@ -162,3 +164,30 @@ def test_hash_is_of_paths_dtypes_shapes_and_bytes():
         {**tree, "b": tree["b"][::-1]},
     ]
     assert len({weights_sha256(t) for t in [tree, *other]}) == 5
+
+
+def test_names_of_timm_become_those_of_torchvision():
+    names = {
+        "conv_stem.weight": "features.0.0.weight",
+        "bn1.running_mean": "features.0.1.running_mean",
+        "blocks.0.0.conv_dw.weight": "features.1.conv.0.0.weight",
+        "blocks.0.0.conv_pw.weight": "features.1.conv.1.weight",
+        "blocks.1.0.conv_pw.weight": "features.2.conv.0.0.weight",
+        "blocks.1.0.conv_pwl.weight": "features.2.conv.2.weight",
+        "blocks.1.0.bn3.bias": "features.2.conv.3.bias",
+        "conv_head.weight": "features.3.0.weight",
+        "classifier.bias": "classifier.1.bias",
+    }
+    tensors = {name: np.full(2, i) for i, name in enumerate(names)}
+    renamed = torchvision_names(tensors)
+    assert {name: tensor[0] for name, tensor in renamed.items()} == {
+        name: i for i, name in enumerate(names.values())
+    }
+    vgg = {
+        "pre_logits.fc1.weight": np.arange(16).reshape(2, 2, 2, 2),
+        "head.fc.bias": np.ones(2),
+    }
+    renamed = torchvision_names(vgg)
+    np.testing.assert_array_equal(renamed["classifier.0.weight"], np.arange(16).reshape(2, 8))
+    assert set(renamed) == {"classifier.0.weight", "classifier.6.bias"}
+    assert torchvision_names(published()).keys() == published().keys()

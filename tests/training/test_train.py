@@ -8,7 +8,8 @@ import pytest
 
 from jmpq.data.dataset import Normalization, whole_split
 from jmpq.data.digits import digits
-from jmpq.models.resnet import ResNetCIFAR, resnet
+from jmpq.models.architectures import build_module
+from jmpq.models.resnet import ResNetCIFAR
 from jmpq.models.weights import weights_sha256
 from jmpq.training.evaluate import evaluate
 from jmpq.training.train import TrainConfig, augment, make_optimizer, train
@@ -36,7 +37,7 @@ def toy(examples=20, seed=0):
 
 
 def test_digits_network_reaches_its_accuracy():
-    data, module = digits(), resnet("digits_resnet")
+    data, module = digits(), build_module("digits_resnet")
     variables = train(module, data.train)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     result = evaluate(module.apply, variables, data.heldout)

@@ -1,0 +1,114 @@
+"""Images that stay encoded, on disk or in an archive, until a batch asks for them."""
+
+import concurrent.futures
+import dataclasses
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from jmpq.models.architectures import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class EncodedImages:
+    """What looks like an array [images, crop, crop, 3] of uint8 and decodes what is indexed.
+
+    Attributes:
+        read: The bytes of an encoded image, from its index.
+        name: Its name, for errors.
+        indices: Which images these are, in order.
+        preprocessing: How they are resized and cropped (not normalised).
+    """
+
+    read: Callable[[int], bytes]
+    name: Callable[[int], str]
+    indices: Int[np.ndarray, " _"]
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """As of the array of all images."""
+        return (len(self), self.preprocessing.crop, self.preprocessing.crop, 3)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all images would take decoded."""
+        return int(np.prod(self.shape))
+
+    def take(self, positions: Int[np.ndarray, " _"]) -> "EncodedImages":
+        """The images at these positions, still encoded."""
+        return dataclasses.replace(self, indices=self.indices[positions])
+
+    def __getitem__(
+        self, positions: Int[np.ndarray, " batch"]
+    ) -> UInt8[np.ndarray, "batch height width 3"]:
+        """Decode the images at these positions, on all cores.
+
+        Raises:
+            ValueError: If one is no readable image; it is named.
+        """
+        chosen = [int(i) for i in self.indices[positions]]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            images = list(pool.map(self._decode, chosen))
+        return np.stack(images) if images else np.zeros((0, *self.shape[1:]), np.uint8)
+
+    def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        try:
+            with Image.open(io.BytesIO(self.read(index))) as image:
+                return resized_crop(image.convert("RGB"), self.preprocessing)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{self.name(index)} is not a readable image: {error}.") from error
+
+    def update(self, digest: Any) -> None:
+        """Add what identifies the images to a hash: their bytes as stored, resize and crop."""
+        sizes = [self.preprocessing.resize, self.preprocessing.crop]
+        digest.update(f"encoded {len(self)} {sizes}".encode())
+        for index in self.indices:
+            data = self.read(int(index))
+            digest.update(f"{len(data)}:".encode())
+            digest.update(data)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class EncodedLabels:
+    """What looks like an array of labels and reads those that are indexed.
+
+    Attributes:
+        read: The label of an index.
+        count: Number of labels.
+    """
+
+    read: Callable[[int], int]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, positions: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+        return np.fromiter(map(self.read, positions.tolist()), np.int32, len(positions))
+
+
+def resized_crop(image: Image.Image, rule: Preprocessing) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Shorter side to `resize` (bilinear, antialiased), then the middle `crop` by `crop`.
+
+    References:
+        torchvision.transforms: Resize and CenterCrop of PIL images, rounding included.
+    """
+    width, height = image.size
+    short = min(width, height)
+    if short != rule.resize:
+        width, height = (
+            rule.resize if side == short else int(rule.resize * side / short)
+            for side in (width, height)
+        )
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - rule.crop) / 2), round((height - rule.crop) / 2)
+    return np.asarray(image.crop((left, top, left + rule.crop, top + rule.crop)))

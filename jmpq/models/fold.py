@@ -1,0 +1,100 @@
+"""Batch normalisation folded into the kernels before it: the same function, other variables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+Path = tuple[str, ...]
+
+
+def fold_batch_norm(
+    module: nn.Module, variables: Mapping[str, PyTree], example: PyTree, **call: Any
+) -> dict[str, PyTree]:
+    """Variables of the same module in which batch normalisation only adds a bias.
+
+    Where a normalisation reads the output of an ``nn.Conv`` or ``nn.Dense`` itself, kernel and
+    bias of that layer are scaled by γ/σ, channel by channel; the normalisation keeps scale 1,
+    variance 1, and the shift β − μγ/σ as its bias. Nothing is folded where a normalisation
+    reads anything else, or the layer is called more than once.
+
+    Args:
+        module: Called as ``module.apply(variables, inputs, **call)``.
+        variables: With frozen statistics; not changed.
+        example: Inputs of any batch size, or their shapes.
+        call: Arguments of evaluation mode, as ``train=False``.
+
+    Returns:
+        Variables of the same tree and shapes. The logits are the same up to rounding, provided
+        that the layer's output is read by nothing but the normalisation.
+
+    Raises:
+        ValueError: If there is no batch normalisation to fold.
+    """
+    folded = {collection: _copied(tree) for collection, tree in variables.items()}
+    pairs = _pairs(module, variables, example, call)
+    if not pairs:
+        raise ValueError(
+            f"{type(module).__name__} has no batch normalisation that reads the output of a "
+            "convolution or a dense layer: there is nothing to fold."
+        )
+    for layer, norm, epsilon in pairs:
+        params, stats = _at(folded["params"], norm), _at(folded["batch_stats"], norm)
+        mean, var = stats["mean"], stats["var"]
+        factor = params.get("scale", 1.0) / jnp.sqrt(var + epsilon)
+        kernel = _at(folded["params"], layer)
+        for leaf in kernel.keys() & {"kernel", "bias"}:  # output channels come last
+            scaled = kernel[leaf] * jnp.broadcast_to(factor, kernel[leaf].shape)
+            kernel[leaf] = scaled.astype(kernel[leaf].dtype)
+        shift = mean * factor
+        if "bias" in params:
+            params["bias"] = (params["bias"] - shift).astype(params["bias"].dtype)
+            shift = jnp.zeros_like(shift)
+        if "scale" in params:
+            params["scale"] = jnp.ones_like(params["scale"])
+        stats["mean"] = shift.astype(mean.dtype)
+        stats["var"] = jnp.full_like(var, 1.0 - epsilon)
+    return folded
+
+
+def _pairs(
+    module: nn.Module, variables: Mapping[str, PyTree], example: PyTree, call: Mapping[str, Any]
+) -> list[tuple[Path, Path, float]]:
+    """Layer, normalisation that reads its very output, epsilon; in the order of execution."""
+    outputs: dict[int, tuple[Path, Array]] = {}  # kept, so that ids stay their own
+    calls: dict[Path, int] = {}
+    pairs: list[tuple[Path, Path, float]] = []
+
+    def follow(next_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer, path = context.module, context.module.path
+        result = next_call(*args, **kwargs)
+        if context.method_name != "__call__":
+            return result
+        calls[path] = calls.get(path, 0) + 1
+        if isinstance(layer, nn.Conv | nn.Dense):
+            outputs[id(result)] = path, result
+        elif isinstance(layer, nn.BatchNorm) and args and id(args[0]) in outputs:
+            pairs.append((outputs[id(args[0])][0], path, float(layer.epsilon)))
+        return result
+
+    def run(variables: PyTree, inputs: PyTree) -> Any:
+        with nn.intercept_methods(follow):
+            return module.apply(variables, inputs, **call)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        jax.eval_shape(run, variables, example)
+    return [(a, b, e) for a, b, e in pairs if calls[a] == calls[b] == 1]
+
+
+def _copied(tree: PyTree) -> PyTree:
+    """The same leaves in new dicts."""
+    return jax.tree.map(lambda leaf: leaf, dict(tree))
+
+
+def _at(tree: PyTree, path: Path) -> dict[str, Any]:
+    for key in path:
+        tree = tree[key]
+    return tree
