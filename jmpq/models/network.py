@@ -19,7 +19,8 @@ from jmpq.models.paths import leaf_paths
 from jmpq.models.tap import Op, Rule, Site, Tap
 
 # Names of a kernel inside its layer: left out of the layer's name.
-KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding", "value"}
+KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding"}
+BOX_NAME = "value"  # of what an NNX variable holds, after the kernel's own name
 
 
 @functools.partial(
@@ -290,14 +291,15 @@ class Network:
 def layer_names(kernels: Sequence[str]) -> list[str]:
     """Names of layers from the paths of their kernels, distinct.
 
-    >>> layer_names(["conv1/kernel", "head/weight/value", "w1"])
-    ['conv1', 'head', 'w1']
+    >>> layer_names(["conv1/kernel", "head/weight/value", "self/value/kernel", "w1"])
+    ['conv1', 'head', 'self/value', 'w1']
     """
     names = []
     for kernel in kernels:
         parts = kernel.split("/")
-        while len(parts) > 1 and parts[-1] in KERNEL_NAMES:
-            parts.pop()
+        for endings in ({BOX_NAME}, KERNEL_NAMES):
+            if len(parts) > 1 and parts[-1] in endings:
+                parts.pop()
         names.append("/".join(parts))
     return [n if names.count(n) == 1 else k for n, k in zip(names, kernels, strict=True)]
 
