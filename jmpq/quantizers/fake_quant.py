@@ -260,6 +260,17 @@ def quantize_kernel(
     return network.from_matrix(layer, from_blocks(blocks, shape, *matrix.shape), kernel)
 
 
+@jax.jit
+def quantize_params(network: Network, scales: Scales, w_bits: Int[Array, " layers"]) -> PyTree:
+    """The parameters with every kernel on its grid at traced bits; 32 leaves one as it is."""
+    return network.with_kernels(
+        [
+            quantize_kernel(network, i, kernel, w_bits[i], scales)
+            for i, kernel in enumerate(network.kernels())
+        ]
+    )
+
+
 def quantize_input(
     network: Network, site: int, inputs: Array, bits: Int[Array, ""], scales: Scales
 ) -> Array:
@@ -330,9 +341,7 @@ def _scales(
 
 
 def _kernel_blocks(network: Network, layer: int, spec: QuantizerSpec) -> tuple[int, int]:
-    table = network.layers[layer]
-    columns = table.parameters // table.output_features
-    return spec.block_shape(table.output_features, columns, table.name)
+    return spec.layer_blocks(network.layers[layer])
 
 
 def _input_blocks(network: Network, site: int, spec: QuantizerSpec) -> tuple[int, int]:
