@@ -236,10 +236,11 @@ def test_block_of_a_kernel_that_is_used_twice_has_both_uses_and_their_cross_term
         of_kernel = lambda k, name=name: mean_loss(params | {name: k})  # noqa: E731
         hessian = jax.jit(jax.hessian(of_kernel))(params[name])
         batches = [(moves, tokens[:3], labels[:3]), (moves, tokens[3:], labels[3:])]
-        product = block_product(network, cross_entropy, batches, i)
+        product = block_product(network, cross_entropy, batches, [i])
         tangent = jax.random.normal(jax.random.key(i), params[name].shape)
         want = jnp.tensordot(hessian, tangent, 2)
-        np.testing.assert_allclose(product(params[name], tangent), want, rtol=1e-10, atol=1e-12)
+        (got,) = product([params[name]], [tangent])
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
     assert {layer.kernel for layer in network.layers} == {"w", "table"}
 
 
