@@ -8,7 +8,7 @@ from jmpq.quantizers.choice import FLOAT_BITS
 
 Grid = Literal["symmetric", "half", "affine"]
 Granularity = Literal["tensor", "channel", "group"]
-Clipping = Literal["minmax", "percentile", "mse"]
+Clipping = Literal["minmax", "ema", "percentile", "mse"]
 Rounding = Literal["nearest", "gptq", "adaround"]
 
 
@@ -32,8 +32,10 @@ class QuantizerSpec:
             Of an embedding a group is some of its columns: for every row by itself with
             ``input``, for all rows otherwise.
         clipping: Range of the grid: ``minmax``; ``percentile``; ``mse``, the multiple of the
-            full range with least mean squared error.
+            full range with least mean squared error; ``ema``, for activations only, the
+            exponential moving average of the batches' least and greatest values (Q-BERT).
         percentile: Percentile of ``percentile`` clipping, in (50, 100].
+        decay: Weight of all batches before in ``ema`` clipping, in [0, 1).
         rounding: ``nearest``; or, for weights only, codes that leave less error in the
             layer's output on calibration inputs: ``gptq``, found column by column, or
             ``adaround``, up or down as learned by gradient descent.
@@ -46,6 +48,7 @@ class QuantizerSpec:
     along: Literal["input", "output", "columns"] = "input"
     clipping: Clipping = "mse"
     percentile: float = 99.9
+    decay: float = 0.99
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class QuantizerSpec:
             )
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile} is not in (50, 100].")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay} is not in [0, 1).")
 
     def check_bits(self, bits: int) -> None:
         """Raise `ValueError` where the grid has no such bit-width."""
