@@ -18,7 +18,7 @@ Part = Literal["train", "dev", "test"]
 
 SENTIMENTS = ("negative", "positive")
 MOST_SIMILAR = 5.0  # the score of two sentences that say the same
-FILES: dict[tuple[Task, Part], str] = {
+FILES: dict[tuple[str, str], str] = {
     ("sst2", "train"): "sst2/train.tsv",
     ("sst2", "dev"): "sst2/dev.tsv",
     ("sst2", "test"): "sst2/test_labeled.tsv",
@@ -44,7 +44,7 @@ class Sentences:
     labels: Shaped[np.ndarray, " _"]
 
 
-def read_glue(task: Task, part: Part, data_dir: pathlib.Path | str | None = None) -> Sentences:
+def read_glue(task: str, part: str, data_dir: pathlib.Path | str | None = None) -> Sentences:
     """One part of a task.
 
     Args:
@@ -114,7 +114,7 @@ def by_length(split: Split) -> Split:
     return split.take(np.argsort(lengths, kind="stable"))
 
 
-def _read_table(task: Task, path: pathlib.Path) -> Sentences:
+def _read_table(task: str, path: pathlib.Path) -> Sentences:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     parse = _sentiment if task == "sst2" else _similarity
@@ -132,11 +132,11 @@ def _read_table(task: Task, path: pathlib.Path) -> Sentences:
     return _sentences(task, found)
 
 
-def _sentiment(row: Sequence[str]) -> tuple[str, None, int]:
+def _sentiment(row: Sequence[str]) -> tuple[str, None, float]:
     sentence, label = row
     if label not in ("0", "1"):
         raise ValueError(f"label {label!r}, expected 0 or 1")
-    return sentence.strip(), None, int(label)
+    return sentence.strip(), None, float(label)
 
 
 def _similarity(row: Sequence[str]) -> tuple[str, str, float]:
@@ -147,7 +147,7 @@ def _similarity(row: Sequence[str]) -> tuple[str, str, float]:
     return row[5].strip(), row[6].strip(), score / MOST_SIMILAR
 
 
-def _sentences(task: Task, rows: Sequence[tuple[str, str | None, float]]) -> Sentences:
+def _sentences(task: str, rows: Sequence[tuple[str, str | None, float]]) -> Sentences:
     return Sentences(
         first=tuple(first for first, _, _ in rows),
         second=None if task == "sst2" else tuple(str(second) for _, second, _ in rows),
@@ -157,7 +157,7 @@ def _sentences(task: Task, rows: Sequence[tuple[str, str | None, float]]) -> Sen
     )
 
 
-def _read_prepared(task: Task, part: Part, data_dir: pathlib.Path | str | None) -> Sentences:
+def _read_prepared(task: str, part: str, data_dir: pathlib.Path | str | None) -> Sentences:
     import tensorflow_datasets as tfds
 
     folder = None if data_dir is None else str(data_dir)
@@ -173,7 +173,7 @@ def _read_prepared(task: Task, part: Part, data_dir: pathlib.Path | str | None) 
     return _sentences(task, [_prepared_row(task, part, example) for example in source])
 
 
-def _prepared_row(task: Task, part: Part, example: Any) -> tuple[str, str | None, float]:
+def _prepared_row(task: str, part: str, example: Any) -> tuple[str, str | None, float]:
     label = float(example["label"])
     if label < 0:
         raise ValueError(

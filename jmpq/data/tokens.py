@@ -112,18 +112,21 @@ def read_tokenizer(
         raise ImportError("Tokens need the package tokenizers: install jmpq[bert].") from error
     try:
         if path.suffix == ".json":
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            saved = tokenizers.Tokenizer.from_file(str(path))
+            vocabulary = saved.get_vocab()
         else:
-            backend = BertWordPieceTokenizer(str(path), lowercase=lowercase)
+            saved, lines = None, path.read_text(encoding="utf-8").splitlines()
+            vocabulary = {token: i for i, token in enumerate(lines)}
     except Exception as error:  # of the package, of no class of its own
         raise ValueError(f"{path} is no tokenizer: {error}.") from error
-    if missing := [token for token in SPECIAL if backend.token_to_id(token) is None]:
+    if missing := [token for token in SPECIAL if token not in vocabulary]:
         raise ValueError(
             f"{path} is not of a BERT: its vocabulary lacks {', '.join(missing)}. Give the "
             "tokenizer that came with the weights."
         )
-    if (pad := backend.token_to_id("[PAD]")) != 0:
+    if (pad := vocabulary["[PAD]"]) != 0:
         raise ValueError(f"{path} has [PAD] as token {pad}; expected 0.")
+    backend = saved or BertWordPieceTokenizer(vocabulary, lowercase=lowercase)
     backend.no_padding()
     backend.enable_truncation(max_length)
     return Tokenizer(backend=backend, max_length=max_length)

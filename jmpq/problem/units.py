@@ -5,23 +5,23 @@ from typing import Literal, get_args
 from jmpq.problem.rules import Rule, Tie
 
 Unit = Literal["encoder_layer", "matrix", "head"]
-TIES: dict[Unit, tuple[Rule, ...]] = {
+TIES: dict[str, tuple[Rule, ...]] = {
     "encoder_layer": (Tie((r"(.*\blayers?/\d+)/.*",)),),
     "matrix": (Tie((r"(.*\blayers?/\d+/attention/.*\D)/\d+",)),),
     "head": (Tie((r"(.*\blayers?/\d+)/attention/.*/(\d+)",)),),
 }
 
 
-def transformer_units(unit: Unit, *, split_heads: bool = False) -> tuple[Rule, ...]:
+def transformer_units(unit: str, *, split_heads: bool = False) -> tuple[Rule, ...]:
     """Rules that make a part of a transformer the unit of choice.
 
     Layers are told by their names, as of `jmpq.models.bert`: ``encoder/layer/3/...``, and
     ``.../attention/self/query/7`` where every head has kernels of its own.
 
     Args:
-        unit: ``encoder_layer``: all matrices of an encoder layer, Q-BERT's unit. ``matrix``:
-            every matrix by itself. ``head``: query, key, value and output of one attention
-            head; the other matrices by themselves.
+        unit: One of `Unit`. ``encoder_layer``: all matrices of an encoder layer, as in
+            Q-BERT. ``matrix``: every matrix by itself. ``head``: query, key, value and output
+            of one attention head; the other matrices by themselves.
         split_heads: Whether heads have kernels of their own. Without it a matrix needs no
             rule, and a head cannot be a unit.
 
