@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 FLOAT, EMBEDDING_BITS, ACTIVATION_BITS = 32, 8, 8
 EMBEDDINGS = ("word", "position", "token_type")
 ENCODER_LAYER = r"(encoder/layer/\d+)/.*"
+BRIEF = ("uniform", "exact/gauss_newton")
 LENGTHS = (16, 32, 64, 128)  # of calibration batches: few, as every one is compiled
 
 
@@ -49,6 +50,8 @@ class Config:
     Attributes:
         model: ``minilm``, or ``tiny``: a random encoder and random pairs.
         groups: Groups of a matrix's output neurons; of an embedding's columns.
+        brief_groups: Those of them for which only uniform and Gauss-Newton are measured.
+        activation_groups: Those for which activations at 8 bits are measured too.
         w_bits: Candidate bits of encoder matrices.
         budgets: Average bits of the encoder: bytes of uniform bits, between two of them for a
             fraction.
@@ -59,7 +62,7 @@ class Config:
         examples: Calibration pairs of the development part.
         batch_size: Pairs per calibration batch.
         subsets: Subsets of the calibration pairs for eigenvalues.
-        subset_pairs: Pairs in each.
+        subset_pairs: Pairs in each, of at most 16 tokens a sentence.
         attention_bits: Budget at which attention is compared.
         evaluation: Test pairs measured on; None for all.
         evaluation_batch: Pairs per batch there.
@@ -67,14 +70,16 @@ class Config:
     """
 
     model: str = "minilm"
-    groups: tuple[int, ...] = (1, 12, 128)
+    groups: tuple[int, ...] = (128, 1, 12)
+    brief_groups: tuple[int, ...] = (12,)
+    activation_groups: tuple[int, ...] = (128,)
     w_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     budgets: tuple[float, ...] = (8.0, 4.0, 3.0, 2.5)
     mixes: tuple[tuple[int, int], ...] = ((8, 8), (3, 6), (2, 4), (2, 3))
     lone_bits: tuple[int, ...] = (8, 4, 3, 2)
     lone_a_bits: tuple[int, ...] = (8, 6, 4)
     lone_groups: int = 128
-    examples: int = 256
+    examples: int = 160
     batch_size: int = 32
     subsets: int = 10
     subset_pairs: int = 16
@@ -86,7 +91,9 @@ class Config:
 
 SMOKE = Config(
     model="tiny",
-    groups=(1, 2),
+    groups=(2, 1),
+    brief_groups=(1,),
+    activation_groups=(2,),
     w_bits=(2, 3, 4, 8),
     budgets=(4.0, 2.5),
     mixes=((4, 4), (2, 3)),
@@ -286,18 +293,20 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
             result["float"] = rows.get("float", lambda e=evaluator: e.float_outcome().to_json())
         tables = _tables(config, setting, quantizers, groups, data, folder)
         planned = _allocations(config, setting, tables, groups, eigenvalues)
-        measured: dict[str, Any] = {}
         with bar(f"{groups} groups", "outcomes") as progress:
             for done, row in enumerate(planned):
                 w_bits = setting.bits(row["w_bits"])
                 for mode, a in (("w", FLOAT), ("wa", ACTIVATION_BITS)):
+                    if mode == "wa" and groups not in config.activation_groups:
+                        continue
                     key = f"{groups} {mode} {w_bits.tolist()}"
                     a_bits = np.full(len(w_bits), a)
                     measure = functools.partial(evaluator, w_bits, a_bits)
                     found = rows.get(key, lambda m=measure: m().to_json())
-                    measured = {"mode": mode, "measured": found}
                     predicted = _predicted(setting, tables, w_bits, a)
-                    joint.append({**row, **measured, "predicted": predicted})
+                    joint.append(
+                        {**row, "mode": mode, "predicted": predicted, "measured": found}
+                    )
                 progress(done + 1, len(planned))
         if groups == config.lone_groups:
             more = Quantizers(
@@ -333,20 +342,30 @@ def _eigenvalues(config: Config, setting: Setting) -> dict[str, Any]:
     from jmpq.cli.progress import bar
     from jmpq.data.batches import make_batch
     from jmpq.data.dataset import TrimPadding
+    from jmpq.models.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
     from jmpq.sensitivity.eigenvalue import QBert
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.training.losses import squared_error
 
-    network = setting.network
+    whole = setting.network
+    network = Network.from_linen(
+        setting.module,
+        {"params": whole.params},
+        setting.calibration.take(np.arange(1)).inputs,
+        ignore=("embeddings/.*",),
+    )
     weights = calibrate_weights(network, specs(1)[0], (8,))
     moves = MoveNetwork(
         network=network, quantizers=Quantizers(weights=weights, activations=None)
     )
     metric = QBert(block=ENCODER_LAYER, loss=squared_error)
     blocks = metric.blocks(network)
-    split = dataclasses.replace(setting.calibration, normalization=TrimPadding(lengths=(32,)))
-    short = np.flatnonzero(split.inputs["attention_mask"][:, :, 32:].sum(axis=(1, 2)) == 0)
+    length = LENGTHS[0]
+    trim = TrimPadding(lengths=(length,))
+    split = dataclasses.replace(setting.calibration, normalization=trim)
+    beyond = split.inputs["attention_mask"][:, :, length:]
+    short = np.flatnonzero(beyond.sum(axis=(1, 2)) == 0)
     found: dict[str, Any] = {}
     with bar("eigenvalues", "subsets") as progress:
         for subset in range(config.subsets):
@@ -357,8 +376,7 @@ def _eigenvalues(config: Config, setting: Setting) -> dict[str, Any]:
             targets = jnp.asarray(batch.labels)
             pairs = metric.eigenvalues(moves, batch.inputs, targets, key)
             for block, pair in zip(blocks, pairs, strict=True):
-                name = network.layers[block[0]].name
-                name = "/".join(name.split("/")[:3]) if len(block) > 1 else name
+                name = "/".join(network.layers[block[0]].name.split("/")[:3])
                 assert pair is not None
                 found.setdefault(name, []).append(
                     {
@@ -438,7 +456,7 @@ def _problem(
         overhead=Overhead.of(layers, specs(groups)[0]),
         rules=[
             Pin("embeddings/.*", Choice(EMBEDDING_BITS)),
-            *transformer_units(unit),  # pyright: ignore[reportArgumentType]
+            *transformer_units(unit),
         ],
         choices=choices,
         unquantized_parameters=setting.network.other_parameters,
@@ -484,6 +502,8 @@ def _allocations(
         chosen["local_search/gauss_newton"] = _encoder_bits(
             crossed, LocalSearch()(crossed).choice
         )
+        if groups in config.brief_groups:
+            chosen = {method: chosen[method] for method in BRIEF}
         for method, w_bits in chosen.items():
             every = zip(layers, setting.bits(w_bits).tolist(), strict=True)
             costs = allocation_costs(
