@@ -213,9 +213,9 @@ def _spearman(measured: Json | None) -> str:
 
 
 def _rank(rows: list[Json], name: str) -> str:
-    pairs = [
-        (r["predicted"][name], r["measured"]["loss"])
-        for r in rows
-        if r["measured"]["loss"] is not None
-    ]
-    return f"{scipy.stats.spearmanr(*zip(*pairs, strict=True)).statistic:.2f}"
+    kept = [r for r in rows if r["measured"]["loss"] is not None]
+    ranks = (
+        scipy.stats.rankdata([r["predicted"][name] for r in kept]),
+        scipy.stats.rankdata([r["measured"]["loss"] for r in kept]),
+    )
+    return f"{np.corrcoef(*ranks)[0, 1]:.2f}"

