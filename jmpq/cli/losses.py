@@ -14,22 +14,26 @@ ZERO_FOR_KL = ("first_order", "empirical_fisher", "output_fisher")
 
 
 def find_loss(name: str) -> "ExampleLoss":
-    """The loss of one example, nats: ``cross_entropy``, ``kl`` or ``package.module:function``.
+    """The loss of one example, nats: by a name of its own or ``package.module:function``.
 
-    The targets of ``kl`` are the float network's own logits, not labels.
+    Its own names are ``cross_entropy``, ``squared_error`` and ``kl``. The targets of ``kl`` are
+    the float network's own logits, not labels.
 
     Raises:
         ValueError: If there is no such loss.
     """
-    from jmpq.training.losses import cross_entropy, kl_divergence
+    from jmpq.training.losses import cross_entropy, kl_divergence, squared_error
 
-    if name == "cross_entropy":
-        return cross_entropy
-    if name == "kl":
-        return kl_divergence
+    ready = {
+        "cross_entropy": cross_entropy,
+        "squared_error": squared_error,
+        "kl": kl_divergence,
+    }
+    if name in ready:
+        return ready[name]
     if ":" not in name:
         raise ValueError(
-            f"{name!r} is no loss: expected cross_entropy, kl or package.module:function."
+            f"{name!r} is no loss: expected {', '.join(ready)} or package.module:function."
         )
     return imported(name, "a loss", "of the logits of one example and its label")
 

@@ -1,9 +1,10 @@
-"""Batches for the network: normalised float32 inputs, in a fixed order."""
+"""Batches for the network: normalised inputs, in a fixed order."""
 
 from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree, Shaped
 
 from jmpq.data.dataset import Split
 from jmpq.data.images import EncodedImages
@@ -15,8 +16,8 @@ LastBatch = Literal["pad", "keep", "drop"]
 class Batch(NamedTuple):
     """Arrays on the host; a pytree."""
 
-    inputs: Float[np.ndarray, "batch height width channels"]  # float32, normalised
-    labels: Int[np.ndarray, " batch"]  # int32
+    inputs: PyTree[Shaped[np.ndarray, "batch ..."]]  # normalised: float32 images, or tokens
+    labels: Shaped[np.ndarray, " batch"]  # int32 classes, or float32
     weights: Float[np.ndarray, " batch"]  # float32: 1, or 0 where the example is padding
 
 
@@ -66,8 +67,10 @@ def make_batch(
     """One batch of the examples at `positions`, of weight 1 if nothing else is said."""
     if weights is None:
         weights = np.ones(len(positions), np.float32)
-    inputs = split.normalization(split.inputs[positions])
-    return Batch(inputs, split.labels[positions].astype(np.int32), weights)
+    inputs = split.normalization(jax.tree.map(lambda x: x[positions], split.inputs))
+    labels = split.labels[positions]
+    dtype = np.float32 if labels.dtype.kind == "f" else np.int32
+    return Batch(inputs, labels.astype(dtype), weights)
 
 
 def count_batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> int:

@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, PyTree, Shaped
 
 from jmpq.data.images import EncodedImages, EncodedLabels
 
@@ -30,6 +31,26 @@ class Normalization:
         return (raw.astype(np.float32) / np.float32(self.scale) - mean) / std
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrimPadding:
+    """Network input = tokens up to the shortest of `lengths` that holds every sentence.
+
+    What is cut off is padding in all sentences of the batch. Few lengths are few programs to
+    compile; one that is longer than all of them stays as it is.
+    """
+
+    lengths: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+    def __call__(
+        self, raw: Mapping[str, Shaped[np.ndarray, "*batch length"]]
+    ) -> dict[str, Shaped[np.ndarray, "*batch trimmed"]]:
+        mask = raw["attention_mask"]
+        used = np.flatnonzero(mask.any(axis=tuple(range(mask.ndim - 1))))
+        longest = int(used[-1]) + 1 if len(used) else 1
+        length = next((n for n in sorted(self.lengths) if n >= longest), mask.shape[-1])
+        return {key: tokens[..., :length] for key, tokens in raw.items()}
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
     """Examples in a fixed order: raw inputs, in memory or still encoded, and labels.
@@ -37,9 +58,11 @@ class Split:
     Attributes:
         dataset: Name of the data set.
         source: The part of the data set they come from.
-        inputs: Raw inputs NHWC as stored (uint8); `normalization` is applied to batches.
-            Encoded images are decoded batch by batch.
-        labels: Classes, from 0; those of a large split are read where they are asked for.
+        inputs: Raw inputs as stored, a pytree with one row per example: images NHWC (uint8),
+            or tokens; `normalization` is applied to batches. Encoded images are decoded batch
+            by batch.
+        labels: Classes, from 0, or what a regression is to give; those of a large split are
+            read where they are asked for.
         indices: Positions in the whole `source` split.
         normalization: From raw inputs to the network's.
         seed: Seed of the draw that chose these examples; None for a whole split.
@@ -48,18 +71,19 @@ class Split:
 
     dataset: str
     source: Source
-    inputs: Shaped[np.ndarray, "_ _ _ _"] | EncodedImages
-    labels: Int[np.ndarray, " _"] | EncodedLabels
+    inputs: PyTree[Shaped[np.ndarray, "..."]] | EncodedImages
+    labels: Shaped[np.ndarray, " _"] | EncodedLabels
     indices: Int[np.ndarray, " _"]
-    normalization: Normalization
+    normalization: Normalization | TrimPadding
     seed: int | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
-        counts = {len(self.inputs), len(self.labels), len(self.indices)}
+        inputs = [len(leaf) for leaf in jax.tree.leaves(self.inputs)]
+        counts = {*inputs, len(self.labels), len(self.indices)}
         if len(counts) > 1 or counts == {0}:
             raise ValueError(
-                f"Split {self.source!r} of {self.dataset}: {len(self.inputs)} inputs, "
+                f"Split {self.source!r} of {self.dataset}: {max(inputs, default=0)} inputs, "
                 f"{len(self.labels)} labels, {len(self.indices)} indices; expected one of each "
                 "for every example, and at least one example."
             )
@@ -69,10 +93,13 @@ class Split:
 
     def take(self, positions: Int[np.ndarray, " _"], *, seed: int | None = None) -> "Split":
         """The examples at these positions of this split, in their order."""
-        encoded = isinstance(self.inputs, EncodedImages)
+
+        def rows(x: Any) -> Any:
+            return x.take(positions) if isinstance(x, EncodedImages) else x[positions]
+
         return dataclasses.replace(
             self,
-            inputs=self.inputs.take(positions) if encoded else self.inputs[positions],
+            inputs=jax.tree.map(rows, self.inputs),
             labels=self.labels[positions],
             indices=self.indices[positions],
             seed=self.seed if seed is None else seed,
@@ -84,11 +111,12 @@ class Split:
         names = [self.dataset, self.source, dataclasses.asdict(self.normalization)]
         digest = hashlib.sha256(json.dumps(names, sort_keys=True).encode())
         labels = self.labels[np.arange(len(self))]
-        arrays = [self.indices.astype("<i8"), labels.astype("<i4")]
+        arrays = [self.indices.astype("<i8")]
+        arrays.append(labels.astype("<f8" if labels.dtype.kind == "f" else "<i4"))
         if isinstance(self.inputs, EncodedImages):
             self.inputs.update(digest)
         else:
-            arrays.append(self.inputs)
+            arrays += jax.tree.leaves(self.inputs)
         for array in arrays:
             digest.update(json.dumps([array.dtype.name, list(array.shape)]).encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -136,16 +164,16 @@ class Dataset:
 def whole_split(
     dataset: str,
     source: Source,
-    inputs: Shaped[np.ndarray, "examples height width channels"],
+    inputs: PyTree[Shaped[np.ndarray, "..."]],
     labels: Shaped[np.ndarray, " labels"],
-    normalization: Normalization,
+    normalization: Normalization | TrimPadding,
 ) -> Split:
     """All examples of one source, numbered in their order."""
     return Split(
         dataset=dataset,
         source=source,
         inputs=inputs,
-        labels=labels.astype(np.int32),
-        indices=np.arange(len(inputs)),
+        labels=labels.astype(np.float32 if labels.dtype.kind == "f" else np.int32),
+        indices=np.arange(len(jax.tree.leaves(inputs)[0])),
         normalization=normalization,
     )

@@ -45,6 +45,7 @@ from jmpq.problem.solution import (
     Status,
     solution_from_choice,
 )
+from jmpq.problem.units import Unit, transformer_units
 from jmpq.quantizers.choice import FLOAT_BITS, Choice, choice_grid
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "SolveTime",
     "Status",
     "Tie",
+    "Unit",
     "activation_bytes",
     "allocation_costs",
     "allocation_from_plan",
@@ -92,6 +94,7 @@ __all__ = [
     "save_problem",
     "size_bytes",
     "solution_from_choice",
+    "transformer_units",
     "with_budgets",
     "write_plan",
 ]

@@ -38,12 +38,7 @@ class Overhead:
     @classmethod
     def of(cls, layers: Sequence[Layer], spec: QuantizerSpec) -> "Overhead":
         """The overhead of quantizing every kernel by one specification."""
-        scales = tuple(
-            spec.num_scales(
-                layer.output_features, layer.parameters // layer.output_features, layer.name
-            )
-            for layer in layers
-        )
+        scales = tuple(spec.layer_scales(layer) for layer in layers)
         return cls(scales, spec.grid == "affine")
 
 

@@ -166,6 +166,11 @@ def calibrate_weights(
             f"rounding={spec.rounding!r} looks at the layers' inputs: pass calibration inputs "
             "as `batches`, or round to 'nearest'."
         )
+    if spec.clipping == "ema":
+        raise ValueError(
+            "clipping='ema' averages over batches of activations: choose 'minmax', "
+            "'percentile' or 'mse' for weights."
+        )
 
     def all_layers(kernels: list[Array], widths: Int[Array, " bits"]) -> list:
         matrices = [network.to_matrix(i, kernel) for i, kernel in enumerate(kernels)]
@@ -193,7 +198,8 @@ def calibrate_activations(
 
     Percentiles and squared errors are taken over a random sample (about `SAMPLED_VALUES`
     values per site, at least `SAMPLED_POSITIONS` per feature) that always holds the exact
-    least and greatest value; min-max clipping is thus exact.
+    least and greatest value; min-max clipping is thus exact. The moving average of ``ema``
+    starts from the first batch's values.
 
     Args:
         network: The network.
@@ -228,7 +234,10 @@ def calibrate_activations(
 
     sampled = [sample(x, jax.random.fold_in(key, n)) for n, x in enumerate(batches)]
     matrices = []
-    for parts in zip(*sampled, strict=True):
+    for (i, _), parts in zip(sites, zip(*sampled, strict=True), strict=True):
+        if spec.clipping == "ema":
+            matrices.append(_moving_ends(network, i, spec, [e for _, e in parts]))
+            continue
         extremes = jnp.concatenate([e for _, e in parts], axis=1)
         ends = jnp.stack([extremes.min(axis=1), extremes.max(axis=1)], axis=1)
         matrices.append(jnp.concatenate([*(values for values, _ in parts), ends], axis=1))
@@ -248,6 +257,17 @@ def calibrate_activations(
     return dataclasses.replace(found, scale=tuple(scale), zero_point=tuple(zero_point))
 
 
+def _moving_ends(
+    network: Network, site: int, spec: QuantizerSpec, extremes: Sequence[Float[Array, "_ 2"]]
+) -> Float[Array, "features 2"]:
+    """Least and greatest value of every feature's block, averaged from batch to batch."""
+    rows, _ = _input_blocks(network, site, spec)
+    blocks = [ends.reshape(-1, rows, 2) for ends in extremes]
+    found = [jnp.stack([b[..., 0].min(axis=1), b[..., 1].max(axis=1)], axis=1) for b in blocks]
+    average = functools.reduce(lambda a, x: spec.decay * a + (1 - spec.decay) * x, found)
+    return jnp.repeat(average, rows, axis=0)
+
+
 def quantize_kernel(
     network: Network, layer: int, kernel: Array, bits: Int[Array, ""], scales: Scales
 ) -> Array:
@@ -258,6 +278,17 @@ def quantize_kernel(
     shape = _kernel_blocks(network, layer, scales.spec)
     blocks = scales.quantize(layer, to_blocks(matrix, shape), bits)
     return network.from_matrix(layer, from_blocks(blocks, shape, *matrix.shape), kernel)
+
+
+@jax.jit
+def quantize_params(network: Network, scales: Scales, w_bits: Int[Array, " layers"]) -> PyTree:
+    """The parameters with every kernel on its grid at traced bits; 32 leaves one as it is."""
+    return network.with_kernels(
+        [
+            quantize_kernel(network, i, kernel, w_bits[i], scales)
+            for i, kernel in enumerate(network.kernels())
+        ]
+    )
 
 
 def quantize_input(
@@ -330,9 +361,7 @@ def _scales(
 
 
 def _kernel_blocks(network: Network, layer: int, spec: QuantizerSpec) -> tuple[int, int]:
-    table = network.layers[layer]
-    columns = table.parameters // table.output_features
-    return spec.block_shape(table.output_features, columns, table.name)
+    return spec.layer_blocks(network.layers[layer])
 
 
 def _input_blocks(network: Network, site: int, spec: QuantizerSpec) -> tuple[int, int]:

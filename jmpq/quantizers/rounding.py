@@ -49,7 +49,7 @@ def hessian_codes(
     def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
         matrix = network.to_matrix(layer, network.kernels()[layer])
         rows, columns = matrix.shape
-        r, c = spec.block_shape(rows, columns, network.layers[layer].name)
+        r, c = spec.layer_blocks(network.layers[layer])
         block = np.arange(rows)[:, None] // r * (columns // c) + np.arange(columns) // c
         count = len(hessians)
         scales, zeros = (

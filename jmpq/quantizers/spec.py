@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any, Literal
 
+from jmpq.models.layers import Layer
 from jmpq.quantizers.choice import FLOAT_BITS
 
 Grid = Literal["symmetric", "half", "affine"]
 Granularity = Literal["tensor", "channel", "group"]
-Clipping = Literal["minmax", "percentile", "mse"]
+Clipping = Literal["minmax", "ema", "percentile", "mse"]
 Rounding = Literal["nearest", "gptq", "adaround"]
 
 
@@ -22,11 +23,19 @@ class QuantizerSpec:
         granularity: One scale per ``tensor``, per output ``channel`` (for activations: per
             input feature), or per ``group``.
         group_size: Features per group (``group``; or give `group_count`).
-        group_count: Groups per output channel (along inputs) or per kernel (along outputs).
-        along: Whether groups of a kernel run along its ``input`` or ``output`` features.
+        group_count: Groups per output channel (along ``input``) or per kernel (otherwise).
+        along: What a group of a kernel is: some ``output`` features with all their inputs, as
+            in Q-BERT's figure; some input features, for all output features together
+            (``columns``, as in Q-BERT's code) or for every output feature by itself
+            (``input``). With as many groups as heads, ``output`` gives every head of a query,
+            key or value matrix its scale, ``columns`` every head of the matrix that follows.
+            Of an embedding a group is some of its columns: for every row by itself with
+            ``input``, for all rows otherwise.
         clipping: Range of the grid: ``minmax``; ``percentile``; ``mse``, the multiple of the
-            full range with least mean squared error.
+            full range with least mean squared error; ``ema``, for activations only, the
+            exponential moving average of the batches' least and greatest values (Q-BERT).
         percentile: Percentile of ``percentile`` clipping, in (50, 100].
+        decay: Weight of all batches before in ``ema`` clipping, in [0, 1).
         rounding: ``nearest``; or, for weights only, codes that leave less error in the
             layer's output on calibration inputs: ``gptq``, found column by column, or
             ``adaround``, up or down as learned by gradient descent.
@@ -36,9 +45,10 @@ class QuantizerSpec:
     granularity: Granularity = "channel"
     group_size: int | None = None
     group_count: int | None = None
-    along: Literal["input", "output"] = "input"
+    along: Literal["input", "output", "columns"] = "input"
     clipping: Clipping = "mse"
     percentile: float = 99.9
+    decay: float = 0.99
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
@@ -51,6 +61,8 @@ class QuantizerSpec:
             )
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile={self.percentile} is not in (50, 100].")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay={self.decay} is not in [0, 1).")
 
     def check_bits(self, bits: int) -> None:
         """Raise `ValueError` where the grid has no such bit-width."""
@@ -61,8 +73,12 @@ class QuantizerSpec:
                 f"{FLOAT_BITS} for unquantized."
             )
 
-    def block_shape(self, rows: int, columns: int, name: str) -> tuple[int, int]:
+    def block_shape(
+        self, rows: int, columns: int, name: str, *, embedding: bool = False
+    ) -> tuple[int, int]:
         """Rows and columns of a matrix [output features, inputs] that share a scale.
+
+        An `embedding` is [rows, embedded features].
 
         Raises:
             ValueError: If groups do not divide the matrix; it names the tensor `name`.
@@ -72,15 +88,34 @@ class QuantizerSpec:
                 return rows, columns
             case "channel":
                 return 1, columns
-        axis = columns if self.along == "input" else rows
+        across = self.along != "output" or embedding  # groups of columns
+        axis = columns if across else rows
         size = self.group_size or max(1, axis // (self.group_count or 1))
         if axis % size or (self.group_count and axis // size != self.group_count):
             asked = f"{self.group_count} groups" if self.group_count else f"groups of {size}"
+            features = "embedded" if embedding else "input" if across else "output"
             raise ValueError(
-                f"{name!r}: {asked} do not divide its {axis} {self.along} features. Choose a "
+                f"{name!r}: {asked} do not divide its {axis} {features} features. Choose a "
                 "divisor, or another granularity."
             )
-        return (1, size) if self.along == "input" else (size, columns)
+        if not across:
+            return size, columns
+        return (1 if self.along == "input" else rows), size
+
+    def layer_blocks(self, layer: Layer) -> tuple[int, int]:
+        """Rows and columns of a layer's kernel, seen as a matrix, that share a scale.
+
+        Raises:
+            ValueError: If groups do not divide the kernel.
+        """
+        rows = layer.output_features
+        embedding = layer.kind == "embedding"
+        return self.block_shape(rows, layer.parameters // rows, layer.name, embedding=embedding)
+
+    def layer_scales(self, layer: Layer) -> int:
+        """Number of scales of a layer's kernel."""
+        r, c = self.layer_blocks(layer)
+        return layer.parameters // (r * c)
 
     def num_scales(self, rows: int, columns: int, name: str) -> int:
         """Number of scales of a matrix."""

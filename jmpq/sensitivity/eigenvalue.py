@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -47,21 +48,24 @@ class Search:
     tolerance: float = 1e-2
     max_products: int = 100
 
-    def kernel(
-        self, product: Callable[[Array, Array], Array], kernel: Array, key: Array
+    def kernels(
+        self,
+        product: Callable[[list[Array], list[Array]], list[Array]],
+        kernels: list[Array],
+        key: Array,
     ) -> EigenPairs:
-        """The leading eigenpair of a kernel's block, from its ``product(kernel, tangent)``."""
+        """The leading eigenpair of a block, from its ``product(kernels, tangents)``."""
         if self.method == "power":
             return power_iteration(
                 product,
-                kernel,
+                kernels,
                 key=key,
                 tolerance=self.tolerance,
                 max_products=self.max_products,
             )
         return top_eigenpairs(
             product,
-            kernel,
+            kernels,
             key=key,
             which="largest",
             tolerance=self.tolerance,
@@ -118,12 +122,12 @@ class HawqEigenvalue:
         for done, i in enumerate(layers):
             name = network.layers[i].name
             if (pair := notes.get(name)) is None:
-                product = block_product(network, self.loss, batches, i)
-                found = self.search.kernel(
-                    product, network.kernels()[i], jax.random.fold_in(key, i)
+                product = block_product(network, self.loss, batches, [i])
+                found = self.search.kernels(
+                    product, [network.kernels()[i]], jax.random.fold_in(key, i)
                 )
                 pair = {
-                    "vector": to_host(found.vectors[0]),
+                    "vector": to_host(found.vectors[0][0]),
                     "eigenvalue": found.values[0],
                     "residual": found.residuals[0],
                     "converged": found.converged[0],
@@ -182,7 +186,7 @@ class _AlongEigenvectors:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QBert:
-    """½ (mean λ + c · spread of λ) ‖δ‖² over data subsets, weights and activations.
+    r"""½ (mean λ + c · spread of λ) ‖δ‖² over data subsets, weights and activations.
 
     The subsets are the batches: λ of a kernel is that of each batch's own Hessian, of an input
     as in `HawqEigenvalue`. The spread is the standard deviation of a choice's term over the
@@ -191,6 +195,10 @@ class QBert:
 
     Attributes:
         spread: c, the weight of the spread. How Q-BERT weighs it is only reported.
+        block: Regular expression (fullmatch) of layer names: the kernels of layers that match
+            with the same captured text are one block with one λ, as an encoder layer is in
+            Q-BERT: ``(encoder/layer/\d+)/.*``. Other kernels, and all without it, are a block
+            each. The largest eigenvalue of a block is at least that of each of its kernels.
         search: How eigenvalues are found: power iteration to 1 % as in their code.
 
     References:
@@ -199,11 +207,45 @@ class QBert:
     """
 
     spread: float = 1.0
+    block: str | None = None
     search: Search = Search()
     loss: ExampleLoss = cross_entropy
     name: str = "qbert"
     unit: str = NATS
     use_first: bool = False
+
+    def blocks(self, network: Network) -> list[list[int]]:
+        """The layers of every block.
+
+        Raises:
+            ValueError: If `block` matches no layer.
+        """
+        found: dict[Any, list[int]] = {}
+        for i, layer in enumerate(network.layers):
+            match = re.fullmatch(self.block, layer.name) if self.block else None
+            found.setdefault(match.groups() if match else i, []).append(i)
+        if self.block and all(isinstance(key, int) for key in found):
+            raise ValueError(
+                f"block={self.block!r} matches no layer; there are "
+                f"{', '.join(layer.name for layer in network.layers)}."
+            )
+        return list(found.values())
+
+    def eigenvalues(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> list[EigenPairs | None]:
+        """The leading eigenpair of every block on one batch; None where nothing can move."""
+        network, searched, found = moves.network, set(_layers_of(moves, "w")), []
+        for block in self.blocks(network):
+            if not searched.issuperset(block):
+                found.append(None)
+                continue
+            product = block_product(network, self.loss, [(moves, inputs, targets)], block)
+            kernels = [network.kernels()[i] for i in block]
+            found.append(
+                self.search.kernels(product, kernels, jax.random.fold_in(key, block[0]))
+            )
+        return found
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
@@ -211,13 +253,13 @@ class QBert:
         return _programs(moves, self.loss, inputs, targets)
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        network, curvature = moves.network, {}
-        for i in _layers_of(moves, "w"):
-            product = block_product(network, self.loss, [(moves, inputs, targets)], i)
-            found = self.search.kernel(
-                product, network.kernels()[i], jax.random.fold_in(key, i)
-            )
-            curvature[i] = found.values[0]
+        found = self.eigenvalues(moves, inputs, targets, key)
+        curvature = {
+            i: pairs.values[0]
+            for block, pairs in zip(self.blocks(moves.network), found, strict=True)
+            for i in block
+            if pairs is not None
+        }
         return _terms(moves, self.search, self.loss, curvature, inputs, targets, key)
 
 
@@ -286,29 +328,34 @@ def block_product(
     network: Network,
     loss: ExampleLoss,
     batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
-    layer: int,
-) -> Callable[[Array, Array], Array]:
-    """``product(kernel, tangent)`` with one layer's diagonal block of the Hessian of the mean
+    layers: Sequence[int],
+) -> Callable[[list[Array], list[Array]], list[Array]]:
+    """``product(kernels, tangents)`` with the block of some layers of the Hessian of the mean
     loss over all examples of the batches, each of which comes with the network where it is.
 
     A layer is bilinear in its input and its kernel, so the product is the layer's own kernel
-    gradient at the tangent of its output's gradient: one compiled program to the outputs
-    serves all layers, the costly gradients of all other kernels are not taken.
+    gradient at the tangent of its output's gradient, and that at the tangent of its input:
+    one compiled program to the outputs serves all layers, the costly gradients of all other
+    kernels are not taken.
     """  # noqa: D205
     zeros = [jnp.zeros_like(kernel) for kernel in network.kernels()]
-    uses = sum(i == layer for i, _ in network.sites)
+    uses = [sum(i == layer for i, _ in network.sites) for layer in layers]
     count = sum(batch_sizes(batches))
+    still = uses == [1]  # the input of the only layer does not depend on its kernel
 
-    def product(kernel: Array, tangent: Array) -> Array:
-        total = jnp.zeros_like(tangent)
-        tangents = [*zeros[:layer], tangent, *zeros[layer + 1 :]]
+    def product(kernels: list[Array], tangents: list[Array]) -> list[Array]:
+        total = [jnp.zeros_like(tangent) for tangent in tangents]
+        along = list(zeros)
+        for layer, tangent in zip(layers, tangents, strict=True):
+            along[layer] = tangent
         for moves, inputs, targets in batches:
             here = moves.network
-            found = _slopes(here, loss, inputs, jnp.asarray(targets), tangents)
-            total = total + _kernel_gradient(here, layer, inputs, found.x, found.dg)
-            if uses > 1:  # otherwise the layer's input does not depend on its kernel
-                total = total + _kernel_gradient(here, layer, inputs, found.dx, found.g)
-        return total / count
+            found = _slopes(here, loss, inputs, jnp.asarray(targets), along)
+            for n, layer in enumerate(layers):
+                total[n] += _kernel_gradient(here, layer, inputs, found.x, found.dg)
+                if not still:
+                    total[n] += _kernel_gradient(here, layer, inputs, found.dx, found.g)
+        return [part / count for part in total]
 
     return product
 

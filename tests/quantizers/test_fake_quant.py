@@ -104,6 +104,26 @@ def test_activation_channels_have_scales_of_their_own(granularity):
         assert errors[0] <= errors[1] * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_moving_averages_of_ranges_follow_their_definition(granularity):
+    network = helpers.residual_cnn()
+    batches = [helpers.images(seed)[0] for seed in (1, 2, 3)]
+    spec = QuantizerSpec(grid="affine", granularity=granularity, clipping="ema", decay=0.7)
+    found = calibrate_activations(network, spec, [4], batches, key=jax.random.key(0))
+    ends = []
+    for inputs in batches:
+        x = np.asarray(network.record(inputs)[1][1])  # conv1's input, features last
+        over = (0, 1, 2) if granularity == "channel" else None
+        ends.append(np.stack([x.min(over), x.max(over)]))
+    low, high = 0.7 * (0.7 * ends[0] + 0.3 * ends[1]) + 0.3 * ends[2]
+    want = (np.maximum(high, 0) - np.minimum(low, 0)) / 15
+    np.testing.assert_allclose(found.scale[1][0], np.atleast_1d(want))
+    with pytest.raises(ValueError, match="'ema' averages over batches of activations"):
+        calibrate_weights(network, spec, [4])
+    with pytest.raises(ValueError, match=r"decay=1\.0 is not in"):
+        QuantizerSpec(clipping="ema", decay=1.0)
+
+
 def test_fifty_allocations_compile_once():
     network = helpers.residual_cnn(dtype=jnp.float32)
     batches = [helpers.images(1, dtype=jnp.float32)]

@@ -9,6 +9,7 @@ import pytest
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
 from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.quantizers.uniform import fake_quantize, round_ste, scale_of_range
+from tests.problem.tables import dense, embedding
 
 GRIDS = ["symmetric", "half", "affine"]
 
@@ -114,6 +115,8 @@ def test_percentile_clipping_is_numpys_quantile():
         ({"granularity": "group", "group_count": 4}, (1, 10)),
         ({"granularity": "group", "group_size": 3, "along": "output"}, (3, 40)),
         ({"granularity": "group", "group_count": 3, "along": "output"}, (2, 40)),
+        ({"granularity": "group", "group_count": 4, "along": "columns"}, (6, 10)),
+        ({"granularity": "group", "group_size": 8, "along": "columns"}, (6, 8)),
         ({"granularity": "channel"}, (1, 40)),
         ({"granularity": "tensor"}, (6, 40)),
     ],
@@ -126,6 +129,25 @@ def test_blocks_share_one_scale(options, blocks):
     tiles = to_blocks(x, blocks)
     np.testing.assert_array_equal(tiles[0], x[: blocks[0], : blocks[1]].ravel())
     np.testing.assert_array_equal(from_blocks(tiles, blocks, *x.shape), x)
+
+
+def test_groups_of_an_embedding_are_of_its_columns():
+    words = embedding("words", 30522, 384)
+    for along, want in (("output", (30522, 32)), ("columns", (30522, 32)), ("input", (1, 32))):
+        spec = QuantizerSpec(granularity="group", group_count=12, along=along)
+        assert spec.layer_blocks(words) == want
+        assert spec.layer_scales(words) == (12 if along != "input" else 12 * 30522)
+    assert QuantizerSpec().layer_blocks(words) == (1, 384)
+
+
+def test_as_many_groups_as_heads_give_every_head_its_scale():
+    query = dense("query", 8, 6)  # two heads of three features
+    x = values(5)[:, :8] * jnp.repeat(jnp.array([1.0, 9.0]), 3)[:, None]
+    spec = QuantizerSpec(granularity="group", group_count=2, along="output", clipping="minmax")
+    blocks = to_blocks(x, spec.layer_blocks(query))
+    scale, _ = calibrate(blocks, jnp.array(4), spec)
+    want = [np.abs(x[:3]).max() / 7, np.abs(x[3:]).max() / 7]
+    np.testing.assert_allclose(scale, want)
 
 
 def test_finer_blocks_err_less():
@@ -175,6 +197,11 @@ def test_wrong_options_are_refused():
         QuantizerSpec(clipping="percentile", percentile=40.0)
     with pytest.raises(ValueError, match="'conv1': groups of 7 do not divide its 40 input"):
         QuantizerSpec(granularity="group", group_size=7).block_shape(6, 40, "conv1")
+    many = QuantizerSpec(granularity="group", group_count=768, along="columns")
+    with pytest.raises(ValueError, match="'query': 768 groups do not divide its 384 input"):
+        many.block_shape(384, 384, "query")
+    with pytest.raises(ValueError, match="'words': 768 groups do not divide its 384 embedded"):
+        many.layer_blocks(embedding("words", 30522, 384))
     with pytest.raises(ValueError, match="1 bits on the 'symmetric' grid: expected 2 to 16"):
         QuantizerSpec().check_bits(1)
     QuantizerSpec(grid="affine").check_bits(1)

@@ -168,13 +168,13 @@ def test_interrupted_search_keeps_the_layers_it_finished(
     assert notes.name == ".eigenvalue.notes.partial"
     if change is not None:
         change(notes)
-    searched, search = [], Search.kernel
+    searched, search = [], Search.kernels
 
-    def counted(self, product, kernel, key):
-        searched.append(kernel.shape)
-        return search(self, product, kernel, key)
+    def counted(self, product, kernels, key):
+        searched.extend(kernel.shape for kernel in kernels)
+        return search(self, product, kernels, key)
 
-    monkeypatch.setattr(Search, "kernel", counted)
+    monkeypatch.setattr(Search, "kernels", counted)
     again = analyse(dense.moves, HawqEigenvalue(), *args, partial=partial)
     shapes = [kernel.shape for kernel in dense.network.kernels()]
     assert searched == (shapes[2:] if change is None else shapes)
@@ -236,10 +236,11 @@ def test_block_of_a_kernel_that_is_used_twice_has_both_uses_and_their_cross_term
         of_kernel = lambda k, name=name: mean_loss(params | {name: k})  # noqa: E731
         hessian = jax.jit(jax.hessian(of_kernel))(params[name])
         batches = [(moves, tokens[:3], labels[:3]), (moves, tokens[3:], labels[3:])]
-        product = block_product(network, cross_entropy, batches, i)
+        product = block_product(network, cross_entropy, batches, [i])
         tangent = jax.random.normal(jax.random.key(i), params[name].shape)
         want = jnp.tensordot(hessian, tangent, 2)
-        np.testing.assert_allclose(product(params[name], tangent), want, rtol=1e-10, atol=1e-12)
+        (got,) = product([params[name]], [tangent])
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
     assert {layer.kernel for layer in network.layers} == {"w", "table"}
 
 

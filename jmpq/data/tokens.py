@@ -1,0 +1,132 @@
+"""Sentences to padded tokens, by a local WordPiece tokenizer."""
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jmpq.models.bert import TOKEN_KEYS
+
+FILES = ("tokenizer.json", "vocab.txt")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Tokenizer:
+    """A tokenizer with what BERT needs: ``[CLS] sentence [SEP]`` or ``[CLS] a [SEP] b [SEP]``.
+
+    Make one with `read_tokenizer`.
+
+    Attributes:
+        backend: The tokenizer of the `tokenizers` package, truncation on, padding off.
+        max_length: Tokens of the longest sentence; what is longer is cut, with a warning.
+    """
+
+    backend: Any
+    max_length: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens it knows."""
+        return self.backend.get_vocab_size()
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise `ValueError` where a network's word embedding is of another vocabulary."""
+        if self.vocab_size != vocab_size:
+            raise ValueError(
+                f"The tokenizer knows {self.vocab_size} tokens, the network's "
+                f"'embeddings/word_embeddings' has {vocab_size} rows. Give the tokenizer that "
+                "came with the weights."
+            )
+
+    def __call__(
+        self, sentences: Sequence[str], seconds: Sequence[str] | None = None
+    ) -> dict[str, Int[np.ndarray, "sentences length"]]:
+        """Token ids, mask and types of sentences, or of pairs joined to one sequence each.
+
+        Args:
+            sentences: The sentences; they should not be empty.
+            seconds: Their second parts, if they have any.
+
+        Returns:
+            Arrays int32, as long as the longest of them.
+        """
+        texts = (
+            list(sentences) if seconds is None else list(zip(sentences, seconds, strict=True))
+        )
+        found = self.backend.encode_batch(texts)
+        if cut := sum(bool(encoding.overflowing) for encoding in found):
+            warnings.warn(
+                f"{cut} of {len(found)} sentences have more than {self.max_length} tokens and "
+                "were cut. Raise max_length to keep them whole.",
+                stacklevel=2,
+            )
+        length = max((len(encoding.ids) for encoding in found), default=1)
+        arrays = {key: np.zeros((len(found), length), np.int32) for key in TOKEN_KEYS}
+        for row, encoding in enumerate(found):
+            count = len(encoding.ids)
+            arrays["input_ids"][row, :count] = encoding.ids
+            arrays["attention_mask"][row, :count] = 1
+            arrays["token_type_ids"][row, :count] = encoding.type_ids
+        return arrays
+
+    def pairs(
+        self, first: Sequence[str], second: Sequence[str]
+    ) -> dict[str, Int[np.ndarray, "pairs 2 length"]]:
+        """Tokens of pairs of sentences, each sentence a sequence of its own."""
+        both = self([*first, *second])
+        halves = {key: x.reshape(2, len(first), x.shape[1]) for key, x in both.items()}
+        return {key: x.transpose(1, 0, 2) for key, x in halves.items()}
+
+
+def read_tokenizer(
+    path: pathlib.Path | str, *, max_length: int = 128, lowercase: bool = True
+) -> Tokenizer:
+    """A tokenizer from a local file; nothing is downloaded.
+
+    Args:
+        path: ``tokenizer.json``, ``vocab.txt`` (one WordPiece a line), or a folder with one.
+        max_length: Tokens of the longest sentence, special ones included.
+        lowercase: Whether a ``vocab.txt`` is of an uncased model; ``tokenizer.json`` says so
+            itself.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If the package `tokenizers` is not installed.
+        ValueError: If the file is no tokenizer of a BERT.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        there = [path / name for name in FILES if (path / name).is_file()]
+        path = there[0] if there else path
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no tokenizer in {path}: give {' or '.join(FILES)}.")
+    try:
+        import tokenizers
+        from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+    except ImportError as error:
+        raise ImportError("Tokens need the package tokenizers: install jmpq[bert].") from error
+    try:
+        if path.suffix == ".json":
+            saved = tokenizers.Tokenizer.from_file(str(path))
+            vocabulary = saved.get_vocab()
+        else:
+            saved, lines = None, path.read_text(encoding="utf-8").splitlines()
+            vocabulary = {token: i for i, token in enumerate(lines)}
+    except Exception as error:  # of the package, of no class of its own
+        raise ValueError(f"{path} is no tokenizer: {error}.") from error
+    if missing := [token for token in SPECIAL if token not in vocabulary]:
+        raise ValueError(
+            f"{path} is not of a BERT: its vocabulary lacks {', '.join(missing)}. Give the "
+            "tokenizer that came with the weights."
+        )
+    if (pad := vocabulary["[PAD]"]) != 0:
+        raise ValueError(f"{path} has [PAD] as token {pad}; expected 0.")
+    backend = saved or BertWordPieceTokenizer(vocabulary, lowercase=lowercase)
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    return Tokenizer(backend=backend, max_length=max_length)

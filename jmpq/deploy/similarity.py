@@ -1,0 +1,185 @@
+"""The measured outcome of a sentence encoder: rank correlation with people's scores."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Array, Float, Int, PyTree
+
+from jmpq.data.batches import Batch
+from jmpq.models.network import Network
+from jmpq.models.tap import Op
+from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
+
+RESAMPLES = 200  # of the bootstrap
+Examples = Float[np.ndarray, " examples"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimilarityOutcome:
+    """What was measured on some pairs of sentences.
+
+    Attributes:
+        examples: Number of pairs.
+        spearman: Rank correlation of the network's similarity with the label.
+        pearson: Linear correlation of the two.
+        drop: Spearman of the float network minus `spearman`.
+        drop_sem: Its standard error: `drop` over bootstrap samples of the pairs, the same for
+            both networks.
+        loss: Mean ½(similarity − that of the float network)², nats per example (see
+            `jmpq.training.losses.squared_error`).
+        loss_sem: Its standard error over pairs.
+    """
+
+    examples: int
+    spearman: float
+    pearson: float
+    drop: float
+    drop_sem: float
+    loss: float
+    loss_sem: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite (a destroyed network) becomes None."""
+        values = dataclasses.asdict(self)
+        return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+class SimilarityEvaluator:
+    """Measures allocations of a network whose one output is the similarity of two sentences.
+
+    Kernels are quantized once an allocation, by one compiled program; another runs a batch,
+    one for every length of sentences.
+
+    Args:
+        network: The float network: one output an example.
+        quantizers: Its calibrated quantizers.
+        batches: Called for the examples; padding has weight zero. Labels in any linear scale.
+        seed: Of the bootstrap.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        quantizers: Quantizers,
+        batches: Callable[[], Iterable[Batch]],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.network, self.quantizers = network, quantizers
+        self.batches, self.seed = batches, seed
+
+    @functools.cached_property
+    def reference(
+        self,
+    ) -> tuple[Float[np.ndarray, " examples"], Float[np.ndarray, " examples"]]:
+        """Similarities by the float network, and labels."""
+        labels = [np.asarray(b.labels, np.float64)[b.weights > 0] for b in self.batches()]
+        idle = np.full(len(self.network.layers), FLOAT_BITS)
+        return self._similarities(self.network.params, idle, None), np.concatenate(labels)
+
+    def similarities(
+        self, w_bits: Int[np.ndarray, " layers"], a_bits: Int[np.ndarray, " layers"]
+    ) -> Float[np.ndarray, " examples"]:
+        """Of every pair under an allocation, float64.
+
+        Raises:
+            ValueError: If a layer is given bits that were not calibrated, or the network has
+                not one output.
+        """
+        self.quantizers.check(self.network, w_bits.tolist(), a_bits.tolist())
+        params = quantize_params(self.network, self.quantizers.weights, jnp.asarray(w_bits))
+        moved = np.any(a_bits != 32)
+        return self._similarities(
+            params, a_bits, self.quantizers.activations if moved else None
+        )
+
+    def float_outcome(self) -> SimilarityOutcome:
+        """The float network itself."""
+        return outcome_of(self.reference[0], *self.reference, seed=self.seed)
+
+    def __call__(
+        self, w_bits: Int[np.ndarray, " layers"], a_bits: Int[np.ndarray, " layers"]
+    ) -> SimilarityOutcome:
+        """Measure an allocation: weight bits, and activation bits of every layer's input."""
+        found = self.similarities(w_bits, a_bits)
+        return outcome_of(found, *self.reference, seed=self.seed)
+
+    def _similarities(
+        self, params: PyTree, a_bits: Int[np.ndarray, " layers"], activations: Scales | None
+    ) -> Float[np.ndarray, " examples"]:
+        rows = []
+        for batch in self.batches():
+            z = _outputs(self.network, activations, params, jnp.asarray(a_bits), batch.inputs)
+            if z.ndim != 2 or z.shape[1] != 1:
+                raise ValueError(
+                    f"The network returns shape {z.shape}; expected one similarity an example, "
+                    "[batch, 1], as of a BERT with head='similarity'."
+                )
+            rows.append(np.asarray(z[:, 0], np.float64)[np.asarray(batch.weights) > 0])
+        return np.concatenate(rows)
+
+
+def outcome_of(
+    similarities: Float[np.ndarray, " examples"],
+    reference: Float[np.ndarray, " examples"],
+    labels: Float[np.ndarray, " examples"],
+    *,
+    seed: int = 0,
+) -> SimilarityOutcome:
+    """Correlations and losses; NaN where similarities are not finite or all the same."""
+    count = len(labels)
+    losses = 0.5 * np.square(similarities - reference)
+    sem = losses.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
+    found, exact = _spearman(similarities, labels), _spearman(reference, labels)
+    drops = []
+    rng = np.random.default_rng(seed)
+    for _ in range(RESAMPLES):
+        at = rng.integers(0, count, count)
+        drops.append(
+            _spearman(reference[at], labels[at]) - _spearman(similarities[at], labels[at])
+        )
+    return SimilarityOutcome(
+        examples=count,
+        spearman=found,
+        pearson=_pearson(similarities, labels),
+        drop=exact - found,
+        drop_sem=float(np.std(drops, ddof=1)),
+        loss=float(losses.mean()),
+        loss_sem=float(sem),
+    )
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    if not np.isfinite(x).all():
+        return math.nan
+    return _pearson(scipy.stats.rankdata(x), scipy.stats.rankdata(y))
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    norm = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / norm if norm > 0 and math.isfinite(norm) else math.nan
+
+
+@jax.jit
+def _outputs(
+    network: Network,
+    activations: Scales | None,
+    params: PyTree,
+    a_bits: Int[Array, " layers"],
+    inputs: PyTree,
+) -> Float[Array, "batch ..."]:
+    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        if activations is not None and network.sites[site][1].has_input:
+            x = quantize_input(network, site, x, a_bits[layer], activations)
+        return op(x, leaf)
+
+    return network.run(inputs, at_site, params)
