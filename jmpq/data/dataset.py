@@ -71,7 +71,7 @@ class Split:
 
     dataset: str
     source: Source
-    inputs: PyTree[Shaped[np.ndarray, "..."]] | EncodedImages
+    inputs: PyTree[Shaped[np.ndarray, "..."] | EncodedImages]
     labels: Shaped[np.ndarray, " _"] | EncodedLabels
     indices: Int[np.ndarray, " _"]
     normalization: Normalization | TrimPadding
