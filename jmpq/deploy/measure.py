@@ -76,6 +76,9 @@ class Evaluator:
         correct: Correction of the layers' outputs, found anew for every allocation: its
             ``bias``, or ``batch_norm`` statistics (see `jmpq.deploy.correction`).
         examples: Calibration inputs in one batch, for corrections.
+        corrections: Instead of those, corrections that are the same for every allocation.
+        reference: The network that losses and logits are compared with; `network` itself if
+            nothing else is said.
 
     Raises:
         ValueError: If there is something to correct and no examples.
@@ -91,6 +94,8 @@ class Evaluator:
         candidates_per_call: int = CANDIDATES_PER_CALL,
         correct: Correct = "none",
         examples: PyTree = None,
+        corrections: Corrections | None = None,
+        reference: Network | None = None,
     ) -> None:
         if correct != "none" and examples is None:
             raise ValueError(
@@ -99,7 +104,8 @@ class Evaluator:
             )
         self.network, self.quantizers, self.batches = network, quantizers, batches
         self.loss, self.candidates_per_call = loss, candidates_per_call
-        self.correct, self.examples = correct, examples
+        self.correct, self.examples, self.fixed = correct, examples, corrections or {}
+        self.float_network = network if reference is None else reference
         self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
 
     @functools.cached_property
@@ -111,13 +117,15 @@ class Evaluator:
         if self._reference is None:
             self._reference = []
             for batch in self.batches():
-                z, losses = _float_scores(self.network, self.loss, batch.inputs, batch.labels)
+                z, losses = _float_scores(
+                    self.float_network, self.loss, batch.inputs, batch.labels
+                )
                 counts = np.asarray(batch.weights) > 0
                 self._reference.append((z, np.asarray(losses, np.float64), counts))
         return self._reference
 
     def float_outcome(self) -> Outcome:
-        """The float network itself."""
+        """The float network itself (the `reference`)."""
         rows = []
         for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
             top1, top5 = (np.asarray(among(z, jnp.asarray(batch.labels), k)) for k in (1, 5))
@@ -171,7 +179,8 @@ class Evaluator:
     def corrections(self, bits: Int[np.ndarray, "allocations 2 layers"]) -> Corrections:
         """Of at most `candidates_per_call` allocations, which are the first axis."""
         if self.correct == "none":
-            return {}
+            count = len(bits)
+            return jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), self.fixed)
         found = _corrections(
             self.network,
             self.quantizers,
