@@ -62,6 +62,11 @@ _HOME = {
     "refine": "jmpq.solvers",
     "Evaluator": "jmpq.deploy.measure",
     "race": "jmpq.deploy.race",
+    "FinetuneConfig": "jmpq.deploy.finetune",
+    "finetune": "jmpq.deploy.finetune",
+    "Finetuned": "jmpq.deploy.finetuned",
+    "load_finetuned": "jmpq.deploy.finetuned",
+    "save_finetuned": "jmpq.deploy.finetuned",
     "write_report": "jmpq.report.report",
 }
 
