@@ -20,6 +20,7 @@ from experiments.figure_fidelity import (
     fidelity_figures,
     fidelity_table,
 )
+from experiments.figure_finetune import finetune_figures, finetune_table
 from experiments.figure_imagenet import imagenet_figures, imagenet_table
 from experiments.figure_iqp import iqp_table
 from experiments.figure_minilm import (
@@ -211,6 +212,10 @@ def main() -> None:
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("imagenet", imagenet_table(networks))
     into_readme("outcome_curse", "\n\n".join(map(curse_table, outcomes)))
+    tuned = _read("finetune_resnet20")
+    for name, svg in finetune_figures(tuned).items():
+        write_text(HERE / "figures" / f"{name}.svg", svg)
+    into_readme("finetune", finetune_table(tuned))
 
 
 if __name__ == "__main__":

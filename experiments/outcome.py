@@ -128,14 +128,19 @@ def load(
     network, dataset = load_trained(
         name, config.data, config.weights, folder, data_dir, epochs=config.epochs
     )
-    order = np.random.default_rng(0).permutation(len(dataset.heldout))
-    taken = config.seeds * config.examples
-    draws = [
-        dataset.heldout.take(np.sort(part), seed=seed)
-        for seed, part in enumerate(np.split(order[:taken], config.seeds))
-    ]
-    rest = np.sort(order[taken:][: config.evaluation])
-    return network, draws, dataset.heldout.take(rest)
+    draws, rest = set_aside(dataset.heldout, config.seeds, config.examples, config.evaluation)
+    return network, draws, rest
+
+
+def set_aside(
+    whole: "Split", draws: int, examples: int, evaluation: int | None
+) -> "tuple[list[Split], Split]":
+    """Draws of calibration examples that do not overlap, and the examples measured on."""
+    order = np.random.default_rng(0).permutation(len(whole))
+    taken = draws * examples
+    parts = np.split(order[:taken], draws)
+    drawn = [whole.take(np.sort(part), seed=seed) for seed, part in enumerate(parts)]
+    return drawn, whole.take(np.sort(order[taken:][:evaluation]))
 
 
 def has_activations(mode: Mode) -> bool:

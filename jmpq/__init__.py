@@ -74,6 +74,11 @@ _HOME = {
     "Evaluator": "jmpq.deploy.measure",
     "SimilarityEvaluator": "jmpq.deploy.similarity",
     "race": "jmpq.deploy.race",
+    "FinetuneConfig": "jmpq.deploy.finetune",
+    "finetune": "jmpq.deploy.finetune",
+    "Finetuned": "jmpq.deploy.finetuned",
+    "load_finetuned": "jmpq.deploy.finetuned",
+    "save_finetuned": "jmpq.deploy.finetuned",
     "write_report": "jmpq.report.report",
 }
 

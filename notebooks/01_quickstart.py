@@ -21,7 +21,8 @@ from jmpq.deploy.measure import Evaluator, bits_of
 from jmpq.models.architectures import build_module
 from jmpq.problem import Overhead, first_and_last, with_budgets
 from jmpq.sensitivity.taylor import GaussNewton
-from jmpq.training.train import TrainConfig, train
+from jmpq.training.loop import TrainConfig
+from jmpq.training.train import train
 
 data = jmpq.load_dataset("digits")
 module = build_module("digits_resnet")

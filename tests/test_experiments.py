@@ -122,6 +122,7 @@ def test_quadratic_bench_runs_on_a_small_configuration():
         ("fidelity_resnet20", "figure_fidelity", "closer_table"),
         ("outcome_resnet20", "figure_outcome", "outcome_table"),
         ("outcome_resnet20", "figure_outcome", "curse_table"),
+        ("finetune_resnet20", "figure_finetune", "finetune_table"),
     ],
 )
 def test_tables_are_drawn_from_the_committed_results(result, module, table):
@@ -303,6 +304,33 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
     assert all(
         svg.startswith("<svg") for svg in figure_imagenet.imagenet_figures(result).values()
     )
+
+
+def test_fine_tuning_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    import jax
+
+    from experiments import finetune
+    from experiments.figure_finetune import finetune_figures, finetune_table, recovered
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = finetune.run(finetune.SMOKE, tmp_path, None)
+        again = finetune.run(finetune.SMOKE, tmp_path, None)
+    result, again = (json.loads(json.dumps(r, allow_nan=False)) for r in (result, again))
+    assert again["rows"] == result["rows"]
+    assert len(result["rows"]) == 2 * 4 + 3 + 1
+    exact, uniform = result["allocations"].values()
+    assert uniform["size_bytes"] <= exact["size_bytes"]
+    (tuned,) = (
+        row for row in result["rows"]
+        if (row["allocation"], row["method"]) == ("uniform W2", "lsq")
+    )  # fmt: skip
+    assert recovered(result, "uniform W2", tuned["measured"]["top1"]) > 0.5
+    assert finetune_table(result).count("\n| ") == 2 + 7 + 5
+    assert all(svg.startswith("<svg") for svg in finetune_figures(result).values())
 
 
 def test_logits_that_differ_stop_the_benchmark():

@@ -9,6 +9,7 @@ import tyro
 
 from jmpq.cli.demo import Demo
 from jmpq.cli.evaluate import Evaluate
+from jmpq.cli.finetune import Finetune
 from jmpq.cli.layers import Layers
 from jmpq.cli.refine import Refine
 from jmpq.cli.report import Report
@@ -19,8 +20,9 @@ from jmpq.cli.train import Train
 DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven bound.
 
 Steps, in order: train (built-in networks), layers, sensitivity, solve, refine (if wanted),
-evaluate, report. Each writes one artifact into the run folder and can be restarted there; demo
-runs them all on embedded data. Losses are mean nats per example, sizes bytes (MB = 10^6)."""
+evaluate, finetune (if wanted), report. Each writes one artifact into the run folder and can be
+restarted there; demo runs them all on embedded data. Losses are mean nats per example, sizes
+bytes (MB = 10^6)."""
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -29,6 +31,7 @@ Command = (
     | Annotated[Solve, tyro.conf.subcommand("solve")]
     | Annotated[Refine, tyro.conf.subcommand("refine")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Finetune, tyro.conf.subcommand("finetune")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
 )

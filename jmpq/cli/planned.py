@@ -9,11 +9,11 @@ from jmpq.cli.run_folder import PLAN, SENSITIVITY, network_of, read_layers
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jmpq.data.dataset import Split
+    from jmpq.data.dataset import Dataset, Split
     from jmpq.deploy.correction import Correct
     from jmpq.deploy.measure import Evaluator
     from jmpq.models.network import Network
-    from jmpq.problem import Plan
+    from jmpq.problem import Plan, PlannedAllocation
     from jmpq.quantizers.fake_quant import Quantizers
     from jmpq.sensitivity.result import Sensitivity
 
@@ -28,6 +28,7 @@ class Planned:
         tables: Sensitivities by metric.
         network: The network.
         quantizers: Its calibrated quantizers.
+        dataset: The data set.
         calibration: The examples of the sensitivities.
         evaluation: Those that accuracy is reported on.
         loss: What the sensitivities are of, by name.
@@ -38,6 +39,7 @@ class Planned:
     tables: "dict[str, Sensitivity]"
     network: "Network"
     quantizers: "Quantizers"
+    dataset: "Dataset"
     calibration: "Split"
     evaluation: "Split"
     loss: str
@@ -55,6 +57,7 @@ class Planned:
         correct: "Correct" = "none",
         corrected: "Split | None" = None,
         mesh: "Mesh | None" = None,
+        candidates_per_call: int = 8,
     ) -> "Evaluator":
         """Measures the loss of the sensitivities; the KL divergence is measured anyway.
 
@@ -64,6 +67,7 @@ class Planned:
             correct: Correction of the layers' outputs.
             corrected: Examples that the correction looks at.
             mesh: Devices over which examples are spread.
+            candidates_per_call: Allocations per call of the compiled program.
         """
         from jmpq.cli.losses import find_loss
         from jmpq.data.batches import batches
@@ -79,10 +83,39 @@ class Planned:
             self.quantizers,
             lambda: batches(split, size),
             loss=measured,
+            candidates_per_call=candidates_per_call,
             correct=correct,
             examples=examples,
             mesh=mesh,
         )
+
+
+def chosen_allocation(
+    run: pathlib.Path, plan: "Plan", name: str | None, *, with_budgets: bool = False
+) -> "PlannedAllocation":
+    """An allocation of a plan by its name, or its first solution.
+
+    Args:
+        run: The run folder.
+        plan: Its plan.
+        name: Name; None for the first solution.
+        with_budgets: Whether a solution has to have budgets.
+
+    Raises:
+        ValueError: If there is none of that name, or no solution.
+    """
+    from jmpq.problem.plan import allocation_from_plan
+
+    if name is not None:
+        allocation_from_plan(plan, name)  # raises where there is none
+        return next(a for a in plan.allocations if a.name == name)
+    for allocation in plan.allocations:
+        if allocation.role == "solution" and (allocation.budgets or not with_budgets):
+            return allocation
+    raise ValueError(
+        f"{run / PLAN} has no solution to start from: run `jmpq solve {run}`, or name one with "
+        "--allocation."
+    )
 
 
 def read_planned(run: pathlib.Path) -> Planned:
@@ -130,6 +163,7 @@ def read_planned(run: pathlib.Path) -> Planned:
         tables=tables,
         network=network,
         quantizers=Quantizers.from_arrays(arrays),
+        dataset=dataset,
         calibration=calibration,
         evaluation=evaluation,
         loss=origin.get("loss", "cross_entropy"),

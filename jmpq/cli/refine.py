@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from jmpq.cli.planned import Planned
     from jmpq.deploy.measure import Evaluator, Outcome
-    from jmpq.problem import Plan, PlannedAllocation, Problem
+    from jmpq.problem import PlannedAllocation, Problem
     from jmpq.sensitivity.result import Sensitivity
 
 
@@ -58,12 +58,12 @@ class Refine:
     def __call__(self) -> None:
         mesh = Scale(devices=self.devices).mesh()
 
-        from jmpq.cli.planned import read_planned
+        from jmpq.cli.planned import chosen_allocation, read_planned
         from jmpq.files import check_writable
         from jmpq.problem import write_plan
 
         planned = read_planned(self.run)
-        start = self._start(planned.plan)
+        start = chosen_allocation(self.run, planned.plan, self.allocation, with_budgets=True)
         check_writable(self.run / PLAN)
         if self.max_drop is None:
             new = self._refined(planned, start, mesh)
@@ -77,21 +77,6 @@ class Refine:
         print(
             f"Wrote {self.run / PLAN} with {new.name}; `jmpq evaluate {self.run}` measures it."
         )
-
-    def _start(self, plan: "Plan") -> "PlannedAllocation":
-        by_name = {a.name: a for a in plan.allocations}
-        solutions = [a for a in plan.allocations if a.role == "solution" and a.budgets]
-        if self.allocation is not None:
-            from jmpq.problem.plan import allocation_from_plan
-
-            allocation_from_plan(plan, self.allocation)  # raises where there is none
-            return by_name[self.allocation]
-        if not solutions:
-            raise ValueError(
-                f"{self.run / PLAN} has no solution to start from: run `jmpq solve "
-                f"{self.run}`, or name one with --allocation."
-            )
-        return solutions[0]
 
     def _refined(
         self, planned: "Planned", start: "PlannedAllocation", mesh: "Mesh | None"

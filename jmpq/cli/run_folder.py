@@ -18,6 +18,7 @@ LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
 EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
 SUPERPOSED = "superposed.npz"  # optional
 FRONT = "front.csv"
+FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"  # optional
 SCHEMA, VERSION = "jmpq/layers", 1
 
 

@@ -44,7 +44,8 @@ class Train:
         from jmpq.models.architectures import build_module
         from jmpq.models.weights import save_variables
         from jmpq.training.evaluate import evaluate
-        from jmpq.training.train import TrainConfig, train
+        from jmpq.training.loop import TrainConfig
+        from jmpq.training.train import train
 
         names = {field.name for field in dataclasses.fields(TrainConfig)}
         config = TrainConfig(**{k: v for k, v in vars(self).items() if k in names})

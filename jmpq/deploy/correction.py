@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.models.network import Network
 from jmpq.models.patches import output_feature_axes
-from jmpq.models.tap import Op
+from jmpq.models.tap import Op, Rule
 from jmpq.quantizers.fake_quant import Quantizers, quantized_output
 
 Correct = Literal["none", "bias", "batch_norm"]
@@ -112,8 +112,13 @@ def corrected_logits(
     a_bits: Int[Array, " layers"],
     inputs: PyTree,
     corrections: Corrections,
+    params: PyTree | None = None,
+    rule: Rule | None = None,
 ) -> Float[Array, "batch classes"]:
-    """Logits under an allocation with its corrections; without any, `quantized_logits`."""
+    """Logits under an allocation with its corrections; without any, `quantized_logits`.
+
+    For `params` and `rule` see `Network.run`.
+    """
 
     def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
         y = quantized_output(network, quantizers, w_bits, a_bits, site, layer, x, leaf, op)
@@ -121,7 +126,7 @@ def corrected_logits(
             return y
         return correction.gain * y + correction.shift
 
-    return network.run(inputs, at_site)
+    return network.run(inputs, at_site, params, rule)
 
 
 def _moments(network: Network, site: int, y: Array) -> Moments:

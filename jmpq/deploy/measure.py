@@ -78,6 +78,9 @@ class Evaluator:
         correct: Correction of the layers' outputs, found anew for every allocation: its
             ``bias``, or ``batch_norm`` statistics (see `jmpq.deploy.correction`).
         examples: Calibration inputs in one batch, for corrections.
+        corrections: Instead of those, corrections that are the same for every allocation.
+        reference: The network that losses and logits are compared with; `network` itself if
+            nothing else is said.
         mesh: Devices over which the examples of a batch are spread
             (`jmpq.devices.device_mesh`); outcomes are the same up to rounding.
 
@@ -95,6 +98,8 @@ class Evaluator:
         candidates_per_call: int = CANDIDATES_PER_CALL,
         correct: Correct = "none",
         examples: PyTree = None,
+        corrections: Corrections | None = None,
+        reference: Network | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         if correct != "none" and examples is None:
@@ -105,8 +110,11 @@ class Evaluator:
         self.network, self.quantizers, self.batches = network, quantizers, batches
         self.loss, self.candidates_per_call = loss, candidates_per_call
         self.correct, self.examples, self.mesh = correct, examples, mesh
+        self.fixed = corrections or {}
+        self.float_network = network if reference is None else reference
         if mesh is not None:
             self.network, self.quantizers = replicate(mesh, (network, quantizers))
+            self.float_network = replicate(mesh, self.float_network)
             self.examples = None if examples is None else self._place(examples)
         self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
 
@@ -126,13 +134,13 @@ class Evaluator:
             self._reference = []
             for batch in self.batches():
                 inputs, labels = self._place((batch.inputs, batch.labels))
-                z, losses = _float_scores(self.network, self.loss, inputs, labels)
+                z, losses = _float_scores(self.float_network, self.loss, inputs, labels)
                 counts = np.asarray(batch.weights) > 0
                 self._reference.append((z, to_host(losses).astype(np.float64), counts))
         return self._reference
 
     def float_outcome(self) -> Outcome:
-        """The float network itself."""
+        """The float network itself (the `reference`)."""
         rows = []
         for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
             own = self._place(jnp.asarray(batch.labels))
@@ -187,7 +195,8 @@ class Evaluator:
     def corrections(self, bits: Int[np.ndarray, "allocations 2 layers"]) -> Corrections:
         """Of at most `candidates_per_call` allocations, which are the first axis."""
         if self.correct == "none":
-            return {}
+            count = len(bits)
+            return jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), self.fixed)
         found = _corrections(
             self.network,
             self.quantizers,

@@ -136,6 +136,22 @@ def save_variables(
         OSError: If the folder cannot be written.
     """
     tensors = {name: np.asarray(leaf, order="C") for name, leaf in _flatten(variables).items()}
+    save_tensors(path, tensors, architecture=architecture, metadata=metadata)
+
+
+def save_tensors(
+    path: pathlib.Path | str,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    architecture: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write named arrays as `save_variables` does.
+
+    Raises:
+        ValueError: If a tensor is not finite.
+        OSError: If the folder cannot be written.
+    """
     _check_finite(tensors, path)
     header = {
         "schema": SCHEMA,
@@ -143,7 +159,7 @@ def save_variables(
         "architecture": architecture,
         "metadata": dict(metadata or {}),
     }
-    data = safetensors.numpy.save(tensors, {"jmpq": json.dumps(header, allow_nan=False)})
+    data = safetensors.numpy.save(dict(tensors), {"jmpq": json.dumps(header, allow_nan=False)})
     with atomic_file(pathlib.Path(path)) as file:
         file.write(data)
 
@@ -164,6 +180,22 @@ def load_variables(
         FileNotFoundError: If there is no such file.
         ValueError: If it is not one of ours, of another architecture, or not finite.
     """
+    tensors, header = load_tensors(path)
+    if architecture not in (None, header["architecture"]):
+        raise ValueError(
+            f"{path} has weights of {header['architecture']!r}, not of {architecture!r}. "
+            "Choose the architecture of the file, or train this one."
+        )
+    return _unflatten(tensors), header
+
+
+def load_tensors(path: pathlib.Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_tensors` wrote: arrays by name, and the header.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not one of ours, or not finite.
+    """
     tensors, raw = _read(path)
     header = json.loads(raw.get("jmpq", "{}"))
     if header.get("schema") != SCHEMA or header.get("version") != VERSION:
@@ -172,13 +204,8 @@ def load_variables(
             f"{header.get('schema')!r}, version {header.get('version')!r}; expected "
             f"{SCHEMA!r}, {VERSION}). Published weights are read by `load_published`."
         )
-    if architecture not in (None, header["architecture"]):
-        raise ValueError(
-            f"{path} has weights of {header['architecture']!r}, not of {architecture!r}. "
-            "Choose the architecture of the file, or train this one."
-        )
     _check_finite(tensors, path)
-    return _unflatten(tensors), header
+    return tensors, header
 
 
 def weights_sha256(tree: PyTree) -> str:

@@ -174,9 +174,7 @@ def calibrate_weights(
 
     def all_layers(kernels: list[Array], widths: Int[Array, " bits"]) -> list:
         matrices = [network.to_matrix(i, kernel) for i, kernel in enumerate(kernels)]
-        blocks = [
-            to_blocks(m, _kernel_blocks(network, i, spec)) for i, m in enumerate(matrices)
-        ]
+        blocks = [to_blocks(m, kernel_blocks(network, i, spec)) for i, m in enumerate(matrices)]
         return [jax.lax.map(lambda b, x=x: calibrate(x, b, spec), widths) for x in blocks]
 
     found = _scales(spec, widths, all_layers, network.kernels())
@@ -275,7 +273,7 @@ def quantize_kernel(
     if not scales.bits:
         return kernel
     matrix = network.to_matrix(layer, kernel)
-    shape = _kernel_blocks(network, layer, scales.spec)
+    shape = kernel_blocks(network, layer, scales.spec)
     blocks = scales.quantize(layer, to_blocks(matrix, shape), bits)
     return network.from_matrix(layer, from_blocks(blocks, shape, *matrix.shape), kernel)
 
@@ -360,7 +358,8 @@ def _scales(
     return Scales(spec=spec, bits=widths, scale=scale, zero_point=zero_point)
 
 
-def _kernel_blocks(network: Network, layer: int, spec: QuantizerSpec) -> tuple[int, int]:
+def kernel_blocks(network: Network, layer: int, spec: QuantizerSpec) -> tuple[int, int]:
+    """Rows and columns of a layer's kernel that share a scale."""
     return spec.layer_blocks(network.layers[layer])
 
 

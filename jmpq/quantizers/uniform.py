@@ -65,8 +65,16 @@ def fake_quantize(
 ) -> Float[Array, "*shape"]:
     """Round `x` onto an integer grid and back; any bits, traced; 32 returns `x`.
 
-    The gradient is straight-through inside the range and zero outside.
+    The gradient by `x` is straight-through inside the range, its ends included, and zero
+    outside; that by `scale` is round(x/scale) − x/scale inside, the code at the end outside.
+
+    References:
+        Esser, McKinstry, Bablani, Appuswamy, Modha (2020), Learned Step Size Quantization,
+        eqs. (1) to (3), (5).
     """
     qmin, qmax = code_range(bits, grid, x.dtype)
-    codes = jnp.clip(round_ste(x / scale) + zero_point, qmin, qmax)
-    return jnp.where(bits == FLOAT_BITS, x, scale * (codes - zero_point))
+    low, high = qmin - zero_point, qmax - zero_point  # integers
+    ratio = x / scale
+    # Not `clip`: the gradient of a tie is a half, and after rounding all of a last bin ties.
+    codes = jnp.where(ratio > high, high, jnp.where(ratio < low, low, round_ste(ratio)))
+    return jnp.where(bits == FLOAT_BITS, x, scale * codes)

@@ -15,19 +15,22 @@ NEEDED = {
     "layers": ("layers", "weights_sha256"),
     "plan": ("layers", "choices", "budgets", "allocations", "weights_sha256"),
     "evaluation": ("plan_sha256", "float", "measured"),
+    "finetuning": ("weights_sha256", "allocation", "curve", "outcomes", "config"),
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Artifacts:
     """The four artifacts of a run; the JSON ones as they are in their files, but for the
-    plan's predictions, to which those of the evaluation are added.
+    plan's predictions, to which those of the evaluation are added. Fine-tuning is None where
+    there was none.
     """  # noqa: D205
 
     layers: Json
     sensitivities: Mapping[str, Sensitivity]
     plan: Json
     evaluation: Json
+    finetuning: Json | None = None
 
 
 def read_artifacts(run: Path) -> Artifacts:
@@ -35,7 +38,7 @@ def read_artifacts(run: Path) -> Artifacts:
 
     Args:
         run: Folder with ``layers.json``, ``sensitivity.npz``, ``plan.json`` and
-            ``evaluation.json``.
+            ``evaluation.json``; ``finetuning.json`` if it is there.
 
     Raises:
         FileNotFoundError: If an artifact is missing; names the step that writes it.
@@ -47,8 +50,15 @@ def read_artifacts(run: Path) -> Artifacts:
     sensitivities = load_sensitivities(path)
     plan = _read_json(run, "plan.json", "solve")
     evaluation = _read_json(run, "evaluation.json", "evaluate")
+    finetuning = None
+    if (run / "finetuning.json").is_file():
+        finetuning = _read_json(run, "finetuning.json", "finetune")
     artifacts = Artifacts(
-        layers=layers, sensitivities=sensitivities, plan=plan, evaluation=evaluation
+        layers=layers,
+        sensitivities=sensitivities,
+        plan=plan,
+        evaluation=evaluation,
+        finetuning=finetuning,
     )
     _check(run, artifacts)
     return dataclasses.replace(artifacts, plan=with_predictions(plan, evaluation))
@@ -123,4 +133,10 @@ def _check(run: Path, artifacts: Artifacts) -> None:
         raise ValueError(
             f"{run / 'evaluation.json'} belongs to another plan than {run / 'plan.json'}: "
             f"run `jmpq evaluate {run}` again."
+        )
+    finetuning = artifacts.finetuning
+    if finetuning and finetuning["weights_sha256"] != layers.get("weights_sha256"):
+        raise ValueError(
+            f"{run / 'finetuning.json'} is of other weights than {run / 'layers.json'}: run "
+            f"`jmpq finetune {run}` again, or remove it."
         )

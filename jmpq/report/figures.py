@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from jmpq.report.artifacts import Artifacts, relative_metrics
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
+from jmpq.report.figure_finetuning import finetuning_figure
 from jmpq.report.figure_gap import gap_figure
 from jmpq.report.figure_prediction import prediction_figure
 from jmpq.report.figure_sensitivity import sensitivity_figure
@@ -39,7 +40,7 @@ def draw_figures(artifacts: Artifacts) -> tuple[Drawing, ...]:
     plan, evaluation = artifacts.plan, artifacts.evaluation
     relative = relative_metrics(artifacts.sensitivities)
     split = fidelity_split(plan, evaluation)
-    return (
+    drawings = (
         _draw(
             "F1-bits",
             "F1. Bits per layer",
@@ -92,6 +93,19 @@ def draw_figures(artifacts: Artifacts) -> tuple[Drawing, ...]:
             "still be saved (0 means proven optimal); and wall time of the solvers against the "
             "number of layers.",
             lambda: gap_figure(plan),
+        ),
+    )
+    if (finetuning := artifacts.finetuning) is None:
+        return drawings
+    return (
+        *drawings,
+        _draw(
+            "T7-finetuning",
+            "T7. Post-training against fine-tuned",
+            f"{finetuning['allocation']}. Left: training loss, means over equal runs of steps. "
+            "Right: top-1 accuracy on the evaluation split with one standard error; dashed: "
+            "float network.",
+            lambda: finetuning_figure(finetuning),
         ),
     )
 

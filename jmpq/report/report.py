@@ -20,7 +20,8 @@ _XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 def write_report(run: Path) -> Path:
     """Write ``figures/*.svg``, ``tables/*.csv`` and ``report.html`` into a run folder.
 
-    Reads ``layers.json``, ``sensitivity.npz``, ``plan.json`` and ``evaluation.json``; the
+    Reads ``layers.json``, ``sensitivity.npz``, ``plan.json`` and ``evaluation.json``, and
+    ``finetuning.json`` where it is there; the
     same artifacts give the same bytes. Allocations that were not evaluated are left out of
     the figures that need a measurement, and the page says so. Every file appears whole or
     not at all, the page last.

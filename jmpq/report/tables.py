@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jmpq.report.artifacts import Artifacts, Json, relative_metrics
+from jmpq.report.figure_finetuning import STAGES
 from jmpq.report.measured import (
     Group,
     Split,
@@ -175,6 +176,36 @@ def provenance_rows(artifacts: Artifacts) -> list[Row]:
     return rows
 
 
+def finetuning_rows(finetuning: Json) -> list[Row]:
+    """Float, post-training and fine-tuned on the evaluation split: what was measured."""
+    return [
+        {"name": STAGES[name], **{k: number(v) for k, v in outcome.items()}}
+        for name in STAGES
+        if (outcome := finetuning["outcomes"].get(name)) is not None
+    ]
+
+
+def _finetuning_table(finetuning: Json) -> Table:
+    rows, method = finetuning_rows(finetuning), finetuning["config"]["method"]
+    epochs = finetuning["config"]["training"]["epochs"]
+    return Table(
+        name="finetuning",
+        title="Post-training against fine-tuned",
+        note=f"T7. Allocation {finetuning['allocation']}, evaluation split; {method}, {epochs} "
+        f"epochs, {finetuning['steps']} steps in {finetuning['seconds']:.0f} s. KL to the "
+        "float network; ± is one standard error.",
+        rows=rows,
+        columns=(
+            Column(key="name", heading="network"),
+            Column(key="loss", heading="loss", format="loss", sem="loss_sem"),
+            Column(key="kl", heading="KL", format="loss", sem="kl_sem"),
+            Column(key="top1", heading="top-1 (%)", format="percent", sem="top1_sem"),
+            Column(key="agreement", heading="agrees with float (%)", format="percent"),
+        ),
+        shown=rows,
+    )
+
+
 def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
     """The tables of the report, in order."""
     plan, evaluation = artifacts.plan, artifacts.evaluation
@@ -198,6 +229,7 @@ def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
             columns=_allocation_columns(main),
             shown=main,
         ),
+        *([_finetuning_table(artifacts.finetuning)] if artifacts.finetuning else []),
         Table(
             name="correlations",
             title="Predicted against measured",

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,50 +15,14 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Split
 from jmpq.training.checkpoint import Checkpoints
+from jmpq.training.loop import (
+    TrainConfig,
+    augment,
+    make_optimizer,
+    run_steps,
+    steps_per_epoch,
+)
 from jmpq.training.losses import cross_entropy
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train; the defaults are those of the digits network.
-
-    Attributes:
-        epochs: Passes over the training examples.
-        batch_size: Examples per step; an epoch's incomplete last batch is left out.
-        optimizer: ``"sgd"`` (Nesterov momentum, weight decay added to the gradient) or
-            ``"adamw"`` (decoupled weight decay).
-        learning_rate: Peak; rises linearly, then falls to 0 along a cosine.
-        warmup: Fraction of all steps in which it rises.
-        momentum: Of SGD.
-        weight_decay: On kernels only: biases and normalisation are left alone.
-        shift: Augmentation: every image is shifted by up to so many pixels, zeros (of the
-            normalised input) moving in.
-        flip: Augmentation: every second image on average is mirrored left to right.
-        checkpoint_epochs: Epochs between checkpoints.
-    """
-
-    epochs: int = 15
-    batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = 5e-3
-    warmup: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-2
-    shift: int = 0
-    flip: bool = False
-    checkpoint_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_epochs"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a positive number.")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optimizer={self.optimizer!r}: choose 'sgd' or 'adamw'.")
-        if self.shift < 0 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"shift={self.shift}, warmup={self.warmup}: expected shift >= 0 pixels and a "
-                "warmup fraction of at least 0 and less than 1."
-            )
 
 
 def train(
@@ -93,13 +56,7 @@ def train(
         OSError: If `checkpoints` cannot be written.
     """
     config = config or TrainConfig()
-    steps = len(split) // config.batch_size
-    if not steps:
-        raise ValueError(
-            f"batch_size={config.batch_size} is more than the {len(split)} training examples. "
-            "Use a smaller batch."
-        )
-    total = steps * config.epochs
+    total = steps_per_epoch(split, config) * config.epochs
     store = None
     if checkpoints is not None:
         origin = {
@@ -111,33 +68,18 @@ def train(
         store = Checkpoints(checkpoints, origin)
     example = jnp.asarray(make_batch(split, np.arange(1)).inputs)
     state = initial_state(module, make_optimizer(config, total), example, seed)
-    done = 0
-    if store:
-        done, state = store.restore(state)
     key = jax.random.key(seed)
-    progress(done * steps, total)
-    for epoch in range(done, config.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(split))
-        losses = []
-        for step in range(steps):
-            chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
-            batch = make_batch(split, chosen)
-            state, loss = train_step(
-                state,
-                batch.inputs,
-                batch.labels,
-                key,
-                module=module,
-                config=config,
-                total=total,
-            )
-            losses.append(loss)
-            progress(epoch * steps + step + 1, total)
-        _check_loss(losses, epoch, config)
-        if store and (
-            (epoch + 1) % config.checkpoint_epochs == 0 or epoch + 1 == config.epochs
-        ):
-            store.save(epoch + 1, state)
+    state, _ = run_steps(
+        lambda state, inputs, labels: train_step(
+            state, inputs, labels, key, module=module, config=config, total=total
+        ),
+        state,
+        split,
+        config,
+        seed=seed,
+        store=store,
+        progress=lambda done, total, loss: progress(done, total),
+    )
     if store:
         store.close()
     return {"params": state["params"], "batch_stats": state["batch_stats"]}
@@ -191,54 +133,3 @@ def train_step(
         "step": state["step"] + 1,
     }
     return new, loss
-
-
-def make_optimizer(config: TrainConfig, total: int) -> optax.GradientTransformation:
-    """The optimizer of a configuration for `total` steps."""
-    warmup = round(config.warmup * total)
-    schedule = optax.warmup_cosine_decay_schedule(
-        config.learning_rate if warmup == 0 else 0.0, config.learning_rate, warmup, total
-    )
-
-    def kernels(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-    if config.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=kernels),
-        optax.sgd(schedule, momentum=config.momentum, nesterov=True),
-    )
-
-
-def augment(
-    inputs: Float[Array, "batch height width channels"],
-    key: Array,
-    *,
-    shift: int,
-    flip: bool,
-) -> Float[Array, "batch height width channels"]:
-    """Shift and mirror every image by its own draw."""
-    count, height, width, channels = inputs.shape
-    shift_key, flip_key = jax.random.split(key)
-    if shift:
-        corners = jax.random.randint(shift_key, (count, 2), 0, 2 * shift + 1)
-        sides = ((0, 0), (shift, shift), (shift, shift), (0, 0))
-
-        def crop(image: Array, corner: Array) -> Array:
-            start = (corner[0], corner[1], jnp.zeros_like(corner[0]))
-            return jax.lax.dynamic_slice(image, start, (height, width, channels))
-
-        inputs = jax.vmap(crop)(jnp.pad(inputs, sides), corners)
-    if flip:
-        mirrored = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
-        inputs = jnp.where(mirrored, inputs[:, :, ::-1], inputs)
-    return inputs
-
-
-def _check_loss(losses: list[Any], epoch: int, config: TrainConfig) -> None:
-    if not np.isfinite(np.asarray(jax.device_get(losses), np.float64)).all():
-        raise ValueError(
-            f"The training loss is NaN or infinite in epoch {epoch + 1} of {config.epochs}. "
-            f"Train with a smaller learning rate than {config.learning_rate:g}."
-        )

@@ -2,7 +2,9 @@
 
 from tests.cli.command import finish, process
 
-STEPS = ("train", "layers", "sensitivity", "solve", "evaluate", "report", "demo")
+STEPS = (
+    "train", "layers", "sensitivity", "solve", "evaluate", "finetune", "report", "demo"
+)  # fmt: skip
 HELP = """
 import contextlib, io, json, sys
 from jmpq.cli.main import main

@@ -26,7 +26,7 @@ class Bars:
 
     @contextlib.contextmanager
     def bar(self, description, unit="", hidden=False):
-        def move(done, total):
+        def move(done, total, note=""):
             self.moves.append((description.strip(), done, total))
             if self.at == (description.strip(), done):
                 raise KeyboardInterrupt

@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import html.parser
 import json
@@ -144,6 +145,37 @@ def test_report_needs_nothing_beside_itself(digits_run):
     assert "exact/gauss_newton" in text
     figures = {path.name.split("-")[0] for path in (digits_run / "figures").glob("*.svg")}
     assert figures == {"F1", "F2", "F6", "F10", "F11"}
+
+
+def test_fine_tuning_recovers_most_of_a_heavy_drop_and_is_reported(digits_run, tmp_path):
+    digits = shutil.copytree(digits_run, tmp_path / "run")
+    out = works(
+        "finetune", digits, "--allocation", "uniform/W2A4", "--epochs", 2, "--examples", 300
+    ).out
+    found = read(digits / "finetuning.json")
+    top1 = {name: outcome["top1"] for name, outcome in found["outcomes"].items()}
+    drop = top1["float"] - top1["post_training"]
+    assert drop > 0.2
+    assert top1["finetuned"] - top1["post_training"] > 0.5 * drop
+    assert f"fine-tuned {100 * top1['finetuned']:.2f} %" in out
+    measured = read(digits / "evaluation.json")
+    assert found["weights_sha256"] == read(digits / "layers.json")["weights_sha256"]
+    assert measured["splits"]["evaluation"]["source"] == "heldout"
+    assert found["splits"]["training"]["source"] == "train"
+    assert len(found["curve"]) <= 100
+    assert found["curve"][-1]["step"] == found["steps"]
+    works("report", digits)
+    page = (digits / "report.html").read_text()
+    assert "T7. Post-training against fine-tuned" in page
+    with (digits / "tables" / "finetuning.csv").open() as file:
+        rows = {row["name"]: float(row["top1"]) for row in csv.DictReader(file)}
+    assert rows["fine-tuned"] == pytest.approx(top1["finetuned"])
+    (digits / "finetuning.json").write_text(
+        json.dumps(found | {"weights_sha256": "of another network"})
+    )
+    result = jmpq("report", digits)
+    assert result.code == 1
+    assert "finetuning.json is of other weights" in result.err
 
 
 def without_clock(value):

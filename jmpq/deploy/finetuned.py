@@ -1,0 +1,218 @@
+"""A fine-tuned network: parameters, learned scales and bits, as a value and as a file."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from jmpq.deploy.correction import Correction, Corrections, corrected_logits
+from jmpq.deploy.measure import Evaluator
+from jmpq.models.network import Network
+from jmpq.models.paths import leaf_paths
+from jmpq.models.weights import load_tensors, save_tensors
+from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.quantizers.fake_quant import Quantizers, Scales
+from jmpq.quantizers.learned import rows_of, tensor_bits
+from jmpq.quantizers.spec import QuantizerSpec
+
+ARCHITECTURE = "jmpq/finetuned"
+KINDS = ("weights", "activations")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Finetuned:
+    """What fine-tuning under one allocation left.
+
+    Attributes:
+        network: The network with its new parameters, not yet quantized.
+        quantizers: The scales, meant for these bits and no others.
+        w_bits: Weight bits of every layer.
+        a_bits: Activation bits of every layer's input.
+        corrections: Of the layers' outputs, found before the first step, by site.
+        losses: Of every step, nats per example.
+    """
+
+    network: Network
+    quantizers: Quantizers
+    w_bits: Int[np.ndarray, " layers"]
+    a_bits: Int[np.ndarray, " layers"]
+    corrections: Corrections
+    losses: Float[np.ndarray, " steps"]
+
+    def logits(self, inputs: PyTree) -> Float[Array, "batch classes"]:
+        """Of the quantized network."""
+        bits = jnp.array(self.w_bits), jnp.array(self.a_bits)
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        return corrected_logits(self.network, self.quantizers, *bits, inputs, self.corrections)
+
+    def evaluator(self, like: Evaluator) -> Evaluator:
+        """Measures this network on the examples and by the loss of another evaluator.
+
+        Losses and logits are compared with those of the other's float network.
+        """
+        return Evaluator(
+            self.network,
+            self.quantizers,
+            like.batches,
+            loss=like.loss,
+            candidates_per_call=1,
+            corrections=self.corrections,
+            reference=like.float_network,
+        )
+
+    def allocation(self) -> dict[str, Choice]:
+        """Bits by layer."""
+        return {
+            layer.name: Choice(int(w), int(a))
+            for layer, w, a in zip(self.network.layers, self.w_bits, self.a_bits, strict=True)
+        }
+
+
+def save_finetuned(
+    path: pathlib.Path | str,
+    finetuned: Finetuned,
+    *,
+    architecture: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Tensors: ``params/PATH``; ``state/PATH``, the frozen statistics; of what is quantized
+    ``weights/LAYER/scale`` and ``activations/SITE/scale``, one value per block, with
+    ``zero_point`` on the affine grid; ``corrections/SITE/gain`` and ``.../shift``. Metadata:
+    bits by layer, specifications of the quantizers.
+
+    Raises:
+        ValueError: If a tensor is not finite.
+        OSError: If the folder cannot be written.
+    """
+    network, quantizers = finetuned.network, finetuned.quantizers
+    tensors = {
+        f"{what}/{name}": leaf
+        for what, tree in (("params", network.params), ("state", network.state))
+        for name, leaf in _named(tree)
+    }
+    names = [layer.name for layer in network.layers], network.site_names()
+    bits = tensor_bits(network, finetuned.w_bits.tolist(), finetuned.a_bits.tolist())
+    both = rows_of(network, quantizers, finetuned.w_bits.tolist(), finetuned.a_bits.tolist())
+    specs: dict[str, Any] = {}
+    for i, kind in enumerate(KINDS):
+        scales: Scales | None = getattr(quantizers, kind)
+        if scales is None or not scales.bits:
+            continue
+        specs[kind] = scales.spec.to_json()
+        kept = ("scale", "zero_point") if scales.spec.grid == "affine" else ("scale",)
+        for what, rows in zip(("scale", "zero_point"), both, strict=True):
+            for name, b, row in zip(names[i], bits[i], rows[i], strict=True):
+                if b != FLOAT_BITS and what in kept:
+                    tensors[f"{kind}/{name}/{what}"] = row
+    for site, correction in finetuned.corrections.items():
+        tensors[f"corrections/{names[1][site]}/gain"] = correction.gain
+        tensors[f"corrections/{names[1][site]}/shift"] = correction.shift
+    save_tensors(
+        path,
+        {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()},
+        architecture=architecture,
+        metadata={
+            **(metadata or {}),
+            "kind": ARCHITECTURE,
+            "bits": {name: c.label for name, c in finetuned.allocation().items()},
+            "quantizers": specs,
+        },
+    )
+
+
+def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
+    """Read what `save_finetuned` wrote.
+
+    Args:
+        path: File to read.
+        network: The network that was fine-tuned; its parameters are replaced.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such file, or of another network: the tensor or layer is named.
+    """
+    tensors, header = load_tensors(path)
+    record = header["metadata"]
+    if record.get("kind") != ARCHITECTURE:
+        raise ValueError(
+            f"{path} holds no fine-tuned network (kind {record.get('kind')!r}). Choose what "
+            "`jmpq finetune` wrote."
+        )
+    leaves = [
+        jnp.asarray(_tensor(path, tensors, f"params/{name}", leaf.shape), leaf.dtype)
+        for name, leaf in _named(network.params)
+    ]
+    for name, leaf in _named(network.state):
+        found = _tensor(path, tensors, f"state/{name}", leaf.shape)
+        if not np.array_equal(found, leaf):
+            raise ValueError(
+                f"{path} is of another network: its frozen statistics {name!r} differ. Give "
+                "the network that was fine-tuned."
+            )
+    names = [layer.name for layer in network.layers], network.site_names()
+    if lacking := [name for name in names[0] if name not in record["bits"]]:
+        raise ValueError(f"{path} is of another network: layer {lacking[0]!r} has no bits.")
+    choices = [Choice.parse(record["bits"][name]) for name in names[0]]
+    w_bits = np.array([c.w_bits for c in choices])
+    a_bits = np.array([c.a_bits for c in choices])
+    bits = tensor_bits(network, w_bits.tolist(), a_bits.tolist())
+    dtype = network.kernels()[0].dtype
+    scales: dict[str, Scales] = {}
+    for i, kind in enumerate(KINDS):
+        spec = record["quantizers"].get(kind)
+        widths = tuple(sorted(set(bits[i]) - {FLOAT_BITS})) if spec else ()
+        rows: dict[str, tuple[Array, ...]] = {}
+        for what, default in (("scale", 1.0), ("zero_point", 0.0)):
+            found = []
+            for name in names[i]:
+                scale = tensors.get(f"{kind}/{name}/scale", np.ones(1, dtype))
+                row = tensors.get(f"{kind}/{name}/{what}", np.full_like(scale, default))
+                found.append(jnp.broadcast_to(jnp.asarray(row), (len(widths), len(row))))
+            rows[what] = tuple(found)
+        if spec or kind == "weights":
+            scales[kind] = Scales(
+                spec=QuantizerSpec(**spec) if spec else QuantizerSpec(), bits=widths, **rows
+            )
+    corrections = {
+        site: Correction(*(jnp.asarray(tensors[f"corrections/{name}/{x}"])
+                           for x in Correction._fields))
+        for site, name in enumerate(names[1])
+        if f"corrections/{name}/gain" in tensors
+    }  # fmt: skip
+    return Finetuned(
+        network=dataclasses.replace(
+            network, params=jax.tree.unflatten(jax.tree.structure(network.params), leaves)
+        ),
+        quantizers=Quantizers(weights=scales["weights"], activations=scales.get("activations")),
+        w_bits=w_bits,
+        a_bits=a_bits,
+        corrections=corrections,
+        losses=np.zeros(0),
+    )
+
+
+def _named(tree: PyTree) -> list[tuple[str, Array]]:
+    return list(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _tensor(
+    path: pathlib.Path | str,
+    tensors: Mapping[str, np.ndarray],
+    name: str,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    found = tensors.get(name)
+    if found is None or found.shape != shape:
+        what = "absent" if found is None else f"of shape {found.shape}"
+        raise ValueError(
+            f"{path} is of another network: {name!r} is {what}, expected {shape}. Give the "
+            "network that was fine-tuned."
+        )
+    return found

@@ -1,0 +1,77 @@
+"""`jmpq finetune`: its file, its interruption, its errors (its effect: test_steps)."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.cli.command import contents, jmpq, works
+from tests.cli.test_interrupted import Bars
+
+SHORT = ("--training-examples", 64, "--batch-size", 16, "--epochs", 2, "--examples", 20)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_saved_file_gives_the_measured_network(run):
+    from jmpq.cli.planned import read_planned
+    from jmpq.deploy.finetuned import load_finetuned
+
+    works("finetune", run, *SHORT)
+    found = read(run / "finetuning.json")
+    plan = read(run / "plan.json")
+    first = next(a for a in plan["allocations"] if a["role"] == "solution")
+    assert (found["allocation"], found["bits"]) == (first["name"], first["bits"])
+    import jax
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        planned = read_planned(run)
+        tuned = load_finetuned(run / "finetuned.safetensors", planned.network)
+        split = planned.evaluation.take(np.arange(20))
+        logits = np.asarray(tuned.logits(split.normalization(split.inputs)))
+    assert {k: str(v) for k, v in tuned.allocation().items()} == first["bits"]
+    right = (logits.argmax(1) == split.labels).mean()
+    assert right == pytest.approx(found["outcomes"]["finetuned"]["top1"])
+
+
+def test_interrupted_it_goes_on_from_the_last_checkpoint(run, monkeypatch, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    bars = Bars(monkeypatch)
+    args = (*SHORT, "--checkpoint-steps", 2)
+    bars.interrupts("Fine-tuning exact/gauss_newton", 7, "finetune", run, *args)
+    assert not (run / "finetuning.json").exists()
+    works("finetune", run, *args)
+    assert [done for _, done, _ in bars.moves] == [6, 7, 8]
+    works("finetune", other, *args)
+    first, second = (read(folder / "finetuning.json") for folder in (run, other))
+    for record in (first, second):
+        record.pop("seconds")
+    assert first == second
+
+
+def test_what_cannot_be_fine_tuned_is_refused_and_leaves_nothing(run):
+    plan = read(run / "plan.json")
+    plan["allocations"].append(
+        plan["allocations"][0]
+        | {"name": "float", "bits": {layer: "W32" for layer in plan["layers"]}}
+    )
+    (run / "plan.json").write_text(json.dumps(plan))
+    before = contents(run)
+    for options, says in (
+        (("--allocation", "exact/gauss"), "Did you mean 'exact/gauss_newton'?"),
+        (("--allocation", "float"), "every layer at 32 bits: there is nothing to fine-tune"),
+        (("--batch-size", 5000), "batch_size=5000 is more than the"),
+        (("--distillation", 2), "distillation=2.0: give a weight from 0 to 1"),
+        (("--examples", 0), "examples=0: give at least 1"),
+    ):
+        result = jmpq("finetune", run, *options)
+        assert result.code == 1, options
+        assert says in result.err
+    assert contents(run) == before
