@@ -89,8 +89,8 @@ class Sensitivity:
     """Examples per batch; a smaller last batch is kept."""
     loss: str = "cross_entropy"
     """What increases: cross_entropy; kl, the KL divergence to the float network's own logits,
-    which needs no labels; or package.module:function, of the logits of one example and its
-    label, in nats."""
+    which needs no labels; squared_error, of a regression; or package.module:function, of the
+    logits of one example and its label, in nats."""
     class_samples: int | None = None
     """Of gauss_newton with many classes: backward passes per example, in random directions
     of the logits, instead of one per class. Unbiased; the standard error is printed."""

@@ -163,7 +163,7 @@ LOSSES = "tests.cli.losses"
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (("mse",), "'mse' is no loss: expected cross_entropy, kl or package.module:function"),
+        (("mse",), "'mse' is no loss: expected cross_entropy, squared_error, kl or package"),
         (
             ("no.such:loss",),
             "Cannot get a loss from.*'no'.*logits of one example and its label",
