@@ -1,4 +1,7 @@
-"""Tables T5 and T6, figures F3, F6 and F15 of the MiniLM experiment from its JSON."""
+"""Tables T5 and T6, figures F3, F6 and F15 of the MiniLM experiment from its JSON.
+
+A result that is not finished yet gives the tables and figures of what is there.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +29,11 @@ def label(method: str) -> str:
     return ", ".join([solver, *(UNITS.get(part) or metric_name(part) for part in rest)])
 
 
+def measured_groups(result: Json) -> list[int]:
+    """Numbers of groups that were measured, ascending."""
+    return sorted({row["groups"] for row in result["joint"]})
+
+
 def spearman_table(result: Json) -> str:
     """T5: Spearman of every method at every budget and number of groups."""
     config = result["config"]
@@ -43,7 +51,7 @@ def spearman_table(result: Json) -> str:
         "| --- | --- |" + " --- |" * len(columns),
     ]
     found = {(r["groups"], r["method"], r["mode"], r["bits"]): r for r in result["joint"]}
-    for groups in sorted(config["groups"]):
+    for groups in measured_groups(result):
         for method in methods:
             rows = [found.get((groups, method, *column)) for column in columns]
             if any(rows):
@@ -55,8 +63,12 @@ def spearman_table(result: Json) -> str:
 def value_table(result: Json) -> str:
     """What groups and what mixed bits are worth: 1000 · the loss of Spearman."""
     config = result["config"]
-    groups = min(config["groups"]), max(config["groups"])
-    ways = [(g, m) for m in ("uniform", "exact/gauss_newton") for g in groups]
+    groups = measured_groups(result)
+    ways = [
+        (g, m)
+        for m in ("uniform", "exact/gauss_newton")
+        for g in dict.fromkeys((groups[0], groups[-1]))
+    ]
     lines = [
         "| mean bits | " + " | ".join(f"{label(m)}, {_groups(g)}" for g, m in ways) + " |",
         "| --- |" + " --- |" * len(ways),
@@ -78,6 +90,8 @@ def value_table(result: Json) -> str:
 
 def apart_table(result: Json) -> str:
     """T6: embeddings alone and activations alone, all else float."""
+    if "embeddings" not in result:
+        return "Not measured yet."
     tables = list(dict.fromkeys(tuple(r["tables"]) for r in result["embeddings"]))
     names = [t[0].replace("_", " ") if len(t) == 1 else "all three" for t in tables]
     found = {(tuple(r["tables"]), r["bits"]): r["measured"] for r in result["embeddings"]}
@@ -94,9 +108,8 @@ def apart_table(result: Json) -> str:
 
 def prediction_table(result: Json) -> str:
     """Rank correlation of predicted and measured loss over all joint allocations."""
-    config = result["config"]
-    modes = [("w", g) for g in sorted(config["groups"]) if g not in config["brief_groups"]]
-    modes += [("wa", g) for g in config["activation_groups"]]
+    modes = [("w", g) for g in measured_groups(result)]
+    modes += [("wa", g) for g in result["config"]["activation_groups"]]
     lines = [
         "| prediction | single matrices | "
         + " | ".join(f"{MODES[mode]}, {_groups(g)}" for mode, g in modes)
@@ -104,7 +117,8 @@ def prediction_table(result: Json) -> str:
         "| --- | --- |" + " --- |" * len(modes),
     ]
     for name in PREDICTED:
-        single = "" if name.endswith("_full") else _rank(result["single"], name)
+        known = "single" in result and not name.endswith("_full")
+        single = _rank(result["single"], name) if known else ""
         cells = [
             _rank([r for r in result["joint"] if (r["mode"], r["groups"]) == key], name)
             for key in modes
@@ -118,8 +132,10 @@ def minilm_figures(result: Json) -> dict[str, str]:
     drawn = {
         "F3-eigenvalues": (_eigenvalues(result), "Top eigenvalue of every encoder layer"),
         "F6-loss": (_prediction(result), "Predicted against measured loss"),
-        "F15-attention": (_attention(result), "Divergence of attention by encoder layer"),
     }
+    if "attention" in result:
+        said = "Divergence of attention by encoder layer"
+        drawn["F15-attention"] = _attention(result), said
     return {
         f"minilm_{name}": write_svg(figure, f"minilm_{name}", said)
         for name, (figure, said) in drawn.items()
@@ -151,11 +167,11 @@ def _prediction(result: Json) -> Figure:
         figure = new_figure(2.9)
         single, joint = figure.subplots(1, 2)
         for bits, color in zip(
-            dict.fromkeys(r["bits"] for r in result["single"]), PALETTE, strict=False
+            dict.fromkeys(r["bits"] for r in result.get("single", ())), PALETTE, strict=False
         ):
             rows = [r for r in result["single"] if r["bits"] == bits]
             _scatter(single, rows, "gauss_newton", color, f"{bits} bits")
-        for groups, color in zip(sorted(result["config"]["groups"]), PALETTE, strict=False):
+        for groups, color in zip(measured_groups(result), PALETTE, strict=False):
             rows = [r for r in result["joint"] if (r["groups"], r["mode"]) == (groups, "w")]
             _scatter(joint, rows, "gauss_newton_full", color, _groups(groups))
         single.set_title("single matrices, Gauss–Newton")
@@ -168,7 +184,8 @@ def _prediction(result: Json) -> Figure:
             axes.plot([low, high], [low, high], "-", color="#999999", lw=0.7, zorder=0)
             axes.set_xlabel("predicted loss")
             axes.set_ylabel("measured loss")
-            axes.legend()
+            if axes.lines[:-1]:
+                axes.legend()
     return figure
 
 
