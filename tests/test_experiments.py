@@ -240,6 +240,7 @@ def test_post_training_experiment_runs_on_a_small_configuration():
     assert post_training_table(result).count("\n| ") == 2 + 2
 
 
+@pytest.mark.slow
 def test_fine_tuning_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path):
     import jax
 
