@@ -306,6 +306,7 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path):
     import jax
 

@@ -266,6 +266,10 @@ def test_a_saved_network_is_the_same_when_read(tmp_path, grid):
     config = dataclasses.replace(SHORT, correct="batch_norm")
     found = untrained(config, network, quantizers, ((4, 32), (8, 4)))
     assert found.corrections
+    params = jax.tree.map(lambda x: 1.5 * x, found.network.params)  # as if trained
+    found = dataclasses.replace(
+        found, network=dataclasses.replace(found.network, params=params)
+    )
     path = tmp_path / "finetuned.safetensors"
     save_finetuned(path, found, architecture="small", metadata={"allocation": "mine"})
     read = load_finetuned(path, network)
@@ -278,10 +282,11 @@ def test_a_saved_network_is_the_same_when_read(tmp_path, grid):
     pairs = read.w_bits[None], read.a_bits[None]
     a, b = (f.evaluator(reference)(*pairs)[0] for f in (found, read))
     assert a.kl == pytest.approx(b.kl, rel=1e-6)
+    assert a.kl > 1e-3
     z = np.asarray(network.apply(network.params, toy().normalization(toy().inputs)))
     q = np.asarray(found.logits(toy().normalization(toy().inputs)))
     kl = jax.vmap(kl_divergence)(jnp.asarray(q), jnp.asarray(z)).mean()
-    assert a.kl == pytest.approx(float(kl), rel=1e-4)
+    assert a.kl == pytest.approx(float(kl), rel=1e-3)
 
 
 def test_files_that_do_not_fit_are_refused(made, tmp_path):
