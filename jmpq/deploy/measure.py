@@ -126,7 +126,8 @@ class Evaluator:
 
     @functools.cached_property
     def _moments(self) -> dict[int, Moments]:
-        return output_moments(self.network, self.examples)
+        # Waited for: sums over devices of two programs at a time can wait for each other.
+        return jax.block_until_ready(output_moments(self.network, self.examples))
 
     def reference(self) -> list[tuple[Array, np.ndarray, np.ndarray]]:
         """Per batch: float logits, float losses, and which examples count."""
