@@ -61,8 +61,10 @@ class Layers:
             preprocessing=self.preprocessing,
             fold=self.fold_batch_norm,
         )
-        dataset = load_data(spec)
-        network = load_network(spec, self.run, dataset)
+        # A network that makes itself is looked at before the data.
+        known = None if ":" in spec.model else load_data(spec)
+        network = load_network(spec, self.run, known)
+        dataset = known or load_data(spec)
         record = {
             "schema": SCHEMA,
             "version": VERSION,
