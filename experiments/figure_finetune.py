@@ -21,6 +21,7 @@ NAMES = {  # (method, start, correction): None for any
     ("lsq", "gptq", None): "fine-tuned, lsq from gptq",
 }
 Way = tuple[str, str | None, str | None]
+COLORS = dict(zip(NAMES, (*PALETTE[:4], *PALETTE[:4][::-1]), strict=True))
 NEAREST: Way = ("nearest", None, "none")
 
 
@@ -52,15 +53,17 @@ def finetune_table(result: Json) -> str:
     config, counts = result["config"], {k: v["examples"] for k, v in result["splits"].items()}
     top1, sem = 100 * result["float"]["top1"], 100 * result["float"]["top1_sem"]
     tuned = [row for row in result["rows"] if row["method"] in config["methods"]]
-    minutes = np.array([row["seconds"] for row in tuned]) / 60
+    minutes = np.median([row["seconds"] for row in tuned]) / 60
+    load = result["machine"]["load"]
+    busy = "" if load is None else f", load average {load[-1]:.0f}"
+    spread = f" Mean ± sd over {config['seeds']} seeds." if config["seeds"] > 1 else ""
     lines = [
         f"{NETWORKS.get(config['model'], config['model'])}: float top-1 {top1:.2f} % on "
         f"{counts['evaluation']:,} test images (standard error {sem:.2f}), calibrated on "
         f"{counts['calibration']:,} others. Fine-tuned on {counts['training']:,} training "
         f"images, {config['epochs']} epochs, {tuned[0]['steps']} steps of "
-        f"{config['batch_size']} images: {minutes.min():.0f} to {minutes.max():.0f} minutes on "
-        f"{result['devices']} of {result['machine']['cores']} cores. Mean ± sd over "
-        f"{config['seeds']} seeds where there are several; recovered: part of the drop of "
+        f"{config['batch_size']} images: {minutes:.0f} minutes in the median on "
+        f"{result['machine']['cores']} cores{busy}.{spread} Recovered: part of the drop of "
         "rounding to nearest.",
         "",
         "| allocation | kB | network | top-1 % | KL | recovered |",
@@ -89,33 +92,32 @@ def finetune_figure(result: Json) -> Figure:
     """Training curves of the first allocation, and top-1 of every way for each allocation."""
     allocations = list(result["allocations"])
     with style():
-        figure = new_figure(2.9)
+        figure = new_figure(3.1)
         left, right = figure.subplots(1, 2, width_ratios=(2, 3))
         tuned = [way for way in NAMES if way[1] and rows_of(result, allocations[0], way)]
         for way in tuned:
-            color = PALETTE[list(NAMES).index(way) % len(PALETTE)]
-            for number, row in enumerate(rows_of(result, allocations[0], way)):
+            color = COLORS[way]
+            for row in rows_of(result, allocations[0], way):
                 x, y = ([p[key] for p in row["curve"]] for key in ("step", "loss"))
-                left.plot(x, y, color=color, lw=0.8, label=None if number else NAMES[way])
+                left.plot(x, y, color=color, lw=0.8)
         left.set_title(allocations[0], loc="left")
         left.set_yscale("log")
         left.set_xlabel("step")
         left.set_ylabel("training loss (nats per example)")
-        left.legend()
         for number, (way, name) in enumerate(NAMES.items()):
             label: str | None = name
             for place, allocation in enumerate(allocations):
                 if outcomes := outcomes_of(result, allocation, way):
                     y = [100 * o["top1"] for o in outcomes]
                     x = np.full(len(y), place + 0.1 * (number - 3.5))
-                    color = PALETTE[number % len(PALETTE)]
-                    right.plot(x, y, "o", ms=3.5, color=color, label=label)
+                    marker = "D" if way[1] else "o"
+                    right.plot(x, y, marker, ms=3.5, color=COLORS[way], label=label)
                     label = None
         top1 = 100 * result["float"]["top1"]
         right.axhline(top1, ls="--", lw=0.9, color="k", label="float network")
         right.set_xticks(range(len(allocations)), allocations)
         right.set_ylabel("top-1 accuracy (%)")
-        right.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

@@ -109,7 +109,7 @@ class Config:
     epochs: int = 2
     batch_size: int = 64
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     scale_learning_rate: float = 0.1
     warmup: float = 0.1
     weight_decay: float = 1e-4
@@ -312,12 +312,10 @@ def run(
 
     setting = prepare(config, folder, data_dir)
     floats, measure = _measurer(setting)
-    # What decides a row: more seeds or methods leave those that are there.
-    identity = {
-        k: v
-        for k, v in dataclasses.asdict(config).items()
-        if k not in ("seeds", "methods", "uniform", "roundings", "checkpoint_steps")
-    }
+    # What decides all rows; a fine-tuned one also names its settings.
+    shared = ("model", "weights", "data", "w_bits", "a_bits", "bits", "compression", "draws",
+              "examples", "calibration_batch", "float_epochs")  # fmt: skip
+    identity = {name: getattr(config, name) for name in shared}
     of = json_sha256(json.loads(json.dumps([identity, setting.evaluation.sha256])))
     kept = folder / "rows.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -348,6 +346,12 @@ def run(
                         "start": start,
                         "correct": config.correct,
                         "seed": seed,
+                        "settings": json_sha256(
+                            [
+                                dataclasses.asdict(settings_of(config, method)),
+                                setting.training.sha256,
+                            ]
+                        ),
                     },
                     functools.partial(
                         _finetuned,
@@ -447,9 +451,8 @@ def _finetuned(
     from jmpq.deploy.finetune import finetune
 
     allocation = setting.allocations[name]
-    at = folder / f"checkpoints_{name}_{method}_{start}_{seed}".replace(" ", "_").replace(
-        ",", ""
-    )
+    words = ["checkpoints", name, method, start, f"{config.learning_rate:g}", str(seed)]
+    at = folder / "_".join(words).replace(" ", "_").replace(",", "")
     began = time.perf_counter()
     with bar(f"{name}, {method} from {start}, seed {seed}", "steps") as progress:
         found = finetune(
