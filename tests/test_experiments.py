@@ -125,6 +125,7 @@ def test_quadratic_bench_runs_on_a_small_configuration():
         ("outcome_resnet20", "figure_outcome", "outcome_table"),
         ("outcome_resnet20", "figure_outcome", "curse_table"),
         ("finetune_resnet20", "figure_finetune", "finetune_table"),
+        ("imagenet", "figure_imagenet", "imagenet_table"),
     ],
 )
 def test_tables_are_drawn_from_the_committed_results(result, module, table):
