@@ -29,6 +29,30 @@ def label(method: str) -> str:
     return ", ".join([solver, *(UNITS.get(part) or metric_name(part) for part in rest)])
 
 
+def minilm_tables(result: Json) -> str:
+    """All tables as one page of Markdown."""
+    pairs = result["config"]["examples"]
+    parts = [
+        "# all-MiniLM-L6-v2 on STS-B\n\nFrom `experiments/results/minilm.json`. Post-training, "
+        "no fine-tuning; asymmetric, ranges of least squared error, groups of output neurons, "
+        "embeddings at 8 bits; every allocation has the bytes of uniform bits (2.5: half way "
+        "from 2 to 3, where uniform is 2). Q-BERT's rule gives more bits to the encoder layers "
+        "with the greatest mean + spread of λ. Spearman correlation with people's scores on "
+        f"the test part, calibrated on {pairs} pairs of the development part.",
+        "## Spearman (T5)",
+        spearman_table(result),
+        "## What groups and mixed bits are worth\n\nWeights alone; 1000 times the loss of "
+        "Spearman, ± its standard error over pairs.",
+        value_table(result),
+        "## Embeddings and activations apart (T6)\n\nAll else float.",
+        apart_table(result),
+        "## Rank correlation of predicted and measured loss\n\nPredicted on calibration "
+        "pairs; measured there for single matrices, on test pairs for allocations.",
+        prediction_table(result),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def measured_groups(result: Json) -> list[int]:
     """Numbers of groups that were measured, ascending."""
     return sorted({row["groups"] for row in result["joint"]})

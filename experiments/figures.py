@@ -23,6 +23,7 @@ from experiments.figure_fidelity import (
 from experiments.figure_finetune import finetune_figures, finetune_table
 from experiments.figure_imagenet import imagenet_figures, imagenet_table
 from experiments.figure_iqp import iqp_table
+from experiments.figure_minilm import minilm_figures, minilm_tables
 from experiments.figure_outcome import curse_table, outcome_figures, outcome_table
 from experiments.figure_post_training import post_training_table
 from experiments.figure_solvers import (
@@ -189,6 +190,11 @@ def main() -> None:
     into_readme("fidelity_T2", cost_table(studies[0]))
     into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
     into_readme("bench_convolution", convolution_table(_read("bench_convolution")))
+    if (HERE / "results" / "minilm.json").is_file():
+        minilm = _read("minilm")
+        for name, svg in minilm_figures(minilm).items():
+            write_text(HERE / "figures" / f"{name}.svg", svg)
+        write_text(HERE / "tables" / "minilm.md", minilm_tables(minilm))
     outcomes = [_read(f"outcome_{name}") for name in ("resnet20",)]
     for name, svg in outcome_figures(outcomes).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)

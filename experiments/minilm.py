@@ -17,7 +17,6 @@ Expect:  float Spearman 0.8203; allocations at least as good as uniform at the s
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -236,8 +235,7 @@ class Rows:
     def __post_init__(self) -> None:
         from jmpq.files import finished_lines
 
-        header = json.loads(json.dumps(self.header))  # as it is read back: no tuples
-        self.found = dict(finished_lines(self.path, header))
+        self.found = dict(finished_lines(self.path, self.header))
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """The result of a key, made if it is not there."""

@@ -80,7 +80,7 @@ def finished_lines(path: pathlib.Path, header: Any) -> list[Any]:
     try:
         lines = pathlib.Path(path).read_text().split("\n")[:-1]
         first, *rows = (json.loads(line) for line in lines)
-        found = rows if first == header else []
+        found = rows if first == json.loads(json.dumps(header)) else []  # tuples are lists
     except (FileNotFoundError, ValueError):
         found = []
     write_text(path, "".join(f"{json.dumps(row)}\n" for row in (header, *found)))

@@ -91,8 +91,7 @@ def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
     assert all(svg.startswith("<svg") for svg in figure_minilm.minilm_figures(result).values())
     rows = len({(r["groups"], r["method"]) for r in result["joint"]})
     assert figure_minilm.spearman_table(result).count("\n| ") == 2 + rows
-    for table in ("value_table", "apart_table", "prediction_table"):
-        assert "| ---" in getattr(figure_minilm, table)(result)
+    assert figure_minilm.minilm_tables(result).count("| --- |") >= 4
 
 
 def test_quadratic_bench_runs_on_a_small_configuration():

@@ -102,3 +102,6 @@ def test_json_lines_go_on_where_they_were_cut(tmp_path):
     assert path.read_text() == '{"of": 2}\n'
     with pytest.raises(ValueError, match="JSON compliant"):
         files.append_line(path, float("nan"))
+    files.finished_lines(path, {"bits": (2, 4)})  # a tuple is read back as a list
+    files.append_line(path, [1])
+    assert files.finished_lines(path, {"bits": (2, 4)}) == [[1]]
