@@ -21,7 +21,7 @@ from jmpq.deploy.correction import (
     find_corrections,
     output_moments,
 )
-from jmpq.devices import mesh_for, replicate, spread, to_host
+from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
 from jmpq.models.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
@@ -112,10 +112,7 @@ class Evaluator:
         self.correct, self.examples, self.mesh = correct, examples, mesh
         self.fixed = corrections or {}
         self.float_network = network if reference is None else reference
-        if mesh is not None:
-            self.network, self.quantizers = replicate(mesh, (network, quantizers))
-            self.float_network = replicate(mesh, self.float_network)
-            self.examples = None if examples is None else self._place(examples)
+        self._placed: dict[int, tuple[Network, Network, Quantizers]] = {}  # by shards
         self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
 
     def _place(self, tree: PyTree) -> PyTree:
@@ -124,10 +121,21 @@ class Evaluator:
             return tree
         return spread(mesh_for(self.mesh, jax.tree.leaves(tree)[0].shape[0]), tree)
 
+    def _models(self, rows: PyTree) -> tuple[Network, Network, Quantizers]:
+        """Network, float network and quantizers where such rows of examples are placed."""
+        models = self.network, self.float_network, self.quantizers
+        if self.mesh is None:
+            return models
+        grid = mesh_for(self.mesh, jax.tree.leaves(rows)[0].shape[0])
+        if (shards := grid.shape[EXAMPLES]) not in self._placed:
+            self._placed[shards] = replicate(grid, models)
+        return self._placed[shards]
+
     @functools.cached_property
     def _moments(self) -> dict[int, Moments]:
         # Waited for: sums over devices of two programs at a time can wait for each other.
-        return jax.block_until_ready(output_moments(self.network, self.examples))
+        network, _, _ = self._models(self.examples)
+        return jax.block_until_ready(output_moments(network, self._place(self.examples)))
 
     def reference(self) -> list[tuple[Array, np.ndarray, np.ndarray]]:
         """Per batch: float logits, float losses, and which examples count."""
@@ -135,7 +143,8 @@ class Evaluator:
             self._reference = []
             for batch in self.batches():
                 inputs, labels = self._place((batch.inputs, batch.labels))
-                z, losses = _float_scores(self.float_network, self.loss, inputs, labels)
+                _, network, _ = self._models(inputs)
+                z, losses = _float_scores(network, self.loss, inputs, labels)
                 counts = np.asarray(batch.weights) > 0
                 self._reference.append((z, to_host(losses).astype(np.float64), counts))
         return self._reference
@@ -198,12 +207,13 @@ class Evaluator:
         if self.correct == "none":
             count = len(bits)
             return jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), self.fixed)
+        network, _, quantizers = self._models(self.examples)
         found = _corrections(
-            self.network,
-            self.quantizers,
+            network,
+            quantizers,
             self.correct,
             jnp.array(self._padded(bits)),
-            self.examples,
+            self._place(self.examples),
             self._moments,
         )
         return jax.tree.map(lambda x: to_host(x)[: len(bits)], found)
@@ -233,9 +243,10 @@ class Evaluator:
         """
         z, losses, counts = self.reference()[number]
         inputs, labels = self._place((batch.inputs, batch.labels))
+        network, _, quantizers = self._models(inputs)
         found = _scores(
-            self.network,
-            self.quantizers,
+            network,
+            quantizers,
             self.loss,
             jnp.array(self._padded(bits)),
             jax.tree.map(self._padded, corrections),
