@@ -109,7 +109,7 @@ class Config:
     epochs: int = 2
     batch_size: int = 64
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     scale_learning_rate: float = 0.1
     warmup: float = 0.1
     weight_decay: float = 1e-4
