@@ -141,7 +141,8 @@ def spent_table(result: Json) -> str:
                 for r in result["rows"]
                 if (r["mode"], r["method"]) == (mode, method)
             ]
-            spent = [s["seconds"][metric] for s in result["spent"] if s["mode"] == mode]
+            here = [s["seconds"] for s in result["spent"] if s["mode"] == mode]
+            spent = [seconds[metric] for seconds in here if metric in seconds]
             cells.append(f"{np.median(spent):.0f} + {np.median(walls):.2g}" if walls else "–")
         lines.append(f"| {label(method)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -24,7 +24,12 @@ from experiments.figure_finetune import finetune_figures, finetune_table
 from experiments.figure_imagenet import imagenet_figures, imagenet_table
 from experiments.figure_iqp import iqp_table
 from experiments.figure_minilm import minilm_figures, minilm_tables
-from experiments.figure_outcome import curse_table, outcome_figures, outcome_table
+from experiments.figure_outcome import (
+    curse_table,
+    outcome_figures,
+    outcome_table,
+    spent_table,
+)
 from experiments.figure_post_training import post_training_table
 from experiments.figure_solvers import (
     ablation_table,
@@ -198,7 +203,9 @@ def main() -> None:
     outcomes = [_read(f"outcome_{name}") for name in ("resnet20",)]
     for name, svg in outcome_figures(outcomes).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
-    into_readme("outcome", "\n\n".join(map(outcome_table, outcomes)))
+    told = [outcome_table(o) for o in outcomes]
+    told += [spent_table(o) for o in outcomes if "spent" in o]
+    into_readme("outcome", "\n\n".join(told))
     networks = _read("imagenet")
     for name, svg in imagenet_figures(networks).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
