@@ -14,6 +14,8 @@ Expect:  no method below uniform bits by more than a standard error; reversed an
 """
 
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import pathlib
@@ -188,7 +190,7 @@ def tables(
     from jmpq.sensitivity.composed import Composed
     from jmpq.sensitivity.hawq import HawqTrace
     from jmpq.sensitivity.measured import MeasuredPairs
-    from jmpq.sensitivity.metric import analyse
+    from jmpq.sensitivity.metric import Metric, analyse
     from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
     from jmpq.sensitivity.squared_error import SquaredError
     from jmpq.sensitivity.superposed import Superposed
@@ -196,8 +198,7 @@ def tables(
 
     choices = choice_grid(config.w_bits, config.a_bits if has_activations(mode) else (FLOAT,))
     data = examples_of(setting.calibration, config.batch_size)
-    whole = setting.calibration  # pairs of activations too would take longer than all else
-    few = whole.take(np.arange(0 if has_activations(mode) else config.pair_examples))
+    whole = setting.calibration
 
     def of(split: "Split") -> dict[str, Any]:
         return {"calibration": split.record(), "quantizers": setting.quantizers.sha256}
@@ -223,10 +224,12 @@ def tables(
     composed = Composed(superposed=Superposed.load(path))
     seconds["composed"] = composed.superposed.provenance["seconds"]
     found = {"composed": composed.main_effects([len(t) for _, t in data])}
-    of_moves = [
+    of_moves: list[Metric] = [
         GaussNewton(), EmpiricalFisher(), HawqTrace(num_probes=4), SquaredError(), FirstOrder()
     ]  # fmt: skip
-    work = [*((m, whole) for m in of_moves), *([(MeasuredPairs(), few)] if len(few) else [])]
+    work: list[tuple[Metric, Split]] = [(metric, whole) for metric in of_moves]
+    if config.pair_examples and not has_activations(mode):  # with them longer than all else
+        work.append((MeasuredPairs(), whole.take(np.arange(config.pair_examples))))
     for metric, split in work:
         at = folder / f"{metric.name}.npz"
         stored = load_sensitivities(at)[metric.name] if at.is_file() else None
@@ -442,8 +445,18 @@ def run(
     folder: pathlib.Path,
     data_dir: pathlib.Path | None,
     mesh: "Mesh | None" = None,
+    write: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """All allocations of one network; interrupted, it goes on from what is in `folder`."""
+    """All allocations of one network; interrupted, it goes on from what is in `folder`.
+
+    Args:
+        config: What is run.
+        name: The network.
+        folder: Where sensitivities and measurements are kept as they come.
+        data_dir: Folder of the data set and the weights.
+        mesh: Devices over which batches are spread.
+        write: Called with the result so far after every mode of a draw.
+    """
     import jax
 
     from jmpq.cli.run_folder import versions
@@ -452,37 +465,7 @@ def run(
     network, draws, split = load(config, name, folder, data_dir)
     rows: list[dict[str, Any]] = []
     spent: list[dict[str, Any]] = []
-    floats: dict[str, Any] = {}
-    for mode in config.modes:
-        budgets = config.joint_budgets if has_activations(mode) else config.budgets
-        for seed, draw in enumerate(draws):
-            setting = calibrated(config, network, draw, mode, mesh)
-            at = folder / mode.replace(" ", "_") / str(seed)
-            found, composed, seconds = tables(config, setting, mode, at)
-            spent.append({"mode": mode, "seed": seed, "seconds": seconds})
-            outcomes = Outcomes(at.parent / "measured.jsonl", setting, split)
-            for bits in budgets:
-                problem = stated(network, found["composed"], mode, bits)
-                here = [*allocations(config, setting, mode, bits, found, composed, at)]
-                here += baselines(problem, bits, config.random if seed == 0 else None)
-                choices = np.array([r["choice"] for r in here])
-                data = composed.superposed
-                translate = columns_of(problem, data.layers, data.choices)
-                predicted = composed.predict(translate(choices))
-                pairs = _bits(network, problem, choices)
-                for r, pair, outcome, kl in zip(
-                    here, pairs, outcomes(pairs), predicted.tolist(), strict=True
-                ):
-                    _, costs = problem.evaluate(choice := r.pop("choice"))
-                    assert not problem.violated(costs), (r["method"], choice)
-                    rows.append(
-                        {"mode": mode, "seed": seed, "bits": bits, **_plain(r),
-                         "composed_kl": kl, "allocation": _words(pair),
-                         "size_bytes": costs["size_bytes"], "bops": costs["bops"],
-                         "measured": outcome}
-                    )  # fmt: skip
-            floats = outcomes.evaluator.float_outcome().to_json()
-    return {
+    result = {
         "experiment": "outcome",
         "network": name,
         "config": dataclasses.asdict(config),
@@ -493,10 +476,40 @@ def run(
         "evaluation": split.record(),
         "calibration": [draw.record() for draw in draws],
         "layers": [layer.name for layer in network.layers],
-        "float": floats,
+        "float": None,
         "spent": spent,
         "rows": rows,
     }
+    for (seed, draw), mode in itertools.product(enumerate(draws), config.modes):
+        budgets = config.joint_budgets if has_activations(mode) else config.budgets
+        setting = calibrated(config, network, draw, mode, mesh)
+        at = folder / mode.replace(" ", "_") / str(seed)
+        found, composed, seconds = tables(config, setting, mode, at)
+        spent.append({"mode": mode, "seed": seed, "seconds": seconds})
+        outcomes = Outcomes(at.parent / "measured.jsonl", setting, split)
+        for bits in budgets:
+            problem = stated(network, found["composed"], mode, bits)
+            here = [*allocations(config, setting, mode, bits, found, composed, at)]
+            here += baselines(problem, bits, config.random if seed == 0 else None)
+            choices = np.array([r["choice"] for r in here])
+            data = composed.superposed
+            translate = columns_of(problem, data.layers, data.choices)
+            predicted = composed.predict(translate(choices))
+            pairs = _bits(network, problem, choices)
+            for r, pair, outcome, kl in zip(
+                here, pairs, outcomes(pairs), predicted.tolist(), strict=True
+            ):
+                _, costs = problem.evaluate(choice := r.pop("choice"))
+                assert not problem.violated(costs), (r["method"], choice)
+                rows.append(
+                    {"mode": mode, "seed": seed, "bits": bits, **_plain(r),
+                     "composed_kl": kl, "allocation": _words(pair),
+                     "size_bytes": costs["size_bytes"], "bops": costs["bops"],
+                     "measured": outcome}
+                )  # fmt: skip
+        result["float"] = outcomes.evaluator.float_outcome().to_json()
+        write(result)
+    return result
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -540,8 +553,8 @@ def main(
     given = {"modes": modes, "budgets": budgets, "seeds": seeds, "evaluation": evaluation}
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if v})
     for name in networks or config.networks:
-        result = run(config, name, folder / name, None if smoke else data_dir, mesh)
-        write_json(output / f"outcome_{name}.json", result, compact=True)
+        write = functools.partial(write_json, output / f"outcome_{name}.json", compact=True)
+        run(config, name, folder / name, None if smoke else data_dir, mesh, write)
         print(f"Wrote {output / f'outcome_{name}.json'}")
 
 
