@@ -43,12 +43,20 @@ class Layers:
     fold_batch_norm: bool = False
     """Fold batch normalisation into the kernels before it: the logits stay, the kernels and
     what they are quantized to do not."""
+    without_caps: bool = False
+    """Take the caps off activations: ReLU6 becomes ReLU. Another network: `jmpq evaluate`
+    reports its own float accuracy."""
+    equalize_ranges: bool = False
+    """Scale channels so that their ranges are equal in a layer and in the one that reads it
+    (Nagel et al. 2019): for depthwise networks whose tensors have one scale. Needs
+    --fold-batch-norm, and --without-caps where activations are capped."""
 
     def __call__(self) -> None:
         from rich.console import Console
         from rich.table import Table
 
         from jmpq.files import write_json
+        from jmpq.models.equalize import equalization_pairs
         from jmpq.models.layers import layers_to_json
         from jmpq.models.ties import architecture_ties
         from jmpq.models.weights import weights_sha256
@@ -60,6 +68,8 @@ class Layers:
             data_dir=str(self.data_dir.resolve()) if self.data_dir else None,
             preprocessing=self.preprocessing,
             fold=self.fold_batch_norm,
+            capless=self.without_caps,
+            equalize=self.equalize_ranges,
         )
         # A network that makes itself is looked at before the data.
         known = None if ":" in spec.model else load_data(spec)
@@ -90,6 +100,9 @@ class Layers:
         )
         if dataset.note:
             console.print(f"{dataset.name}: {dataset.note}.")
+        if self.equalize_ranges:
+            pairs = ", ".join(f"{one} - {two}" for one, two in equalization_pairs(network))
+            console.print(f"Ranges equalised: {pairs}.")
         console.print(f"Wrote {self.run / LAYERS}")
 
     def _portable(self, path: pathlib.Path | None) -> str | None:

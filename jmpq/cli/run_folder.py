@@ -36,6 +36,8 @@ class NetworkSpec:
         preprocessing: What is done to images of any size, by name; None for what the built-in
             network's published weights expect.
         fold: Whether batch normalisation is folded into the kernels of a built-in network.
+        capless: Whether caps of activations are taken off (ReLU6 becomes ReLU).
+        equalize: Whether the ranges of channels are equalised across layers.
     """
 
     model: str
@@ -44,6 +46,8 @@ class NetworkSpec:
     data_dir: str | None
     preprocessing: str | None = None
     fold: bool = False
+    capless: bool = False
+    equalize: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.model, **dataclasses.asdict(self)}
@@ -97,7 +101,7 @@ def load_network(
                 f"{spec.model!r} makes its own network: fold its variables there, with "
                 "jmpq.models.fold.fold_batch_norm."
             )
-        return _made_by(spec.model)
+        return _rescaled(spec, _made_by(spec.model))
     dataset = dataset or load_data(spec)
     module = build_module(spec.model, len(dataset.classes))
     if spec.weights is None:
@@ -109,7 +113,14 @@ def load_network(
     example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
     if spec.fold:
         variables = fold_batch_norm(module, variables, example)
-    return Network.from_linen(module, variables, example)
+    return _rescaled(spec, Network.from_linen(module, variables, example))
+
+
+def _rescaled(spec: NetworkSpec, network: "Network") -> "Network":
+    from jmpq.models.equalize import equalize_ranges, without_caps
+
+    network = without_caps(network) if spec.capless else network
+    return equalize_ranges(network) if spec.equalize else network
 
 
 def read_layers(run: pathlib.Path) -> dict[str, Any]:

@@ -193,6 +193,11 @@ class Tap:
         """Of the function, at the shapes of the example inputs."""
         return _open(self._trace(self.inputs))[0]
 
+    @property
+    def consts(self) -> Sequence[Any]:
+        """The arrays that the function closes over, in the order of ``jaxpr.constvars``."""
+        return _open(self._trace(self.inputs))[1]
+
     def _trace(self, inputs: PyTree) -> Any:
         structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
         key = (

@@ -382,3 +382,21 @@ def test_ready_made_ties_are_printed_and_kept(digits_run, tmp_path):
     del record["ties"]
     (run / "layers.json").write_text(json.dumps(record))
     assert "has no ties: run `jmpq layers" in jmpq("solve", run, "--tie", "residual").err
+
+
+def test_equalised_ranges_are_another_network_of_the_same_logits(digits_run, tmp_path):
+    same = ("--model", "digits_resnet", "--data", "digits")
+    weights = ("--weights", digits_run / "weights.safetensors")
+    equal = ("--fold-batch-norm", "--equalize-ranges")
+    told = works("layers", tmp_path, *same, *weights, *equal).out
+    assert "layer1/0/conv1 - layer1/0/conv2, layer2/0/conv1 -" in " ".join(told.split())
+    (network, dataset, _), (other, _, _) = network_of(digits_run), network_of(tmp_path)
+    images = jax.numpy.asarray(batches(dataset.heldout, 8)[0].inputs)
+    np.testing.assert_allclose(
+        other.apply(other.params, images),
+        network.apply(network.params, images),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    before, after = (n.params["layer1"]["0"]["conv1"]["kernel"] for n in (network, other))
+    assert not np.allclose(before, after)
