@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jmpq.problem import PlannedAllocation, Problem
     from jmpq.sensitivity.result import Sensitivity
 
+RACE_BATCH = 64  # examples between two looks at who is hopeless
+
 
 @dataclasses.dataclass(frozen=True)
 class Refine:
@@ -37,6 +39,9 @@ class Refine:
     """Folder of the run, with layers.json, sensitivity.npz and plan.json."""
     allocation: str | None = None
     """Where to start; the first solution of the plan by default."""
+    race: bool = False
+    """Start from the best of all solutions under the budgets of --allocation, found by racing:
+    they are measured batch by batch, and one that cannot be the best any more is dropped."""
     measure: Literal["kl", "loss"] = "kl"
     """What is to become small: the KL divergence to the float network, or the loss."""
     max_evaluations: int = 200
@@ -65,6 +70,8 @@ class Refine:
         planned = read_planned(self.run)
         start = chosen_allocation(self.run, planned.plan, self.allocation, with_budgets=True)
         check_writable(self.run / PLAN)
+        if self.race:
+            start = self._raced(planned, start, mesh)
         if self.max_drop is None:
             new = self._refined(planned, start, mesh)
         else:
@@ -77,6 +84,33 @@ class Refine:
         print(
             f"Wrote {self.run / PLAN} with {new.name}; `jmpq evaluate {self.run}` measures it."
         )
+
+    def _raced(
+        self, planned: "Planned", start: "PlannedAllocation", mesh: "Mesh | None"
+    ) -> "PlannedAllocation":
+        """The solution of least measured KL or loss among those under the same budgets."""
+        from jmpq.deploy.measure import bits_of
+        from jmpq.deploy.race import race
+
+        named = {
+            str(a.bits): a  # equal ones race once, under the last one's name
+            for a in planned.plan.allocations
+            if a.role == "solution" and a.budgets == start.budgets
+        }
+        runners = list(named.values())
+        evaluator = planned.evaluator(
+            planned.calibration, min(self.batch_size, RACE_BATCH), mesh=mesh
+        )
+        bits = [{layer: (c.w_bits, c.a_bits) for layer, c in a.bits.items()} for a in runners]
+        found = race(evaluator, *bits_of(evaluator.network, bits), by=self.measure)
+        best, outcome = runners[found.best], found.outcomes[found.best]
+        value = outcome.kl if self.measure == "kl" else outcome.loss
+        print(
+            f"{len(runners)} solutions raced, {100 * found.share:.0f} % of the work of "
+            f"measuring all: {best.name} has {self.measure} {value:.5g} nats per example on "
+            f"{outcome.examples} calibration examples; {int(found.finished.sum())} finished."
+        )
+        return best
 
     def _refined(
         self, planned: "Planned", start: "PlannedAllocation", mesh: "Mesh | None"

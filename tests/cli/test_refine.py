@@ -41,6 +41,20 @@ def test_refined_allocation_measures_no_worse_and_goes_on(run):
     works("report", run)
 
 
+def test_a_race_starts_from_the_best_of_equal_budgets(run):
+    out = works("refine", run, "--race", "--max-evaluations", 1, "--batch-size", 10).out
+    told = out.splitlines()[0]
+    (winner,) = (name for name in by_name(run) if f": {name} has kl" in told)
+    solutions = [a for a in by_name(run).values() if a["role"] == "solution"]
+    rivals = [a for a in solutions if a["budgets"] == by_name(run)[winner]["budgets"]]
+    assert len(rivals) > 2
+    works("evaluate", run, "--calibration-roles", "solution", "--examples", 20)
+    measured = read(run / "evaluation.json")["measured"]
+    kl = {a["name"]: measured[a["name"]]["calibration"]["kl"] for a in rivals}
+    assert kl[winner] <= min(kl.values()) * (1 + 1e-5)
+    assert f"refined/{winner}" in by_name(run)
+
+
 def test_cheapest_allocation_above_a_floor(run):
     out = works("refine", run, "--max-drop", 100, "--minimize", "bops").out
     found = by_name(run)["floor_100/gauss_newton/bops"]
