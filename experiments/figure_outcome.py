@@ -28,7 +28,7 @@ COMPARED = {
         "search/composed",
         "refined/composed",
         "exact/hawq_trace",
-        "local_search/measured_pairs_loss",
+        "local_search/measured_pairs_loss_psd",
     ),
 }
 
@@ -65,12 +65,12 @@ def outcome_table(result: Json) -> str:
     """T1: top-1 of every method at every budget, mean ± sd over draws of calibration."""
     top1, sem = 100 * result["float"]["top1"], 100 * result["float"]["top1_sem"]
     examples = result["evaluation"]["examples"]
-    config = result["config"]
+    config, seeds = result["config"], len({row["seed"] for row in result["rows"]})
     lines = [
         f"{_network(result)}: float top-1 {top1:.2f} % on the {examples:,} test images that "
         f"calibrated nothing (standard error of a top-1 about {sem:.2f}). Top-1 in %, mean ± "
-        f"sd over {config['seeds']} draws of {config['examples']} calibration images (random: "
-        f"over {config['random']} allocations).",
+        f"sd over {seeds} draws of {config['examples']} calibration images (random: over "
+        f"{config['random']} allocations).",
         "",
     ]
     columns = [(mode, bits) for mode in config["modes"] for bits in _budgets(result, mode)]
@@ -134,12 +134,12 @@ def spent_table(result: Json) -> str:
     ]
     names = dict.fromkeys(m for mode in config["modes"] for m in methods_of(result, mode))
     for method in (name for name in names if "/" in name):
-        metric, cells = method.partition("/")[2], []
+        metric, cells = method.partition("/")[2].removesuffix("_psd"), []
         for mode in config["modes"]:
             walls = [
                 r["wall_s"]
                 for r in result["rows"]
-                if (r["mode"], r["method"]) == (mode, method)
+                if (r["mode"], r["method"]) == (mode, method) and r["wall_s"]
             ]
             here = [s["seconds"] for s in result["spent"] if s["mode"] == mode]
             spent = [seconds[metric] for seconds in here if metric in seconds]

@@ -310,8 +310,11 @@ def allocations(
         for solver, call in (("exact", solve), ("greedy", Greedy())):
             s = call(problem)
             yield row(f"{solver}/{metric}", s.choice, s.loss, s.wall_s)
-    for metric in (m for m in ("gauss_newton", "measured_pairs_loss") if m in found):
-        s = LocalSearch()(stated(setting.network, found[metric], mode, bits, cross=True))
+    crossed = {m: found[m] for m in ("gauss_newton", "measured_pairs_loss") if m in found}
+    if (pairs := crossed.get("measured_pairs_loss")) is not None:
+        crossed["measured_pairs_loss_psd"] = pairs.positive_semidefinite()
+    for metric, table in crossed.items():
+        s = LocalSearch()(stated(setting.network, table, mode, bits, cross=True))
         yield row(f"local_search/{metric}", s.choice, s.loss, s.wall_s)
     s = ObjectiveSearch(
         objective=predict, name="composed_kl", max_evaluations=5000, start=solve
@@ -330,7 +333,8 @@ def allocations(
         )
         seconds = time.perf_counter() - start
         if measured.fresh < measured.evaluations:  # begun by an interrupted run
-            seconds *= measured.evaluations / max(measured.fresh, 1)
+            share = measured.fresh / measured.evaluations
+            seconds = seconds / share if share else float("nan")
         found_one = row("refined/composed", measured.choice, measured.measured, seconds)
         yield {**found_one, "evaluations": measured.evaluations}
 

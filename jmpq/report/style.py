@@ -97,12 +97,15 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
 
 
 def metric_name(metric: str | None) -> str:
-    """A metric as a reader knows it; ``NAME_full`` is the whole quadratic form of NAME."""
+    """A metric as a reader knows it; ``NAME_full`` is the whole quadratic form of NAME,
+    ``NAME_psd`` its projection onto positive semi-definite ones.
+    """  # noqa: D205
     if metric is None:
         return "no metric"
-    base = metric.removesuffix("_full")
-    cross = "" if base == metric else ", with cross terms"
-    return NAMES.get(base, base.replace("_", " ")) + cross
+    for ending, said in (("_full", ", with cross terms"), ("_psd", ", projected")):
+        if (base := metric.removesuffix(ending)) != metric:
+            return metric_name(base) + said
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def metric_colors(metrics: Iterable[str]) -> dict[str, str]:

@@ -147,6 +147,34 @@ class Sensitivity:
             raise ValueError(f"Metric {self.metric!r} has no cross-layer terms.")
         return np.einsum("icm,mk,jdk->icjd", self.members, self.second, self.members)
 
+    def positive_semidefinite(self) -> "Sensitivity":
+        """The same with S projected onto the positive semi-definite matrices.
+
+        Negative eigenvalues become zero, which is the nearest such matrix in the Frobenius
+        norm. Of a measured S (CLADO) they are largely noise, which a solver would seek out;
+        of an exact Hessian they are negative curvature, which this throws away. The losses
+        change with the diagonal of S, in every batch by the same.
+
+        Raises:
+            ValueError: If the metric has no cross-layer terms.
+
+        References:
+            CLADO (arXiv 2307.05657) projects its measured matrix so.
+        """
+        if not self.has_interactions:
+            raise ValueError(f"Metric {self.metric!r} has no cross-layer terms.")
+        values, vectors = np.linalg.eigh(self.second)
+        projected = (vectors * np.maximum(values, 0)) @ vectors.T
+        change = np.einsum(
+            "icm,mk,ick->ic", self.members, projected - self.second, self.members
+        )
+        return dataclasses.replace(
+            self,
+            metric=f"{self.metric}_psd",
+            second=(projected + projected.T) / 2,
+            batch_second=self.batch_second + change / 2,
+        )
+
 
 def choice_members(
     layers: Sequence[str], choices: Sequence[Choice], moves: Sequence[Move]

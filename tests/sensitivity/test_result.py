@@ -155,3 +155,24 @@ def test_a_diagonal_has_no_interactions():
     np.testing.assert_allclose(
         found.predict(np.zeros((1, 3), int)), found.losses[:, 0].sum(), rtol=1e-12
     )
+
+
+def test_projection_is_the_nearest_positive_semidefinite_matrix():
+    table = sensitivity(4)
+    projected = table.positive_semidefinite()
+    s, p = table.second, projected.second
+    assert np.linalg.eigvalsh(s)[0] < -1  # there is something to project
+    # P ⪰ 0, P − S ⪰ 0 and ⟨P, P − S⟩ = 0 hold for the nearest matrix and for no other
+    for matrix in (p, p - s):
+        assert np.linalg.eigvalsh(matrix)[0] > -1e-10
+    assert abs(np.sum(p * (p - s))) < 1e-9
+    choice = np.random.default_rng(0).integers(len(CHOICES), size=(20, len(LAYERS)))
+    made = table.indicator(choice)
+    np.testing.assert_allclose(
+        projected.predict(choice, interactions=True), 0.5 * np.sum((made @ p) * made, axis=1)
+    )
+    blocks = np.einsum("icm,mk,ick->ic", table.members, p, table.members) / 2
+    np.testing.assert_allclose(projected.losses, blocks)
+    np.testing.assert_allclose(projected.sem, table.sem)
+    with pytest.raises(ValueError, match="no cross-layer terms"):
+        sensitivity(whole=False).positive_semidefinite()
