@@ -148,7 +148,7 @@ class Sensitivity:
         )
         examples = batches(split, self.batch_size, last="keep")
         inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
-        quantizers = self.calibrate(network, inputs)
+        quantizers = self.calibrate(network, inputs, hidden=not main)
         provenance = {
             "weights_sha256": record["weights_sha256"],
             "calibration": split.record(),
@@ -270,10 +270,13 @@ class Sensitivity:
             for bits in widths:
                 quantizer.check_bits(bits)
 
-    def calibrate(self, network: "Network", inputs: Sequence[Any]) -> "Quantizers":
-        """Scales of weights and activations, and codes of weights."""
+    def calibrate(
+        self, network: "Network", inputs: Sequence[Any], *, hidden: bool = False
+    ) -> "Quantizers":
+        """Scales of weights and activations, and codes of weights; goes on where it stopped."""
         import jax
 
+        from jmpq.cli.progress import bar
         from jmpq.quantizers.choice import FLOAT_BITS
         from jmpq.quantizers.fake_quant import (
             Quantizers,
@@ -287,7 +290,16 @@ class Sensitivity:
             activations = calibrate_activations(
                 network, self.activations, self.a_bits, inputs, key=key
             )
-        weights = calibrate_weights(network, self.weights, self.w_bits, inputs)
+        rounding = self.weights.rounding
+        with bar(f"{rounding:24s}", "layers", hidden=hidden or rounding == "nearest") as told:
+            weights = calibrate_weights(
+                network,
+                self.weights,
+                self.w_bits,
+                inputs,
+                partial=None if hidden else self.run / f".{SENSITIVITY}.{rounding}.partial",
+                progress=told,
+            )
         return Quantizers(weights=weights, activations=activations)
 
 

@@ -5,7 +5,8 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -146,6 +147,9 @@ def calibrate_weights(
     spec: QuantizerSpec,
     bits: Iterable[int],
     batches: Sequence[PyTree] = (),
+    *,
+    partial: pathlib.Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scales:
     """Scales of every layer's kernel, and its codes where rounding is not to nearest.
 
@@ -155,6 +159,9 @@ def calibrate_weights(
         bits: Bit-widths to calibrate.
         batches: Calibration inputs, batch by batch, without padding; needed where
             `spec.rounding` is not ``nearest``.
+        partial: Folder where the codes of finished layers are kept for an interrupted run.
+        progress: Called with the layers rounded and their number, where rounding looks at
+            inputs.
 
     Raises:
         ValueError: If a bit-width does not exist on the grid, groups do not divide a layer,
@@ -180,7 +187,10 @@ def calibrate_weights(
     found = _scales(spec, widths, all_layers, network.kernels())
     if spec.rounding == "nearest" or not widths:
         return found
-    codes = hessian_codes(network, spec, widths, found.scale, found.zero_point, batches)
+    codes = hessian_codes(
+        network, spec, widths, found.scale, found.zero_point, batches,
+        partial=partial, progress=progress,
+    )  # fmt: skip
     return dataclasses.replace(found, codes=codes)
 
 

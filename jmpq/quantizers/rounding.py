@@ -1,11 +1,16 @@
 """Integer codes of all kernels at all bit-widths, where rounding to nearest is not it."""
 
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
+from jmpq.files import atomic_file
 from jmpq.models.network import Network
 from jmpq.quantizers.adaround import learn_rounding
 from jmpq.quantizers.calibration import to_blocks
@@ -22,6 +27,9 @@ def hessian_codes(
     scale: Sequence[Float[Array, "bits _"]],
     zero_point: Sequence[Float[Array, "bits _"]],
     batches: Sequence[PyTree],
+    *,
+    partial: pathlib.Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Array, ...]:
     """Codes of every layer's kernel for every bit-width, by `spec.rounding`.
 
@@ -36,6 +44,9 @@ def hessian_codes(
         scale: Per layer, ``[bits, blocks]``.
         zero_point: Per layer, ``[bits, blocks]``.
         batches: Calibration inputs, batch by batch, without padding.
+        partial: Folder where the codes of finished layers are kept; what another call of the
+            same kernels, grids and inputs left there is not computed again.
+        progress: Called with the layers done and their number.
 
     Returns:
         Per layer ``[bits, blocks, elements]``, 8-bit integers where they suffice.
@@ -45,6 +56,7 @@ def hessian_codes(
     dtype = f"{'u' if spec.grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
     optimise = {"gptq": round_by_hessian, "adaround": learn_rounding}[spec.rounding]
     codes: list[Array | None] = [None] * len(network.layers)
+    finished = _Finished(partial, {"spec": spec.to_json(), "bits": list(bits)})
 
     def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
         matrix = network.to_matrix(layer, network.kernels()[layer])
@@ -57,12 +69,17 @@ def hessian_codes(
             for x in (scale, zero_point)
         )
         kernels = np.split(np.asarray(matrix, np.float64), count)
-        parts = [
-            optimise(w, hessian, s, z, least, most)
-            for w, hessian, s, z in zip(kernels, hessians, scales, zeros, strict=True)
-        ]
-        whole = jnp.asarray(np.concatenate(parts, axis=1), matrix.dtype)
+
+        def optimised() -> np.ndarray:
+            groups = zip(kernels, hessians, scales, zeros, strict=True)
+            parts = [optimise(w, hessian, s, z, least, most) for w, hessian, s, z in groups]
+            return np.concatenate(parts, axis=1).astype(dtype)
+
+        found = finished.get([*kernels, *hessians, *scales, *zeros], optimised)
+        whole = jnp.asarray(found, matrix.dtype)
         codes[layer] = jnp.stack([to_blocks(x, (r, c)) for x in whole]).astype(dtype)
+        if progress is not None:
+            progress(sum(x is not None for x in codes), len(codes))
 
     for layer, hessians in layer_hessians(network, batches):
         round_layer(layer, hessians)
@@ -71,3 +88,28 @@ def hessian_codes(
             table = network.layers[layer]
             round_layer(layer, np.eye(table.parameters // table.output_features)[None])
     return tuple(found for found in codes if found is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+    """Codes in files named by the hash of all that they are made of."""
+
+    folder: pathlib.Path | None
+    options: dict
+
+    def get(
+        self, arrays: Sequence[np.ndarray], make: Callable[[], np.ndarray]
+    ) -> Shaped[np.ndarray, "bits rows columns"]:
+        """What is in the folder, or else is made now and kept there."""
+        if self.folder is None:
+            return make()
+        digest = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode())
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        path = self.folder / f"{digest.hexdigest()}.npy"
+        if path.is_file():
+            return np.load(path, allow_pickle=False)
+        found = make()
+        with atomic_file(path) as file:
+            np.save(file, found)
+        return found

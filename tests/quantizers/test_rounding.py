@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jmpq.models.network import Network
+from jmpq.quantizers import rounding
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_activations,
@@ -13,6 +14,7 @@ from jmpq.quantizers.fake_quant import (
     quantize_kernel,
     quantized_logits,
 )
+from jmpq.quantizers.gptq import round_by_hessian
 from jmpq.quantizers.layer_hessian import layer_hessians
 from jmpq.quantizers.spec import QuantizerSpec
 from tests import helpers
@@ -196,3 +198,32 @@ def test_rounding_by_inputs_is_refused_without_them_and_for_activations(network,
     with pytest.raises(ValueError, match=r"'gptq' is for weights"):
         calibrate_activations(network, GPTQ, [4], batches, key=jax.random.key(0))
     assert calibrate_weights(network, GPTQ, [32], batches).codes == ()
+
+
+def test_interrupted_rounding_goes_on_with_the_layers_left(
+    network, batches, weights, tmp_path, monkeypatch
+):
+    folder, done = tmp_path / "rounding", []
+
+    def stopped(finished, total):
+        done.append((finished, total))
+        if finished == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_weights(network, GPTQ, BITS, batches, partial=folder, progress=stopped)
+    assert done == [(1, 4), (2, 4)]
+    assert len(list(folder.iterdir())) == 2
+    rounded = []
+    monkeypatch.setattr(
+        rounding,
+        "round_by_hessian",
+        lambda *args: rounded.append(args[0].shape) or round_by_hessian(*args),
+    )
+    found = calibrate_weights(network, GPTQ, BITS, batches, partial=folder)
+    assert len(rounded) == 2
+    for a, b in zip(found.codes, weights.codes, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    calibrate_weights(network, GPTQ, (2, 3), batches, partial=folder)  # another work
+    assert len(rounded) == 2 + 4
