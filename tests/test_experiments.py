@@ -291,10 +291,14 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
         written = plan.stat().st_mtime_ns
         again = imagenet.run(imagenet.SMOKE, tmp_path, None)
     assert plan.stat().st_mtime_ns == written
+    for (found,) in (result["networks"].values(), again["networks"].values()):
+        del found["machine"]  # its load
     text = json.dumps(result, allow_nan=False)
     assert text == json.dumps(again)
     result = json.loads(text)
     (found,) = result["networks"].values()
+    assert found["whole"]["examples"] == 597
+    assert set(found["negative_layers"]) == set(imagenet.SMOKE.metrics)
     rows = {row["name"]: row for row in found["budgets"]["W4"]["allocations"]}
     limit = rows["uniform/W4"]["costs"]["size_bytes"]
     for metric in imagenet.SMOKE.metrics:
@@ -306,6 +310,38 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
     assert all(
         svg.startswith("<svg") for svg in figure_imagenet.imagenet_figures(result).values()
     )
+
+
+def test_one_network_of_the_imagenet_experiment_leaves_the_others():
+    from experiments import imagenet
+
+    config = imagenet.Arguments(networks=("squeezenet1_1",), examples=64).config()
+    assert config.networks == (("squeezenet1_1", "imagenet/squeezenet1_1.safetensors"),)
+    assert config.examples == 64
+    old = {"experiment": "imagenet", "networks": {"a": {"seed": 0}, "b": {"seed": 0}}}
+    new = {"experiment": "imagenet", "networks": {"b": {"seed": 1}, "b/gptq": {"seed": 1}}}
+    kept = imagenet.merged(old, new)["networks"]
+    assert {name: found["seed"] for name, found in kept.items()} == {
+        "a": 0,
+        "b": 1,
+        "b/gptq": 1,
+    }
+    with pytest.raises(ValueError, match="'resnet18': the experiment has mobilenet_v1_0.75"):
+        imagenet.Arguments(networks=("resnet18",)).config()
+
+
+def test_accuracy_on_all_images_is_that_of_the_parts_by_their_size():
+    from experiments import imagenet
+
+    rng = np.random.default_rng(0)
+    hits = rng.random((2, 1000)) < np.array([[0.6], [0.8]])  # top-1, top-5
+    parts = [
+        {"examples": len(x[0]), "top1": x[0].mean(), "top5": x[1].mean()}
+        for x in (hits[:, :256], hits[:, 256:])
+    ]
+    got = imagenet.whole(parts)
+    assert got["examples"] == 1000
+    np.testing.assert_allclose([got["top1"], got["top5"]], hits.mean(1), rtol=1e-12)
 
 
 @pytest.mark.slow
