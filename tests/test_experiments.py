@@ -312,6 +312,59 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
     )
 
 
+@pytest.mark.slow
+def test_flow_benchmark_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    import jax
+
+    from experiments import bench_flow
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = bench_flow.run(bench_flow.SMOKE, tmp_path, None)
+        again = bench_flow.run(bench_flow.SMOKE, tmp_path, None)
+    assert again["networks"] == result["networks"]  # nothing was measured twice
+    result = json.loads(json.dumps(result, allow_nan=False))
+    (found,) = result["networks"].values()
+    assert list(found["stages"]) == list(bench_flow.STAGES)
+    for stage, at in found["stages"].items():
+        assert at["wall_s"] > 0
+        planned = 0 if at["planned"] is None else at["planned"]["bytes"]
+        assert at["peak_rss_bytes"] > max(planned, 1e8)  # the interpreter and JAX
+        assert (planned > 0) == (stage in bench_flow.METRICS)
+    assert found["allocations"] == 2 + 3 + 1 + 1  # solved, uniform, reversed, random
+    assert bench_flow.flow_table(result).count("\n| ") == 2 + 1 + len(bench_flow.STAGES)
+
+
+def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
+    from experiments import bench_flow
+    from experiments.bench_flow_part import RandomImages
+    from jmpq import load_dataset
+    from jmpq.models.architectures import PREPROCESSINGS
+
+    config = bench_flow.Config()
+    step = RandomImages(tmp_path / "images", classes=3)
+    found = bench_flow._measured(config, tmp_path, "images", step)
+    assert 1e6 < found["peak_rss_bytes"] < 1e9
+    data = load_dataset("imagenet_sample", tmp_path / "images", PREPROCESSINGS["torchvision"])
+    assert data.heldout.labels.tolist() == [0, 1, 2]
+    assert data.heldout.inputs[np.arange(3)].shape == (3, 224, 224, 3)
+
+
+def test_flow_benchmark_refuses_other_networks_than_the_published():
+    from experiments import bench_flow
+
+    right = {"layers": 21, "parameters": 11_689_512, "macs": 1_814_073_344}
+    bench_flow.check_published("resnet18", right)
+    for key, value in (("layers", 20), ("parameters", 11_689_511), ("macs", 1.83e9)):
+        with pytest.raises(ValueError, match=r"published are 21, 11,689,512 and 1\.81"):
+            bench_flow.check_published("resnet18", right | {key: value})
+    with pytest.raises(ValueError, match="images=vgg=8: expected NETWORK=IMAGES, with one of"):
+        bench_flow.Arguments(images=("vgg=8",)).config()
+
+
 def test_one_network_of_the_imagenet_experiment_leaves_the_others():
     from experiments import imagenet
 
@@ -326,7 +379,7 @@ def test_one_network_of_the_imagenet_experiment_leaves_the_others():
         "b": 1,
         "b/gptq": 1,
     }
-    with pytest.raises(ValueError, match="'resnet18': the experiment has mobilenet_v1_0.75"):
+    with pytest.raises(ValueError, match="'resnet18': the experiment has mobilenet_v1_0"):
         imagenet.Arguments(networks=("resnet18",)).config()
 
 
