@@ -77,8 +77,8 @@ class Config:
     """
 
     networks: tuple[tuple[str, int], ...] = (
-        ("mobilenet_v2", 64),
         ("resnet18", 64),
+        ("mobilenet_v2", 64),
         ("resnet50", 64),
     )
     data: str = "imagenet_sample"
@@ -128,6 +128,7 @@ def run(
         "machine": machine(),
         "versions": versions("jax", "jaxlib", "flax", "numpy", "torch"),
         "networks": {},
+        "rival": None,
     }
     folder = folder.resolve()
     if data_dir is None and config.data == "imagenet_sample":
@@ -135,13 +136,10 @@ def run(
         _measured(config, folder, "images", RandomImages(data_dir, config.classes, config.seed))
     for name, images in config.networks:
         result["networks"][name] = run_network(config, name, images, folder / name, data_dir)
-        done(result)
-    if config.rival is not None:
-        result["rival"] = None
-        if importlib.util.find_spec("torch") is not None and data_dir is not None:
-            weights = folder / config.rival / "weights.safetensors"
+        if name == config.rival and data_dir and importlib.util.find_spec("torch"):
+            weights = folder / name / "weights.safetensors"
             product = Product(weights, config.data, data_dir.resolve())
-            result["rival"] = _measured(config, folder / config.rival, "torch", product)
+            result["rival"] = _measured(config, folder / name, "torch", product)
         done(result)
     return result
 
@@ -272,8 +270,9 @@ def flow_table(result: dict[str, Any]) -> str:
     names = [f"{name}, {found['images']} images" for name, found in networks.items()]
     lines = [
         f"{result['machine']['cpu']}, one core of {result['machine']['cores']}, load "
-        f"{result['machine']['load'][0]:.1f}; jax {result['versions']['jax']}. Wall seconds "
-        "(processor seconds), peak resident memory of the process.",
+        f"{result['machine']['load'][0]:.1f}; jax {result['versions']['jax']}. Processor "
+        "seconds, imports and compilation included; peak resident memory of the process, and "
+        "what XLA planned for a pass.",
         "",
         f"| stage | {' | '.join(names)} |",
         f"| --- |{' --- |' * len(names)}",
@@ -289,13 +288,12 @@ def flow_table(result: dict[str, Any]) -> str:
         cells = []
         for found in networks.values():
             at = found["stages"][stage]
-            shown = f"{at['wall_s']:.0f} ({at['cpu_s']:.0f}) s, "
-            shown += f"{at['peak_rss_bytes'] / 1e9:.1f} GB"
+            shown = f"{at['cpu_s']:.0f} s, {at['peak_rss_bytes'] / 1e9:.1f} GB"
             if plan := at["planned"]:
-                shown += f" (XLA: {plan['bytes'] / 1e9:.1f} GB by {plan['examples']})"
+                shown += f" ({plan['bytes'] / 1e9:.1f} GB for {plan['examples']} images)"
             cells.append(shown)
         lines.append(_row(title, cells))
-    if result.get("rival"):
+    if result["rival"]:
         lines += ["", _rival(result)]
     return "\n".join(lines)
 
