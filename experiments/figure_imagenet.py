@@ -18,9 +18,15 @@ TITLES = {
 def imagenet_table(result: Json) -> str:
     """One row an allocation, at each budget: top-1, agreement, KL, what its metric predicts."""
     return "\n\n".join(
-        _network_table(TITLES.get(name) or name, found)
-        for name, found in result["networks"].items()
+        _network_table(_title(name), found) for name, found in result["networks"].items()
     )
+
+
+def _title(key: str) -> str:
+    """Of a network, and how its weights are rounded where that is not to nearest."""
+    name, _, rounding = key.partition("/")
+    title = TITLES.get(name, name)
+    return f"{title}, rounded by {rounding}" if rounding else title
 
 
 def _network_table(title: str, found: Json) -> str:
@@ -35,8 +41,8 @@ def _network_table(title: str, found: Json) -> str:
     lines = [
         f"{title}: float top-1 {top1:.2f} ± {sem:.2f} % on "
         f"{examples['evaluation']:,} images, calibrated on {examples['calibration']:,} others; "
-        f"sizes {sizes}. KL in nats per example, agreement with the float network and top-1 in "
-        "%.",
+        f"{_whole(found['whole'])}. Sizes: {sizes}. {_notes(found)}KL in nats per example, "
+        "agreement with the float network and top-1 in %.",
         "",
         f"| allocation | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
@@ -52,6 +58,30 @@ def _network_table(title: str, found: Json) -> str:
     rows = [named[budget].get("reversed") for budget in budgets]
     lines.append(_row("reversed greedy", rows, predicted=False))
     return "\n".join(lines)
+
+
+def _whole(whole: Json) -> str:
+    top1, top5 = (f"{100 * whole[key]:.1f}" for key in ("top1", "top5"))
+    return f"on all {whole['examples']:,} images top-1 {top1}, top-5 {top5} %"
+
+
+def _notes(found: Json) -> str:
+    """What the run says of its logits and its traces, where it does."""
+    notes = ""
+    if error := found.get("reference_error"):
+        notes += (
+            f"Logits of {error['images']} images differ from the reference by at most "
+            f"{error['largest']:.1g} (relative). "
+        )
+    negative = found.get("negative_layers", {}).get("hawq_trace")
+    if negative is not None:
+        config, examples = found["config"], found["splits"]["calibration"]["examples"]
+        batches = -(-examples // config["batch_size"])
+        notes += (
+            f"HAWQ-V2's traces, {config['probes']} probes on each of {batches} batches, are "
+            f"negative in {len(negative)} of {len(found['layers'])} layers. "
+        )
+    return notes
 
 
 def _row(label: str, rows: list[Json | None], *, predicted: bool = True) -> str:
@@ -99,7 +129,7 @@ def imagenet_figure(result: Json) -> Figure:
                 sem = np.array([r["measured"]["kl_sem"] for r in points])
                 axes.plot(x, y, "o-", ms=3, lw=0.9, color=color, label=label)
                 error_bars(axes, x, y, sem, color=color)
-            axes.set(xlabel="size (MB)", yscale="log", title=TITLES.get(name, name))
+            axes.set(xlabel="size (MB)", yscale="log", title=_title(name))
         panels[0].set_ylabel("KL to the float network (nats)")
         panels[0].legend(fontsize=6.5)
     return figure

@@ -6,6 +6,7 @@ are one of each class, from the training set: a part calibrates, the rest measur
 counts is the difference to the float network (KL divergence, agreement), not top-1 as such.
 
 Run:     python -m experiments.imagenet --data-dir DIR      (hours on 2 cores, resumable)
+         --networks squeezenet1_1, and --rounding gptq, replace their part of the result alone
 Smoke:   python -m experiments.imagenet --smoke             (a minute, digits)
 Writes:  experiments/results/imagenet.json
 Expect:  exact <= greedy in predicted loss; second-order metrics below uniform in KL
@@ -13,22 +14,23 @@ Expect:  exact <= greedy in predicted loss; second-order metrics below uniform i
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tyro
 
-from experiments.provenance import commit
+from experiments.provenance import commit, machine
 from experiments.resnet20_cifar10 import RESULTS
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.run_folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS
+from jmpq.cli.sensitivity import WEIGHTS as WEIGHT_QUANTIZER
 from jmpq.cli.sensitivity import MetricName, Sensitivity
 from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
+from jmpq.quantizers.spec import Rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Config:
         batch_size: Calibration examples per batch.
         evaluation_batch: Evaluation examples per batch.
         memory: Most that a pass may take, as --memory.
-        probes: Probes a batch of hawq_trace.
+        probes: Probes a batch of hawq_trace; three take about as long as gauss_newton.
+        rounding: How weights are rounded.
         random: Random allocations at each budget.
         epochs: Epochs of training where there are no weights.
         seed: Of calibration examples, samples and random allocations.
@@ -67,7 +70,8 @@ class Config:
     batch_size: int = 32
     evaluation_batch: int = 124
     memory: str = "4GB"
-    probes: int = 1
+    probes: int = 3
+    rounding: Rounding = "nearest"
     random: int = 3
     epochs: int = 15
     seed: int = 0
@@ -102,17 +106,22 @@ def run(
         folder: Where the artifacts of the runs are kept.
         data_dir: Folder with the images and the weights; None for embedded data.
         done: Called with the result so far after every network.
+
+    Returns:
+        The result: networks by name, those that are not rounded to nearest by name and
+        rounding, as ``squeezenet1_1/gptq``.
     """
-    result: dict[str, Any] = {
-        "experiment": "imagenet",
-        "config": dataclasses.asdict(config),
-        "commit": commit(),
-        "cores": os.cpu_count(),
-        "networks": {},
-    }
+    result: dict[str, Any] = {"experiment": "imagenet", "networks": {}}
     for name, file in config.networks:
-        found = run_network(config, name, file, folder / name, data_dir)
-        result["networks"][name] = found
+        key = name if config.rounding == "nearest" else f"{name}/{config.rounding}"
+        origin = {
+            "config": dataclasses.asdict(config) | {"networks": [[name, file]]},
+            "commit": commit(),
+            "machine": machine(),
+        }
+        result["networks"][key] = origin | run_network(
+            config, name, file, folder / key, data_dir
+        )
         done(result)
     return result
 
@@ -138,12 +147,16 @@ def run_network(
         batch_size=config.batch_size,
         probes=config.probes,
         seed=config.seed,
+        weights=dataclasses.replace(WEIGHT_QUANTIZER, rounding=config.rounding),
         scale=dataclasses.replace(Sensitivity(folder).scale, memory=config.memory),
     )
     if not _done(folder / SENSITIVITY, sensitivity):
         sensitivity()
         _note(folder / SENSITIVITY, sensitivity)
     found: dict[str, Any] = {"budgets": {}}
+    if file:
+        assert data_dir is not None
+        found["reference_error"] = reference_error(folder, data_dir / file)
     for number, bits in enumerate(config.budgets):
         here = folder / f"W{bits}"
         solve = Solve(
@@ -172,7 +185,8 @@ def run_network(
         if not _done(here / EVALUATION, (sensitivity, solve, evaluate)):
             evaluate()
             _note(here / EVALUATION, (sensitivity, solve, evaluate))
-        found |= _common(folder, here)
+        if number == 0:
+            found |= _common(folder, here)
         found["budgets"][f"W{bits}"] = _outcome(here)
     return found
 
@@ -185,6 +199,41 @@ def _done(path: pathlib.Path, steps: Any) -> bool:
 
 def _note(path: pathlib.Path, steps: Any) -> None:
     path.with_name(f".{path.name}.steps").write_text(repr(steps))
+
+
+def reference_error(folder: pathlib.Path, weights: pathlib.Path) -> dict[str, Any]:
+    """Distance to the logits that came with the weights, relative to their norm.
+
+    Args:
+        folder: Run folder with the layer table.
+        weights: File of the weights; beside it ``reference_logits.npz``, by the weights' name.
+
+    Returns:
+        Number of images, and the largest ‖z − reference‖ / ‖reference‖ among them.
+    """
+    import numpy as np
+
+    from jmpq.cli.run_folder import network_of
+    from jmpq.training.evaluate import logits
+
+    wanted = np.load(weights.with_name("reference_logits.npz"))[weights.stem]
+    network, dataset, _ = network_of(folder)
+    first = dataset.heldout.take(np.arange(len(wanted)))
+    found = logits(network.apply, network.params, first, batch_size=16)
+    norm = np.linalg.norm(wanted, axis=1)
+    errors = np.linalg.norm(found - wanted, axis=1) / norm
+    return {"images": len(wanted), "largest": float(errors.max())}
+
+
+def whole(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Top-1 and top-5 of the float network on all examples, from those of its parts."""
+    parts = list(parts)
+    examples = sum(part["examples"] for part in parts)
+    top1, top5 = (
+        sum(part[key] * part["examples"] for part in parts) / examples
+        for key in ("top1", "top5")
+    )
+    return {"examples": examples, "top1": top1, "top5": top5}
 
 
 def _common(folder: pathlib.Path, here: pathlib.Path) -> dict[str, Any]:
@@ -210,7 +259,17 @@ def _common(folder: pathlib.Path, here: pathlib.Path) -> dict[str, Any]:
         "device": evaluation["device"],
         "splits": evaluation["splits"],
         "float": evaluation["float"],
+        "whole": whole(evaluation["float"].values()),
         "sampling_error": sampling,
+        # a negative trace, or diagonal, where theory has none
+        "negative_layers": {
+            name: [
+                layer
+                for layer, losses in zip(table.layers, table.losses, strict=True)
+                if (losses < 0).any()
+            ]
+            for name, table in tables.items()
+        },
         "seconds": {name: table.provenance["seconds"] for name, table in tables.items()},
     }
 
@@ -232,34 +291,62 @@ def _outcome(here: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def main(
-    smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
-    folder: pathlib.Path = pathlib.Path("runs/imagenet"),
-    output: pathlib.Path = RESULTS / "imagenet.json",
-    examples: int | None = None,
-) -> None:
-    """Run the experiment.
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The result with the networks of another one, new ones in the place of old."""
+    return {**new, "networks": old.get("networks", {}) | new["networks"]}
 
-    Args:
-        smoke: The same on a tiny configuration, with embedded data.
-        data_dir: Folder with the images and the weights.
-        folder: Where the artifacts of the runs are kept.
-        output: JSON file of the result.
-        examples: Another number of calibration examples.
-    """
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Allocate bits to ImageNet networks and measure the outcome."""
+
+    networks: tuple[str, ...] = ()
+    """Those to run, by name; all by default. The others' results stay as they are."""
+    rounding: Rounding = "nearest"
+    """How weights are rounded; every one has a table of its own."""
+    examples: int | None = None
+    """Another number of calibration examples."""
+    data_dir: pathlib.Path = pathlib.Path("../shared/data")
+    """Folder with the images and the weights."""
+    smoke: bool = False
+    """The same on a tiny configuration, with embedded data."""
+    folder: pathlib.Path = pathlib.Path("runs/imagenet")
+    """Where the artifacts of the runs are kept."""
+    output: pathlib.Path | None = None
+    """JSON file of the result; networks that are in it and not run stay."""
+
+    def config(self) -> Config:
+        """What is run.
+
+        Raises:
+            ValueError: If there is no such network.
+        """
+        config = dataclasses.replace(SMOKE if self.smoke else Config(), rounding=self.rounding)
+        if self.examples is not None:
+            config = dataclasses.replace(config, examples=self.examples)
+        known = dict(config.networks)
+        if unknown := [name for name in self.networks if name not in known]:
+            raise ValueError(f"networks={unknown[0]!r}: the experiment has {', '.join(known)}.")
+        chosen = tuple((n, f) for n, f in config.networks if n in (self.networks or known))
+        return dataclasses.replace(config, networks=chosen)
+
+
+def main() -> None:
+    """Run, and write the result after every network."""
     from jmpq.files import write_json
 
-    config = SMOKE if smoke else Config()
-    if examples is not None:
-        config = dataclasses.replace(config, examples=examples)
+    arguments = tyro.cli(Arguments, description=__doc__)
+    config = arguments.config()
+    name = "imagenet_smoke" if arguments.smoke else "imagenet"
+    output = arguments.output or RESULTS / f"{name}.json"
 
     def keep(result: dict[str, Any]) -> None:
-        write_json(output, result)
+        old = json.loads(output.read_text()) if output.is_file() else {}
+        write_json(output, merged(old, result))
         print(f"Wrote {output}: {', '.join(result['networks'])}")
 
-    run(config, folder, None if smoke else data_dir, done=keep)
+    run(config, arguments.folder, None if arguments.smoke else arguments.data_dir, done=keep)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()

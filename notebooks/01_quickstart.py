@@ -17,10 +17,8 @@ import numpy as np
 
 import jmpq
 from jmpq.data.batches import batches
-from jmpq.deploy.measure import Evaluator, bits_of
 from jmpq.models.architectures import build_module
-from jmpq.problem import Overhead, first_and_last, with_budgets
-from jmpq.sensitivity.taylor import GaussNewton
+from jmpq.problem import first_and_last, with_budgets
 from jmpq.training.loop import TrainConfig
 from jmpq.training.train import train
 
@@ -45,11 +43,9 @@ calibration, evaluation = jmpq.calibration_split(data, "heldout", examples=128)
 examples = [(b.inputs, b.labels) for b in batches(calibration, 64)]
 choices = jmpq.choice_grid([2, 3, 4, 6, 8])
 spec = jmpq.QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
-quantizers = jmpq.Quantizers(
-    weights=jmpq.calibrate_weights(network, spec, [2, 3, 4, 6, 8]), activations=None
-)
+quantizers = jmpq.calibrate_quantizers(network, [2, 3, 4, 6, 8], weights=spec)
 moves = jmpq.MoveNetwork(network=network, quantizers=quantizers)
-sensitivity = jmpq.analyse(moves, GaussNewton(), examples, choices)
+sensitivity = jmpq.analyse(moves, jmpq.GaussNewton(), examples, choices)
 sensitivity.losses.round(5)
 
 # %% [markdown]
@@ -57,11 +53,10 @@ sensitivity.losses.round(5)
 
 # %%
 problem = jmpq.build_problem(
-    network.layers,
+    network,
     sensitivity,
-    overhead=Overhead.of(network.layers, spec),
+    overhead=spec,
     rules=first_and_last([layer.name for layer in network.layers], choices),
-    unquantized_parameters=network.other_parameters,
 )
 fractions = np.linspace(0.05, 0.95, 10)
 solutions = [
@@ -74,13 +69,12 @@ uniform = [problem.uniform(choice) for choice in problem.choices]
 # What the allocations really cost, on examples that were used for nothing else.
 
 # %%
-evaluate = Evaluator(network, quantizers, lambda: batches(evaluation, 256))
+evaluate = jmpq.Evaluator(network, quantizers, lambda: batches(evaluation, 256))
 
 
 def measured(columns):
     bits = [problem.bits(c) for c in columns]
-    pairs = [{k: (v.w_bits, v.a_bits) for k, v in b.items()} for b in bits]
-    return [outcome.kl for outcome in evaluate(*bits_of(network, pairs))]
+    return [outcome.kl for outcome in evaluate(*jmpq.bits_of(network, bits))]
 
 
 figure, axes = plt.subplots(figsize=(6, 4))

@@ -291,10 +291,14 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
         written = plan.stat().st_mtime_ns
         again = imagenet.run(imagenet.SMOKE, tmp_path, None)
     assert plan.stat().st_mtime_ns == written
+    for (found,) in (result["networks"].values(), again["networks"].values()):
+        del found["machine"]  # its load
     text = json.dumps(result, allow_nan=False)
     assert text == json.dumps(again)
     result = json.loads(text)
     (found,) = result["networks"].values()
+    assert found["whole"]["examples"] == 597
+    assert set(found["negative_layers"]) == set(imagenet.SMOKE.metrics)
     rows = {row["name"]: row for row in found["budgets"]["W4"]["allocations"]}
     limit = rows["uniform/W4"]["costs"]["size_bytes"]
     for metric in imagenet.SMOKE.metrics:
@@ -306,6 +310,91 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
     assert all(
         svg.startswith("<svg") for svg in figure_imagenet.imagenet_figures(result).values()
     )
+
+
+@pytest.mark.slow
+def test_flow_benchmark_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    import jax
+
+    from experiments import bench_flow
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = bench_flow.run(bench_flow.SMOKE, tmp_path, None)
+        again = bench_flow.run(bench_flow.SMOKE, tmp_path, None)
+    assert again["networks"] == result["networks"]  # nothing was measured twice
+    result = json.loads(json.dumps(result, allow_nan=False))
+    (found,) = result["networks"].values()
+    assert list(found["stages"]) == list(bench_flow.STAGES)
+    for stage, at in found["stages"].items():
+        assert at["wall_s"] > 0
+        planned = 0 if at["planned"] is None else at["planned"]["bytes"]
+        assert at["peak_rss_bytes"] > max(planned, 1e8)  # the interpreter and JAX
+        assert (planned > 0) == (stage in bench_flow.METRICS)
+    assert found["allocations"] == 2 + 3 + 1 + 1  # solved, uniform, reversed, random
+    assert bench_flow.flow_table(result).count("\n| ") == 2 + 1 + len(bench_flow.STAGES)
+
+
+def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
+    from experiments import bench_flow
+    from experiments.bench_flow_part import RandomImages
+    from jmpq import load_dataset
+    from jmpq.models.architectures import PREPROCESSINGS
+
+    config = bench_flow.Config()
+    step = RandomImages(tmp_path / "images", classes=3)
+    found = bench_flow._measured(config, tmp_path, "images", step)
+    assert 1e6 < found["peak_rss_bytes"] < 1e9
+    data = load_dataset("imagenet_sample", tmp_path / "images", PREPROCESSINGS["torchvision"])
+    assert data.heldout.labels.tolist() == [0, 1, 2]
+    assert data.heldout.inputs[np.arange(3)].shape == (3, 224, 224, 3)
+
+
+def test_flow_benchmark_refuses_other_networks_than_the_published():
+    from experiments import bench_flow
+
+    right = {"layers": 21, "parameters": 11_689_512, "macs": 1_814_073_344}
+    bench_flow.check_published("resnet18", right)
+    for key, value in (("layers", 20), ("parameters", 11_689_511), ("macs", 1.83e9)):
+        with pytest.raises(ValueError, match=r"published are 21, 11,689,512 and 1\.81"):
+            bench_flow.check_published("resnet18", right | {key: value})
+    with pytest.raises(ValueError, match="images=vgg=8: expected NETWORK=IMAGES, with one of"):
+        bench_flow.Arguments(images=("vgg=8",)).config()
+
+
+def test_one_network_of_the_imagenet_experiment_leaves_the_others():
+    from experiments import imagenet
+
+    config = imagenet.Arguments(networks=("squeezenet1_1",), examples=64).config()
+    assert config.networks == (("squeezenet1_1", "imagenet/squeezenet1_1.safetensors"),)
+    assert config.examples == 64
+    old = {"experiment": "imagenet", "networks": {"a": {"seed": 0}, "b": {"seed": 0}}}
+    new = {"experiment": "imagenet", "networks": {"b": {"seed": 1}, "b/gptq": {"seed": 1}}}
+    kept = imagenet.merged(old, new)["networks"]
+    assert {name: found["seed"] for name, found in kept.items()} == {
+        "a": 0,
+        "b": 1,
+        "b/gptq": 1,
+    }
+    with pytest.raises(ValueError, match="'resnet18': the experiment has mobilenet_v1_0"):
+        imagenet.Arguments(networks=("resnet18",)).config()
+
+
+def test_accuracy_on_all_images_is_that_of_the_parts_by_their_size():
+    from experiments import imagenet
+
+    rng = np.random.default_rng(0)
+    hits = rng.random((2, 1000)) < np.array([[0.6], [0.8]])  # top-1, top-5
+    parts = [
+        {"examples": len(x[0]), "top1": x[0].mean(), "top5": x[1].mean()}
+        for x in (hits[:, :256], hits[:, 256:])
+    ]
+    got = imagenet.whole(parts)
+    assert got["examples"] == 1000
+    np.testing.assert_allclose([got["top1"], got["top5"]], hits.mean(1), rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -77,8 +77,8 @@ def test_from_a_network_to_measured_allocations(tmp_path):
 
     evaluator = jmpq.Evaluator(network, quantizers, batches)
     uniform = [dict.fromkeys(names, (w, a)) for w, a in ((2, 4), (8, 8))]
-    pairs = [{k: (c.w_bits, c.a_bits) for k, c in a.bits.items()} for a in read.allocations]
-    outcomes = evaluator(*bits_of(network, [*uniform, *pairs]))
+    chosen = [a.bits for a in read.allocations]
+    outcomes = evaluator(*bits_of(network, [*uniform, *chosen]))
     least, most, *rest = (outcome.kl for outcome in outcomes)
     assert most < min(rest)
     assert max(rest) < least

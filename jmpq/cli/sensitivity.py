@@ -17,7 +17,7 @@ from jmpq.cli.run_folder import (
     versions,
 )
 from jmpq.cli.scale import Scale
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import ACTIVATIONS, WEIGHTS, QuantizerSpec
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -58,8 +58,6 @@ DEFAULT_METRICS: tuple[MetricName, ...] = (
 )
 
 
-WEIGHTS = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
-ACTIVATIONS = QuantizerSpec(grid="affine", granularity="tensor", clipping="mse")
 HERE = Scale()
 
 
@@ -274,33 +272,22 @@ class Sensitivity:
         self, network: "Network", inputs: Sequence[Any], *, hidden: bool = False
     ) -> "Quantizers":
         """Scales of weights and activations, and codes of weights; goes on where it stopped."""
-        import jax
-
         from jmpq.cli.progress import bar
-        from jmpq.quantizers.choice import FLOAT_BITS
-        from jmpq.quantizers.fake_quant import (
-            Quantizers,
-            calibrate_activations,
-            calibrate_weights,
-        )
+        from jmpq.quantizers.calibrated import calibrate_quantizers
 
-        key = jax.random.key(self.seed)
-        activations = None
-        if set(self.a_bits) - {FLOAT_BITS}:
-            activations = calibrate_activations(
-                network, self.activations, self.a_bits, inputs, key=key
-            )
         rounding = self.weights.rounding
         with bar(f"{rounding:24s}", "layers", hidden=hidden or rounding == "nearest") as told:
-            weights = calibrate_weights(
+            return calibrate_quantizers(
                 network,
-                self.weights,
                 self.w_bits,
+                self.a_bits,
                 inputs,
+                weights=self.weights,
+                activations=self.activations,
+                seed=self.seed,
                 partial=None if hidden else self.run / f".{SENSITIVITY}.{rounding}.partial",
                 progress=told,
             )
-        return Quantizers(weights=weights, activations=activations)
 
 
 def in_words(needed: "Estimate | None") -> str:

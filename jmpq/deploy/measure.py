@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,6 +23,7 @@ from jmpq.deploy.correction import (
 )
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
 from jmpq.models.network import Network
+from jmpq.quantizers.choice import FLOAT_BITS, Choice
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
@@ -72,7 +73,8 @@ class Evaluator:
     Args:
         network: The float network.
         quantizers: Its calibrated quantizers.
-        batches: Called for the examples; batches of one size, padding with weight zero.
+        batches: Called for the examples; batches of one size, padding with weight zero. Or
+            (inputs, labels) of every batch, as `analyse` takes them, nothing of it padding.
         loss: Loss of one example, nats.
         candidates_per_call: Allocations per call of the compiled program.
         correct: Correction of the layers' outputs, found anew for every allocation: its
@@ -92,7 +94,7 @@ class Evaluator:
         self,
         network: Network,
         quantizers: Quantizers,
-        batches: Callable[[], Iterable[Batch]],
+        batches: Callable[[], Iterable[Batch]] | Sequence[tuple[PyTree, Any]],
         *,
         loss: ExampleLoss = cross_entropy,
         candidates_per_call: int = CANDIDATES_PER_CALL,
@@ -107,7 +109,8 @@ class Evaluator:
                 f"correct={correct!r} compares layers on calibration inputs: pass them as "
                 "`examples`, or correct 'none'."
             )
-        self.network, self.quantizers, self.batches = network, quantizers, batches
+        self.network, self.quantizers = network, quantizers
+        self.batches = batches if callable(batches) else lambda: _unpadded(batches)
         self.loss, self.candidates_per_call = loss, candidates_per_call
         self.correct, self.examples, self.mesh = correct, examples, mesh
         self.fixed = corrections or {}
@@ -260,9 +263,15 @@ class Evaluator:
 
 
 def bits_of(
-    network: Network, allocations: Sequence[dict[str, tuple[int, int]]]
+    network: Network, allocations: Sequence[Mapping[str, Choice | tuple[int, int]]]
 ) -> tuple[Int[np.ndarray, "allocations layers"], Int[np.ndarray, "allocations layers"]]:
-    """Weight and activation bits by layer from {layer: (w_bits, a_bits)}; absent layers 32."""
+    """Weight and activation bits by layer from {layer: choice, or (w_bits, a_bits)}.
+
+    Layers that an allocation does not name stay unquantized.
+
+    Raises:
+        ValueError: If an allocation names a layer that the network does not have.
+    """
     names = [layer.name for layer in network.layers]
     for allocation in allocations:
         if unknown := [name for name in allocation if name not in names]:
@@ -270,9 +279,20 @@ def bits_of(
                 f"An allocation names layer {unknown[0]!r}, which the network does not have "
                 f"({', '.join(names[:5])}, ...). Is it a plan of another network?"
             )
-    pairs = [[a.get(name, (32, 32)) for name in names] for a in allocations]
+    unquantized = (FLOAT_BITS, FLOAT_BITS)
+    pairs = [[_pair(a.get(name, unquantized)) for name in names] for a in allocations]
     table = np.array(pairs, int).reshape(len(allocations), len(names), 2)
     return table[..., 0], table[..., 1]
+
+
+def _pair(bits: Choice | tuple[int, int]) -> tuple[int, int]:
+    return (bits.w_bits, bits.a_bits) if isinstance(bits, Choice) else bits
+
+
+def _unpadded(batches: Sequence[tuple[PyTree, Any]]) -> Iterator[Batch]:
+    """Batches in which every example counts."""
+    for inputs, labels in batches:
+        yield Batch(inputs, labels, np.ones(len(labels), np.float32))
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -72,7 +72,7 @@ class Network:
 
         Args:
             apply: ``apply(params, inputs) -> logits [batch, classes]``.
-            params: Pytree of float arrays.
+            params: Pytree of float arrays, NumPy's too.
             example: Inputs of any batch size, batch axis first in every leaf.
             state: Other arrays the function closes over (for hashes only).
             tied: Regular expressions (fullmatch) of kernel paths that the function uses
@@ -87,6 +87,9 @@ class Network:
         paths = leaf_paths(params)
         leaves = jax.tree.leaves(params)
         _check_parameters(paths, leaves)
+        arrays = {id(leaf): jnp.asarray(leaf) for leaf in leaves}  # shared ones stay shared
+        params = jax.tree.map(lambda leaf: arrays[id(leaf)], params)
+        leaves = jax.tree.leaves(params)
         patterns = {"tied": tied, "ignore": ignore}
         for option, expressions in patterns.items():
             for expression in expressions:

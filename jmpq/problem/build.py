@@ -12,6 +12,7 @@ from jmpq.problem.costs import COST_NAMES, Overhead, constant_cost, cost_table
 from jmpq.problem.problem import Problem
 from jmpq.problem.rules import Rule, apply_rules, tie_groups
 from jmpq.quantizers.choice import FLOAT_BITS, Choice, labels
+from jmpq.quantizers.spec import QuantizerSpec
 
 
 @runtime_checkable
@@ -35,29 +36,41 @@ class CrossTable(LossTable, Protocol):
     def interactions(self) -> Any: ...
 
 
+@runtime_checkable
+class LayeredNetwork(Protocol):
+    """What a `jmpq.Network` tells of its parameters."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    @property
+    def other_parameters(self) -> int: ...
+
+
 def build_problem(
-    layers: Sequence[Layer],
+    layers: Sequence[Layer] | LayeredNetwork,
     table: LossTable,
     *,
-    overhead: Overhead,
+    overhead: Overhead | QuantizerSpec,
     rules: Sequence[Rule] = (),
     budgets: Sequence[str] | Mapping[str, float] = (),
     choices: Sequence[Choice] | None = None,
-    unquantized_parameters: int = 0,
+    unquantized_parameters: int | None = None,
     costs: Sequence[str] = COST_NAMES,
     interactions: bool = False,
 ) -> Problem:
     """State the allocation problem of a network.
 
     Args:
-        layers: The layer table.
+        layers: The layer table, or the network that has it.
         table: Predicted losses; its rows and columns are found by name.
-        overhead: Scales and zero points of every layer of `layers`.
+        overhead: Scales and zero points of every layer of `layers`, or the specification of
+            the kernels' quantizers, which tells them.
         rules: Pins, exclusions, allowances and ties on layer names. None is added here.
         budgets: Limits as text (``"size_bytes=40%"``, see `budgets.parse_budget`) or as
             absolute numbers by name.
         choices: Candidates, a part of the table's; all of them where not given.
-        unquantized_parameters: Parameters outside the layer table, 4 bytes each.
+        unquantized_parameters: Parameters outside the layer table, 4 bytes each; by default
+            those of the network, none where there is only a layer table.
         costs: The costs to tabulate.
         interactions: Take the table's cross-layer terms along (made symmetric: the mean of
             each and its mirror image).
@@ -67,6 +80,12 @@ def build_problem(
             or what they leave is no problem; the message names the layer. If interactions
             are asked of a table that has none.
     """
+    if isinstance(layers, LayeredNetwork):
+        if unquantized_parameters is None:
+            unquantized_parameters = layers.other_parameters
+        layers = layers.layers
+    if isinstance(overhead, QuantizerSpec):
+        overhead = Overhead.of(layers, overhead)
     choices = tuple(table.choices if choices is None else choices)
     if missing := [choice for choice in choices if choice not in table.choices]:
         raise ValueError(
@@ -92,7 +111,8 @@ def build_problem(
     )
     kept = Overhead(scales, overhead.zero_points)
     unquantized = Choice(FLOAT_BITS, FLOAT_BITS)
-    constants = {name: constant_cost(excluded, name, unquantized_parameters) for name in costs}
+    others = unquantized_parameters or 0
+    constants = {name: constant_cost(excluded, name, others) for name in costs}
     full = {name: cost_table(searched, (unquantized,), name, kept) for name in costs}
     problem = Problem(
         layers=tuple(layer.name for layer in searched),

@@ -124,3 +124,8 @@ class QuantizerSpec:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+# Where nothing else is said: one scale per output channel, one per layer's input.
+WEIGHTS = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
+ACTIVATIONS = QuantizerSpec(grid="affine", granularity="tensor", clipping="mse")

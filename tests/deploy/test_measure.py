@@ -11,6 +11,7 @@ import scipy.special
 
 from jmpq.data.batches import Batch
 from jmpq.deploy.measure import Evaluator, among, bits_of
+from jmpq.quantizers.choice import Choice
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
 from tests import helpers
@@ -218,10 +219,23 @@ def test_one_example_has_no_standard_error(network, quantizers):
     assert got.to_json()["loss_sem"] is None
 
 
+def test_arrays_are_measured_as_batches_are(network, quantizers):
+    inputs, labels = helpers.images(5, EXAMPLES)
+    pairs = [(inputs[:6], labels[:6]), (inputs[6:], labels[6:])]
+    (got,) = Evaluator(network, quantizers, pairs)(*random_bits(1))
+    (want,) = Evaluator(network, quantizers, lambda: data(4))(*random_bits(1))
+    assert got.examples == want.examples == EXAMPLES
+    assert got.kl == pytest.approx(want.kl, rel=1e-9)
+    assert (got.top1, got.agreement) == (want.top1, want.agreement)
+
+
 def test_bits_by_layer_of_allocations_by_name(network):
     w_bits, a_bits = bits_of(network, [{"head": (4, 8), "stem": (2, 32)}, {}])
     assert w_bits.tolist() == [[2, 32, 32, 4], [32] * 4]
     assert a_bits.tolist() == [[32, 32, 32, 8], [32] * 4]
+    chosen = {"head": Choice(4, 8), "stem": Choice(2)}  # as `Problem.bits` gives them
+    for got, want in zip(bits_of(network, [chosen, {}]), (w_bits, a_bits), strict=True):
+        np.testing.assert_array_equal(got, want)
     with pytest.raises(
         ValueError, match=r"layer 'body', which the network does not have.*stem"
     ):

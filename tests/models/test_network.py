@@ -144,9 +144,10 @@ def test_embedding_and_its_tied_output():
     assert network.site_names() == ("table", "table#2")
 
 
-def test_shared_buffers_are_one_layer():
-    shared = ones(4, 4)
-    params = {"a": shared, "b": shared, "c": ones(4, 2)}
+@pytest.mark.parametrize("array", [jnp.asarray, np.asarray])
+def test_shared_buffers_are_one_layer(array):
+    shared = array(ones(4, 4))
+    params = {"a": shared, "b": shared, "c": array(ones(4, 2))}
     apply = lambda p, x: x @ p["a"] @ p["b"] @ p["c"]  # noqa: E731
     network = Network.from_function(apply, params, ones(1, 4))
     assert [(x.name, x.aliases) for x in network.layers] == [("a", ("b",)), ("c", ())]

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import types
 
 import numpy as np
 import pytest
@@ -59,6 +60,24 @@ def test_a_built_problem_agrees_with_the_definitions():
     assert costs == pytest.approx({k: want[k] for k in costs}, rel=1e-14)
     rows = [losses_of().losses[NAMES.index(n), GRID.index(c)] for n, c in bits.items()]
     assert loss == pytest.approx(sum(rows), rel=1e-14)
+
+
+def test_a_problem_of_a_network_is_that_of_its_layer_table():
+    network = types.SimpleNamespace(layers=LAYERS, other_parameters=7)
+    want = built(budgets=["size_bytes=W4A4"])
+    for options in ({}, {"unquantized_parameters": 7}):
+        got = build_problem(
+            network,
+            losses_of(),
+            overhead=QuantizerSpec(),
+            budgets=["size_bytes=W4A4"],
+            **options,
+        )
+        assert dict(got.constants) == dict(want.constants)
+        assert dict(got.budgets) == dict(want.budgets)
+        np.testing.assert_array_equal(got.costs["size_bytes"], want.costs["size_bytes"])
+    none = build_problem(LAYERS, losses_of(), overhead=OVERHEAD)
+    assert none.constants["size_bytes"] == 0
 
 
 def test_losses_are_found_by_name_and_candidates_may_be_fewer():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jmpq.quantizers.calibrated import calibrate_quantizers
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_activations,
@@ -26,6 +27,16 @@ def quantizers(network, *, weights=None, activations=ACTIVATIONS, w=(2, 3, 8), a
             network, activations, a, batches, key=jax.random.key(0)
         ),
     )
+
+
+def test_quantizers_of_a_network_in_one_call_are_those_of_its_parts():
+    network = helpers.residual_cnn()
+    batches = [helpers.images(s)[0] for s in (1, 2)]
+    found = calibrate_quantizers(network, (2, 3, 8), (4, 8), batches, activations=ACTIVATIONS)
+    assert found.sha256 == quantizers(network).sha256
+    assert calibrate_quantizers(network, (2,), (32,)).activations is None
+    with pytest.raises(ValueError, match=r"Activations of \[4\] bits need calibration inputs"):
+        calibrate_quantizers(network, (2,), (32, 4))
 
 
 def test_unquantized_is_bit_identical():
