@@ -491,26 +491,29 @@ def run(
         found, composed, seconds = tables(config, setting, mode, at)
         spent.append({"mode": mode, "seed": seed, "seconds": seconds})
         outcomes = Outcomes(at.parent / "measured.jsonl", setting, split)
+        planned: list[tuple[float, Problem, dict[str, Any]]] = []
         for bits in budgets:
             problem = stated(network, found["composed"], mode, bits)
             here = [*allocations(config, setting, mode, bits, found, composed, at)]
             here += baselines(problem, bits, config.random if seed == 0 else None)
-            choices = np.array([r["choice"] for r in here])
-            data = composed.superposed
+            planned += [(bits, problem, row) for row in here]
+        # All budgets at once: the compiled program takes several allocations a call.
+        pairs = [_bits(network, p, np.array([row["choice"]])) for _, p, row in planned]
+        measured = outcomes(np.concatenate(pairs))
+        data = composed.superposed
+        for (bits, problem, row), (pair,), outcome in zip(
+            planned, pairs, measured, strict=True
+        ):
+            _, costs = problem.evaluate(choice := row.pop("choice"))
+            assert not problem.violated(costs), (row["method"], choice)
             translate = columns_of(problem, data.layers, data.choices)
-            predicted = composed.predict(translate(choices))
-            pairs = _bits(network, problem, choices)
-            for r, pair, outcome, kl in zip(
-                here, pairs, outcomes(pairs), predicted.tolist(), strict=True
-            ):
-                _, costs = problem.evaluate(choice := r.pop("choice"))
-                assert not problem.violated(costs), (r["method"], choice)
-                rows.append(
-                    {"mode": mode, "seed": seed, "bits": bits, **_plain(r),
-                     "composed_kl": kl, "allocation": _words(pair),
-                     "size_bytes": costs["size_bytes"], "bops": costs["bops"],
-                     "measured": outcome}
-                )  # fmt: skip
+            (kl,) = composed.predict(translate(choice[None])).tolist()
+            rows.append(
+                {"mode": mode, "seed": seed, "bits": bits, **_plain(row),
+                 "composed_kl": kl, "allocation": _words(pair),
+                 "size_bytes": costs["size_bytes"], "bops": costs["bops"],
+                 "measured": outcome}
+            )  # fmt: skip
         result["float"] = outcomes.evaluator.float_outcome().to_json()
         write(result)
     return result
