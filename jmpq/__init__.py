@@ -34,6 +34,7 @@ _HOME = {
     "calibrate_weights": "jmpq.quantizers.fake_quant",
     "calibrate_activations": "jmpq.quantizers.fake_quant",
     "quantize_params": "jmpq.quantizers.fake_quant",
+    "quantize_products": "jmpq.quantizers.products",
     "quantized_logits": "jmpq.quantizers.fake_quant",
     "hvp": "jmpq.curvature.hvp",
     "hessian": "jmpq.curvature.hvp",

@@ -50,6 +50,10 @@ class Layers:
     """Scale channels so that their ranges are equal in a layer and in the one that reads it
     (Nagel et al. 2019): for depthwise networks whose tensors have one scale. Needs
     --fold-batch-norm, and --without-caps where activations are capped."""
+    product_bits: int | None = None
+    """Bits of both operands of every product of two activations (attention), on the range of
+    every example and head. Part of the network: `jmpq evaluate` reports its accuracy as that
+    of the float network."""
 
     def __call__(self) -> None:
         from rich.console import Console
@@ -70,6 +74,7 @@ class Layers:
             fold=self.fold_batch_norm,
             capless=self.without_caps,
             equalize=self.equalize_ranges,
+            product_bits=self.product_bits,
         )
         # A network that makes itself is looked at before the data.
         known = None if ":" in spec.model else load_data(spec)

@@ -38,6 +38,7 @@ class NetworkSpec:
         fold: Whether batch normalisation is folded into the kernels of a built-in network.
         capless: Whether caps of activations are taken off (ReLU6 becomes ReLU).
         equalize: Whether the ranges of channels are equalised across layers.
+        product_bits: Bits of both operands of products of activations; None for float.
     """
 
     model: str
@@ -48,6 +49,7 @@ class NetworkSpec:
     fold: bool = False
     capless: bool = False
     equalize: bool = False
+    product_bits: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.model, **dataclasses.asdict(self)}
@@ -101,7 +103,7 @@ def load_network(
                 f"{spec.model!r} makes its own network: fold its variables there, with "
                 "jmpq.models.fold.fold_batch_norm."
             )
-        return _rescaled(spec, _made_by(spec.model))
+        return _changed(spec, _made_by(spec.model))
     dataset = dataset or load_data(spec)
     module = build_module(spec.model, len(dataset.classes))
     if spec.weights is None:
@@ -113,14 +115,20 @@ def load_network(
     example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
     if spec.fold:
         variables = fold_batch_norm(module, variables, example)
-    return _rescaled(spec, Network.from_linen(module, variables, example))
+    return _changed(spec, Network.from_linen(module, variables, example))
 
 
-def _rescaled(spec: NetworkSpec, network: "Network") -> "Network":
+def _changed(spec: NetworkSpec, network: "Network") -> "Network":
     from jmpq.models.equalize import equalize_ranges, without_caps
+    from jmpq.quantizers.products import quantize_products
 
-    network = without_caps(network) if spec.capless else network
-    return equalize_ranges(network) if spec.equalize else network
+    if spec.capless:
+        network = without_caps(network)
+    if spec.equalize:
+        network = equalize_ranges(network)
+    if spec.product_bits is not None:
+        network = quantize_products(network, spec.product_bits)
+    return network
 
 
 def read_layers(run: pathlib.Path) -> dict[str, Any]:

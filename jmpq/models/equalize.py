@@ -17,10 +17,10 @@ from jmpq.models.tap import (
     INLINED,
     LAYOUT,
     Path,
-    Rule,
     Site,
     Tap,
     bind,
+    evaluate_jaxpr,
     kernel_first,
     sub_jaxpr,
 )
@@ -115,7 +115,7 @@ def without_caps(network: Network) -> Network:
         name = eqn.primitive.name
         if name in INLINED or name in CUSTOM_RULES:
             inner, consts = sub_jaxpr(eqn)
-            return _evaluate(inner, consts, ins, rule)
+            return evaluate_jaxpr(inner, consts, ins, rule)
         if name == "min" and any(isinstance(v, core.Literal) for v in eqn.invars):
             taken.add(id(eqn))
             return [x for x, v in zip(ins, eqn.invars, strict=True) if _is_variable(v)]
@@ -131,16 +131,6 @@ def without_caps(network: Network) -> Network:
     if not taken:
         raise ValueError("Nothing in the network is capped: there is no min(x, constant).")
     return dataclasses.replace(network, apply=apply, tap=capless)
-
-
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rule) -> list:
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
-    read = lambda v: v.val if isinstance(v, core.Literal) else env[v]  # noqa: E731
-    for eqn in jaxpr.eqns:
-        outs = rule(eqn, [read(v) for v in eqn.invars])
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [read(v) for v in jaxpr.outvars]
 
 
 def _scales(

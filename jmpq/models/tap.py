@@ -421,6 +421,17 @@ def bind(eqn: Any, ins: Sequence[Any]) -> list:
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
+def evaluate_jaxpr(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], rule: Rule) -> list:
+    """Every equation by a rule, which sees the bodies of ``jit`` and the like as one."""
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if isinstance(v, core.Literal) else env[v]  # noqa: E731
+    for eqn in jaxpr.eqns:
+        outs = rule(eqn, [read(v) for v in eqn.invars])
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
 def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """Jaxpr and constants, of a closed or an open one (one class since JAX 0.12)."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
