@@ -18,6 +18,8 @@ _HOME = {
     "build_module": "jmpq.models.architectures",
     "load_published": "jmpq.models.weights",
     "fold_batch_norm": "jmpq.models.fold",
+    "equalize_ranges": "jmpq.models.equalize",
+    "without_caps": "jmpq.models.equalize",
     "architecture_ties": "jmpq.models.ties",
     "image_folder": "jmpq.data.image_folder",
     "Bert": "jmpq.models.bert",
