@@ -124,7 +124,7 @@ def apart_table(result: Json) -> str:
         "| bits | " + " | ".join(f"{n} embedding" for n in names) + " | all activations |",
         "| --- |" + " --- |" * (len(names) + 1),
     ]
-    for bits in dict.fromkeys([*(b for _, b in found), *inputs]):
+    for bits in sorted({*(b for _, b in found), *inputs}, reverse=True):
         cells = [found.get((t, bits)) for t in tables] + [inputs.get(bits)]
         lines.append(f"| {bits} | {' | '.join(map(_spearman, cells))} |")
     return "\n".join(lines)

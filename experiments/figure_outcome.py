@@ -201,11 +201,10 @@ def chosen_figure(result: Json) -> Figure:
     return figure
 
 
-def outcome_figures(results: Sequence[Json]) -> dict[str, str]:
-    """SVG text of all figures, by file name."""
+def outcome_figures(results: Mapping[str, Json]) -> dict[str, str]:
+    """SVG text of all figures, by file name; results by the names of their files."""
     drawn: dict[str, Figure] = {}
-    for result in results:
-        name = f"outcome_{result['network']}"
+    for name, result in results.items():
         for mode in result["config"]["modes"]:
             if not mode.startswith("wa") and len(_budgets(result, mode)) > 1:
                 for title, methods in COMPARED.items():

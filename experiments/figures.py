@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.bench_convolution import convolution_table
 from experiments.figure_curvature import curvature_table
+from experiments.figure_equalization import equalization_table
 from experiments.figure_evaluation import evaluation_table
 from experiments.figure_fidelity import (
     closer_table,
@@ -23,7 +24,7 @@ from experiments.figure_fidelity import (
 from experiments.figure_finetune import finetune_figures, finetune_table
 from experiments.figure_imagenet import imagenet_figures, imagenet_table
 from experiments.figure_iqp import iqp_table
-from experiments.figure_minilm import minilm_figures, minilm_tables
+from experiments.figure_minilm import minilm_figures, minilm_tables, value_table
 from experiments.figure_outcome import (
     curse_table,
     outcome_figures,
@@ -185,6 +186,7 @@ def main() -> None:
         into_readme(name, text)
     into_readme("iqp", iqp_table(_read("bench_iqp")))
     into_readme("post_training", post_training_table(_read("post_training")))
+    into_readme("equalization", equalization_table(_read("equalization")))
     into_readme("bench_evaluation", evaluation_table(_read("bench_evaluation")))
     studies = [_read(f"fidelity_{name}") for name in ("resnet20", "resnet32", "resnet44")]
     for name, svg in fidelity_figures(studies).items():
@@ -195,22 +197,22 @@ def main() -> None:
     into_readme("fidelity_T2", cost_table(studies[0]))
     into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
     into_readme("bench_convolution", convolution_table(_read("bench_convolution")))
-    if (HERE / "results" / "minilm.json").is_file():
-        minilm = _read("minilm")
-        for name, svg in minilm_figures(minilm).items():
-            write_text(HERE / "figures" / f"{name}.svg", svg)
-        write_text(HERE / "tables" / "minilm.md", minilm_tables(minilm))
-    outcomes = [_read(f"outcome_{name}") for name in ("resnet20",)]
+    minilm = _read("minilm")
+    for name, svg in minilm_figures(minilm).items():
+        write_text(HERE / "figures" / f"{name}.svg", svg)
+    write_text(HERE / "tables" / "minilm.md", minilm_tables(minilm))
+    into_readme("minilm", value_table(minilm))
+    outcomes = {name: _read(name) for name in ("outcome_resnet20", "outcome_resnet20_nearest")}
     for name, svg in outcome_figures(outcomes).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
-    told = [outcome_table(o) for o in outcomes]
-    told += [spent_table(o) for o in outcomes if "spent" in o]
+    told = [outcome_table(o) for o in outcomes.values()]
+    told += [spent_table(o) for o in outcomes.values() if "spent" in o]
     into_readme("outcome", "\n\n".join(told))
     networks = _read("imagenet")
     for name, svg in imagenet_figures(networks).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     into_readme("imagenet", imagenet_table(networks))
-    into_readme("outcome_curse", "\n\n".join(map(curse_table, outcomes)))
+    into_readme("outcome_curse", "\n\n".join(map(curse_table, outcomes.values())))
     tuned = _read("finetune_resnet20")
     for name, svg in finetune_figures(tuned).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)

@@ -276,6 +276,28 @@ def test_post_training_experiment_runs_on_a_small_configuration():
 
 
 @pytest.mark.slow
+def test_equalization_experiment_runs_on_a_small_configuration():
+    import jax
+
+    from experiments import equalization
+    from experiments.figure_equalization import equalization_table
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = equalization.run(equalization.SMOKE, None)
+    result = json.loads(json.dumps(result, allow_nan=False))
+    assert len(result["rows"]) == 4 * 2
+    folded, published = (result["float"][name]["loss"] for name in ("folded", "published"))
+    assert folded == pytest.approx(published, rel=1e-4)
+    equal, capless = (result["float"][name]["loss"] for name in ("equalised", "without caps"))
+    assert equal == pytest.approx(capless, rel=1e-4)
+    assert equalization_table(result).count("\n| ") == 2 + 4
+
+
+@pytest.mark.slow
 def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path):
     import jax
 
