@@ -284,7 +284,7 @@ def start(
 def finetune_step(
     state: dict[str, PyTree],
     fixed: Fixed,
-    inputs: Float[Array, "batch height width channels"],
+    inputs: PyTree,
     labels: Int[Array, " batch"],
     *,
     config: FinetuneConfig,
