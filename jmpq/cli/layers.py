@@ -9,7 +9,6 @@ import tyro
 from jmpq.cli.run_folder import (
     LAYERS,
     SCHEMA,
-    TOKENIZER,
     VERSION,
     WEIGHTS,
     NetworkSpec,
@@ -28,8 +27,7 @@ class Layers:
     """A built-in network: digits_resnet; resnet20, 32, 44, 56, 110 (small images); resnet18,
     34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
     mobilenet_v2, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6, bert_base
-    (sentences). Or package.module:function, which returns a
-    jmpq.Network."""
+    (sentences). Or package.module:function, which returns a jmpq.Network."""
     weights: pathlib.Path | None = None
     """File of the weights, safetensors or a PyTorch state dict; RUN/weights.safetensors where
     it is there."""
@@ -43,8 +41,8 @@ class Layers:
     """What is done to images: torchvision (mean and standard deviation of ImageNet) or
     tensorflow (x/127.5 - 1); by default what the built-in network expects."""
     tokenizer: pathlib.Path | None = None
-    """Of sentences: tokenizer.json, vocab.txt, or a folder with one; by default the
-    tokenizer.json beside the weights."""
+    """Of sentences: tokenizer.json, vocab.txt, or a folder with one; by default the one beside
+    the weights."""
     fold_batch_norm: bool = False
     """Fold batch normalisation into the kernels before it: the logits stay, the kernels and
     what they are quantized to do not."""
@@ -100,6 +98,7 @@ class Layers:
 
     def _tokenizer(self) -> str | None:
         """That of a built-in network lies beside its weights, if nothing else is said."""
+        from jmpq.data.tokens import FILES
         from jmpq.models.architectures import architecture
 
         path = self.tokenizer
@@ -107,8 +106,7 @@ class Layers:
             folder = self.run
             if self.weights is not None:
                 folder = self.weights if self.weights.is_dir() else self.weights.parent
-            beside = folder / TOKENIZER
-            path = beside if beside.is_file() else None
+            path = next((folder / name for name in FILES if (folder / name).is_file()), None)
         return None if path is None else self._portable(path)
 
     def _portable(self, path: pathlib.Path | None) -> str | None:

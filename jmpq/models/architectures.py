@@ -152,8 +152,8 @@ def build_module(name: str, num_classes: int = 10, vocab_size: int | None = None
     found = architecture(name)
     if found.tokens and vocab_size is None:
         raise ValueError(
-            f"Network {name!r} takes sentences, but the data are images, without a tokenizer. "
-            "Choose data of sentences, as sst2, or a network that takes images."
+            f"Network {name!r} takes sentences, but the data are images. Choose "
+            " data of sentences, as sst2, or a network that takes images."
         )
     if vocab_size is None:
         return found.make(num_classes=num_classes)

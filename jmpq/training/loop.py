@@ -194,26 +194,22 @@ def make_optimizer(config: TrainConfig, total: int) -> optax.GradientTransformat
     )
 
 
+def check_augmentation(split: Split, config: TrainConfig) -> None:
+    """Raise `ValueError` where sentences are to be shifted or mirrored."""
+    if (config.shift or config.flip) and split.lengths is not None:
+        raise ValueError(
+            f"shift={config.shift}, flip={config.flip} are for images, but {split.dataset} has "
+            "sentences. Train on them with shift=0 and without flip."
+        )
+
+
 def augment(inputs: PyTree, key: Array, *, shift: int, flip: bool) -> PyTree:
-    """Shift and mirror every image by its own draw.
+    """Shift and mirror every image [batch, height, width, channels] by its own draw.
 
-    Args:
-        inputs: Images [batch, height, width, channels]; anything where nothing is to be done.
-        key: Of the draws.
-        shift: Most pixels.
-        flip: Whether to mirror every second image on average.
-
-    Raises:
-        ValueError: If something other than images is to be shifted or mirrored.
+    What is neither shifted nor mirrored may be any inputs.
     """
     if not shift and not flip:
         return inputs
-    if not isinstance(inputs, jax.Array) or inputs.ndim != 4:
-        shapes = [x.shape for x in jax.tree.leaves(inputs)]
-        raise ValueError(
-            f"shift={shift}, flip={flip} are for images [batch, height, width, channels], but "
-            f"the inputs have shapes {shapes}. Train on them with shift=0 and without flip."
-        )
     count, height, width, channels = inputs.shape
     shift_key, flip_key = jax.random.split(key)
     if shift:

@@ -18,6 +18,7 @@ from jmpq.training.checkpoint import Checkpoints
 from jmpq.training.loop import (
     TrainConfig,
     augment,
+    check_augmentation,
     make_optimizer,
     run_steps,
     steps_per_epoch,
@@ -57,6 +58,7 @@ def train(
         OSError: If `checkpoints` cannot be written.
     """
     config = config or TrainConfig()
+    check_augmentation(split, config)
     total = steps_per_epoch(split, config) * config.epochs
     store = None
     if checkpoints is not None:
