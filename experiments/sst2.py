@@ -266,7 +266,9 @@ def run(
         name: getattr(setting, name).record()
         for name in ("training", "calibration", "evaluation")
     }
-    rows = Rows(folder / "rows.jsonl", {"config": dataclasses.asdict(config), "splits": splits})
+    # Every fine-tuned row names its seed.
+    shared = {k: v for k, v in dataclasses.asdict(config).items() if k != "seeds"}
+    rows = Rows(folder / "rows.jsonl", {"config": shared, "splits": splits})
     examples = batches(setting.calibration, config.calibration_batch, last="keep")
     data = [(b.inputs, b.labels) for b in examples]
     weight_spec, activation_spec = specs_of(config.groups)
