@@ -100,7 +100,7 @@ def test_images_and_sentences_are_not_taken_for_each_other(folder, tmp_path):
 @pytest.mark.slow
 def test_every_step_runs_on_sentences(folder, tmp_path):
     run = tmp_path / "run"
-    rates = ("--epochs", 3, "--batch-size", 32, "--learning-rate", 1e-3)
+    rates = ("--epochs", 12, "--batch-size", 32, "--learning-rate", 2e-3)
     works("train", run, *place(folder), *rates)
     works("layers", run, *place(folder))
     bits = ("--w-bits", 2, 4, 8, "--a-bits", 8, "--examples", 40, "--batch-size", 20)
