@@ -86,13 +86,13 @@ class Config:
     w_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     budgets: tuple[float, ...] = (4.0, 3.0, 2.5)
     mixes: tuple[tuple[int, int], ...] = ((3, 5), (2, 4), (2, 3))
-    lone_bits: tuple[int, ...] = (8, 4, 3, 2)
-    lone_a_bits: tuple[int, ...] = (8, 6, 4)
+    lone_bits: tuple[int, ...] = (8, 4, 2)
+    lone_a_bits: tuple[int, ...] = (8, 4)
     examples: int = 256
     calibration_batch: int = 64
     subsets: int = 5
     subset_sentences: int = 16
-    evaluation_batch: int = 109
+    evaluation_batch: int = 218
     methods: tuple[Literal["ste", "lsq"], ...] = ("ste", "lsq")
     training_examples: int = 8_000
     tuning_epochs: int = 1
