@@ -40,6 +40,7 @@ from experiments.figure_solvers import (
     time_table,
     water_filling_figure,
 )
+from experiments.figure_sst2 import sst2_tables
 from jmpq.files import write_text
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
@@ -202,6 +203,8 @@ def main() -> None:
         write_text(HERE / "figures" / f"{name}.svg", svg)
     write_text(HERE / "tables" / "minilm.md", minilm_tables(minilm))
     into_readme("minilm", value_table(minilm))
+    if (HERE / "results" / "sst2.json").is_file():
+        write_text(HERE / "tables" / "sst2.md", sst2_tables(_read("sst2")))
     outcomes = {name: _read(name) for name in ("outcome_resnet20", "outcome_resnet20_nearest")}
     for name, svg in outcome_figures(outcomes).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)

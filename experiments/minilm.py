@@ -18,7 +18,7 @@ Expect:  float Spearman 0.8203; allocations at least as good as uniform at the s
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -504,13 +504,18 @@ def _allocations(
 
     layers = setting.network.layers
     overhead = Overhead.of(layers, specs(groups)[0])
+    tops = {
+        name: [row["eigenvalue"] for row in found]
+        for name, found in eigenvalues.items()
+        if name.startswith("encoder/")
+    }
     found = []
     for bits, mix in zip(config.budgets, config.mixes, strict=True):
         stated = functools.partial(_problem, config, setting, groups=groups, bits=bits)
         problem = stated(tables["gauss_newton"])
         chosen: dict[str, dict[str, int]] = {
             "uniform": dict.fromkeys(setting.encoder, int(bits)),
-            "qbert": _rule(problem, setting, eigenvalues, *mix),
+            "qbert": qbert_rule(problem, tops, *mix),
         }
         for name, table in tables.items():
             own = stated(table)
@@ -556,17 +561,24 @@ def _encoder_bits(problem: "Problem", choice: np.ndarray) -> dict[str, int]:
     }
 
 
-def _rule(
-    problem: "Problem", setting: Setting, eigenvalues: Mapping[str, Any], low: int, high: int
+def qbert_rule(
+    problem: "Problem", eigenvalues: Mapping[str, Sequence[float]], low: int, high: int
 ) -> dict[str, int]:
-    """Q-BERT: as many of the most sensitive encoder layers as fit get the higher bits."""
+    """Q-BERT: as many of the most sensitive encoder layers as fit get the higher bits.
+
+    Args:
+        problem: Says what fits, all else at 8 bits.
+        eigenvalues: λ of every encoder layer on every subset, by its name.
+        low: Bits of the other encoder layers.
+        high: Bits of the most sensitive ones.
+
+    Returns:
+        Bits of the encoder's matrices.
+    """
     from jmpq.quantizers.choice import Choice
 
-    ranked = []
-    for name in dict.fromkeys("/".join(x.split("/")[:3]) for x in setting.encoder):
-        values = np.array([row["eigenvalue"] for row in eigenvalues[name]])
-        ranked.append((abs(values.mean()) + values.std(ddof=1), name))
-    bits = dict.fromkeys(setting.encoder, low)
+    ranked = [(abs(np.mean(v)) + np.std(v, ddof=1), name) for name, v in eigenvalues.items()]
+    bits = {x: low for x in problem.layers if x.startswith("encoder/")}
     for _, layer in sorted(ranked, reverse=True):
         more = bits | {name: high for name in bits if name.startswith(f"{layer}/")}
         choice = np.array(

@@ -27,6 +27,7 @@ _HOME = {
     "calibration_split": "jmpq.data.splits",
     "load_dataset": "jmpq.data.load",
     "read_tokenizer": "jmpq.data.tokens",
+    "train_tokenizer": "jmpq.data.tokens",
     "glue": "jmpq.data.glue",
     "QuantizerSpec": "jmpq.quantizers.spec",
     "Choice": "jmpq.quantizers.choice",

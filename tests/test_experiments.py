@@ -94,6 +94,37 @@ def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
     assert figure_minilm.minilm_tables(result).count("| --- |") >= 4
 
 
+@pytest.mark.slow
+def test_sst2_experiment_runs_on_a_random_classifier_and_goes_on(tmp_path):
+    import jax
+
+    from experiments import figure_sst2, sst2
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = sst2.run(sst2.SMOKE, tmp_path, None)
+        before = (tmp_path / "rows.jsonl").read_text()
+        again = sst2.run(sst2.SMOKE, tmp_path, None)
+    assert (tmp_path / "rows.jsonl").read_text() == before  # nothing was measured twice
+    result = json.loads(json.dumps(result, allow_nan=False))
+    assert again["joint"] == result["joint"]
+    found = {r["method"]: r for r in result["joint"] if r["mode"] == "w"}
+    assert all(row["size_bytes"] <= row["budget_bytes"] for row in found.values())
+    for metric in ("gauss_newton", "empirical_fisher"):
+        exact, free = (found[f"exact/{metric}{end}"] for end in ("", "/embeddings"))
+        losses = [row["predicted"][metric] for row in (free, exact, found["qbert"])]
+        assert losses == sorted(losses)  # what is free is no worse than what is pinned
+    assert {b for n, b in found["qbert"]["w_bits"].items() if "layer/1/" in n} == {3}
+    (tuned,) = result["tuned"]
+    assert tuned["measured"]["kl"] < 1
+    page = figure_sst2.sst2_tables(result)
+    assert page.count("\n| ") == (2 + 6) + (2 + 2) + (2 + 2)
+    assert figure_sst2.tuned_table({**result, "tuned": []}) == "Not measured yet."
+
+
 def test_quadratic_bench_runs_on_a_small_configuration():
     from experiments import bench_iqp, figure_iqp
 

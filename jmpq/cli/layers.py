@@ -26,20 +26,23 @@ class Layers:
     model: str = "resnet20"
     """A built-in network: digits_resnet; resnet20, 32, 44, 56, 110 (small images); resnet18,
     34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
-    mobilenet_v2, squeezenet1_1 (ImageNet). Or package.module:function, which returns a
-    jmpq.Network."""
+    mobilenet_v2, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6, bert_base
+    (sentences). Or package.module:function, which returns a jmpq.Network."""
     weights: pathlib.Path | None = None
     """File of the weights, safetensors or a PyTorch state dict; RUN/weights.safetensors where
     it is there."""
     data: str = "cifar10"
     """Data set: digits, cifar10; imagenet2012, imagenet_v2, imagenette, as prepared by
-    tensorflow-datasets; imagenet_sample, image_folder."""
+    tensorflow-datasets; imagenet_sample, image_folder; sst2 (sentences)."""
     data_dir: pathlib.Path | None = None
     """Local folder of the data set (image_folder: folder or zip archive); without it,
     tensorflow-datasets' folder."""
     preprocessing: str | None = None
     """What is done to images: torchvision (mean and standard deviation of ImageNet) or
     tensorflow (x/127.5 - 1); by default what the built-in network expects."""
+    tokenizer: pathlib.Path | None = None
+    """Of sentences: tokenizer.json, vocab.txt, or a folder with one; by default the one beside
+    the weights."""
     fold_batch_norm: bool = False
     """Fold batch normalisation into the kernels before it: the logits stay, the kernels and
     what they are quantized to do not."""
@@ -75,11 +78,12 @@ class Layers:
             capless=self.without_caps,
             equalize=self.equalize_ranges,
             product_bits=self.product_bits,
+            tokenizer=self._tokenizer(),
         )
         # A network that makes itself is looked at before the data.
-        known = None if ":" in spec.model else load_data(spec)
+        known = None if ":" in spec.model else load_data(spec, self.run)
         network = load_network(spec, self.run, known)
-        dataset = known or load_data(spec)
+        dataset = known or load_data(spec, self.run)
         record = {
             "schema": SCHEMA,
             "version": VERSION,
@@ -109,6 +113,19 @@ class Layers:
             pairs = ", ".join(f"{one} - {two}" for one, two in equalization_pairs(network))
             console.print(f"Ranges equalised: {pairs}.")
         console.print(f"Wrote {self.run / LAYERS}")
+
+    def _tokenizer(self) -> str | None:
+        """That of a built-in network lies beside its weights, if nothing else is said."""
+        from jmpq.data.tokens import FILES
+        from jmpq.models.architectures import architecture
+
+        path = self.tokenizer
+        if path is None and ":" not in self.model and architecture(self.model).tokens:
+            folder = self.run
+            if self.weights is not None:
+                folder = self.weights if self.weights.is_dir() else self.weights.parent
+            path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+        return None if path is None else self._portable(path)
 
     def _portable(self, path: pathlib.Path | None) -> str | None:
         """Relative to the run folder where the file lies in it, else absolute."""

@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("jmpq: interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("JMPQ_DEBUG"):
             raise
         print(f"jmpq: {' '.join(str(error).split())}", file=sys.stderr)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Dataset
+    from jmpq.data.tokens import Tokenizer
     from jmpq.models.network import Network
 
 LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
 EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
+TOKENIZER = "tokenizer.json"  # of networks that take sentences
 SUPERPOSED = "superposed.npz"  # optional
 FRONT = "front.csv"
 FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"  # optional
@@ -39,6 +41,7 @@ class NetworkSpec:
         capless: Whether caps of activations are taken off (ReLU6 becomes ReLU).
         equalize: Whether the ranges of channels are equalised across layers.
         product_bits: Bits of both operands of products of activations; None for float.
+        tokenizer: File of the tokenizer of a network that takes sentences.
     """
 
     model: str
@@ -50,19 +53,25 @@ class NetworkSpec:
     capless: bool = False
     equalize: bool = False
     product_bits: int | None = None
+    tokenizer: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.model, **dataclasses.asdict(self)}
 
 
-def load_data(spec: NetworkSpec) -> "Dataset":
-    """The data set of a run, preprocessed as the network expects.
+def load_data(spec: NetworkSpec, run: pathlib.Path = pathlib.Path()) -> "Dataset":
+    """The data set of a run, preprocessed, or made tokens of, as the network expects.
+
+    Args:
+        spec: Where network and data come from.
+        run: The run folder, where a relative tokenizer lies.
 
     Raises:
-        ValueError: If there is no such data set, network or preprocessing.
-        FileNotFoundError: If the data are not there.
+        ValueError: If there is no such data set, network or preprocessing, or no tokenizer.
+        FileNotFoundError: If the data or the tokenizer are not there.
     """
     from jmpq.data.load import load_dataset
+    from jmpq.data.tokens import read_tokenizer
     from jmpq.models.architectures import PREPROCESSINGS, architecture
 
     name = spec.preprocessing
@@ -73,7 +82,8 @@ def load_data(spec: NetworkSpec) -> "Dataset":
             f"There is no preprocessing {name!r}; choose one of {', '.join(PREPROCESSINGS)}."
         )
     rule = None if name is None else PREPROCESSINGS[name]
-    return load_dataset(spec.data, spec.data_dir, rule)
+    tokenizer = None if spec.tokenizer is None else read_tokenizer(run / spec.tokenizer)
+    return load_dataset(spec.data, spec.data_dir, rule, tokenizer)
 
 
 def load_network(
@@ -90,6 +100,7 @@ def load_network(
         ValueError: If the model or its weights are wrong: the message says which and why.
         FileNotFoundError: If there are no weights.
     """
+    import jax
     import jax.numpy as jnp
 
     from jmpq.models.architectures import build_module
@@ -104,15 +115,22 @@ def load_network(
                 "jmpq.models.fold.fold_batch_norm."
             )
         return _changed(spec, _made_by(spec.model))
-    dataset = dataset or load_data(spec)
-    module = build_module(spec.model, len(dataset.classes))
+    dataset = dataset or load_data(spec, run)
+    tokenizer = dataset.tokenizer
+    vocab_size = None if tokenizer is None else tokenizer.vocab_size
+    module = build_module(spec.model, len(dataset.classes), vocab_size)
     if spec.weights is None:
         raise ValueError(
             f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "
             "with `jmpq train`."
         )
     variables = load_weights(run / spec.weights, module, architecture=spec.model)
-    example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, run / spec.weights, variables)
+    dtype = jnp.float32 if tokenizer is None else jnp.int32
+    example = jax.tree.map(
+        lambda x: jnp.zeros((1, *x.shape[1:]), dtype), dataset.heldout.inputs
+    )
     if spec.fold:
         variables = fold_batch_norm(module, variables, example)
     return _changed(spec, Network.from_linen(module, variables, example))
@@ -166,7 +184,7 @@ def network_of(run: pathlib.Path) -> tuple["Network", "Dataset", dict[str, Any]]
     record = read_layers(run)
     names = {field.name for field in dataclasses.fields(NetworkSpec)}
     spec = NetworkSpec(**{k: v for k, v in record["network"].items() if k in names})
-    dataset = load_data(spec)
+    dataset = load_data(spec, run)
     network = load_network(spec, run, dataset)
     if weights_sha256((network.params, network.state)) != record["weights_sha256"]:
         raise ValueError(
@@ -207,6 +225,22 @@ def imported(text: str, what: str, call: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"{text!r} is {type(found).__name__}, not a function, {call}.")
     return found
+
+
+def _check_tokenizer(
+    tokenizer: "Tokenizer", weights: pathlib.Path, variables: dict[str, Any]
+) -> None:
+    """Raise `ValueError` where weights were made with other tokens."""
+    from jmpq.models.weights import header_of
+
+    words = variables["params"]["embeddings"]["word_embeddings"]["embedding"]
+    tokenizer.check_vocabulary(len(words))
+    known = header_of(weights).get("metadata", {}).get("vocabulary_sha256")
+    if known not in (None, tokenizer.vocabulary_sha256):
+        raise ValueError(
+            f"The tokenizer knows as many tokens as the one that {weights} was trained with, "
+            f"but not the same. Give the {TOKENIZER} that was written beside the weights."
+        )
 
 
 def _made_by(model: str) -> "Network":

@@ -2,24 +2,32 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_data
+from jmpq.cli.run_folder import TOKENIZER, WEIGHTS, NetworkSpec, load_data
+
+if TYPE_CHECKING:
+    from jmpq.data.dataset import Dataset
+    from jmpq.data.tokens import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a built-in network and write RUN/weights.safetensors; resumable by epoch."""
+    """Train a built-in network and write RUN/weights.safetensors; resumable by epoch. Of
+    sentences a WordPiece tokenizer is made first, RUN/tokenizer.json.
+    """  # noqa: D205
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
     """Folder of the run; made if it is not there."""
     model: str = "digits_resnet"
-    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110; or one for
-    ImageNet, see `jmpq layers --help` (without dropout and without random crops)."""
+    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110; bert_tiny or
+    bert_mini (sentences); or one for ImageNet, see `jmpq layers --help` (without dropout and
+    without random crops)."""
     data: str = "digits"
-    """Data set: digits or cifar10; imagenet2012, imagenette or image_folder for the latter."""
+    """Data set: digits or cifar10; sst2 (sentences); imagenet2012, imagenette or image_folder
+    for ImageNet's networks."""
     data_dir: pathlib.Path | None = None
     """Local folder of the data set."""
     epochs: int = 15
@@ -36,6 +44,8 @@ class Train:
     """Augmentation: random shifts by up to so many pixels."""
     flip: bool = False
     """Augmentation: random mirroring left to right."""
+    vocab_size: int = 8000
+    """Of sentences: most tokens in the vocabulary, which is made from the training examples."""
     seed: int = 0
     """Of initialisation, order of examples and augmentation."""
 
@@ -49,11 +59,10 @@ class Train:
 
         names = {field.name for field in dataclasses.fields(TrainConfig)}
         config = TrainConfig(**{k: v for k, v in vars(self).items() if k in names})
-        data_dir = None if self.data_dir is None else str(self.data_dir)
-        dataset = load_data(
-            NetworkSpec(model=self.model, weights=None, data=self.data, data_dir=data_dir)
-        )
-        module = build_module(self.model, len(dataset.classes))
+        dataset = self._dataset()
+        tokenizer = dataset.tokenizer
+        vocab_size = None if tokenizer is None else tokenizer.vocab_size
+        module = build_module(self.model, len(dataset.classes), vocab_size)
         with bar(f"Training {self.model}", "steps") as progress:
             variables = train(
                 module,
@@ -74,7 +83,32 @@ class Train:
                 "config": dataclasses.asdict(config),
                 "seed": self.seed,
                 "heldout_top1": found.top1,
+                **({} if tokenizer is None else _vocabulary(tokenizer)),
             },
         )
+        if tokenizer is not None:
+            tokenizer.save(self.run / TOKENIZER)
         print(f"Held-out top-1 {100 * found.top1:.2f} % on {len(dataset.heldout)} examples.")
         print(f"Wrote {self.run / WEIGHTS}")
+
+    def _dataset(self) -> "Dataset":
+        from jmpq.data.glue import read_glue
+        from jmpq.data.load import load_dataset
+        from jmpq.data.tokens import train_tokenizer
+
+        data_dir = None if self.data_dir is None else str(self.data_dir)
+        if self.data != "sst2":
+            spec = NetworkSpec(
+                model=self.model, weights=None, data=self.data, data_dir=data_dir
+            )
+            return load_data(spec)
+        sentences = read_glue(self.data, "train", data_dir).first
+        tokenizer = train_tokenizer(sentences, vocab_size=self.vocab_size)
+        return load_dataset(self.data, data_dir, tokenizer=tokenizer)
+
+
+def _vocabulary(tokenizer: "Tokenizer") -> dict[str, Any]:
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "vocabulary_sha256": tokenizer.vocabulary_sha256,
+    }

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
 from jmpq.data.images import EncodedImages, EncodedLabels
+from jmpq.data.tokens import Tokenizer
 
 Source = Literal["train", "heldout"]
 
@@ -106,6 +107,14 @@ class Split:
         )
 
     @cached_property
+    def lengths(self) -> Int[np.ndarray, " _"] | None:
+        """Tokens of every example's longest sentence; None of images."""
+        if not isinstance(self.normalization, TrimPadding):
+            return None
+        lengths = self.inputs["attention_mask"].sum(axis=-1)
+        return lengths.reshape(len(self), -1).max(axis=1)
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of names, normalisation, indices, inputs and labels."""
         names = [self.dataset, self.source, dataclasses.asdict(self.normalization)]
@@ -143,12 +152,14 @@ class Dataset:
         classes: Names of the classes, in the order of the labels.
         read: Reads one split.
         note: What a reader of results must know of the examples.
+        tokenizer: What made tokens of sentences; None of images.
     """
 
     name: str
     classes: tuple[str, ...]
     read: Callable[[Source], Split]
     note: str = ""
+    tokenizer: Tokenizer | None = None
 
     @cached_property
     def train(self) -> Split:

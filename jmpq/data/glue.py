@@ -104,14 +104,14 @@ def glue(
         name = f"{task} {parts[source]}"
         return whole_split(name, source, tokens, found.labels, TrimPadding())
 
-    return Dataset(name=task, classes=SENTIMENTS if task == "sst2" else (), read=read)
+    classes = SENTIMENTS if task == "sst2" else ()
+    return Dataset(name=task, classes=classes, read=read, tokenizer=tokenizer)
 
 
 def by_length(split: Split) -> Split:
     """The examples of a split of tokens, the shortest first: batches with little padding."""
-    mask = split.inputs["attention_mask"]
-    lengths = mask.sum(axis=-1).reshape(len(mask), -1).max(axis=1)
-    return split.take(np.argsort(lengths, kind="stable"))
+    assert split.lengths is not None
+    return split.take(np.argsort(split.lengths, kind="stable"))
 
 
 def _read_table(task: str, path: pathlib.Path) -> Sentences:

@@ -6,8 +6,10 @@ from typing import Literal, get_args
 from jmpq.data.cifar10 import cifar10
 from jmpq.data.dataset import Dataset
 from jmpq.data.digits import digits
+from jmpq.data.glue import glue
 from jmpq.data.image_folder import image_folder
 from jmpq.data.imagenet import PREPARED, imagenet_sample, prepared_imagenet
+from jmpq.data.tokens import Tokenizer
 from jmpq.models.architectures import Preprocessing
 
 DatasetName = Literal[
@@ -18,6 +20,7 @@ DatasetName = Literal[
     "imagenette",
     "imagenet_sample",
     "image_folder",
+    "sst2",
 ]
 
 
@@ -25,24 +28,38 @@ def load_dataset(
     name: str,
     data_dir: pathlib.Path | str | None = None,
     preprocessing: Preprocessing | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Dataset:
     """The data set of a name.
 
     Args:
-        name: ``"digits"`` (embedded), ``"cifar10"``, one of `jmpq.data.imagenet`, or
-            ``"image_folder"``.
-        data_dir: Local data folder, see `cifar10`, `imagenet_sample`, `prepared_imagenet` and
-            `image_folder`; digits need none and ignore it.
+        name: ``"digits"`` (embedded), ``"cifar10"``, one of `jmpq.data.imagenet`,
+            ``"image_folder"``, or ``"sst2"`` (sentences).
+        data_dir: Local data folder, see `cifar10`, `imagenet_sample`, `prepared_imagenet`,
+            `image_folder` and `glue`; digits need none and ignore it.
         preprocessing: What the network expects of images; digits and CIFAR-10 have their own.
+        tokenizer: What makes the network's tokens of sentences.
 
     Raises:
-        ValueError: If there is no data set of that name, or preprocessing is missing, or given
-            for one that has its own.
+        ValueError: If there is no data set of that name, or preprocessing or tokenizer are
+            missing, or given for one that has no use for them.
         FileNotFoundError: If its data are not there.
     """
     if name not in get_args(DatasetName):
         names = ", ".join(get_args(DatasetName))
         raise ValueError(f"There is no data set {name!r}; choose one of {names}.")
+    if name == "sst2":
+        if tokenizer is None:
+            raise ValueError(
+                f"Data set {name!r} has sentences: say which tokenizer the network expects, "
+                "with --tokenizer (`jmpq train` makes one, RUN/tokenizer.json)."
+            )
+        return glue(name, tokenizer, data_dir)
+    if tokenizer is not None:
+        raise ValueError(
+            f"Data set {name!r} has images, of which no tokenizer makes tokens. Choose sst2, "
+            "or a network that takes images."
+        )
     if name in ("digits", "cifar10"):
         if preprocessing is not None:
             raise ValueError(

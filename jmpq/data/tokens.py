@@ -1,25 +1,30 @@
 """Sentences to padded tokens, by a local WordPiece tokenizer."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from jmpq.files import write_text
 from jmpq.models.bert import TOKEN_KEYS
 
 FILES = ("tokenizer.json", "vocab.txt")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+MASK = "[MASK]"
+MAX_LENGTH = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Tokenizer:
     """A tokenizer with what BERT needs: ``[CLS] sentence [SEP]`` or ``[CLS] a [SEP] b [SEP]``.
 
-    Make one with `read_tokenizer`.
+    Make one with `read_tokenizer` or `train_tokenizer`.
 
     Attributes:
         backend: The tokenizer of the `tokenizers` package, truncation on, padding off.
@@ -33,6 +38,17 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens it knows."""
         return self.backend.get_vocab_size()
+
+    @property
+    def vocabulary_sha256(self) -> str:
+        """Hash of the tokens in their order."""
+        vocabulary = self.backend.get_vocab()
+        tokens = json.dumps(sorted(vocabulary, key=vocabulary.__getitem__))
+        return hashlib.sha256(tokens.encode()).hexdigest()
+
+    def save(self, path: pathlib.Path | str) -> None:
+        """Write ``tokenizer.json``, whole or not at all."""
+        write_text(pathlib.Path(path), self.backend.to_str(pretty=True))
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise `ValueError` where a network's word embedding is of another vocabulary."""
@@ -84,7 +100,7 @@ class Tokenizer:
 
 
 def read_tokenizer(
-    path: pathlib.Path | str, *, max_length: int = 128, lowercase: bool = True
+    path: pathlib.Path | str, *, max_length: int = MAX_LENGTH, lowercase: bool = True
 ) -> Tokenizer:
     """A tokenizer from a local file; nothing is downloaded.
 
@@ -105,11 +121,7 @@ def read_tokenizer(
         path = there[0] if there else path
     if not path.is_file():
         raise FileNotFoundError(f"There is no tokenizer in {path}: give {' or '.join(FILES)}.")
-    try:
-        import tokenizers
-        from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
-    except ImportError as error:
-        raise ImportError("Tokens need the package tokenizers: install jmpq[bert].") from error
+    tokenizers = _package()
     try:
         if path.suffix == ".json":
             saved = tokenizers.Tokenizer.from_file(str(path))
@@ -126,7 +138,68 @@ def read_tokenizer(
         )
     if (pad := vocabulary["[PAD]"]) != 0:
         raise ValueError(f"{path} has [PAD] as token {pad}; expected 0.")
-    backend = saved or BertWordPieceTokenizer(vocabulary, lowercase=lowercase)
+    backend = saved or tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=lowercase)
+    return _made(backend, max_length)
+
+
+def train_tokenizer(
+    sentences: Iterable[str],
+    *,
+    vocab_size: int = 8000,
+    max_length: int = MAX_LENGTH,
+    lowercase: bool = True,
+) -> Tokenizer:
+    """A WordPiece tokenizer made from sentences; the same sentences give the same one.
+
+    Args:
+        sentences: Training sentences.
+        vocab_size: Most tokens it may know, special ones included; fewer where the sentences
+            have no more.
+        max_length: Tokens of the longest sentence, special ones included.
+        lowercase: Whether upper and lower case are the same, and accents left out.
+
+    Raises:
+        ImportError: If the package `tokenizers` is not installed.
+        ValueError: If there are no words, or more characters than tokens.
+    """
+    tokenizers = _package()
+    sentences = list(sentences)
+    empty: dict[str, int] = {token: i for i, token in enumerate((*SPECIAL, MASK))}
+    backend = tokenizers.BertWordPieceTokenizer(empty, lowercase=lowercase)
+    normalize = backend.normalizer.normalize_str
+    found = sorted({c for s in sentences for c in normalize(s) if not c.isspace()})
+    if not found:
+        raise ValueError(
+            f"{len(sentences)} sentences without a word: give sentences to make a tokenizer of."
+        )
+    # The trainer numbers the pieces of words in the order of a hash table, and equally
+    # frequent pairs by those numbers: given beforehand, in order, they are always the same.
+    first = [*empty, *found, *(f"##{c}" for c in found)]
+    if vocab_size < len(first):
+        raise ValueError(
+            f"vocab_size={vocab_size} is too few: the sentences have {len(found)} characters, "
+            f"which alone are {len(first)} tokens. Give more."
+        )
+    learned = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=SPECIAL[1]))
+    learned.normalizer, learned.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=first, show_progress=False
+    )
+    learned.train_from_iterator(sentences, trainer)
+    whole = tokenizers.BertWordPieceTokenizer(learned.get_vocab(), lowercase=lowercase)
+    return _made(whole, max_length)
+
+
+def _made(backend: Any, max_length: int) -> Tokenizer:
     backend.no_padding()
     backend.enable_truncation(max_length)
     return Tokenizer(backend=backend, max_length=max_length)
+
+
+def _package() -> Any:
+    try:
+        import tokenizers
+        import tokenizers.trainers
+    except ImportError as error:
+        raise ImportError("Tokens need the package tokenizers: install jmpq[bert].") from error
+    return tokenizers

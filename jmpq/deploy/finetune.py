@@ -51,6 +51,7 @@ from jmpq.training.checkpoint import Checkpoints
 from jmpq.training.loop import (
     TrainConfig,
     augment,
+    check_augmentation,
     make_optimizer,
     run_steps,
     steps_per_epoch,
@@ -174,12 +175,14 @@ def finetune(
     Raises:
         ValueError: If a layer is given bits that were not calibrated, nothing is quantized,
             there is no batch of examples or nothing to correct by, a grid does not fit LSQ,
-            the loss stops being finite, or `checkpoints` belongs to another fine-tuning.
+            sentences are to be shifted or mirrored, the loss stops being finite, or
+            `checkpoints` belongs to another fine-tuning.
         OSError: If `checkpoints` cannot be written.
     """
     config = config or FinetuneConfig()
     w_bits, a_bits = [int(b) for b in w_bits], [int(b) for b in a_bits]
     quantizers.check(network, w_bits, a_bits)
+    check_augmentation(split, config.training)
     if {*w_bits, *a_bits} == {FLOAT_BITS}:
         raise ValueError(
             "The allocation leaves every layer at 32 bits: there is nothing to fine-tune for. "
@@ -284,7 +287,7 @@ def start(
 def finetune_step(
     state: dict[str, PyTree],
     fixed: Fixed,
-    inputs: Float[Array, "batch height width channels"],
+    inputs: PyTree,
     labels: Int[Array, " batch"],
     *,
     config: FinetuneConfig,

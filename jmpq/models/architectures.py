@@ -1,4 +1,4 @@
-"""The built-in networks by name: module, input size, and what is done to images before."""
+"""The built-in networks by name: module, and what its inputs are made of."""
 
 import dataclasses
 import difflib
@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from jmpq.models.bert import BERTS, Bert, BertConfig
 from jmpq.models.mobilenet import MobileNetV1, MobileNetV2
 from jmpq.models.resnet import ResNet, ResNetCIFAR
 from jmpq.models.squeezenet import SqueezeNet
@@ -73,12 +74,14 @@ class Architecture:
     """A built-in network.
 
     Attributes:
-        make: The module, from ``num_classes=``.
+        make: The module, from ``num_classes=``, and ``vocab_size=`` where it takes tokens.
         preprocessing: Name in `PREPROCESSINGS`; None where the data set has its own.
+        tokens: Whether it takes tokens of sentences instead of images.
     """
 
     make: Callable[..., nn.Module]
     preprocessing: str | None = None
+    tokens: bool = False
 
 
 def _table() -> dict[str, Architecture]:
@@ -87,6 +90,13 @@ def _table() -> dict[str, Architecture]:
             make=lambda num_classes: module(num_classes=num_classes, **fields),
             preprocessing=preprocessing,
         )
+
+    def classifier(config: BertConfig) -> Architecture:
+        def make(num_classes: int, vocab_size: int) -> Bert:
+            sizes = dataclasses.replace(config, vocab_size=vocab_size)
+            return Bert(sizes, "classification", num_classes)
+
+        return Architecture(make=make, tokens=True)
 
     table = {"digits_resnet": made(ResNetCIFAR, depth=8)}  # 75k parameters
     for depth in (20, 32, 44, 56, 110):
@@ -103,6 +113,8 @@ def _table() -> dict[str, Architecture]:
         table[f"mobilenet_v1_{width:g}"] = made(MobileNetV1, "tensorflow", width=width)
     table["mobilenet_v2"] = made(MobileNetV2, published)
     table["squeezenet1_1"] = made(SqueezeNet, published)
+    for name, config in BERTS.items():
+        table[name] = classifier(config)
     return table
 
 
@@ -125,10 +137,29 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_module(name: str, num_classes: int = 10) -> nn.Module:
+def build_module(name: str, num_classes: int = 10, vocab_size: int | None = None) -> nn.Module:
     """The network of a name, its variables still to be made or loaded.
 
+    Args:
+        name: Name in `ARCHITECTURES`.
+        num_classes: Logits.
+        vocab_size: Tokens that the tokenizer knows; None of a network that takes images.
+
     Raises:
-        ValueError: If there is no such name.
+        ValueError: If there is no such name, or it takes images where there are tokens, or
+            tokens where there are none.
     """
-    return architecture(name).make(num_classes=num_classes)
+    found = architecture(name)
+    if found.tokens and vocab_size is None:
+        raise ValueError(
+            f"Network {name!r} takes sentences, but the data are images. Choose "
+            " data of sentences, as sst2, or a network that takes images."
+        )
+    if vocab_size is None:
+        return found.make(num_classes=num_classes)
+    if not found.tokens:
+        known = ", ".join(name for name, x in ARCHITECTURES.items() if x.tokens)
+        raise ValueError(
+            f"Network {name!r} takes images, but the data are sentences. Choose one of {known}."
+        )
+    return found.make(num_classes=num_classes, vocab_size=vocab_size)

@@ -84,13 +84,17 @@ class BertConfig:
         return self.hidden_size // self.num_heads
 
 
-# What saved weights call the architectures; MiniLM-L6 is that of all-MiniLM-L6-v2.
+# What saved weights call the architectures; MiniLM-L6 is that of all-MiniLM-L6-v2, tiny and
+# mini those of Turc et al. (2019), Well-read students learn better.
 BERTS: Mapping[str, BertConfig] = MappingProxyType(
     {
         "bert_base": BertConfig(),
         "minilm_l6": BertConfig(hidden_size=384, num_layers=6, intermediate_size=1536),
         "bert_tiny": BertConfig(
             hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512
+        ),
+        "bert_mini": BertConfig(
+            hidden_size=256, num_layers=4, num_heads=4, intermediate_size=1024
         ),
     }
 )

@@ -15,6 +15,7 @@ import safetensors.numpy
 from jaxtyping import PyTree
 
 from jmpq.files import atomic_file
+from jmpq.models.bert import Bert
 from jmpq.models.paths import leaf_paths
 from jmpq.models.timm_names import torchvision_names
 
@@ -93,11 +94,28 @@ def load_weights(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: As `load_variables` and `load_published`.
+        ValueError: As `load_variables`, `load_published` and, of BERT, `load_bert`.
     """
-    if pathlib.Path(path).suffix not in PICKLED and "jmpq" in _read(path)[1]:
+    if header_of(path):
         return load_variables(path, architecture=architecture)[0]
+    if isinstance(module, Bert):
+        from jmpq.models.weights_bert import load_bert  # which reads and checks by this module
+
+        return load_bert(path, module)
     return load_published(path, module)
+
+
+def header_of(path: pathlib.Path | str) -> dict[str, Any]:
+    """What `save_tensors` wrote beside the tensors; empty where the file is not of ours.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() or path.suffix in (*PICKLED, ".bin"):
+        return {}
+    return json.loads(_read(path)[1].get("jmpq", "{}"))
 
 
 def torch_name(leaf: str) -> str:
@@ -277,6 +295,7 @@ def _check_tensors(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
     path: pathlib.Path | str,
+    advice: str = "Choose the architecture and the number of classes of the file.",
 ) -> None:
     problems = {
         "missing": [name for name in shapes if name not in tensors],
@@ -291,8 +310,7 @@ def _check_tensors(
         said = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
         raise ValueError(
             f"{path} does not fit the network ({len(shapes)} tensors, {len(tensors)} in the "
-            f"file). Tensors {said}. Choose the architecture and the number of classes of the "
-            "file."
+            f"file). Tensors {said}. {advice}"
         )
     _check_finite(tensors, path)
 

@@ -25,6 +25,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # no parameters
+ADVICE = "Choose the architecture, the tokenizer and the number of classes of the file."
 HEADS = ("pooler.", "classifier.", "cls.", "qa_outputs.")  # what a head of ours may not need
 
 
@@ -72,7 +73,7 @@ def load_bert(
         for leaf, name in names.items()
         if leaf not in fresh
     }
-    _check_tensors(tensors, shapes, path)
+    _check_tensors(tensors, shapes, path, ADVICE)
     drawn = {}
     if fresh:
         assert key is not None

@@ -49,17 +49,24 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return 0, like
-        state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
-        return step, jax.tree.map(jnp.asarray, state)
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(_storable(like)))
+        return step, jax.tree.map(
+            lambda kept, x: jnp.asarray(kept) if x.size else x, state, like
+        )
 
     def save(self, step: int, state: PyTree) -> None:
         """Keep `state` as the newest."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._manager.save(step, args=ocp.args.StandardSave(_storable(state)))
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Let go of the folder."""
         self._manager.close()
+
+
+def _storable(state: PyTree) -> PyTree:
+    """The state with a zero for every array without elements, which orbax refuses to keep."""
+    return jax.tree.map(lambda x: x if x.size else jnp.zeros(1, x.dtype), state)
 
 
 def _check_origin(

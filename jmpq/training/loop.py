@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Split
 from jmpq.devices import mesh_for, replicate, spread
 from jmpq.training.checkpoint import Checkpoints
+
+SORTED_BATCHES = 50  # of sentences, sorted by length together
 
 # step(state, inputs, labels) -> (new state, mean loss of the batch before it)
 Step = Callable[[PyTree, Any, Any], tuple[PyTree, Float[Array, ""]]]
@@ -96,7 +98,8 @@ def run_steps(
 ) -> tuple[PyTree, Float[np.ndarray, " steps"]]:
     """All steps of a training, or those that an interrupted one left.
 
-    Every epoch has its own order of the examples, drawn from `seed` and its number.
+    Every epoch has its own order of the examples, drawn from `seed` and its number
+    (`epoch_order`).
 
     Args:
         step: One step; what it draws must follow from the state.
@@ -131,7 +134,7 @@ def run_steps(
     for number in range(done, total):
         epoch, at = divmod(number, steps)
         if at == 0 or number == done:
-            order = np.random.default_rng([seed, epoch]).permutation(len(split))
+            order = epoch_order(split, config.batch_size, seed, epoch)
         batch = make_batch(split, order[at * config.batch_size : (at + 1) * config.batch_size])
         data = batch.inputs, batch.labels
         state, loss = step(state, *(data if mesh is None else spread(mesh, data)))
@@ -152,6 +155,27 @@ def run_steps(
     return state, losses
 
 
+def epoch_order(
+    split: Split, batch_size: int, seed: int, epoch: int
+) -> Int[np.ndarray, " examples"]:
+    """In which order an epoch takes the examples: random, drawn from `seed` and `epoch`.
+
+    Sentences of similar length share a batch, so that little of it is padding: of every
+    `SORTED_BATCHES` random batches the examples are sorted by length, then all batches are
+    shuffled. What is left over from full batches comes last.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(split))
+    if split.lengths is None:
+        return order
+    full = len(order) // batch_size * batch_size
+    run = SORTED_BATCHES * batch_size
+    runs = [order[i : min(i + run, full)] for i in range(0, full, run)]
+    alike = [x[np.argsort(split.lengths[x], kind="stable")] for x in runs]
+    rows = np.concatenate(alike).reshape(-1, batch_size)
+    return np.concatenate([rng.permutation(rows).ravel(), order[full:]])
+
+
 def make_optimizer(config: TrainConfig, total: int) -> optax.GradientTransformation:
     """The optimizer of a configuration for `total` steps."""
     warmup = round(config.warmup * total)
@@ -170,14 +194,22 @@ def make_optimizer(config: TrainConfig, total: int) -> optax.GradientTransformat
     )
 
 
-def augment(
-    inputs: Float[Array, "batch height width channels"],
-    key: Array,
-    *,
-    shift: int,
-    flip: bool,
-) -> Float[Array, "batch height width channels"]:
-    """Shift and mirror every image by its own draw."""
+def check_augmentation(split: Split, config: TrainConfig) -> None:
+    """Raise `ValueError` where sentences are to be shifted or mirrored."""
+    if (config.shift or config.flip) and split.lengths is not None:
+        raise ValueError(
+            f"shift={config.shift}, flip={config.flip} are for images, but {split.dataset} has "
+            "sentences. Train on them with shift=0 and without flip."
+        )
+
+
+def augment(inputs: PyTree, key: Array, *, shift: int, flip: bool) -> PyTree:
+    """Shift and mirror every image [batch, height, width, channels] by its own draw.
+
+    What is neither shifted nor mirrored may be any inputs.
+    """
+    if not shift and not flip:
+        return inputs
     count, height, width, channels = inputs.shape
     shift_key, flip_key = jax.random.split(key)
     if shift:

@@ -1,4 +1,4 @@
-"""Train a linen network with batch normalisation from scratch, reproducibly."""
+"""Train a linen network from scratch, reproducibly."""
 
 import dataclasses
 import functools
@@ -18,6 +18,7 @@ from jmpq.training.checkpoint import Checkpoints
 from jmpq.training.loop import (
     TrainConfig,
     augment,
+    check_augmentation,
     make_optimizer,
     run_steps,
     steps_per_epoch,
@@ -38,24 +39,26 @@ def train(
 
     Args:
         module: Called as ``module.apply(variables, inputs, train=True)``; its collections are
-            ``params`` and ``batch_stats``.
-        split: Training examples.
+            ``params`` and, with batch normalisation, ``batch_stats``. It may draw ``dropout``.
+        split: Training examples; batches of sentences are of similar length.
         config: How to train; None for the defaults.
-        seed: Of initialisation, order of examples and augmentation.
+        seed: Of initialisation, order of examples, augmentation and dropout.
         checkpoints: Folder for the state after epochs. An interrupted training called again
             with the same arguments goes on from there, to the same result as without
             interruption; a finished one returns at once.
         progress: Called with (finished steps, all steps) after every step.
 
     Returns:
-        Variables ``{"params": ..., "batch_stats": ...}``.
+        Variables ``{"params": ..., "batch_stats": ...}``, the latter where there are some.
 
     Raises:
         ValueError: If there are fewer examples than one batch, the loss stops being finite,
-            or `checkpoints` belongs to another training.
+            sentences are to be shifted or mirrored, or `checkpoints` belongs to another
+            training.
         OSError: If `checkpoints` cannot be written.
     """
     config = config or TrainConfig()
+    check_augmentation(split, config)
     total = steps_per_epoch(split, config) * config.epochs
     store = None
     if checkpoints is not None:
@@ -66,7 +69,7 @@ def train(
             "data": split.record(),
         }
         store = Checkpoints(checkpoints, origin)
-    example = jnp.asarray(make_batch(split, np.arange(1)).inputs)
+    example = jax.tree.map(jnp.asarray, make_batch(split, np.arange(1)).inputs)
     state = initial_state(module, make_optimizer(config, total), example, seed)
     key = jax.random.key(seed)
     state, _ = run_steps(
@@ -82,13 +85,14 @@ def train(
     )
     if store:
         store.close()
-    return {"params": state["params"], "batch_stats": state["batch_stats"]}
+    statistics = {"batch_stats": state["batch_stats"]} if state["batch_stats"] else {}
+    return {"params": state["params"], **statistics}
 
 
 def initial_state(
     module: nn.Module,
     optimizer: optax.GradientTransformation,
-    example: Float[Array, "1 height width channels"],
+    example: PyTree,
     seed: int,
 ) -> dict[str, PyTree]:
     """Random variables, the optimizer's state and the number of finished steps."""
@@ -104,7 +108,7 @@ def initial_state(
 @functools.partial(jax.jit, static_argnames=("module", "config", "total"), donate_argnums=0)
 def train_step(
     state: dict[str, PyTree],
-    inputs: Float[Array, "batch height width channels"],
+    inputs: PyTree,
     labels: Int[Array, " batch"],
     key: Array,
     *,
@@ -118,7 +122,13 @@ def train_step(
 
     def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": state["batch_stats"]}
-        logits, updates = module.apply(variables, inputs, train=True, mutable=["batch_stats"])
+        logits, updates = module.apply(
+            variables,
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(draw, 1)},
+        )
         losses = jax.vmap(cross_entropy)(logits, labels)  # type: ignore[arg-type]
         return losses.mean(), updates.get("batch_stats", {})
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jmpq.data.dataset import TrimPadding
-from jmpq.data.tokens import read_tokenizer
+from jmpq.data.tokens import read_tokenizer, train_tokenizer
 
 WORDS = [
     "[PAD]",
@@ -87,3 +87,44 @@ def test_padding_of_all_sentences_is_trimmed():
     assert TrimPadding(lengths=(4,))(tokens)["attention_mask"].shape == (2, 2, 40)
     whole = TrimPadding(lengths=(12,))(tokens)
     np.testing.assert_array_equal(whole["input_ids"], tokens["input_ids"][..., :12])
+
+
+TEXT = ["ab ab Ab", "ac", "é b"]  # of the pairs, a followed by ##b is the most frequent
+
+
+def test_a_vocabulary_is_special_tokens_characters_and_frequent_pairs():
+    tokenizer = train_tokenizer(TEXT, vocab_size=14)
+    vocabulary = tokenizer.backend.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert tokens == [*special, *"abce", "##a", "##b", "##c", "##e", "ab"]
+    np.testing.assert_array_equal(tokenizer(["AB aba z"])["input_ids"], [[2, 13, 13, 9, 1, 3]])
+
+
+def test_the_same_sentences_make_the_same_tokenizer(tmp_path):
+    rng = np.random.default_rng(0)
+    text = [
+        " ".join("".join(rng.choice(list("abcdefghij"), 5)) for _ in range(8))
+        for _ in range(50)
+    ]
+    first, again = (train_tokenizer(text, vocab_size=200) for _ in range(2))
+    assert first.vocab_size == 200
+    assert first.vocabulary_sha256 == again.vocabulary_sha256
+    assert (
+        first.vocabulary_sha256 != train_tokenizer(text[1:], vocab_size=200).vocabulary_sha256
+    )
+    first.save(tmp_path / "tokenizer.json")
+    again.save(tmp_path / "again.json")
+    assert (tmp_path / "tokenizer.json").read_text() == (tmp_path / "again.json").read_text()
+    read = read_tokenizer(tmp_path)
+    assert read.vocabulary_sha256 == first.vocabulary_sha256
+    np.testing.assert_array_equal(read(text)["input_ids"], first(text)["input_ids"])
+
+
+def test_vocabularies_that_cannot_be_made_are_refused():
+    with pytest.raises(
+        ValueError, match=r"vocab_size=10 is too few: .* 4 characters, which alo"
+    ):
+        train_tokenizer(TEXT, vocab_size=10)
+    with pytest.raises(ValueError, match="1 sentences without a word"):
+        train_tokenizer(["  "])

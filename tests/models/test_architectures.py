@@ -7,6 +7,7 @@ import pytest
 
 from jmpq.data.imagenet import imagenet_sample
 from jmpq.models.architectures import ARCHITECTURES, PREPROCESSINGS, Preprocessing, build_module
+from jmpq.models.bert import example_tokens
 from jmpq.models.blocks import adaptive_mean, max_pool
 from jmpq.models.network import Network
 from jmpq.models.tap import Tap
@@ -164,6 +165,27 @@ def test_logits_equal_the_reference(shared_data, name):
 def test_unknown_architecture_lists_the_names():
     with pytest.raises(ValueError, match=r"no architecture 'resnet19'. Did you mean 'resnet"):
         build_module("resnet19")
+
+
+# Million parameters of the encoders and poolers as Turc et al. (2019) list them.
+@pytest.mark.parametrize(("name", "millions"), [("bert_tiny", 4.4), ("bert_mini", 11.3)])
+def test_small_berts_have_the_published_parameters(name, millions):
+    module = build_module(name, 2, 30522)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        variables = jax.eval_shape(module.init, jax.random.key(0), example_tokens(1, 4))
+    head = variables["params"].pop("classifier")
+    assert count(variables) == pytest.approx(1e6 * millions, rel=0.02)
+    assert head["kernel"].shape[1] == 2
+
+
+def test_sentences_and_images_are_not_taken_for_each_other():
+    with pytest.raises(
+        ValueError, match="'bert_tiny' takes sentences, but the data are images"
+    ):
+        build_module("bert_tiny")
+    match = "'resnet20' takes images, but the data are sentences. Choose one of bert_base"
+    with pytest.raises(ValueError, match=match):
+        build_module("resnet20", 2, 100)
 
 
 def test_crop_larger_than_the_image_is_refused():

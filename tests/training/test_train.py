@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.data.dataset import Normalization, whole_split
+from jmpq.data.dataset import Normalization, TrimPadding, whole_split
 from jmpq.data.digits import digits
 from jmpq.models.architectures import build_module
+from jmpq.models.bert import Bert, BertConfig
 from jmpq.models.resnet import ResNetCIFAR
 from jmpq.models.weights import weights_sha256
+from jmpq.training.checkpoint import Checkpoints
 from jmpq.training.evaluate import evaluate
-from jmpq.training.loop import TrainConfig, augment, make_optimizer
+from jmpq.training.loop import TrainConfig, augment, epoch_order, make_optimizer
 from jmpq.training.train import train
 
 TINY = ResNetCIFAR(depth=4, widths=(3,), num_classes=3)
@@ -44,6 +46,74 @@ def test_digits_network_reaches_its_accuracy():
     result = evaluate(module.apply, variables, data.heldout)
     assert result.top1 >= 0.975
     assert result.loss < 0.1
+
+
+def sentences(examples=256, seed=0, length=8):
+    """Sentences of 3 to `length` tokens; the label says whether token 5 is among them."""
+    rng = np.random.default_rng(seed)
+    mask = np.arange(length) < rng.integers(3, length + 1, (examples, 1))
+    ids = rng.integers(3, 20, (examples, length))
+    labels = rng.integers(0, 2, examples)
+    ids = np.where(ids == 5, 6, ids)
+    ids[:, 1] = np.where(labels == 1, 5, ids[:, 1])
+    tokens = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": 0 * ids}
+    tokens = {name: x.astype(np.int32) for name, x in tokens.items()}
+    return whole_split("words", "train", tokens, labels, TrimPadding())
+
+
+def test_a_classifier_of_sentences_learns_with_dropout_and_the_same_every_time():
+    config = BertConfig(
+        vocab_size=20, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16,
+        max_positions=8,
+    )  # fmt: skip
+    module = Bert(config, "classification")
+    still = Bert(dataclasses.replace(config, dropout=0.0), "classification")
+    settings = TrainConfig(epochs=10, batch_size=32, learning_rate=1e-2)
+    with jax.numpy_rank_promotion("allow"):
+        first, again, other = (
+            train(each, sentences(), settings) for each in (module, module, still)
+        )
+        result = evaluate(module.apply, first, sentences(seed=1))
+    assert set(first) == {"params"}
+    assert weights_sha256(first) == weights_sha256(again)
+    assert weights_sha256(first) != weights_sha256(other)
+    assert result.top1 > 0.95
+
+
+def test_sentences_of_similar_length_share_a_batch_and_images_are_shuffled():
+    split = sentences(examples=203, length=64)
+    orders = [epoch_order(split, 10, 3, epoch) for epoch in (0, 1)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(203))
+        batches = split.lengths[order[:200]].reshape(-1, 10)
+        assert np.ptp(batches, axis=1).mean() < 10  # of 61
+        assert np.abs(np.diff(batches.mean(1))).mean() > 10  # long and short ones by turns
+    assert (orders[0] != orders[1]).any()
+    np.testing.assert_array_equal(orders[0], epoch_order(split, 10, 3, 0))
+    np.testing.assert_array_equal(
+        epoch_order(toy(), 8, 3, 1), np.random.default_rng([3, 1]).permutation(20)
+    )
+
+
+@pytest.mark.parametrize("options", [{"shift": 1}, {"flip": True}])
+def test_only_images_are_shifted_and_mirrored(options, tmp_path):
+    config = TrainConfig(**options)
+    with pytest.raises(ValueError, match="are for images, but words has sentences"):
+        train(TINY, sentences(), config, checkpoints=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    tokens = sentences().inputs
+    assert augment(tokens, jax.random.key(0), shift=0, flip=False) is tokens
+
+
+def test_checkpoints_keep_states_with_empty_arrays(tmp_path):
+    state = {"full": jnp.arange(3.0), "empty": jnp.zeros((2, 0)), "step": jnp.zeros((), int)}
+    store = Checkpoints(tmp_path, {})
+    store.save(4, {**state, "full": state["full"] + 1})
+    step, found = store.restore(state)
+    store.close()
+    assert step == 4
+    np.testing.assert_array_equal(found["full"], [1.0, 2.0, 3.0])
+    assert found["empty"].shape == (2, 0)
 
 
 def test_same_seed_same_weights_other_seed_others():

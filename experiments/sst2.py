@@ -1,0 +1,619 @@
+"""A small BERT, trained here on SST-2 from nothing: allocated, measured, fine-tuned.
+
+Two encoder layers of 128 features (`bert_tiny`) and a WordPiece vocabulary, both made from the
+training sentences by `jmpq train`. Every encoder matrix at 2 to 8 bits with 16 groups of output
+neurons, embeddings and pooler at 8 bits, the classifier float; at the bytes of uniform bits:
+uniform, Q-BERT's rule, the exact knapsack by Gauss-Newton and by the empirical Fisher, and the
+same with the bits of embeddings searched too; weights alone, and with activations at 8 bits.
+Besides: bits of embeddings and of activations apart, and what fine-tuning recovers at the
+smallest budget. Calibrated on sentences of the labelled test part, accuracy on the development
+part.
+
+Run:     python -m experiments.sst2 --data-dir DIR      (15 minutes of a core; resumable)
+Smoke:   python -m experiments.sst2 --smoke             (a minute, a random encoder)
+Writes:  experiments/results/sst2.json
+Expect:  float accuracy about 80 % (nothing was pretrained); at equal bytes exact allocations
+         no worse than uniform ones; most of the bytes, and of the gain, are the embeddings'
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import tyro
+
+from experiments.minilm import ENCODER_LAYER, FLOAT, Rows, qbert_rule
+from experiments.minilm import specs as specs_of
+from experiments.provenance import commit, machine, versions
+from experiments.resnet20_cifar10 import RESULTS
+from jmpq.cli.finetune import training_curve
+
+if TYPE_CHECKING:
+    from jmpq.data.dataset import Source, Split
+    from jmpq.deploy.measure import Evaluator
+    from jmpq.models.network import Network
+    from jmpq.problem import Problem
+    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.sensitivity.result import Sensitivity
+
+EMBEDDING_BITS, ACTIVATION_BITS = 8, 8
+LENGTHS = (16, 32, 80)  # of batches: few, as every one is compiled
+PINNED = ("pooler/.*",)
+EMBEDDINGS = "embeddings/.*"
+TUNED = "exact/gauss_newton"  # fine-tuned from, at the last budget
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is run; every field is in the result.
+
+    Attributes:
+        model: Built-in network, trained here; ``random`` for a random one on random tokens.
+        epochs: Of its training, AdamW.
+        batch_size: Sentences per step, of the fine-tuning too.
+        learning_rate: Peak of the training.
+        vocab_size: Tokens of the vocabulary.
+        groups: Groups of a matrix's output neurons; of an embedding's columns.
+        w_bits: Candidate bits.
+        budgets: Average bits of the encoder: bytes of uniform bits, between two of them for a
+            fraction.
+        mixes: Q-BERT's two bit-widths at each budget.
+        lone_bits: Bits of embeddings alone.
+        lone_a_bits: Bits of activations alone.
+        examples: Calibration sentences of the test part.
+        calibration_batch: Sentences per calibration batch.
+        subsets: Subsets of the calibration sentences for eigenvalues.
+        subset_sentences: Sentences in each, of at most 16 tokens.
+        evaluation_batch: Sentences per batch of the development part.
+        methods: Ways to fine-tune, from `TUNED` at the last budget.
+        training_examples: Training sentences to fine-tune on.
+        tuning_epochs: Passes over them.
+        tuning_rate: Peak learning rate.
+        seeds: Of fine-tuning.
+        seed: Of everything else.
+    """
+
+    model: Literal["bert_tiny", "bert_mini", "random"] = "bert_tiny"
+    epochs: int = 3
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    vocab_size: int = 8000
+    groups: int = 16
+    w_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    budgets: tuple[float, ...] = (4.0, 3.0, 2.5)
+    mixes: tuple[tuple[int, int], ...] = ((3, 5), (2, 4), (2, 3))
+    lone_bits: tuple[int, ...] = (8, 4, 2)
+    lone_a_bits: tuple[int, ...] = (8, 4)
+    examples: int = 256
+    calibration_batch: int = 64
+    subsets: int = 5
+    subset_sentences: int = 16
+    evaluation_batch: int = 218
+    methods: tuple[Literal["ste", "lsq"], ...] = ("ste", "lsq")
+    training_examples: int = 8_000
+    tuning_epochs: int = 1
+    tuning_rate: float = 5e-4
+    seeds: int = 2
+    seed: int = 0
+
+
+SMOKE = Config(
+    model="random",
+    batch_size=16,
+    groups=2,
+    w_bits=(2, 3, 8),
+    budgets=(2.5,),
+    mixes=((2, 3),),
+    lone_bits=(2,),
+    lone_a_bits=(8,),
+    examples=24,
+    calibration_batch=12,
+    subsets=2,
+    subset_sentences=8,
+    evaluation_batch=50,
+    methods=("ste",),
+    training_examples=64,
+    seeds=1,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """The float network and its sentences; calibration and evaluation shortest first."""
+
+    network: "Network"
+    training: "Split"
+    calibration: "Split"
+    evaluation: "Split"
+
+    def bits(self, chosen: Mapping[str, int], rest: int = EMBEDDING_BITS) -> np.ndarray:
+        """Weight bits of every layer: as given, the others' at `rest`."""
+        return np.array([chosen.get(x.name, rest) for x in self.network.layers])
+
+
+def load(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> Setting:
+    """Train the network, where that is not done; draw the sentences."""
+    from jmpq.cli.run_folder import TOKENIZER, WEIGHTS, NetworkSpec, load_data, load_network
+    from jmpq.cli.train import Train
+    from jmpq.data.glue import by_length, glue
+    from jmpq.models.network import Network
+
+    if config.model == "random":
+        return _random(config)
+    run = folder / "float"
+    if not (run / TOKENIZER).is_file():  # written last
+        Train(
+            run,
+            model=config.model,
+            data="sst2",
+            data_dir=data_dir,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            vocab_size=config.vocab_size,
+            seed=config.seed,
+        )()
+    spec = NetworkSpec(
+        model=config.model,
+        weights=WEIGHTS,
+        data="sst2",
+        data_dir=None if data_dir is None else str(data_dir),
+        tokenizer=TOKENIZER,
+    )
+    dataset = load_data(spec, run)
+    assert dataset.tokenizer is not None
+    test = glue("sst2", dataset.tokenizer, data_dir, heldout="test").heldout
+    whole = load_network(spec, run, dataset)
+    network = Network.from_function(
+        whole.apply, whole.params, _example(test), ignore=("classifier/kernel",)
+    )
+    drawn = [
+        split.take(
+            np.sort(np.random.default_rng(config.seed).permutation(len(split))[:count]),
+            seed=config.seed,
+        )
+        for split, count in (
+            (dataset.train, config.training_examples),
+            (test, config.examples),
+        )
+    ]
+    return Setting(
+        network=network,
+        training=_trimmed(drawn[0]),
+        calibration=_trimmed(by_length(drawn[1])),
+        evaluation=_trimmed(by_length(dataset.heldout)),
+    )
+
+
+def _example(split: "Split") -> Any:
+    return split.normalization(split.take(np.arange(1)).inputs)
+
+
+def _trimmed(split: "Split") -> "Split":
+    from jmpq.data.dataset import TrimPadding
+
+    return dataclasses.replace(split, normalization=TrimPadding(lengths=LENGTHS))
+
+
+def _random(config: Config) -> Setting:
+    """A random classifier of two layers; labels are its own answers, some of them wrong."""
+    import jax
+
+    from jmpq.data.dataset import TrimPadding, whole_split
+    from jmpq.models.bert import Bert, BertConfig
+    from jmpq.models.network import Network
+
+    sizes = BertConfig(
+        vocab_size=40, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16,
+        max_positions=16,
+    )  # fmt: skip
+    rng = np.random.default_rng(config.seed)
+
+    def draw(count: int) -> dict[str, np.ndarray]:
+        mask = np.arange(12) < rng.integers(3, 13, (count, 1))
+        ids = rng.integers(1, sizes.vocab_size, (count, 12)) * mask
+        found = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
+        return {name: x.astype(np.int32) for name, x in found.items()}
+
+    module = Bert(sizes, "classification")
+    variables = module.init(jax.random.key(config.seed), draw(1))
+    variables = jax.tree.map(
+        lambda x: x + 0.3 * rng.normal(size=x.shape).astype("f"), variables
+    )
+    network = Network.from_linen(module, variables, draw(1), ignore=("classifier/kernel",))
+
+    def split(source: "Source", count: int) -> "Split":
+        tokens = draw(count)
+        scores = np.asarray(network.apply(network.params, tokens))
+        labels = scores.argmax(1) ^ (rng.random(count) < 0.1)
+        return whole_split("random", source, tokens, labels, TrimPadding(lengths=LENGTHS))
+
+    return Setting(
+        network=network,
+        training=split("train", config.training_examples),
+        calibration=split("train", config.examples),
+        evaluation=split("heldout", 2 * config.evaluation_batch),
+    )
+
+
+def run(
+    config: Config,
+    folder: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    write: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Everything; what is in the folder is not made again.
+
+    Args:
+        config: What is run.
+        folder: Where the network and finished parts are kept.
+        data_dir: Folder of the data.
+        write: Called with the result so far.
+    """
+    import jax
+
+    from jmpq.data.batches import batches
+    from jmpq.deploy.measure import Evaluator
+    from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+
+    folder.mkdir(parents=True, exist_ok=True)
+    setting = load(config, folder, data_dir)
+    splits = {
+        name: getattr(setting, name).record()
+        for name in ("training", "calibration", "evaluation")
+    }
+    # Every fine-tuned row names its seed.
+    shared = {k: v for k, v in dataclasses.asdict(config).items() if k != "seeds"}
+    rows = Rows(folder / "rows.jsonl", {"config": shared, "splits": splits})
+    examples = batches(setting.calibration, config.calibration_batch, last="keep")
+    data = [(b.inputs, b.labels) for b in examples]
+    weight_spec, activation_spec = specs_of(config.groups)
+    quantizers = Quantizers(
+        weights=calibrate_weights(
+            setting.network,
+            weight_spec,
+            sorted({*config.w_bits, EMBEDDING_BITS, *config.lone_bits}),
+        ),
+        activations=calibrate_activations(
+            setting.network,
+            activation_spec,
+            sorted({ACTIVATION_BITS, *config.lone_a_bits}),
+            [x for x, _ in data],
+            key=jax.random.key(config.seed),
+        ),
+    )
+    evaluator = Evaluator(
+        setting.network,
+        quantizers,
+        lambda: batches(setting.evaluation, config.evaluation_batch),
+        candidates_per_call=1,
+    )
+
+    def measured(w_bits: np.ndarray, a_bits: int) -> dict[str, Any]:
+        inputs = np.full(len(w_bits), a_bits)
+        return rows.get(
+            f"W {w_bits.tolist()} A {a_bits}",
+            lambda: evaluator(w_bits[None], inputs[None])[0].to_json(),
+        )
+
+    layers = setting.network.layers
+    result: dict[str, Any] = {
+        "experiment": "sst2",
+        "config": dataclasses.asdict(config),
+        "commit": commit(),
+        "machine": machine(),
+        "device": jax.devices()[0].device_kind,
+        "versions": versions("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers"),
+        "splits": splits,
+        "parameters": {
+            "embeddings": sum(x.parameters for x in layers if x.name.startswith("embeddings/")),
+            "encoder": sum(x.parameters for x in layers if x.name.startswith("encoder/")),
+        },
+        "float": rows.get("float", lambda: evaluator.float_outcome().to_json()),
+    }
+    eigenvalues = _eigenvalues(config, setting, quantizers, rows)
+    tables = _tables(setting, quantizers, data, folder)
+    planned = allocations(config, setting, tables, eigenvalues)
+    still = setting.bits({}, FLOAT)
+    result |= {
+        "eigenvalues": eigenvalues,
+        "joint": [
+            {**row, "mode": mode, "measured": measured(setting.bits(row["w_bits"]), a_bits)}
+            for row in planned
+            for mode, a_bits in (("w", FLOAT), ("wa", ACTIVATION_BITS))
+        ],
+        "embeddings": [
+            {
+                "bits": bits,
+                "measured": measured(
+                    setting.bits(
+                        {x.name: bits for x in layers if x.kind == "embedding"}, FLOAT
+                    ),
+                    FLOAT,
+                ),
+            }
+            for bits in config.lone_bits
+        ],
+        "activations": [
+            {"bits": bits, "measured": measured(still, bits)} for bits in config.lone_a_bits
+        ],
+    }
+    write(result)
+    tune = functools.partial(_tuned, config, setting, quantizers, evaluator, folder)
+    result["tuned"] = []
+    for row in planned:
+        if row["bits"] != config.budgets[-1] or row["method"] != TUNED:
+            continue
+        for method in config.methods:
+            for seed in range(config.seeds):
+                key = f"{method} {seed} {setting.bits(row['w_bits']).tolist()}"
+                found = rows.get(key, functools.partial(tune, row["w_bits"], method, seed))
+                of = {"allocation": row["method"], "bits": row["bits"]}
+                result["tuned"].append({**of, "method": method, "seed": seed, **found})
+                write(result)
+    return result
+
+
+def _eigenvalues(
+    config: Config, setting: Setting, quantizers: "Quantizers", rows: Rows
+) -> dict[str, list[float]]:
+    """λ of every encoder layer on every subset, for Q-BERT's rule."""
+    import jax
+    import jax.numpy as jnp
+
+    from jmpq.data.batches import make_batch
+    from jmpq.sensitivity.eigenvalue import QBert
+    from jmpq.sensitivity.moves import MoveNetwork
+
+    metric = QBert(block=ENCODER_LAYER)
+    moves = MoveNetwork(network=setting.network, quantizers=quantizers)
+    encoder = [
+        block
+        for block in metric.blocks(setting.network)
+        if setting.network.layers[block[0]].name.startswith("encoder/")
+    ]
+    names = [
+        "/".join(setting.network.layers[block[0]].name.split("/")[:3]) for block in encoder
+    ]
+    assert setting.calibration.lengths is not None
+    short = np.flatnonzero(setting.calibration.lengths <= LENGTHS[0])
+
+    def of_subset(subset: int) -> list[float]:
+        rng = np.random.default_rng([config.seed, subset])
+        chosen = np.sort(rng.choice(short, config.subset_sentences, replace=False))
+        batch = make_batch(setting.calibration, chosen)
+        key = jax.random.key(subset)
+        pairs = metric.eigenvalues(moves, batch.inputs, jnp.asarray(batch.labels), key)
+        by_block = dict(zip(map(tuple, metric.blocks(setting.network)), pairs, strict=True))
+        found = []
+        for block in encoder:
+            pair = by_block[tuple(block)]
+            assert pair is not None
+            found.append(float(pair.values[0]))
+        return found
+
+    found = [
+        rows.get(f"eigenvalues {n}", functools.partial(of_subset, n))
+        for n in range(config.subsets)
+    ]
+    return {name: [values[i] for values in found] for i, name in enumerate(names)}
+
+
+def _tables(
+    setting: Setting, quantizers: "Quantizers", data: list, folder: pathlib.Path
+) -> "dict[str, Sensitivity]":
+    """Gauss-Newton and empirical Fisher of every matrix and embedding."""
+    from jmpq.cli.progress import bar
+    from jmpq.quantizers.choice import choice_grid
+    from jmpq.sensitivity.metric import analyse
+    from jmpq.sensitivity.moves import MoveNetwork
+    from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
+    from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
+
+    weights = dataclasses.replace(quantizers, activations=None)
+    moves = MoveNetwork(network=setting.network, quantizers=weights)
+    provenance = {
+        "calibration": setting.calibration.record(),
+        "quantizers": quantizers.sha256,
+    }
+    found = {}
+    for metric in (GaussNewton(), EmpiricalFisher()):
+        at = folder / f"{metric.name}.npz"
+        table = load_sensitivities(at)[metric.name] if at.is_file() else None
+        if table is None or any(table.provenance.get(k) != v for k, v in provenance.items()):
+            with bar(metric.name, "batches") as progress:
+                table = analyse(
+                    moves, metric, data, choice_grid(quantizers.weights.bits),
+                    provenance=provenance, partial=at.with_suffix(".partial"),
+                    progress=progress,
+                )  # fmt: skip
+            save_sensitivities(at, {metric.name: table})
+            at.with_suffix(".partial").unlink(missing_ok=True)
+        found[metric.name] = table
+    return found
+
+
+def stated(
+    config: Config,
+    setting: Setting,
+    table: "Sensitivity",
+    bits: float,
+    *,
+    embeddings: bool = False,
+) -> "Problem":
+    """Weights alone at the bytes of uniform bits with embeddings at 8 bits.
+
+    Args:
+        config: Says the candidates.
+        setting: The network.
+        table: Sensitivities.
+        bits: Of the uniform encoder.
+        embeddings: Whether bits of embeddings are searched too, at the same bytes.
+    """
+    from jmpq.problem import Overhead, Pin, build_problem, with_budgets
+    from jmpq.quantizers.choice import Choice, choice_grid
+
+    layers = setting.network.layers
+
+    def problem(pinned: tuple[str, ...]) -> "Problem":
+        return build_problem(
+            layers,
+            table,
+            overhead=Overhead.of(layers, specs_of(config.groups)[0]),
+            rules=[Pin(x, Choice(EMBEDDING_BITS)) for x in pinned],
+            choices=choice_grid({*config.w_bits, EMBEDDING_BITS}),
+            unquantized_parameters=setting.network.other_parameters,
+        )
+
+    whole = problem((*PINNED, EMBEDDINGS))
+    low, part = int(bits), bits - int(bits)
+    sizes = [
+        whole.evaluate(whole.uniform(Choice(b)))[1]["size_bytes"]
+        for b in ([low, low + 1] if part else [low])
+    ]
+    size = sizes[0] + part * (sizes[-1] - sizes[0])
+    return with_budgets(problem(PINNED) if embeddings else whole, {"size_bytes": size})
+
+
+def allocations(
+    config: Config,
+    setting: Setting,
+    tables: "dict[str, Sensitivity]",
+    eigenvalues: Mapping[str, list[float]],
+) -> list[dict[str, Any]]:
+    """Every method's bits at every budget, with their bytes."""
+    from jmpq.problem import Overhead, allocation_costs
+    from jmpq.quantizers.choice import Choice
+    from jmpq.solvers import solve
+
+    layers = setting.network.layers
+    overhead = Overhead.of(layers, specs_of(config.groups)[0])
+    encoder = [x.name for x in layers if x.name.startswith("encoder/")]
+    found = []
+    for bits, mix in zip(config.budgets, config.mixes, strict=True):
+        problem = stated(config, setting, tables["gauss_newton"], bits)
+        chosen: dict[str, Mapping[str, int]] = {
+            "uniform": dict.fromkeys(encoder, int(bits)),
+            "qbert": qbert_rule(problem, eigenvalues, *mix),
+        }
+        for end, embeddings in (("", False), ("/embeddings", True)):
+            for name, table in tables.items():
+                own = stated(config, setting, table, bits, embeddings=embeddings)
+                choice = own.bits(solve(own).choice)
+                chosen[f"exact/{name}{end}"] = {k: c.w_bits for k, c in choice.items()}
+        for method, w_bits in chosen.items():
+            every = zip(layers, setting.bits(w_bits).tolist(), strict=True)
+            costs = allocation_costs(
+                layers,
+                {x.name: Choice(b) for x, b in every},
+                overhead,
+                unquantized_parameters=setting.network.other_parameters,
+            )
+            found.append(
+                {
+                    "bits": bits,
+                    "method": method,
+                    "w_bits": w_bits,
+                    "size_bytes": costs["size_bytes"],
+                    "budget_bytes": problem.budgets["size_bytes"],
+                    "predicted": _predicted(setting, tables, setting.bits(w_bits)),
+                }
+            )
+    return found
+
+
+def _predicted(
+    setting: Setting, tables: "dict[str, Sensitivity]", w_bits: np.ndarray
+) -> dict[str, float]:
+    """Loss of a joint allocation by each metric; ``_full`` with cross-layer terms."""
+    from jmpq.quantizers.choice import Choice
+
+    found = {}
+    for name, table in tables.items():
+        choice = np.array([[table.choices.index(Choice(int(b))) for b in w_bits]])
+        found[name] = float(table.predict(choice)[0])
+        found[f"{name}_full"] = float(table.predict(choice, interactions=True)[0])
+    return found
+
+
+def _tuned(
+    config: Config,
+    setting: Setting,
+    quantizers: "Quantizers",
+    evaluator: "Evaluator",
+    folder: pathlib.Path,
+    w_bits: Mapping[str, int],
+    method: Literal["ste", "lsq"],
+    seed: int,
+) -> dict[str, Any]:
+    """Fine-tuned from an allocation of weights: what is measured after it, its curve."""
+    from jmpq.cli.progress import bar
+    from jmpq.deploy.finetune import FinetuneConfig, finetune
+    from jmpq.files import json_sha256
+    from jmpq.training.loop import TrainConfig
+
+    training = TrainConfig(
+        epochs=config.tuning_epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.tuning_rate,
+        weight_decay=1e-4,
+        checkpoint_steps=100,
+    )
+    settings = FinetuneConfig(training=training, method=method, temperature=2.0, correct="none")
+    bits = setting.bits(w_bits)
+    of = [dataclasses.asdict(settings), bits.tolist(), seed, setting.training.sha256]
+    began = time.perf_counter()
+    with bar(f"{method}, seed {seed}", "steps") as progress:
+        found = finetune(
+            setting.network,
+            quantizers,
+            bits.tolist(),
+            [FLOAT] * len(bits),
+            setting.training,
+            settings,
+            seed=seed,
+            checkpoints=folder / "checkpoints" / json_sha256(of)[:12],
+            progress=lambda done, total, loss: progress(done, total),
+        )
+    seconds = time.perf_counter() - began
+    pairs = found.w_bits[None], found.a_bits[None]
+    return {
+        "measured": found.evaluator(evaluator)(*pairs)[0].to_json(),
+        "seconds": seconds,
+        "steps": len(found.losses),
+        "curve": training_curve(found.losses),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train a small BERT on SST-2, allocate bits to it, measure and fine-tune it."""
+
+    data_dir: pathlib.Path | None = None
+    """Folder of the data, with sst2/ or glue/sst2/."""
+    smoke: bool = False
+    """Run the small configuration on a random encoder."""
+    folder: pathlib.Path | None = None
+    """Where the network and finished parts are kept; default runs/sst2."""
+    output: pathlib.Path | None = None
+    """File of the result."""
+
+
+def main() -> None:
+    """Run and write the result."""
+    from jmpq.files import write_json
+
+    arguments = tyro.cli(Arguments, description=__doc__)
+    name = "sst2_smoke" if arguments.smoke else "sst2"
+    folder = arguments.folder or pathlib.Path("runs") / name
+    output = arguments.output or RESULTS / f"{name}.json"
+    write = functools.partial(write_json, output)
+    write(run(SMOKE if arguments.smoke else Config(), folder, arguments.data_dir, write))
+
+
+if __name__ == "__main__":
+    main()
