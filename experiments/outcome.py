@@ -495,8 +495,10 @@ def run(
         for bits in budgets:
             problem = stated(network, found["composed"], mode, bits)
             here = [*allocations(config, setting, mode, bits, found, composed, at)]
-            blind = stated(network, found["squared_error"], mode, bits)  # more bits, less error
-            here += baselines(blind, bits, config.random if seed == 0 else None)
+            curved = stated(
+                network, found["gauss_newton"], mode, bits
+            )  # whose order is reversed
+            here += baselines(curved, bits, config.random if seed == 0 else None)
             planned += [(bits, problem, row) for row in here]
         # All budgets at once: the compiled program takes several allocations a call.
         pairs = [_bits(network, p, np.array([row["choice"]])) for _, p, row in planned]

@@ -388,6 +388,15 @@ def test_random_search_depends_on_its_seed_alone():
     assert any((random_search(problem, seed=s).choice != first).any() for s in range(2, 6))
 
 
+def test_random_search_spends_the_budget_whatever_the_losses_say():
+    costs = {"cost": np.array([[0.0, 1.0, 2.0]] * 3), "other": np.ones((3, 3))}
+    problem = problem_of(np.array([[0.0, 1.0, 2.0]] * 3), costs, {"cost": 4.0})
+    found = [random_search(problem, seed=seed) for seed in range(20)]
+    assert {s.costs["cost"] for s in found} == {4.0}
+    assert {tuple(sorted(s.choice.tolist())) for s in found} == {(0, 2, 2), (1, 1, 2)}
+    assert all(s.loss == 4.0 and s.bound == 0.0 for s in found)
+
+
 def test_drawn_allocations_follow_the_rules():
     problem = SHORT["forbidden"]
     drawn = draw_allocations(problem, 500, seed=0)
