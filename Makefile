@@ -6,8 +6,10 @@ BIN = $(VENV)/bin
 RUN ?= runs/demo
 # PyTorch of bench-env, with any options that pip needs to take a CPU build.
 TORCH ?= torch==2.13.0
+PARITY = tests/models/test_parity.py tests/models/test_bert.py tests/models/test_minilm.py \
+  tests/models/test_front_ends.py tests/curvature/test_peers.py
 
-.PHONY: demo test lint lock bench-env clean
+.PHONY: demo test parity lint lock bench-env clean
 
 ## the whole flow on embedded data: train, sensitivities, solve, evaluate, report
 demo: $(VENV)/installed
@@ -16,6 +18,10 @@ demo: $(VENV)/installed
 ## all tests but the slow ones
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
+
+## the tests that need PyTorch, its peers or published weights, in .venv-bench
+parity: bench-env
+	.venv-bench/bin/python -m pytest -q $(PARITY)
 
 ## format, lint, types
 lint: $(VENV)/installed
