@@ -14,7 +14,7 @@ from jmpq.data.batches import batches
 from jmpq.data.dataset import Split
 
 # apply(params, inputs) -> logits
-Apply = Callable[[PyTree, Array], Array]
+Apply = Callable[[PyTree, PyTree], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def logits(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(apply: Apply, params: PyTree, inputs: Array) -> Array:
+def _forward(apply: Apply, params: PyTree, inputs: PyTree) -> Array:
     return apply(params, inputs)
 
 
