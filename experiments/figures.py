@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from experiments.bench_convolution import convolution_table
+from experiments.bench_flow import flow_table
 from experiments.figure_curvature import curvature_table
 from experiments.figure_evaluation import evaluation_table
 from experiments.figure_fidelity import (
@@ -195,6 +196,8 @@ def main() -> None:
     into_readme("fidelity_T2", cost_table(studies[0]))
     into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
     into_readme("bench_convolution", convolution_table(_read("bench_convolution")))
+    if (HERE / "results" / "bench_flow.json").is_file():
+        into_readme("bench_flow", flow_table(_read("bench_flow")))
     if (HERE / "results" / "minilm.json").is_file():
         minilm = _read("minilm")
         for name, svg in minilm_figures(minilm).items():
