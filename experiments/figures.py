@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from experiments.bench_convolution import convolution_table
+from experiments.bench_flow import flow_table
 from experiments.figure_curvature import curvature_table
 from experiments.figure_equalization import equalization_table
 from experiments.figure_evaluation import evaluation_table
@@ -198,13 +199,13 @@ def main() -> None:
     into_readme("fidelity_T2", cost_table(studies[0]))
     into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
     into_readme("bench_convolution", convolution_table(_read("bench_convolution")))
+    into_readme("bench_flow", flow_table(_read("bench_flow")))
     minilm = _read("minilm")
     for name, svg in minilm_figures(minilm).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
     write_text(HERE / "tables" / "minilm.md", minilm_tables(minilm))
     into_readme("minilm", value_table(minilm))
-    if (HERE / "results" / "sst2.json").is_file():
-        write_text(HERE / "tables" / "sst2.md", sst2_tables(_read("sst2")))
+    write_text(HERE / "tables" / "sst2.md", sst2_tables(_read("sst2")))
     outcomes = {name: _read(name) for name in ("outcome_resnet20", "outcome_resnet20_nearest")}
     for name, svg in outcome_figures(outcomes).items():
         write_text(HERE / "figures" / f"{name}.svg", svg)

@@ -261,7 +261,7 @@ def _common(folder: pathlib.Path, here: pathlib.Path) -> dict[str, Any]:
         "float": evaluation["float"],
         "whole": whole(evaluation["float"].values()),
         "sampling_error": sampling,
-        # a negative trace, or diagonal, where theory has none
+        # whose estimate is negative: no Gauss-Newton block has a negative trace
         "negative_layers": {
             name: [
                 layer

@@ -156,6 +156,10 @@ def test_quadratic_bench_runs_on_a_small_configuration():
         ("outcome_resnet20", "figure_outcome", "curse_table"),
         ("finetune_resnet20", "figure_finetune", "finetune_table"),
         ("imagenet", "figure_imagenet", "imagenet_table"),
+        ("bench_flow", "bench_flow", "flow_table"),
+        ("equalization", "figure_equalization", "equalization_table"),
+        ("minilm", "figure_minilm", "minilm_tables"),
+        ("sst2", "figure_sst2", "sst2_tables"),
     ],
 )
 def test_tables_are_drawn_from_the_committed_results(result, module, table):
@@ -246,7 +250,7 @@ def test_study_runs_on_a_small_configuration_and_goes_on(name, tmp_path):
         assert drop(result) == drop(again)
         assert figure_outcome.outcome_table(result).count("\n| ") > 12
         assert figure_outcome.curse_table(result).count("\n| ") == 4
-        drawn = figure_outcome.outcome_figures([result])
+        drawn = figure_outcome.outcome_figures({"outcome_digits": result})
     else:
         assert text == repeated
         assert "exact Hessian" in figure_fidelity.cost_table(result)
