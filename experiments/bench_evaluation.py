@@ -23,9 +23,9 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 
+from experiments.arguments import Arguments
 from experiments.bench_part import pin
 from experiments.provenance import commit, machine, versions
-from experiments.resnet20_cifar10 import RESULTS
 
 if TYPE_CHECKING:
     from jmpq.data.batches import Batch
@@ -264,28 +264,14 @@ def check_parity(losses: dict[str, Losses]) -> None:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Measure how many allocations are evaluated in a second."""
-
-    data_dir: pathlib.Path | None = None
-    """Folder of the data, with the weights in cifar10/."""
-    smoke: bool = False
-    """Run the small configuration on embedded data."""
-    output: pathlib.Path | None = None
-    """File of the result."""
-
-
 def main() -> None:
     """Run and write the result."""
     from jmpq.files import write_json
 
-    arguments = tyro.cli(Arguments, description=__doc__)
-    config = SMOKE if arguments.smoke else Config()
+    given = tyro.cli(Arguments, description=__doc__)
+    config = SMOKE if given.smoke else Config()
     pin(config.threads)
-    result = run(config, arguments.data_dir)
-    name = "bench_evaluation_smoke" if arguments.smoke else "bench_evaluation"
-    write_json(arguments.output or RESULTS / f"{name}.json", result)
+    write_json(given.result("bench_evaluation"), run(config, given.data_dir))
 
 
 if __name__ == "__main__":

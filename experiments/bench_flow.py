@@ -26,10 +26,10 @@ from typing import Any
 
 import tyro
 
+from experiments.arguments import ResumableArguments
 from experiments.bench_flow_part import RandomImages, RandomWeights, measure
 from experiments.bench_flow_torch import Product
 from experiments.provenance import commit, machine, versions
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.report import Report
@@ -253,7 +253,12 @@ def _measured(
         else:
             path.with_suffix(".pickle").write_bytes(pickle.dumps(step))
             command = [sys.executable, "-m", "experiments.bench_flow_part", str(path.parent)]
-            subprocess.run([*command, name], check=True, cwd=RESULTS.parents[1], env=one_core())
+            subprocess.run(
+                [*command, name],
+                check=True,
+                cwd=pathlib.Path(__file__).parents[1],
+                env=one_core(),
+            )
         kept.write_text(repr(step))
     return json.loads(path.read_text())
 
@@ -315,19 +320,11 @@ def _rival(result: dict[str, Any]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Measure every stage of the flow."""
+class FlowArguments(ResumableArguments):
+    """Measure every stage of the flow; without images, on images of noise."""
 
-    data_dir: pathlib.Path | None = None
-    """Folder of the images; without it, images of noise."""
-    smoke: bool = False
-    """Run the small configuration on embedded data."""
     images: tuple[str, ...] = ()
     """NETWORK=IMAGES: another number of images for a network."""
-    folder: pathlib.Path = pathlib.Path("runs/bench_flow")
-    """Where artifacts and what was measured are kept; another run goes on from there."""
-    output: pathlib.Path | None = None
-    """File of the result."""
 
     def config(self) -> Config:
         """What is measured.
@@ -349,16 +346,15 @@ class Arguments:
 
 def main() -> None:
     """Run, and write the result after every network."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    name = "bench_flow_smoke" if arguments.smoke else "bench_flow"
-    output = arguments.output or RESULTS / f"{name}.json"
-    data_dir = None if arguments.smoke else arguments.data_dir
+    given = tyro.cli(FlowArguments, description=__doc__)
+    output = given.result("bench_flow")
+    data_dir = None if given.smoke else given.data_dir
 
     def keep(result: dict[str, Any]) -> None:
         write_json(output, result)
         print(f"Wrote {output}: {', '.join(result['networks'])}", flush=True)
 
-    run(arguments.config(), arguments.folder, data_dir, done=keep)
+    run(given.config(), given.work("bench_flow"), data_dir, done=keep)
 
 
 if __name__ == "__main__":

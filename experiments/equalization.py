@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.arguments import Arguments
 from experiments.provenance import commit, machine, versions
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.quantizers.spec import ACTIVATIONS, WEIGHTS, Granularity
 
 
@@ -146,26 +146,13 @@ def _networks(config: Config, data_dir: pathlib.Path | None) -> tuple[dict[str, 
     return networks, dataset
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Measure what equalised ranges save."""
-
-    data_dir: pathlib.Path | None = None
-    """Folder of the data, with images and weights in imagenet/."""
-    smoke: bool = False
-    """Run the small configuration on embedded data."""
-    output: pathlib.Path | None = None
-    """File of the result."""
-
-
 def main() -> None:
     """Run and write the result."""
     from jmpq.files import write_json
 
-    arguments = tyro.cli(Arguments, description=__doc__)
-    result = run(SMOKE if arguments.smoke else Config(), arguments.data_dir)
-    name = "equalization_smoke" if arguments.smoke else "equalization"
-    write_json(arguments.output or RESULTS / f"{name}.json", result)
+    given = tyro.cli(Arguments, description=__doc__)
+    result = run(SMOKE if given.smoke else Config(), given.data_dir)
+    write_json(given.result("equalization"), result)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from typing import Any
 
 import tyro
 
+from experiments.arguments import ResumableArguments
 from experiments.provenance import commit, machine
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.run_folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS
@@ -297,8 +297,10 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Allocate bits to ImageNet networks and measure the outcome."""
+class ImagenetArguments(ResumableArguments):
+    """Allocate bits to ImageNet networks and measure the outcome. Networks that are in the
+    file of the result and are not run stay there.
+    """  # noqa: D205
 
     networks: tuple[str, ...] = ()
     """Those to run, by name; all by default. The others' results stay as they are."""
@@ -306,14 +308,6 @@ class Arguments:
     """How weights are rounded; every one has a table of its own."""
     examples: int | None = None
     """Another number of calibration examples."""
-    data_dir: pathlib.Path = pathlib.Path("../shared/data")
-    """Folder with the images and the weights."""
-    smoke: bool = False
-    """The same on a tiny configuration, with embedded data."""
-    folder: pathlib.Path = pathlib.Path("runs/imagenet")
-    """Where the artifacts of the runs are kept."""
-    output: pathlib.Path | None = None
-    """JSON file of the result; networks that are in it and not run stay."""
 
     def config(self) -> Config:
         """What is run.
@@ -335,17 +329,16 @@ def main() -> None:
     """Run, and write the result after every network."""
     from jmpq.files import write_json
 
-    arguments = tyro.cli(Arguments, description=__doc__)
-    config = arguments.config()
-    name = "imagenet_smoke" if arguments.smoke else "imagenet"
-    output = arguments.output or RESULTS / f"{name}.json"
+    given = tyro.cli(ImagenetArguments, description=__doc__)
+    config, output = given.config(), given.result("imagenet")
 
     def keep(result: dict[str, Any]) -> None:
         old = json.loads(output.read_text()) if output.is_file() else {}
         write_json(output, merged(old, result))
         print(f"Wrote {output}: {', '.join(result['networks'])}")
 
-    run(config, arguments.folder, None if arguments.smoke else arguments.data_dir, done=keep)
+    data_dir = None if given.smoke else given.data_dir
+    run(config, given.work("imagenet"), data_dir, done=keep)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
+from experiments.arguments import ResumableArguments
 from experiments.provenance import commit, machine, versions
-from experiments.resnet20_cifar10 import RESULTS
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Source, Split
@@ -695,30 +695,14 @@ def _attention(
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Allocate bits to all-MiniLM-L6-v2 group-wise and measure Spearman on STS-B."""
-
-    data_dir: pathlib.Path | None = None
-    """Folder of the data, with stsb/ or glue/stsb/."""
-    smoke: bool = False
-    """Run the small configuration on a random encoder."""
-    folder: pathlib.Path | None = None
-    """Where finished parts are kept; default runs/minilm."""
-    output: pathlib.Path | None = None
-    """File of the result."""
-
-
 def main() -> None:
     """Run and write the result."""
     from jmpq.files import write_json
 
-    arguments = tyro.cli(Arguments, description=__doc__)
-    name = "minilm_smoke" if arguments.smoke else "minilm"
-    folder = arguments.folder or pathlib.Path("runs") / name
-    output = arguments.output or RESULTS / f"{name}.json"
-    write = functools.partial(write_json, output)
-    write(run(SMOKE if arguments.smoke else Config(), folder, arguments.data_dir, write))
+    given = tyro.cli(ResumableArguments, description=__doc__)
+    config = SMOKE if given.smoke else Config()
+    write = functools.partial(write_json, given.result("minilm"))
+    write(run(config, given.work("minilm"), given.data_dir, write))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.arguments import Arguments
 from experiments.provenance import commit, machine, versions
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.deploy.correction import Correct
 from jmpq.quantizers.spec import Rounding
 
@@ -194,26 +194,13 @@ def _exact(problem: Any) -> Any:
     return Exact()(problem)
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Measure what rounding and corrections save."""
-
-    data_dir: pathlib.Path | None = None
-    """Folder of the data, with the weights in cifar10/."""
-    smoke: bool = False
-    """Run the small configuration on embedded data."""
-    output: pathlib.Path | None = None
-    """File of the result."""
-
-
 def main() -> None:
     """Run and write the result."""
     from jmpq.files import write_json
 
-    arguments = tyro.cli(Arguments, description=__doc__)
-    result = run(SMOKE if arguments.smoke else Config(), arguments.data_dir)
-    name = "post_training_smoke" if arguments.smoke else "post_training"
-    write_json(arguments.output or RESULTS / f"{name}.json", result)
+    given = tyro.cli(Arguments, description=__doc__)
+    result = run(SMOKE if given.smoke else Config(), given.data_dir)
+    write_json(given.result("post_training"), result)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
+from experiments.arguments import ResumableArguments
 from experiments.minilm import ENCODER_LAYER, FLOAT, Rows, qbert_rule
 from experiments.minilm import specs as specs_of
 from experiments.provenance import commit, machine, versions
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.cli.finetune import training_curve
 
 if TYPE_CHECKING:
@@ -589,30 +589,14 @@ def _tuned(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Train a small BERT on SST-2, allocate bits to it, measure and fine-tune it."""
-
-    data_dir: pathlib.Path | None = None
-    """Folder of the data, with sst2/ or glue/sst2/."""
-    smoke: bool = False
-    """Run the small configuration on a random encoder."""
-    folder: pathlib.Path | None = None
-    """Where the network and finished parts are kept; default runs/sst2."""
-    output: pathlib.Path | None = None
-    """File of the result."""
-
-
 def main() -> None:
     """Run and write the result."""
     from jmpq.files import write_json
 
-    arguments = tyro.cli(Arguments, description=__doc__)
-    name = "sst2_smoke" if arguments.smoke else "sst2"
-    folder = arguments.folder or pathlib.Path("runs") / name
-    output = arguments.output or RESULTS / f"{name}.json"
-    write = functools.partial(write_json, output)
-    write(run(SMOKE if arguments.smoke else Config(), folder, arguments.data_dir, write))
+    given = tyro.cli(ResumableArguments, description=__doc__)
+    config = SMOKE if given.smoke else Config()
+    write = functools.partial(write_json, given.result("sst2"))
+    write(run(config, given.work("sst2"), given.data_dir, write))
 
 
 if __name__ == "__main__":

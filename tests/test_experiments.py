@@ -419,13 +419,13 @@ def test_flow_benchmark_refuses_other_networks_than_the_published():
         with pytest.raises(ValueError, match=r"published are 21, 11,689,512 and 1\.81"):
             bench_flow.check_published("resnet18", right | {key: value})
     with pytest.raises(ValueError, match="images=vgg=8: expected NETWORK=IMAGES, with one of"):
-        bench_flow.Arguments(images=("vgg=8",)).config()
+        bench_flow.FlowArguments(images=("vgg=8",)).config()
 
 
 def test_one_network_of_the_imagenet_experiment_leaves_the_others():
     from experiments import imagenet
 
-    config = imagenet.Arguments(networks=("squeezenet1_1",), examples=64).config()
+    config = imagenet.ImagenetArguments(networks=("squeezenet1_1",), examples=64).config()
     assert config.networks == (("squeezenet1_1", "imagenet/squeezenet1_1.safetensors"),)
     assert config.examples == 64
     old = {"experiment": "imagenet", "networks": {"a": {"seed": 0}, "b": {"seed": 0}}}
@@ -437,7 +437,7 @@ def test_one_network_of_the_imagenet_experiment_leaves_the_others():
         "b/gptq": 1,
     }
     with pytest.raises(ValueError, match="'resnet18': the experiment has mobilenet_v1_0"):
-        imagenet.Arguments(networks=("resnet18",)).config()
+        imagenet.ImagenetArguments(networks=("resnet18",)).config()
 
 
 def test_accuracy_on_all_images_is_that_of_the_parts_by_their_size():

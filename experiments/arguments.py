@@ -1,0 +1,37 @@
+"""What experiments take on the command line."""
+
+import dataclasses
+import pathlib
+
+from experiments.resnet20_cifar10 import RESULTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Where the data are, and what is run."""
+
+    data_dir: pathlib.Path | None = None
+    """Folder of the data; weights lie below it."""
+    smoke: bool = False
+    """Run the small configuration, on data that are made or embedded."""
+    output: pathlib.Path | None = None
+    """File of the result; default experiments/results/NAME.json, or NAME_smoke.json."""
+
+    def result(self, name: str) -> pathlib.Path:
+        """The file of the result of an experiment."""
+        return self.output or RESULTS / f"{self._run(name)}.json"
+
+    def _run(self, name: str) -> str:
+        return f"{name}_smoke" if self.smoke else name
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumableArguments(Arguments):
+    """Where the data are, what is run, and where finished parts are kept."""
+
+    folder: pathlib.Path | None = None
+    """Where finished parts are kept; default runs/NAME, or runs/NAME_smoke."""
+
+    def work(self, name: str) -> pathlib.Path:
+        """The folder of an experiment's finished parts."""
+        return self.folder or pathlib.Path("runs") / self._run(name)
