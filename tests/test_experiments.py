@@ -291,6 +291,7 @@ def test_losses_that_differ_stop_the_evaluation_benchmark():
             check_parity({"jmpq": ours, "torch": np.array([1.0, wrong])})
 
 
+@pytest.mark.slow
 def test_post_training_experiment_runs_on_a_small_configuration():
     import jax
 
