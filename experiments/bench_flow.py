@@ -21,7 +21,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
@@ -155,13 +155,15 @@ def run_network(
     weights = folder / "weights.safetensors"
     _measured(config, folder, "weights", RandomWeights(weights, name, config.classes))
     found: dict[str, Any] = {"images": images, "stages": {}}
+    before: list[str] = []
     for stage, step in stages(config, name, images, folder, data_dir).items():
         if step.run != folder:  # a sensitivity file of its own
             step.run.mkdir(exist_ok=True)
             table = json.loads((folder / LAYERS).read_text())
             table["network"]["weights"] = str(weights)
             write_json(step.run / LAYERS, table)
-        found["stages"][stage] = _measured(config, folder, stage, step)
+        found["stages"][stage] = _measured(config, folder, stage, step, before)
+        before.append(repr(step))
         if stage == "layers":
             found |= layer_table(folder)
             check_published(name, found)
@@ -240,12 +242,18 @@ def check_published(name: str, found: dict[str, Any]) -> None:
 
 
 def _measured(
-    config: Config, folder: pathlib.Path, name: str, step: Callable[[], Any]
+    config: Config,
+    folder: pathlib.Path,
+    name: str,
+    step: Callable[[], Any],
+    before: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What `bench_flow_part.measure` finds of a stage; not again where it is known."""
+    """What `bench_flow_part.measure` finds of a stage; not again where it is known, by the
+    same stages before it.
+    """  # noqa: D205
     path = folder / "measured" / f"{name}.json"
-    kept = path.with_suffix(".step")
-    if not (path.is_file() and kept.is_file() and kept.read_text() == repr(step)):
+    kept, steps = path.with_suffix(".step"), "\n".join([*before, repr(step)])
+    if not (path.is_file() and kept.is_file() and kept.read_text() == steps):
         print(f"{folder.name}: {name}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         if config.in_process:
@@ -259,7 +267,7 @@ def _measured(
                 cwd=pathlib.Path(__file__).parents[1],
                 env=one_core(),
             )
-        kept.write_text(repr(step))
+        kept.write_text(steps)
     return json.loads(path.read_text())
 
 
