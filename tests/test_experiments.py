@@ -125,6 +125,7 @@ def test_sst2_experiment_runs_on_a_random_classifier_and_goes_on(tmp_path):
     assert figure_sst2.tuned_table({**result, "tuned": []}) == "Not measured yet."
 
 
+@pytest.mark.slow
 def test_quadratic_bench_runs_on_a_small_configuration():
     from experiments import bench_iqp, figure_iqp
 
@@ -199,6 +200,7 @@ def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
     assert problem.interactions is not None
 
 
+@pytest.mark.slow
 def test_curvature_benchmark_runs_without_peers(tmp_path, monkeypatch):
     import jax
 
