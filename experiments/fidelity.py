@@ -664,6 +664,7 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     import time
 
     import jax
+    import jax.numpy as jnp
 
     from jmpq.files import write_json
     from jmpq.sensitivity.composed import Composed
@@ -676,7 +677,8 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     if path.is_file():
         return json.loads(path.read_text())
     moves = MoveNetwork(network=setting.network, quantizers=setting.quantizers)
-    inputs, targets = examples_of(setting.calibration["heldout"], config.batch_size)[0]
+    batch = examples_of(setting.calibration["heldout"], config.batch_size)[0]
+    inputs, targets = jax.tree.map(jnp.asarray, batch)
     key = jax.random.key(config.seed)
 
     def seconds(call: Callable[[], Any], repeats: int) -> float:
