@@ -221,6 +221,7 @@ class _Walk:
 
     def __init__(self, network: Network) -> None:
         self.names = [network.layers[layer].name for layer, _ in network.sites]
+        self._single = [len(network.leaves[layer]) == 1 for layer, _ in network.sites]
         self.sites: list[Site] = [site for _, site in network.sites]
         self._of_path: dict[Path, Site] = {site.path: site for site in network.tap.sites}
         self._index = {site.path: i for i, site in enumerate(self.sites)}
@@ -237,13 +238,17 @@ class _Walk:
     def pairs(self) -> list[Pair]:
         """What can be equalised: every parameter of it is used there and nowhere else."""
         used = collections.Counter(site.leaf for site in self._of_path.values())
-        alone = lambda site: used[self.sites[site].leaf] == 1  # noqa: E731
+
+        def alone(site: int) -> bool:
+            leaf = self.sites[site].leaf
+            return used[leaf] == 1 and not self._reads[leaf] and self._single[site]
+
         return [
             pair
             for pair in self._found
             if alone(pair.first)
             and alone(pair.second)
-            and all(self._reads[leaf] == 1 for leaf in pair.addends)
+            and all(self._reads[leaf] == 1 and not used[leaf] for leaf in pair.addends)
         ]
 
     def reasons(self) -> dict[str, str]:
@@ -316,7 +321,7 @@ class _Walk:
             return None
         value, found = scaled[0], None
         if len(scaled) == 1 and len(fixed) == len(ins) - 1:
-            found = _homogeneous(eqn, value, fixed)
+            found = _homogeneous(eqn, value, fixed, first=ins[0] is value)
         if found is None:
             for x in scaled:
                 self._reasons.setdefault(
@@ -334,10 +339,11 @@ class _Walk:
         return _Fixed(leaf=ins[0].leaf, axis=axis if same else None, zero=ins[0].zero)
 
 
-def _homogeneous(eqn: Any, value: _Scaled, fixed: Sequence[_Fixed]) -> _Value:
-    """The value after an operation of degree one in every channel, else None."""
+def _homogeneous(eqn: Any, value: _Scaled, fixed: Sequence[_Fixed], *, first: bool) -> _Value:
+    """The value after an operation of degree one in every channel, else None; `first` where it
+    is the operation's first operand.
+    """  # noqa: D205
     name, params = eqn.primitive.name, eqn.params
-    first = not isinstance(eqn.invars[0], core.Literal)
     match name:
         case "add" | "sub":
             (other,) = fixed

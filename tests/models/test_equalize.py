@@ -149,3 +149,27 @@ def test_what_is_read_twice_or_added_is_left_alone():
     assert equalization_pairs(network) == []  # b is added to, e is used twice
     with pytest.raises(ValueError, match=r"after 'a': its output is read more than once"):
         equalize_ranges(network)
+
+
+def test_kernels_that_are_shared_or_read_elsewhere_and_divisors_stay():
+    eye = jnp.eye(3)
+
+    def shared(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"] @ p["c"]
+
+    def read(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"] + jnp.square(p["b"]).sum()[None, None]
+
+    def divided(p, x):
+        return (p["s"][None] / jnp.exp(x @ p["a"])) @ p["b"] + (
+            p["s"][None] / (x @ p["c"])
+        ) @ p["d"]
+
+    cases = (
+        (shared, {"a": eye, "b": 2 * eye, "c": eye}),  # a and c: one buffer
+        (read, {"a": eye, "b": 2 * eye}),
+        (divided, {"a": 1 * eye, "b": 2 * eye, "c": 3 * eye, "d": 4 * eye, "s": jnp.ones(3)}),
+    )
+    for apply, params in cases:
+        network = Network.from_function(apply, params, jnp.ones((1, 3)))
+        assert equalization_pairs(network) == []
