@@ -83,11 +83,17 @@ def equalize_ranges(
     walk = _Walk(network)
     pairs = walk.pairs()
     if not pairs:
-        reasons = "; ".join(f"after {name!r}: {why}" for name, why in walk.reasons().items())
+        after: dict[str, list[str]] = {}
+        for name, why in walk.reasons().items():
+            after.setdefault(why, []).append(name)
+        reasons = "; ".join(
+            f"after {names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}"
+            for why, names in after.items()
+        )
         raise ValueError(
             "No two layers can be equalised: nothing but max(x, 0), pooling and biases may "
             f"stand between them. {reasons}. Fold batch normalisation first, and take caps "
-            "off (jmpq.models.equalize.without_caps)."
+            "off (--without-caps; in Python `without_caps`)."
         )
     scales = _scales(walk.sites, pairs, jax.tree.leaves(network.params), tolerance, max_passes)
     leaves, tree = jax.tree.flatten(network.params)

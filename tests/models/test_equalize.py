@@ -119,7 +119,9 @@ def test_one_scale_a_tensor_serves_uneven_channels_once_they_are_equal(rng):
 
 def test_a_cap_is_refused_and_can_be_taken_off(rng):
     network, x = separable(rng, capped=True)
-    with pytest.raises(ValueError, match=r"after 'stem': `min` does not pass scales on"):
+    with pytest.raises(
+        ValueError, match=r"after 'stem' and 2 more: `min` does not pass scales on"
+    ):
         equalize_ranges(network)
     open_ended = without_caps(network)
     relu = Separable().apply({"params": network.params}, x)
