@@ -6,8 +6,8 @@ BIN = $(VENV)/bin
 RUN ?= runs/demo
 # PyTorch of bench-env, with any options that pip needs to take a CPU build.
 TORCH ?= torch==2.13.0
-PARITY = tests/models/test_parity.py tests/models/test_bert.py tests/models/test_minilm.py \
-  tests/models/test_front_ends.py tests/curvature/test_peers.py
+PARITY = tests/zoo/test_parity.py tests/zoo/test_bert.py tests/zoo/test_minilm.py \
+  tests/network/test_front_ends.py tests/curvature/test_peers.py
 
 .PHONY: demo test parity lint lock bench-env clean
 
@@ -44,7 +44,7 @@ lock: $(VENV)/installed
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes \
 	  --no-annotate --no-header --upgrade --output-file requirements.lock
 
-## rivals of experiments/bench_curvature.py, BERT in PyTorch and the weights of all-MiniLM-L6-v2
+## rivals of experiments/bench/curvature.py, BERT in PyTorch and the weights of all-MiniLM-L6-v2
 ## beside the locked versions, in .venv-bench
 bench-env: $(VENV)/installed
 	$(PYTHON) -m venv .venv-bench

@@ -69,7 +69,7 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     from jmpq.data.batches import batches
     from jmpq.data.splits import calibration_split
     from jmpq.deploy.measure import Evaluator
-    from jmpq.quantizers.calibrated import calibrate_quantizers
+    from jmpq.quantizers.calibrate import calibrate_quantizers
 
     networks, dataset = _networks(config, data_dir)
     calibration, rest = calibration_split(
@@ -119,11 +119,11 @@ def _networks(config: Config, data_dir: pathlib.Path | None) -> tuple[dict[str, 
     import jax.numpy as jnp
 
     from jmpq.data.load import load_dataset
-    from jmpq.models.architectures import PREPROCESSINGS, architecture, build_module
-    from jmpq.models.equalize import equalize_ranges, without_caps
-    from jmpq.models.fold import fold_batch_norm
-    from jmpq.models.network import Network
-    from jmpq.models.weights import load_weights
+    from jmpq.network.equalize import equalize_ranges, without_caps
+    from jmpq.network.fold import fold_batch_norm
+    from jmpq.network.network import Network
+    from jmpq.zoo.architectures import PREPROCESSINGS, architecture, build_module
+    from jmpq.zoo.weights import load_weights
 
     known = architecture(config.model).preprocessing
     rule = PREPROCESSINGS[known] if known and config.weights is not None else None

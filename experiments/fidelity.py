@@ -28,12 +28,12 @@ from experiments.resnet20_cifar10 import RESULTS, commit
 if TYPE_CHECKING:
     from jmpq.data.dataset import Split
     from jmpq.deploy.measure import Outcome
-    from jmpq.models.network import Network
-    from jmpq.quantizers.choice import Choice
+    from jmpq.formats import Choice
+    from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.metric import Metric
-    from jmpq.sensitivity.result import Sensitivity
-    from jmpq.sensitivity.superposed import Superposed
+    from jmpq.sensitivity.analyse import Metric
+    from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.table import Sensitivity
 
 Source = Literal["heldout", "train"]
 Mode = Literal["w", "wa"]
@@ -114,7 +114,7 @@ class Setting:
     @property
     def choices(self) -> "tuple[Choice, ...]":
         """Every calibrated pair of bits, and tensors left as they are."""
-        from jmpq.quantizers.choice import choice_grid
+        from jmpq.formats import choice_grid
 
         activations = self.quantizers.activations
         a_bits = activations.bits if activations else ()
@@ -256,12 +256,12 @@ def metrics_for(costly: bool) -> "list[Metric]":
 
     `costly` adds those by Hessian products: leading eigenvalues, the exact Hessian.
     """
-    from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
-    from jmpq.sensitivity.hawq import HawqTrace
-    from jmpq.sensitivity.output_fisher import OutputFisher
-    from jmpq.sensitivity.path import PathAttribution
-    from jmpq.sensitivity.squared_error import SquaredError
-    from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, GaussNewton
+    from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
+    from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+    from jmpq.sensitivity.metrics.output_fisher import OutputFisher
+    from jmpq.sensitivity.metrics.path_attribution import PathAttribution
+    from jmpq.sensitivity.metrics.squared_error import SquaredError
+    from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, ExactHessian, GaussNewton
 
     metrics: list[Metric] = [
         GaussNewton(),
@@ -283,9 +283,9 @@ def analyse_all(
 ) -> "dict[str, Sensitivity]":
     """Every metric on one set of calibration examples; finished ones are read from `folder`."""
     from jmpq.cli.progress import bar
-    from jmpq.sensitivity.metric import analyse
+    from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
+    from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
 
     split = setting.calibration[source]
     moves = MoveNetwork(network=setting.network, quantizers=setting.quantizers)
@@ -321,8 +321,8 @@ def superpose(
 ) -> "Superposed":
     """Logit changes of every move on one set of calibration examples."""
     from jmpq.cli.progress import bar
+    from jmpq.sensitivity.logits.superposed import Superposed
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.superposed import Superposed
 
     split = setting.calibration[source]
     provenance = {"calibration": split.record(), "quantizers": setting.quantizers.sha256}
@@ -410,7 +410,7 @@ def predictions(
     Variants of a metric: its ``sum`` over layers, with the ``first`` order term, with the
     ``cross`` terms, with both.
     """
-    from jmpq.sensitivity.composed import Composed
+    from jmpq.sensitivity.logits.composed import Composed
 
     superposed = superpose(config, setting, source, folder)
     costly = first and source == "heldout"
@@ -531,7 +531,7 @@ def _additive(
     config: Config, superposed: "Superposed", choice: Int[np.ndarray, "_ _"]
 ) -> np.ndarray:
     """The additive losses of the composed prediction, over the choices of one regime."""
-    from jmpq.sensitivity.composed import Composed
+    from jmpq.sensitivity.logits.composed import Composed
 
     used = np.unique(choice)
     regime = dataclasses.replace(superposed, choices=tuple(superposed.choices[c] for c in used))
@@ -547,8 +547,8 @@ def closer_look(
     folder: pathlib.Path,
 ) -> dict[str, Any]:
     """The last regime again, by more held-out examples on both sides."""
-    from jmpq.sensitivity.composed import Composed
-    from jmpq.sensitivity.taylor import GaussNewton
+    from jmpq.sensitivity.logits.composed import Composed
+    from jmpq.sensitivity.metrics.taylor import GaussNewton
 
     calibration, evaluation = config.closer
     order = np.random.default_rng([config.seed, 2]).permutation(len(setting.pool))
@@ -587,8 +587,8 @@ def against_samples(
     config: Config, setting: Setting, folder: pathlib.Path
 ) -> dict[str, dict[str, Any]]:
     """Losses of every layer by growing numbers of held-out examples (F7)."""
-    from jmpq.sensitivity.hawq import HawqTrace
-    from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
+    from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+    from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
 
     order = np.random.default_rng(config.seed + 1).permutation(len(setting.pool))
     many = setting.pool.take(np.sort(order[: config.many_examples]), seed=config.seed + 1)
@@ -621,8 +621,8 @@ def against_subsets(
     folder: pathlib.Path,
 ) -> list[dict[str, Any]]:
     """Predictions from several draws of held-out calibration examples (F14)."""
-    from jmpq.sensitivity.composed import Composed
-    from jmpq.sensitivity.taylor import GaussNewton
+    from jmpq.sensitivity.logits.composed import Composed
+    from jmpq.sensitivity.metrics.taylor import GaussNewton
 
     sets = {key: bits for key, bits in drawn.items() if key.startswith("w/")}
     rows = []
@@ -667,11 +667,11 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     import jax.numpy as jnp
 
     from jmpq.files import write_json
-    from jmpq.sensitivity.composed import Composed
-    from jmpq.sensitivity.measured import MeasuredSingle
+    from jmpq.sensitivity.logits.composed import Composed
+    from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.metrics.measured_moves import MeasuredSingle
+    from jmpq.sensitivity.metrics.taylor import FirstOrder, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.superposed import Superposed
-    from jmpq.sensitivity.taylor import FirstOrder, GaussNewton
 
     path = folder / "costs.json"
     if path.is_file():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from jmpq.data.dataset import Split
     from jmpq.deploy.finetune import FinetuneConfig
     from jmpq.deploy.finetuned import Finetuned
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers
 
 Method = Literal["ste", "lsq"]
@@ -238,12 +238,12 @@ def allocate(
     """The exact allocation at the budget, and uniform ones."""
     from experiments.fidelity import examples_of
     from jmpq.cli.sensitivity import WEIGHTS
+    from jmpq.formats import Choice, choice_grid
     from jmpq.problem import Overhead, build_problem, first_and_last, with_budgets
     from jmpq.problem.rules import Allow
-    from jmpq.quantizers.choice import Choice, choice_grid
-    from jmpq.sensitivity.metric import analyse
+    from jmpq.sensitivity.analyse import analyse
+    from jmpq.sensitivity.metrics.taylor import GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.taylor import GaussNewton
     from jmpq.solvers import solve
 
     a_bits = (FLOAT,) if config.a_bits == FLOAT else (config.a_bits, 8)

@@ -240,7 +240,7 @@ def _common(folder: pathlib.Path, here: pathlib.Path) -> dict[str, Any]:
     """What is the same at every budget."""
     import numpy as np
 
-    from jmpq.sensitivity.result import load_sensitivities
+    from jmpq.sensitivity.table import load_sensitivities
 
     layers = json.loads((folder / LAYERS).read_text())
     evaluation = json.loads((here / EVALUATION).read_text())

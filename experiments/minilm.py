@@ -29,12 +29,12 @@ from experiments.provenance import commit, machine, versions
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Source, Split
-    from jmpq.models.bert import Bert
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
     from jmpq.problem import Problem
     from jmpq.quantizers.fake_quant import Quantizers, Scales
     from jmpq.quantizers.spec import QuantizerSpec
-    from jmpq.sensitivity.result import Sensitivity
+    from jmpq.sensitivity.table import Sensitivity
+    from jmpq.zoo.bert import Bert
 
 FLOAT, EMBEDDING_BITS, ACTIVATION_BITS = 32, 8, 8
 EMBEDDINGS = ("word", "position", "token_type")
@@ -137,9 +137,9 @@ def load(config: Config, data_dir: pathlib.Path | None) -> Setting:
     """
     from jmpq.data.glue import by_length, glue
     from jmpq.data.tokens import read_tokenizer
-    from jmpq.models.bert import example_tokens
-    from jmpq.models.network import Network
-    from jmpq.models.weights_bert import read_bert
+    from jmpq.network.network import Network
+    from jmpq.zoo.bert import example_tokens
+    from jmpq.zoo.weights_bert import read_bert
 
     if config.model == "tiny":
         return _tiny(config)
@@ -177,8 +177,8 @@ def _tiny(config: Config) -> Setting:
     import jax
 
     from jmpq.data.dataset import TrimPadding, whole_split
-    from jmpq.models.bert import Bert, BertConfig
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
+    from jmpq.zoo.bert import Bert, BertConfig
 
     sizes = BertConfig(
         vocab_size=40, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16,
@@ -356,9 +356,9 @@ def _eigenvalues(config: Config, setting: Setting, rows: Rows) -> dict[str, Any]
     from jmpq.cli.progress import bar
     from jmpq.data.batches import make_batch
     from jmpq.data.dataset import TrimPadding
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
-    from jmpq.sensitivity.eigenvalue import QBert
+    from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.training.losses import squared_error
 
@@ -418,11 +418,11 @@ def _tables(
 ) -> "dict[str, Sensitivity]":
     """Gauss-Newton and Fisher of every encoder matrix, embedding and input."""
     from jmpq.cli.progress import bar
-    from jmpq.quantizers.choice import choice_grid
-    from jmpq.sensitivity.metric import analyse
+    from jmpq.formats import choice_grid
+    from jmpq.sensitivity.analyse import analyse
+    from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
-    from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
+    from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
     from jmpq.training.losses import squared_error
 
     moves = MoveNetwork(network=setting.network, quantizers=quantizers)
@@ -458,6 +458,7 @@ def _problem(
     unit: str = "matrix",
 ) -> "Problem":
     """Weights alone at the bytes of uniform bits, embeddings at 8 bits."""
+    from jmpq.formats import Choice, choice_grid
     from jmpq.problem import (
         Overhead,
         Pin,
@@ -465,7 +466,6 @@ def _problem(
         transformer_units,
         with_budgets,
     )
-    from jmpq.quantizers.choice import Choice, choice_grid
 
     layers = setting.network.layers
     choices = choice_grid({*config.w_bits, EMBEDDING_BITS})
@@ -498,8 +498,8 @@ def _allocations(
     eigenvalues: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Every method's bits of the encoder at every budget."""
+    from jmpq.formats import Choice
     from jmpq.problem import Overhead, allocation_costs
-    from jmpq.quantizers.choice import Choice
     from jmpq.solvers import LocalSearch, solve
 
     layers = setting.network.layers
@@ -575,7 +575,7 @@ def qbert_rule(
     Returns:
         Bits of the encoder's matrices.
     """
-    from jmpq.quantizers.choice import Choice
+    from jmpq.formats import Choice
 
     ranked = [(abs(np.mean(v)) + np.std(v, ddof=1), name) for name, v in eigenvalues.items()]
     bits = {x: low for x in problem.layers if x.startswith("encoder/")}
@@ -594,7 +594,7 @@ def _predicted(
     setting: Setting, tables: "dict[str, Sensitivity]", w_bits: np.ndarray, a_bits: int
 ) -> dict[str, float]:
     """Loss of a joint allocation by each metric; ``_full`` with cross-layer terms."""
-    from jmpq.quantizers.choice import Choice
+    from jmpq.formats import Choice
 
     found = {}
     for name, table in tables.items():
@@ -637,7 +637,7 @@ def _single(
     from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.similarity import SimilarityEvaluator
-    from jmpq.quantizers.choice import Choice
+    from jmpq.formats import Choice
 
     layers = [x.name for x in setting.network.layers]
     still = np.full(len(layers), FLOAT)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Dataset
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
 
 
 def load_trained(

@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jmpq.data.dataset import Split
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
     from jmpq.problem import Problem
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.composed import Composed
+    from jmpq.sensitivity.logits.composed import Composed
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.result import Sensitivity
+    from jmpq.sensitivity.table import Sensitivity
 
 Mode = Literal["w", "w gptq", "wa", "wa gptq"]
 FLOAT = 32
@@ -186,15 +186,15 @@ def tables(
     """
     from experiments.fidelity import examples_of
     from jmpq.cli.progress import bar
-    from jmpq.quantizers.choice import choice_grid
-    from jmpq.sensitivity.composed import Composed
-    from jmpq.sensitivity.hawq import HawqTrace
-    from jmpq.sensitivity.measured import MeasuredPairs
-    from jmpq.sensitivity.metric import Metric, analyse
-    from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
-    from jmpq.sensitivity.squared_error import SquaredError
-    from jmpq.sensitivity.superposed import Superposed
-    from jmpq.sensitivity.taylor import EmpiricalFisher, FirstOrder, GaussNewton
+    from jmpq.formats import choice_grid
+    from jmpq.sensitivity.analyse import Metric, analyse
+    from jmpq.sensitivity.logits.composed import Composed
+    from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+    from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
+    from jmpq.sensitivity.metrics.squared_error import SquaredError
+    from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, FirstOrder, GaussNewton
+    from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
 
     choices = choice_grid(config.w_bits, config.a_bits if has_activations(mode) else (FLOAT,))
     data = examples_of(setting.calibration, config.batch_size)
@@ -251,8 +251,8 @@ def stated(
 ) -> "Problem":
     """The problem at the size, and bit operations, of uniform bits."""
     from jmpq.cli.sensitivity import WEIGHTS as KERNELS
+    from jmpq.formats import Choice
     from jmpq.problem import Overhead, build_problem, first_and_last, with_budgets
-    from jmpq.quantizers.choice import Choice
 
     names = [layer.name for layer in network.layers]
     a_bits = min(c.a_bits for c in table.choices) if has_activations(mode) else FLOAT

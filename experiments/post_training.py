@@ -82,14 +82,14 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     from jmpq.data.load import load_dataset
     from jmpq.data.splits import calibration_split
     from jmpq.deploy.measure import Evaluator, bits_of
-    from jmpq.models.architectures import build_module
-    from jmpq.models.network import Network
-    from jmpq.models.weights import load_weights
-    from jmpq.quantizers.choice import Choice, choice_grid
+    from jmpq.formats import Choice, choice_grid
+    from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
-    from jmpq.sensitivity.metric import analyse
+    from jmpq.sensitivity.analyse import analyse
+    from jmpq.sensitivity.metrics.taylor import GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.taylor import GaussNewton
+    from jmpq.zoo.architectures import build_module
+    from jmpq.zoo.weights import load_weights
 
     dataset = load_dataset(config.data, data_dir)
     example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)

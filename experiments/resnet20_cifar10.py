@@ -141,7 +141,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
 
 def collect(folder: pathlib.Path) -> dict[str, Any]:
     """What one run folder says: allocations with prediction beside measurement, timings."""
-    from jmpq.sensitivity.result import load_sensitivities
+    from jmpq.sensitivity.table import load_sensitivities
 
     plan = json.loads((folder / PLAN).read_text())
     evaluation = json.loads((folder / EVALUATION).read_text())

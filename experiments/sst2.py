@@ -35,10 +35,10 @@ from jmpq.cli.finetune import training_curve
 if TYPE_CHECKING:
     from jmpq.data.dataset import Source, Split
     from jmpq.deploy.measure import Evaluator
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
     from jmpq.problem import Problem
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.result import Sensitivity
+    from jmpq.sensitivity.table import Sensitivity
 
 EMBEDDING_BITS, ACTIVATION_BITS = 8, 8
 LENGTHS = (16, 32, 80)  # of batches: few, as every one is compiled
@@ -140,7 +140,7 @@ def load(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) ->
     from jmpq.cli.run_folder import TOKENIZER, WEIGHTS, NetworkSpec, load_data, load_network
     from jmpq.cli.train import Train
     from jmpq.data.glue import by_length, glue
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
 
     if config.model == "random":
         return _random(config)
@@ -204,8 +204,8 @@ def _random(config: Config) -> Setting:
     import jax
 
     from jmpq.data.dataset import TrimPadding, whole_split
-    from jmpq.models.bert import Bert, BertConfig
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
+    from jmpq.zoo.bert import Bert, BertConfig
 
     sizes = BertConfig(
         vocab_size=40, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16,
@@ -366,7 +366,7 @@ def _eigenvalues(
     import jax.numpy as jnp
 
     from jmpq.data.batches import make_batch
-    from jmpq.sensitivity.eigenvalue import QBert
+    from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
     from jmpq.sensitivity.moves import MoveNetwork
 
     metric = QBert(block=ENCODER_LAYER)
@@ -408,11 +408,11 @@ def _tables(
 ) -> "dict[str, Sensitivity]":
     """Gauss-Newton and empirical Fisher of every matrix and embedding."""
     from jmpq.cli.progress import bar
-    from jmpq.quantizers.choice import choice_grid
-    from jmpq.sensitivity.metric import analyse
+    from jmpq.formats import choice_grid
+    from jmpq.sensitivity.analyse import analyse
+    from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
-    from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
+    from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
 
     weights = dataclasses.replace(quantizers, activations=None)
     moves = MoveNetwork(network=setting.network, quantizers=weights)
@@ -454,8 +454,8 @@ def stated(
         bits: Of the uniform encoder.
         embeddings: Whether bits of embeddings are searched too, at the same bytes.
     """
+    from jmpq.formats import Choice, choice_grid
     from jmpq.problem import Overhead, Pin, build_problem, with_budgets
-    from jmpq.quantizers.choice import Choice, choice_grid
 
     layers = setting.network.layers
 
@@ -486,8 +486,8 @@ def allocations(
     eigenvalues: Mapping[str, list[float]],
 ) -> list[dict[str, Any]]:
     """Every method's bits at every budget, with their bytes."""
+    from jmpq.formats import Choice
     from jmpq.problem import Overhead, allocation_costs
-    from jmpq.quantizers.choice import Choice
     from jmpq.solvers import solve
 
     layers = setting.network.layers
@@ -530,7 +530,7 @@ def _predicted(
     setting: Setting, tables: "dict[str, Sensitivity]", w_bits: np.ndarray
 ) -> dict[str, float]:
     """Loss of a joint allocation by each metric; ``_full`` with cross-layer terms."""
-    from jmpq.quantizers.choice import Choice
+    from jmpq.formats import Choice
 
     found = {}
     for name, table in tables.items():

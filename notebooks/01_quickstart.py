@@ -17,10 +17,10 @@ import numpy as np
 
 import jmpq
 from jmpq.data.batches import batches
-from jmpq.models.architectures import build_module
 from jmpq.problem import first_and_last, with_budgets
 from jmpq.training.loop import TrainConfig
 from jmpq.training.train import train
+from jmpq.zoo.architectures import build_module
 
 data = jmpq.load_dataset("digits")
 module = build_module("digits_resnet")

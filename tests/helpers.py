@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 
 
 class ResidualCNN(nn.Module):

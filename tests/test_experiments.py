@@ -33,7 +33,8 @@ def test_resnet20_experiment_runs_on_a_small_configuration(tmp_path):
 
 
 def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared_data):
-    from experiments import bench_solvers, figures
+    from experiments.bench import solvers as bench_solvers
+    from experiments.figures import draw as figures
 
     output = tmp_path / "bench.json"
     result = bench_solvers.run(bench_solvers.SMOKE, shared_data, output)
@@ -64,7 +65,8 @@ def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared
 def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
     import jax
 
-    from experiments import figure_minilm, minilm
+    from experiments import minilm
+    from experiments.figures import minilm as figure_minilm
 
     with (
         jax.enable_x64(False),
@@ -98,7 +100,8 @@ def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
 def test_sst2_experiment_runs_on_a_random_classifier_and_goes_on(tmp_path):
     import jax
 
-    from experiments import figure_sst2, sst2
+    from experiments import sst2
+    from experiments.figures import sst2 as figure_sst2
 
     with (
         jax.enable_x64(False),
@@ -127,7 +130,8 @@ def test_sst2_experiment_runs_on_a_random_classifier_and_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_quadratic_bench_runs_on_a_small_configuration():
-    from experiments import bench_iqp, figure_iqp
+    from experiments.bench import iqp as bench_iqp
+    from experiments.figures import iqp as figure_iqp
 
     result = bench_iqp.run(bench_iqp.SMOKE)
     result = json.loads(json.dumps(result, allow_nan=False))
@@ -147,21 +151,21 @@ def test_quadratic_bench_runs_on_a_small_configuration():
 @pytest.mark.parametrize(
     ("result", "module", "table"),
     [
-        ("bench_iqp", "figure_iqp", "iqp_table"),
-        ("bench_solvers", "figure_solvers", "time_table"),
-        ("bench_curvature", "figure_curvature", "curvature_table"),
-        ("bench_convolution", "bench_convolution", "convolution_table"),
-        ("fidelity_resnet20", "figure_fidelity", "cost_table"),
-        ("fidelity_resnet20", "figure_fidelity", "closer_table"),
-        ("outcome_resnet20", "figure_outcome", "outcome_table"),
-        ("outcome_resnet20", "figure_outcome", "curse_table"),
-        ("finetune_resnet20", "figure_finetune", "finetune_table"),
-        ("imagenet", "figure_imagenet", "imagenet_table"),
-        ("bench_flow", "bench_flow", "flow_table"),
-        ("equalization", "figure_equalization", "equalization_table"),
-        ("minilm", "figure_minilm", "minilm_tables"),
-        ("minilm", "figure_minilm", "value_table"),
-        ("sst2", "figure_sst2", "sst2_tables"),
+        ("bench_iqp", "figures.iqp", "iqp_table"),
+        ("bench_solvers", "figures.solvers", "time_table"),
+        ("bench_curvature", "figures.curvature", "curvature_table"),
+        ("bench_convolution", "bench.convolution", "convolution_table"),
+        ("fidelity_resnet20", "figures.fidelity", "cost_table"),
+        ("fidelity_resnet20", "figures.fidelity", "closer_table"),
+        ("outcome_resnet20", "figures.outcome", "outcome_table"),
+        ("outcome_resnet20", "figures.outcome", "curse_table"),
+        ("finetune_resnet20", "figures.finetune", "finetune_table"),
+        ("imagenet", "figures.imagenet", "imagenet_table"),
+        ("bench_flow", "bench.flow", "flow_table"),
+        ("equalization", "figures.equalization", "equalization_table"),
+        ("minilm", "figures.minilm", "minilm_tables"),
+        ("minilm", "figures.minilm", "value_table"),
+        ("sst2", "figures.sst2", "sst2_tables"),
     ],
 )
 def test_tables_are_drawn_from_the_committed_results(result, module, table):
@@ -175,7 +179,7 @@ def test_tables_are_drawn_from_the_committed_results(result, module, table):
 
 
 def test_convolution_bench_runs_on_a_small_configuration():
-    from experiments import bench_convolution
+    from experiments.bench import convolution as bench_convolution
 
     result = bench_convolution.run(bench_convolution.SMOKE)
     assert bench_convolution.convolution_table(result).count("\n| ") == 2 + 4 + 1
@@ -184,7 +188,8 @@ def test_convolution_bench_runs_on_a_small_configuration():
 def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
     import jax
 
-    from experiments import bench_iqp, iqp_matrices
+    from experiments.bench import iqp as bench_iqp
+    from experiments.bench import iqp_matrices
     from jmpq import load_sensitivities
 
     with (
@@ -204,8 +209,8 @@ def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
 def test_curvature_benchmark_runs_without_peers(tmp_path, monkeypatch):
     import jax
 
-    from experiments import bench_curvature
-    from experiments.figure_curvature import curvature_table
+    from experiments.bench import curvature as bench_curvature
+    from experiments.figures.curvature import curvature_table
 
     monkeypatch.setattr(bench_curvature, "PEERS", ("no_such_peer",))
     with (
@@ -239,7 +244,8 @@ def test_study_runs_on_a_small_configuration_and_goes_on(name, tmp_path):
 
     import jax
 
-    from experiments import figure_fidelity, figure_outcome
+    from experiments.figures import fidelity as figure_fidelity
+    from experiments.figures import outcome as figure_outcome
 
     study = importlib.import_module(f"experiments.{name}")
     with (
@@ -267,8 +273,8 @@ def test_study_runs_on_a_small_configuration_and_goes_on(name, tmp_path):
 def test_evaluation_benchmark_runs_without_torch():
     import jax
 
-    from experiments import bench_evaluation
-    from experiments.figure_evaluation import evaluation_table
+    from experiments.bench import evaluation as bench_evaluation
+    from experiments.figures.evaluation import evaluation_table
 
     with (
         jax.enable_x64(False),
@@ -284,7 +290,7 @@ def test_evaluation_benchmark_runs_without_torch():
 
 
 def test_losses_that_differ_stop_the_evaluation_benchmark():
-    from experiments.bench_evaluation import check_parity
+    from experiments.bench.evaluation import check_parity
 
     ours = np.array([1.0, 2.0])
     check_parity({"jmpq": ours, "rebuilt": np.array([1.001])})
@@ -298,7 +304,7 @@ def test_post_training_experiment_runs_on_a_small_configuration():
     import jax
 
     from experiments import post_training
-    from experiments.figure_post_training import post_training_table
+    from experiments.figures.post_training import post_training_table
 
     with (
         jax.enable_x64(False),
@@ -321,7 +327,7 @@ def test_equalization_experiment_runs_on_a_small_configuration():
     import jax
 
     from experiments import equalization
-    from experiments.figure_equalization import equalization_table
+    from experiments.figures.equalization import equalization_table
 
     with (
         jax.enable_x64(False),
@@ -342,7 +348,8 @@ def test_equalization_experiment_runs_on_a_small_configuration():
 def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path):
     import jax
 
-    from experiments import figure_imagenet, imagenet
+    from experiments import imagenet
+    from experiments.figures import imagenet as figure_imagenet
 
     with (
         jax.enable_x64(False),
@@ -379,7 +386,7 @@ def test_imagenet_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path)
 def test_flow_benchmark_runs_on_a_small_configuration_and_goes_on(tmp_path):
     import jax
 
-    from experiments import bench_flow
+    from experiments.bench import flow as bench_flow
 
     with (
         jax.enable_x64(False),
@@ -402,10 +409,10 @@ def test_flow_benchmark_runs_on_a_small_configuration_and_goes_on(tmp_path):
 
 
 def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
-    from experiments import bench_flow
-    from experiments.bench_flow_part import RandomImages
+    from experiments.bench import flow as bench_flow
+    from experiments.bench.flow_part import RandomImages
     from jmpq import load_dataset
-    from jmpq.models.architectures import PREPROCESSINGS
+    from jmpq.zoo.architectures import PREPROCESSINGS
 
     config = bench_flow.Config()
     step = RandomImages(tmp_path / "images", classes=3)
@@ -417,7 +424,7 @@ def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
 
 
 def test_flow_benchmark_refuses_other_networks_than_the_published():
-    from experiments import bench_flow
+    from experiments.bench import flow as bench_flow
 
     right = {"layers": 21, "parameters": 11_689_512, "macs": 1_814_073_344}
     bench_flow.check_published("resnet18", right)
@@ -465,7 +472,7 @@ def test_fine_tuning_experiment_runs_on_a_small_configuration_and_goes_on(tmp_pa
     import jax
 
     from experiments import finetune
-    from experiments.figure_finetune import finetune_figures, finetune_table, recovered
+    from experiments.figures.finetune import finetune_figures, finetune_table, recovered
 
     with (
         jax.enable_x64(False),
@@ -489,7 +496,7 @@ def test_fine_tuning_experiment_runs_on_a_small_configuration_and_goes_on(tmp_pa
 
 
 def test_logits_that_differ_stop_the_benchmark():
-    from experiments.bench_curvature import check_parity
+    from experiments.bench.curvature import check_parity
 
     check_parity({"jmpq": {"values": [[1.0, 2.0]]}, "torch": {"values": [[1.0, 2.00001]]}})
     with pytest.raises(ValueError, match=r"logits of the two sides differ by 0.01"):

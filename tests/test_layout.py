@@ -1,6 +1,7 @@
 """The folders tell the data flow: a stage imports only stages before it."""
 
 import ast
+import graphlib
 import importlib
 import pathlib
 import subprocess
@@ -13,7 +14,8 @@ import jmpq
 ROOT = pathlib.Path(jmpq.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 STAGES = (
-    "models",
+    "network",
+    "zoo",
     "data",
     "training",
     "quantizers",
@@ -25,19 +27,21 @@ STAGES = (
     "report",
     "cli",
 )
-FREE = ("devices", "files")  # helpers of all stages
+OWN = ("jmpq", "experiments")
+FREE = ("devices", "files", "formats")  # helpers of all stages
 WITHOUT_JAX = (
     "files",
-    "models.layers",
-    "quantizers.choice",
+    "formats",
+    "network.layers",
     "quantizers.spec",
-    "sensitivity.joint",
-    "sensitivity.result",
-    "sensitivity.saturation",
+    "sensitivity.logits.joint_predictors",
+    "sensitivity.logits.saturation",
+    "sensitivity.table",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in MODULES
-        if path.parent.name in ("problem", "solvers", "report") and path.stem != "__init__"
+        if path.relative_to(ROOT).parts[0] in ("problem", "solvers", "report")
+        and path.stem != "__init__"
     ),
 )
 
@@ -57,7 +61,7 @@ def imported(path):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        found |= {n.removeprefix("jmpq.") for n in names if n.split(".")[0] == "jmpq"}
+        found |= {n.removeprefix("jmpq.") for n in names if n.split(".")[0] in OWN}
     return found
 
 
@@ -74,6 +78,42 @@ def test_stage_imports_only_stages_before_it(path):
     allowed = {*STAGES[: STAGES.index(stage) + 1], *FREE}
     wrong = {module for module in imported(path) if module.split(".")[0] not in allowed}
     assert not wrong
+
+
+SOURCES = sorted(
+    [*MODULES, *(ROOT.parent / "experiments").rglob("*.py")]
+    if (ROOT.parent / "experiments").is_dir()
+    else MODULES
+)
+
+
+def test_no_circle_of_files():
+    """Imports inside functions count: a file that needs one to break a circle is in one."""
+    of = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in SOURCES
+    }
+    after = {}
+    for module, path in of.items():
+        if path == ROOT / "__init__.py":
+            continue
+        names = {n if n.startswith("experiments") else f"jmpq.{n}" for n in imported(path)}
+        files = {n if n in of else n.rpartition(".")[0] for n in names}
+        after[module] = {n for n in files if n in of and n not in ("jmpq", module)}
+    order = graphlib.TopologicalSorter(after)
+    try:
+        order.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in SOURCES}), ids=lambda f: f.name
+)
+def test_no_folder_is_crowded(folder):
+    assert len(list(folder.glob("*.py"))) <= 15 + 1  # its page beside fifteen files
 
 
 def test_helpers_of_all_stages_import_none():

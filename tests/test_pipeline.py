@@ -13,7 +13,7 @@ from jmpq.problem import (
     planned_budgets,
     write_plan,
 )
-from jmpq.sensitivity.taylor import GaussNewton
+from jmpq.sensitivity.metrics.taylor import GaussNewton
 from tests import helpers
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jmpq.formats import Choice
     from jmpq.problem import PlannedAllocation, Problem
-    from jmpq.quantizers.choice import Choice
 
 
 def least_cost_allocations(

@@ -8,8 +8,8 @@ from jmpq.cli.run_folder import SUPERPOSED
 
 if TYPE_CHECKING:
     from jmpq.problem import PlannedAllocation
-    from jmpq.sensitivity.joint import JointPredictor
-    from jmpq.sensitivity.superposed import Superposed
+    from jmpq.sensitivity.logits.joint_predictors import JointPredictor
+    from jmpq.sensitivity.logits.superposed import Superposed
 
 SAME = ("weights_sha256", "quantizers_sha256", "calibration", "loss")
 
@@ -27,8 +27,8 @@ def joint_predictors(
         ValueError: If the file cannot be read or belongs to other sensitivities.
     """
     from jmpq.cli.losses import find_loss
-    from jmpq.sensitivity.composed import Composed, ridge_for
-    from jmpq.sensitivity.superposed import PredictedLoss, Superposed
+    from jmpq.sensitivity.logits.composed import Composed, ridge_for
+    from jmpq.sensitivity.logits.superposed import PredictedLoss, Superposed
 
     path = run / SUPERPOSED
     if not path.is_file():
@@ -57,7 +57,7 @@ def joint_predictions(
     """Predicted increase, nats per example, by allocation and predictor; {} without any."""
     import numpy as np
 
-    from jmpq.quantizers.choice import FLOAT_BITS, Choice
+    from jmpq.formats import FLOAT_BITS, Choice
 
     found, predictors = joint_predictors(run, origin)
     if found is None:

@@ -63,10 +63,10 @@ class Layers:
         from rich.table import Table
 
         from jmpq.files import write_json
-        from jmpq.models.equalize import equalization_pairs
-        from jmpq.models.layers import layers_to_json
-        from jmpq.models.ties import architecture_ties
-        from jmpq.models.weights import weights_sha256
+        from jmpq.network.equalize import equalization_pairs
+        from jmpq.network.layers import layers_to_json
+        from jmpq.network.ties import architecture_ties
+        from jmpq.zoo.weights import weights_sha256
 
         spec = NetworkSpec(
             model=self.model,
@@ -117,7 +117,7 @@ class Layers:
     def _tokenizer(self) -> str | None:
         """That of a built-in network lies beside its weights, if nothing else is said."""
         from jmpq.data.tokens import FILES
-        from jmpq.models.architectures import architecture
+        from jmpq.zoo.architectures import architecture
 
         path = self.tokenizer
         if path is None and ":" not in self.model and architecture(self.model).tokens:

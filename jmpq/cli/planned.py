@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from jmpq.data.dataset import Dataset, Split
     from jmpq.deploy.correction import Correct
     from jmpq.deploy.measure import Evaluator
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
     from jmpq.problem import Plan, PlannedAllocation
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.result import Sensitivity
+    from jmpq.sensitivity.table import Sensitivity
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -129,7 +129,7 @@ def read_planned(run: pathlib.Path) -> Planned:
     from jmpq.files import file_sha256
     from jmpq.problem import read_plan
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.result import load_arrays, load_sensitivities
+    from jmpq.sensitivity.table import load_arrays, load_sensitivities
 
     record = read_layers(run)
     arrays = load_arrays(run / SENSITIVITY)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jmpq.cli.planned import Planned
     from jmpq.deploy.measure import Evaluator, Outcome
     from jmpq.problem import PlannedAllocation, Problem
-    from jmpq.sensitivity.result import Sensitivity
+    from jmpq.sensitivity.table import Sensitivity
 
 RACE_BATCH = 64  # examples between two looks at who is hopeless
 
@@ -207,7 +207,7 @@ def problem_of_plan(
     planned: "Planned", table: "Sensitivity", budgets: dict[str, float]
 ) -> "Problem":
     """The problem that a plan was made of, by one metric and under given limits."""
-    from jmpq.models.layers import layers_from_json
+    from jmpq.network.layers import layers_from_json
     from jmpq.problem import Overhead, build_problem
     from jmpq.problem.rules import rules_from_json
     from jmpq.quantizers.spec import QuantizerSpec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jmpq.data.dataset import Dataset
     from jmpq.data.tokens import Tokenizer
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
 
 LAYERS, SENSITIVITY, PLAN = "layers.json", "sensitivity.npz", "plan.json"
 EVALUATION, WEIGHTS = "evaluation.json", "weights.safetensors"
@@ -29,7 +29,7 @@ class NetworkSpec:
     """Where a network and its data come from.
 
     Attributes:
-        model: Name of a built-in network (`jmpq.models.architectures`), or
+        model: Name of a built-in network (`jmpq.zoo.architectures`), or
             ``package.module:function``, a function without arguments that returns a
             `jmpq.Network`.
         weights: File with the weights of a built-in network.
@@ -72,7 +72,7 @@ def load_data(spec: NetworkSpec, run: pathlib.Path = pathlib.Path()) -> "Dataset
     """
     from jmpq.data.load import load_dataset
     from jmpq.data.tokens import read_tokenizer
-    from jmpq.models.architectures import PREPROCESSINGS, architecture
+    from jmpq.zoo.architectures import PREPROCESSINGS, architecture
 
     name = spec.preprocessing
     if name is None and ":" not in spec.model:
@@ -103,16 +103,16 @@ def load_network(
     import jax
     import jax.numpy as jnp
 
-    from jmpq.models.architectures import build_module
-    from jmpq.models.fold import fold_batch_norm
-    from jmpq.models.network import Network
-    from jmpq.models.weights import load_weights
+    from jmpq.network.fold import fold_batch_norm
+    from jmpq.network.network import Network
+    from jmpq.zoo.architectures import build_module
+    from jmpq.zoo.weights import load_weights
 
     if ":" in spec.model:
         if spec.fold:
             raise ValueError(
                 f"{spec.model!r} makes its own network: fold its variables there, with "
-                "jmpq.models.fold.fold_batch_norm."
+                "jmpq.network.fold.fold_batch_norm."
             )
         return _changed(spec, _made_by(spec.model))
     dataset = dataset or load_data(spec, run)
@@ -137,7 +137,7 @@ def load_network(
 
 
 def _changed(spec: NetworkSpec, network: "Network") -> "Network":
-    from jmpq.models.equalize import equalize_ranges, without_caps
+    from jmpq.network.equalize import equalize_ranges, without_caps
     from jmpq.quantizers.products import quantize_products
 
     if spec.capless:
@@ -179,7 +179,7 @@ def network_of(run: pathlib.Path) -> tuple["Network", "Dataset", dict[str, Any]]
     Raises:
         ValueError: If the weights have changed since the layer table was written.
     """
-    from jmpq.models.weights import weights_sha256
+    from jmpq.zoo.weights import weights_sha256
 
     record = read_layers(run)
     names = {field.name for field in dataclasses.fields(NetworkSpec)}
@@ -231,7 +231,7 @@ def _check_tokenizer(
     tokenizer: "Tokenizer", weights: pathlib.Path, variables: dict[str, Any]
 ) -> None:
     """Raise `ValueError` where weights were made with other tokens."""
-    from jmpq.models.weights import header_of
+    from jmpq.zoo.weights import header_of
 
     words = variables["params"]["embeddings"]["word_embeddings"]["embedding"]
     tokenizer.check_vocabulary(len(words))
@@ -244,7 +244,7 @@ def _check_tokenizer(
 
 
 def _made_by(model: str) -> "Network":
-    from jmpq.models.network import Network
+    from jmpq.network.network import Network
 
     make = imported(model, "a network", "without arguments")
     try:

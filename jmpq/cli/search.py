@@ -9,8 +9,8 @@ from jmpq.cli.run_folder import SUPERPOSED
 
 if TYPE_CHECKING:
     from jmpq.problem import Problem, Solution
-    from jmpq.sensitivity.result import Sensitivity
-    from jmpq.solvers.objective_search import Objective
+    from jmpq.sensitivity.table import Sensitivity
+    from jmpq.solvers.measured.objective_search import Objective
 
 
 def composed_objective(

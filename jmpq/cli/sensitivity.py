@@ -22,13 +22,13 @@ from jmpq.quantizers.spec import ACTIVATIONS, WEIGHTS, QuantizerSpec
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jmpq.models.network import Network
-    from jmpq.quantizers.choice import Choice
+    from jmpq.formats import Choice
+    from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.metric import Metric
+    from jmpq.sensitivity.analyse import Metric
+    from jmpq.sensitivity.batch_memory import Estimate
     from jmpq.sensitivity.moves import MoveNetwork
-    from jmpq.sensitivity.passes import Estimate
-    from jmpq.sensitivity.result import Sensitivity as SensitivityTable
+    from jmpq.sensitivity.table import Sensitivity as SensitivityTable
     from jmpq.training.losses import ExampleLoss
 
 MetricName = Literal[
@@ -118,11 +118,11 @@ class Sensitivity:
         from jmpq.data.stream import Stream
         from jmpq.devices import is_main_process
         from jmpq.files import check_writable
-        from jmpq.quantizers.choice import choice_grid
-        from jmpq.sensitivity.measured import float_logits
-        from jmpq.sensitivity.metric import analyse
+        from jmpq.formats import choice_grid
+        from jmpq.sensitivity.analyse import analyse
+        from jmpq.sensitivity.metrics.measured_moves import float_logits
         from jmpq.sensitivity.moves import MoveNetwork
-        from jmpq.sensitivity.result import save_sensitivities
+        from jmpq.sensitivity.table import save_sensitivities
 
         choices = choice_grid(self.w_bits, self.a_bits)
         self.check_bits()
@@ -228,10 +228,10 @@ class Sensitivity:
         """
         from jmpq.cli.progress import bar
         from jmpq.devices import is_main_process
-        from jmpq.quantizers.choice import FLOAT_BITS, Choice
-        from jmpq.sensitivity.composed import Composed, ridge_for
-        from jmpq.sensitivity.metric import batch_sizes
-        from jmpq.sensitivity.superposed import Superposed
+        from jmpq.formats import FLOAT_BITS, Choice
+        from jmpq.sensitivity.analyse import batch_sizes
+        from jmpq.sensitivity.logits.composed import Composed, ridge_for
+        from jmpq.sensitivity.logits.superposed import Superposed
 
         start = time.perf_counter()
         partial = self.run / f".{SENSITIVITY}.composed.partial"
@@ -273,7 +273,7 @@ class Sensitivity:
     ) -> "Quantizers":
         """Scales of weights and activations, and codes of weights; goes on where it stopped."""
         from jmpq.cli.progress import bar
-        from jmpq.quantizers.calibrated import calibrate_quantizers
+        from jmpq.quantizers.calibrate import calibrate_quantizers
 
         rounding = self.weights.rounding
         with bar(f"{rounding:24s}", "layers", hidden=hidden or rounding == "nearest") as told:
@@ -311,13 +311,18 @@ def make_metric(
     Raises:
         ValueError: If it is none, but made of logit changes (composed).
     """
-    from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
-    from jmpq.sensitivity.hawq import HawqTrace
-    from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
-    from jmpq.sensitivity.output_fisher import OutputFisher
-    from jmpq.sensitivity.path import PathAttribution
-    from jmpq.sensitivity.squared_error import SquaredError
-    from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, FirstOrder, GaussNewton
+    from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
+    from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+    from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+    from jmpq.sensitivity.metrics.output_fisher import OutputFisher
+    from jmpq.sensitivity.metrics.path_attribution import PathAttribution
+    from jmpq.sensitivity.metrics.squared_error import SquaredError
+    from jmpq.sensitivity.metrics.taylor import (
+        EmpiricalFisher,
+        ExactHessian,
+        FirstOrder,
+        GaussNewton,
+    )
     from jmpq.training.losses import cross_entropy
 
     loss = loss or cross_entropy

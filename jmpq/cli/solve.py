@@ -11,13 +11,13 @@ import tyro
 
 from jmpq.cli.inverse import least_cost_allocations, write_front
 from jmpq.cli.run_folder import FRONT, LAYERS, PLAN, SENSITIVITY, read_layers, versions
-from jmpq.models.layers import TieKind
+from jmpq.network.layers import TieKind
 
 if TYPE_CHECKING:
+    from jmpq.formats import Choice
     from jmpq.problem import PlannedAllocation, Problem, Rule, Solution, SolveTime
     from jmpq.problem.plan import Role
-    from jmpq.quantizers.choice import Choice
-    from jmpq.sensitivity.result import Sensitivity
+    from jmpq.sensitivity.table import Sensitivity
 
 SolverName = Literal["exact", "greedy", "local_search", "branch_and_bound"]
 QUADRATIC = ("local_search", "branch_and_bound")  # solve under the cross-layer terms
@@ -88,7 +88,7 @@ class Solve:
 
     def __call__(self) -> None:
         from jmpq.files import file_sha256
-        from jmpq.models.layers import layers_from_json
+        from jmpq.network.layers import layers_from_json
         from jmpq.problem import (
             Overhead,
             Plan,
@@ -101,7 +101,7 @@ class Solve:
             write_plan,
         )
         from jmpq.quantizers.spec import QuantizerSpec
-        from jmpq.sensitivity.result import load_sensitivities
+        from jmpq.sensitivity.table import load_sensitivities
 
         record = read_layers(self.run)
         layers = layers_from_json(record["layers"])
@@ -191,8 +191,8 @@ class Solve:
     def _first_and_last(
         self, names: Sequence[str], choices: Sequence["Choice"]
     ) -> tuple["Rule", ...]:
+        from jmpq.formats import labels
         from jmpq.problem import Pin, first_and_last
-        from jmpq.quantizers.choice import labels
 
         rules = first_and_last(names, choices, bits=self.first_last_bits)
         if not all(isinstance(rule, Pin) and rule.choice in choices for rule in rules):
@@ -370,8 +370,8 @@ class Solve:
     def _unbudgeted(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"]
     ) -> Iterator["PlannedAllocation"]:
+        from jmpq.formats import FLOAT_BITS, Choice
         from jmpq.problem import PlannedAllocation
-        from jmpq.quantizers.choice import FLOAT_BITS, Choice
         from jmpq.solvers import draw_allocations
 
         for i, columns in enumerate(draw_allocations(problem, self.joint, seed=self.seed)):

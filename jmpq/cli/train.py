@@ -51,11 +51,11 @@ class Train:
 
     def __call__(self) -> None:
         from jmpq.cli.progress import bar
-        from jmpq.models.architectures import build_module
-        from jmpq.models.weights import save_variables
         from jmpq.training.evaluate import evaluate
         from jmpq.training.loop import TrainConfig
         from jmpq.training.train import train
+        from jmpq.zoo.architectures import build_module
+        from jmpq.zoo.weights import save_variables
 
         names = {field.name for field in dataclasses.fields(TrainConfig)}
         config = TrainConfig(**{k: v for k, v in vars(self).items() if k in names})

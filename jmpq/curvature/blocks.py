@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jmpq.curvature.hvp import Params, Product, hessian
-from jmpq.models.paths import leaf_paths
+from jmpq.network.tree_paths import leaf_paths
 
 Result = TypeVar("Result")
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from jmpq.data.dataset import Dataset, Normalization, Source, Split
 from jmpq.data.images import EncodedImages, EncodedLabels
-from jmpq.models.architectures import Preprocessing
+from jmpq.zoo.architectures import Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 PARTS: dict[str, Source] = {

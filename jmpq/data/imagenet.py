@@ -16,7 +16,7 @@ import numpy as np
 from jmpq.data.dataset import Dataset, Source, Split
 from jmpq.data.image_folder import encoded_split, image_folder
 from jmpq.data.images import EncodedImages, EncodedLabels
-from jmpq.models.architectures import Preprocessing
+from jmpq.zoo.architectures import Preprocessing
 
 SAMPLE_NOTE = (
     "one image a class from ImageNet's training set: accuracy is above validation accuracy, "

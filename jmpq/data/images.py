@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from jmpq.models.architectures import Preprocessing
+from jmpq.zoo.architectures import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -10,7 +10,7 @@ from jmpq.data.glue import glue
 from jmpq.data.image_folder import image_folder
 from jmpq.data.imagenet import PREPARED, imagenet_sample, prepared_imagenet
 from jmpq.data.tokens import Tokenizer
-from jmpq.models.architectures import Preprocessing
+from jmpq.zoo.architectures import Preprocessing
 
 DatasetName = Literal[
     "digits",

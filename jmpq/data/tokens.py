@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jmpq.files import write_text
-from jmpq.models.bert import TOKEN_KEYS
+from jmpq.zoo.bert import TOKEN_KEYS
 
 FILES = ("tokenizer.json", "vocab.txt")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jmpq.models.bert import Bert, Tokens, attention_weights
+from jmpq.zoo.bert import Bert, Tokens, attention_weights
 
 
 @functools.partial(jax.jit, static_argnums=0)

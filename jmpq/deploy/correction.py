@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from jmpq.models.network import Network
-from jmpq.models.patches import output_feature_axes
-from jmpq.models.tap import Op, Rule
+from jmpq.network.network import Network
+from jmpq.network.patches import output_feature_axes
+from jmpq.network.tap import Op, Rule
 from jmpq.quantizers.fake_quant import Quantizers, quantized_output
 
 Correct = Literal["none", "bias", "batch_norm"]

@@ -34,10 +34,9 @@ from jmpq.deploy.correction import (
 )
 from jmpq.deploy.finetuned import Finetuned
 from jmpq.devices import mesh_for, replicate, to_host
-from jmpq.models.network import Network
-from jmpq.models.precision import products_in
-from jmpq.models.weights import weights_sha256
-from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.formats import FLOAT_BITS
+from jmpq.network.network import Network
+from jmpq.network.precision import products_in
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.quantizers.learned import (
     Rows,
@@ -57,6 +56,7 @@ from jmpq.training.loop import (
     steps_per_epoch,
 )
 from jmpq.training.losses import cross_entropy, kl_divergence
+from jmpq.zoo.weights import weights_sha256
 
 LEAST_SCALE = 1e-3  # of its start: a learned scale stays above, and positive
 SCHEDULE = TrainConfig(

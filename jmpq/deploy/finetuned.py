@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.deploy.correction import Correction, Corrections, corrected_logits
 from jmpq.deploy.measure import Evaluator
-from jmpq.models.network import Network
-from jmpq.models.paths import leaf_paths
-from jmpq.models.weights import load_tensors, save_tensors
-from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.network.network import Network
+from jmpq.network.tree_paths import leaf_paths
 from jmpq.quantizers.fake_quant import Quantizers, Scales
 from jmpq.quantizers.learned import rows_of, tensor_bits
 from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.zoo.weights import load_tensors, save_tensors
 
 ARCHITECTURE = "jmpq/finetuned"
 KINDS = ("weights", "activations")

@@ -22,8 +22,8 @@ from jmpq.deploy.correction import (
     output_moments,
 )
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
-from jmpq.models.network import Network
-from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 

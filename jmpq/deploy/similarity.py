@@ -13,9 +13,9 @@ import scipy.stats
 from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.data.batches import Batch
-from jmpq.models.network import Network
-from jmpq.models.tap import Op
-from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.formats import FLOAT_BITS
+from jmpq.network.network import Network
+from jmpq.network.tap import Op
 from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
 
 RESAMPLES = 200  # of the bootstrap

@@ -1,5 +1,6 @@
 """The allocation problem: choices, costs, rules, budgets, solutions, plans. No JAX."""
 
+from jmpq.formats import FLOAT_BITS, Choice, choice_grid
 from jmpq.problem.budgets import Budget, limit_of, parse_budget, with_budgets
 from jmpq.problem.build import LossTable, build_problem
 from jmpq.problem.costs import (
@@ -24,6 +25,7 @@ from jmpq.problem.plan import (
     write_plan,
 )
 from jmpq.problem.problem import Problem, problem_of
+from jmpq.problem.problem_file import load_problem, save_problem
 from jmpq.problem.rules import (
     Allow,
     Exclude,
@@ -37,7 +39,6 @@ from jmpq.problem.rules import (
     rules_from_json,
     rules_to_json,
 )
-from jmpq.problem.save import load_problem, save_problem
 from jmpq.problem.solution import (
     OPTIMALITY,
     Infeasible,
@@ -45,8 +46,7 @@ from jmpq.problem.solution import (
     Status,
     solution_from_choice,
 )
-from jmpq.problem.units import Unit, transformer_units
-from jmpq.quantizers.choice import FLOAT_BITS, Choice, choice_grid
+from jmpq.problem.transformer_ties import Unit, transformer_units
 
 __all__ = [
     "COST_NAMES",

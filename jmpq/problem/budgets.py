@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from jmpq.formats import FLOAT_BITS, Choice, labels
 from jmpq.problem.costs import COST_NAMES
 from jmpq.problem.problem import Problem
-from jmpq.quantizers.choice import FLOAT_BITS, Choice, labels
 
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}

@@ -6,12 +6,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from jmpq.models.layers import Layer
+from jmpq.formats import FLOAT_BITS, Choice, labels
+from jmpq.network.layers import Layer
 from jmpq.problem.budgets import with_budgets
 from jmpq.problem.costs import COST_NAMES, Overhead, constant_cost, cost_table
 from jmpq.problem.problem import Problem
 from jmpq.problem.rules import Rule, apply_rules, tie_groups
-from jmpq.quantizers.choice import FLOAT_BITS, Choice, labels
 from jmpq.quantizers.spec import QuantizerSpec
 
 

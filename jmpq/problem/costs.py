@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jmpq.models.layers import Layer
-from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.network.layers import Layer
 from jmpq.quantizers.spec import QuantizerSpec
 
 SCALE_BYTES = 4

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jmpq.quantizers.choice import Choice
+from jmpq.formats import Choice
 
 
 def check_interactions(

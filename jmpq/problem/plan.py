@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jmpq.files import write_text
+from jmpq.formats import Choice
 from jmpq.problem.problem import Problem
 from jmpq.problem.solution import Solution, Status
-from jmpq.quantizers.choice import Choice
 
 SCHEMA = "jmpq/plan"
 VERSION = 1

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jmpq.formats import Choice, labels
+from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.interactions import (
     check_interactions,
     chosen_interactions,
     interactions_over_groups,
     mask,
 )
-from jmpq.problem.sums import exact_sum
-from jmpq.quantizers.choice import Choice, labels
 
 ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from jmpq.quantizers.choice import FLOAT_BITS, Choice, labels
+from jmpq.formats import FLOAT_BITS, Choice, labels
 
 _CANDIDATE = re.compile(r"(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?", re.IGNORECASE)
 

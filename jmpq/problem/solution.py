@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.interactions import least_with_interactions, mask
 from jmpq.problem.problem import Problem
-from jmpq.problem.sums import exact_sum
 
 OPTIMALITY = 1e-9  # the gap up to which loss and bound count as equal
 

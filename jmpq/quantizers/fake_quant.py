@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jmpq.models.network import Network
-from jmpq.models.tap import Op, Site
+from jmpq.formats import FLOAT_BITS
+from jmpq.network.network import Network
+from jmpq.network.tap import Op, Site
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
-from jmpq.quantizers.choice import FLOAT_BITS
 from jmpq.quantizers.rounding import hessian_codes
 from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.quantizers.uniform import fake_quantize

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jmpq.models.network import Network
-from jmpq.models.patches import input_rows
-from jmpq.models.tap import Op
+from jmpq.network.network import Network
+from jmpq.network.patches import input_rows
+from jmpq.network.tap import Op
 
 HESSIAN_BYTES = 2**30  # of the Hessians that one pass over the examples yields
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jmpq.models.network import Network
+from jmpq.formats import FLOAT_BITS
+from jmpq.network.network import Network
 from jmpq.quantizers.calibration import from_blocks, to_blocks
-from jmpq.quantizers.choice import FLOAT_BITS
 from jmpq.quantizers.fake_quant import Quantizers, Scales, kernel_blocks
 from jmpq.quantizers.uniform import code_range
 

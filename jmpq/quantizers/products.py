@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jmpq.models.network import Network
-from jmpq.models.tap import CUSTOM_RULES, INLINED, Tap, bind, evaluate_jaxpr, sub_jaxpr
+from jmpq.network.network import Network
+from jmpq.network.tap import CUSTOM_RULES, INLINED, Tap, bind, evaluate_jaxpr, sub_jaxpr
 from jmpq.quantizers.uniform import fake_quantize, scale_of_range
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jmpq.files import atomic_file
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 from jmpq.quantizers.adaround import learn_rounding
 from jmpq.quantizers.calibration import to_blocks
 from jmpq.quantizers.gptq import round_by_hessian

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
-from jmpq.models.layers import Layer
-from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.formats import FLOAT_BITS
+from jmpq.network.layers import Layer
 
 Grid = Literal["symmetric", "half", "affine"]
 Granularity = Literal["tensor", "channel", "group"]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.formats import FLOAT_BITS
 from jmpq.quantizers.spec import Grid
 
 

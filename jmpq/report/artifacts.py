@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jmpq.files import file_sha256
-from jmpq.sensitivity.result import Sensitivity, load_sensitivities
+from jmpq.sensitivity.table import Sensitivity, load_sensitivities
 
 Json = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jmpq.quantizers.choice import Choice
+from jmpq.formats import Choice
 from jmpq.report.artifacts import Json
 from jmpq.report.measured import Split, kind, outcome
 from jmpq.report.style import (

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.report.artifacts import Json
 from jmpq.report.measured import kind, within_budgets
 from jmpq.report.style import (

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jmpq.quantizers.choice import Choice
+from jmpq.formats import Choice
 from jmpq.report.artifacts import Json
 from jmpq.report.measured import Comparison, Group, Split, Target, compare, metrics_of
 from jmpq.report.style import (

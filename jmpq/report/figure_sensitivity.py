@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jmpq.quantizers.choice import FLOAT_BITS, Choice
+from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.report.style import (
     NothingToDrawError,
     bit_colors,
@@ -18,7 +18,7 @@ from jmpq.report.style import (
     new_figure,
     style,
 )
-from jmpq.sensitivity.result import Sensitivity
+from jmpq.sensitivity.table import Sensitivity
 
 MARKERS = "osD^vP<>*h"
 

@@ -25,7 +25,7 @@ from jmpq.report.measured import (
     outcome,
     within_budgets,
 )
-from jmpq.sensitivity.result import Sensitivity
+from jmpq.sensitivity.table import Sensitivity
 
 Row = dict[str, Any]
 Format = Literal["text", "number", "percent", "MB", "count", "loss"]

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jmpq.models.network import Network
-from jmpq.models.tap import Op
-from jmpq.quantizers.choice import FLOAT_BITS
+from jmpq.formats import FLOAT_BITS
+from jmpq.network.network import Network
+from jmpq.network.tap import Op
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     quantize_input,
     quantize_kernel,
     quantized_logits,
 )
-from jmpq.sensitivity.result import Move
+from jmpq.sensitivity.table import Move
 
 
 @functools.partial(

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 
 SEED, SCALE = 0, 1.0  # of the weights; tests change them
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from jmpq.cli.run_folder import network_of
-from jmpq.models.architectures import build_module
-from jmpq.models.weights import abstract_variables, save_variables
+from jmpq.zoo.architectures import build_module
+from jmpq.zoo.weights import abstract_variables, save_variables
 from tests.cli.command import jmpq, works
 
 PHOTOS = ("--model", "tests.cli.networks:photos", "--data", "image_folder")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jmpq.cli import progress
-from jmpq.sensitivity import superposed
-from jmpq.sensitivity.result import load_sensitivities
+from jmpq.sensitivity.logits import superposed
+from jmpq.sensitivity.table import load_sensitivities
 from tests.cli.command import FEW, TINY, contents, finish, jmpq, process, works
 
 METRICS = ("--metrics", "gauss_newton", "squared_error")

@@ -11,7 +11,7 @@ from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
 from jmpq.deploy.measure import Evaluator, bits_of
 from jmpq.quantizers.fake_quant import Quantizers
-from jmpq.sensitivity.result import load_arrays, load_sensitivities
+from jmpq.sensitivity.table import load_arrays, load_sensitivities
 from tests.cli.command import FEW, SMALL, TINY, works
 
 

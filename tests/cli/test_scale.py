@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jmpq.data import batches as batches_module
-from jmpq.sensitivity.result import load_sensitivities
+from jmpq.sensitivity.table import load_sensitivities
 from tests.cli.command import FEW, contents, finish, process, works
 
 METRICS = ("--metrics", "gauss_newton", "squared_error")

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jmpq.solvers.back_ends import installed
+from jmpq.solvers.knapsack.mixed_integer import installed
 from tests.cli.command import SMALL, finish, jmpq, process, works
 
 ONE = ("--sweep", "0", "--scaling", "1", "--random", "0", "--joint", "0", "--no-singles")

@@ -20,9 +20,9 @@ from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
-from jmpq.sensitivity.composed import Composed
-from jmpq.sensitivity.result import load_sensitivities
-from jmpq.sensitivity.superposed import Superposed
+from jmpq.sensitivity.logits.composed import Composed
+from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.table import load_sensitivities
 from tests.cli import losses
 from tests.cli.command import FEW, SMALL, TINY, contents, finish, jmpq, process, works
 

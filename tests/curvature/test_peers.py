@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench_part import Work
+from experiments.bench.part import Work
 from jmpq.curvature.ggn_trace import ggn_block_traces
 from jmpq.curvature.hvp import hessian_over
 from jmpq.curvature.trace import random_signs
 from jmpq.data.batches import make_batch
 from jmpq.data.cifar10 import cifar10
-from jmpq.models.architectures import build_module
-from jmpq.models.network import Network
-from jmpq.models.paths import leaf_paths
-from jmpq.models.weights import load_published, torch_name
+from jmpq.network.network import Network
+from jmpq.network.tree_paths import leaf_paths
 from jmpq.training.losses import cross_entropy
+from jmpq.zoo.architectures import build_module
+from jmpq.zoo.weights import load_published, torch_name
 
 ABSENT = [n for n in ("torch", "pyhessian", "curvlinops") if not importlib.util.find_spec(n)]
 pytestmark = [

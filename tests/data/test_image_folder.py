@@ -12,7 +12,7 @@ from jmpq.data.images import EncodedImages, resized_crop
 from jmpq.data.load import load_dataset
 from jmpq.data.splits import calibration_split
 from jmpq.data.stream import Stream
-from jmpq.models.architectures import Preprocessing
+from jmpq.zoo.architectures import Preprocessing
 
 RULE = Preprocessing(
     resize=10, crop=8, scale=255.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), origin="tests"

@@ -10,7 +10,7 @@ from jmpq.data import imagenet_builder
 from jmpq.data.imagenet import imagenet_sample, prepared_imagenet
 from jmpq.data.imagenet_builder import prepare_images
 from jmpq.data.load import load_dataset
-from jmpq.models.architectures import PREPROCESSINGS, Preprocessing
+from jmpq.zoo.architectures import PREPROCESSINGS, Preprocessing
 
 RULE = Preprocessing(
     resize=10, crop=8, scale=255.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), origin="tests"

@@ -14,7 +14,7 @@ import numpy as np
 from jmpq.data.dataset import Normalization, whole_split
 from jmpq.deploy.finetune import FinetuneConfig, finetune
 from jmpq.devices import device_mesh
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.training.loop import TrainConfig

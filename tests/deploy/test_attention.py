@@ -2,8 +2,8 @@ import jax
 import numpy as np
 
 from jmpq.deploy.attention import attention_divergence
-from jmpq.models.bert import Bert, attention_weights
-from tests.models.bert_reference import TINY, tokens
+from jmpq.zoo.bert import Bert, attention_weights
+from tests.zoo.bert_reference import TINY, tokens
 
 
 def test_divergence_is_the_mean_over_tokens_heads_and_sentences():

@@ -10,7 +10,7 @@ import pytest
 from jmpq.data.batches import Batch
 from jmpq.deploy.correction import corrected_logits, find_corrections, output_moments
 from jmpq.deploy.measure import Evaluator
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_activations,

@@ -19,8 +19,7 @@ from jmpq.deploy.finetune import (
 )
 from jmpq.deploy.finetuned import Finetuned, load_finetuned, save_finetuned
 from jmpq.deploy.measure import Evaluator
-from jmpq.models.network import Network
-from jmpq.models.weights import save_tensors, weights_sha256
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_weights,
@@ -31,6 +30,7 @@ from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.quantizers.uniform import code_range
 from jmpq.training.loop import TrainConfig
 from jmpq.training.losses import cross_entropy, kl_divergence
+from jmpq.zoo.weights import save_tensors, weights_sha256
 from tests.deploy.finetuning import BITS, SHORT, Small, inputs, run, small, toy
 
 ROOT = pathlib.Path(__file__).parents[2]

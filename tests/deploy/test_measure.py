@@ -11,7 +11,7 @@ import scipy.special
 
 from jmpq.data.batches import Batch
 from jmpq.deploy.measure import Evaluator, among, bits_of
-from jmpq.quantizers.choice import Choice
+from jmpq.formats import Choice
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
 from tests import helpers

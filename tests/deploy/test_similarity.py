@@ -7,8 +7,7 @@ import scipy.stats
 from jmpq.data.batches import batches
 from jmpq.data.dataset import TrimPadding, whole_split
 from jmpq.deploy.similarity import SimilarityEvaluator, outcome_of
-from jmpq.models.bert import Bert
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_activations,
@@ -16,7 +15,8 @@ from jmpq.quantizers.fake_quant import (
     quantized_logits,
 )
 from jmpq.quantizers.spec import QuantizerSpec
-from tests.models import bert_reference
+from jmpq.zoo.bert import Bert
+from tests.zoo import bert_reference
 
 
 def test_correlations_are_those_of_scipy():

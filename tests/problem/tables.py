@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jmpq.models.layers import Layer
+from jmpq.network.layers import Layer
 from jmpq.problem import Choice, choice_grid
 
 

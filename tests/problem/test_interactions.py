@@ -17,7 +17,7 @@ from jmpq.problem import (
 )
 from jmpq.problem.interactions import least_with_interactions
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.result import Move, Sensitivity
+from jmpq.sensitivity.table import Move, Sensitivity
 from tests.problem.tables import LAYERS, NAMES, losses_of
 from tests.solvers.instances import QUADRATIC, loss_of, quadratic_problem
 

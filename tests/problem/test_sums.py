@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from jmpq.problem.sums import exact_sum
+from jmpq.problem.exact_sum import exact_sum
 
 RNG = np.random.default_rng(0)
 MANY = 5000

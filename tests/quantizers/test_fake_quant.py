@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.calibrated import calibrate_quantizers
+from jmpq.quantizers.calibrate import calibrate_quantizers
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_activations,

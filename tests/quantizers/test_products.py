@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 from jmpq.quantizers.products import quantize_products
 
 TOKENS, WIDTH, HEADS = 5, 6, 2

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 from jmpq.quantizers import rounding
 from jmpq.quantizers.fake_quant import (
     Quantizers,

@@ -11,8 +11,8 @@ import numpy as np
 import scipy.optimize
 
 from jmpq.files import file_sha256
-from jmpq.quantizers.choice import choice_grid
-from jmpq.sensitivity.result import Move, Sensitivity, save_sensitivities
+from jmpq.formats import choice_grid
+from jmpq.sensitivity.table import Move, Sensitivity, save_sensitivities
 
 WEIGHTS, ACTIVATIONS = (2, 3, 4, 8), (4, 8)
 SPLITS = ("calibration", "evaluation")

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jmpq.quantizers.choice import choice_grid
+from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.metric import analyse
+from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
 from tests import helpers

@@ -21,21 +21,26 @@ import numpy as np
 from jmpq.data.batches import Batch
 from jmpq.deploy.measure import Evaluator
 from jmpq.devices import device_mesh, is_main_process, join_processes
-from jmpq.models.network import Network
-from jmpq.quantizers.choice import choice_grid
+from jmpq.formats import choice_grid
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert, Search
-from jmpq.sensitivity.hawq import HawqTrace
-from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
-from jmpq.sensitivity.metric import analyse
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.batch_memory import Placement, programs_of
+from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert, Search
+from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+from jmpq.sensitivity.metrics.output_fisher import OutputFisher
+from jmpq.sensitivity.metrics.path_attribution import PathAttribution
+from jmpq.sensitivity.metrics.squared_error import SquaredError
+from jmpq.sensitivity.metrics.taylor import (
+    EmpiricalFisher,
+    ExactHessian,
+    FirstOrder,
+    GaussNewton,
+)
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.output_fisher import OutputFisher
-from jmpq.sensitivity.passes import Placement, programs_of
-from jmpq.sensitivity.path import PathAttribution
-from jmpq.sensitivity.squared_error import SquaredError
-from jmpq.sensitivity.superposed import Superposed
-from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, FirstOrder, GaussNewton
 
 # So many products whatever their rounding; the reference takes as many.
 PRODUCTS = Search(tolerance=0.0, max_products=5)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jmpq.models.bert import Bert, BertConfig
-from jmpq.models.network import Network
-from jmpq.quantizers.choice import choice_grid
+from jmpq.formats import choice_grid
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_activations,
@@ -17,12 +16,13 @@ from jmpq.quantizers.fake_quant import (
     quantized_logits,
 )
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.eigenvalue import QBert, Search, block_product
-from jmpq.sensitivity.metric import analyse
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert, Search, block_product
+from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.taylor import EmpiricalFisher, GaussNewton
 from jmpq.training.losses import squared_error
-from tests.models import bert_reference
+from jmpq.zoo.bert import Bert, BertConfig
+from tests.zoo import bert_reference
 
 CONFIG = BertConfig(
     vocab_size=9,

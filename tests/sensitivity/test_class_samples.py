@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.sensitivity.result import load_sensitivities, save_sensitivities
-from jmpq.sensitivity.taylor import GaussNewton, class_factors
+from jmpq.sensitivity.metrics.taylor import GaussNewton, class_factors
+from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
 from jmpq.training.losses import kl_divergence
 
 P = jnp.array([0.9, 0.07, 0.02, 0.01])

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.choice import Choice, choice_grid
-from jmpq.sensitivity.composed import Composed, ridge_for
-from jmpq.sensitivity.measured import measured_increases
-from jmpq.sensitivity.result import Move
-from jmpq.sensitivity.superposed import Superposed
+from jmpq.formats import Choice, choice_grid
+from jmpq.sensitivity.logits.composed import Composed, ridge_for
+from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.metrics.measured_moves import measured_increases
+from jmpq.sensitivity.table import Move
 
 CHOICES = choice_grid((2, 4, 32), (3, 8, 32))  # nine; the last changes nothing
 

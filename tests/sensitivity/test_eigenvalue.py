@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.network import Network
-from jmpq.quantizers.choice import choice_grid
+from jmpq.formats import choice_grid
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert, Search, block_product
-from jmpq.sensitivity.metric import analyse
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.metrics.hawq_eigenvalue import (
+    HawqEigenvalue,
+    QBert,
+    Search,
+    block_product,
+)
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
 from tests.sensitivity.dense import A_BITS, W_BITS

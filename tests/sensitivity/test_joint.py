@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from jmpq.sensitivity.composed import Composed
-from jmpq.sensitivity.joint import JointPredictor, Quadratic, Saturated
-from jmpq.sensitivity.saturation import saturate, unsaturate
-from jmpq.sensitivity.superposed import PredictedLoss, Superposed
-from jmpq.sensitivity.taylor import GaussNewton
+from jmpq.sensitivity.logits.composed import Composed
+from jmpq.sensitivity.logits.joint_predictors import JointPredictor, Quadratic, Saturated
+from jmpq.sensitivity.logits.saturation import saturate, unsaturate
+from jmpq.sensitivity.logits.superposed import PredictedLoss, Superposed
+from jmpq.sensitivity.metrics.taylor import GaussNewton
 from jmpq.training.losses import cross_entropy
 from tests.sensitivity.test_result import sensitivity
 

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.choice import choice_grid
+from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.measured import (
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.metrics.measured_moves import (
     SETS_PER_CALL,
     MeasuredPairs,
     MeasuredSingle,
     measured_increases,
     possible_pairs,
 )
-from jmpq.sensitivity.metric import analyse
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy, kl_divergence
 from tests import helpers

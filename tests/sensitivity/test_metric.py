@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.choice import choice_grid
+from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.eigenvalue import QBert
-from jmpq.sensitivity.measured import MeasuredPairs
-from jmpq.sensitivity.metric import Terms, analyse
+from jmpq.sensitivity.analyse import Terms, analyse
+from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
+from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
+from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.taylor import ExactHessian, GaussNewton
 from tests import helpers
 
 CHOICES = choice_grid((2, 4), (8,))

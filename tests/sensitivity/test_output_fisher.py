@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmpq.models.network import Network
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.sensitivity.metrics.output_fisher import OutputFisher, output_gradients
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.output_fisher import OutputFisher, output_gradients
 from jmpq.training.losses import cross_entropy
 from tests import helpers
 

@@ -10,17 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.choice import choice_grid
-from jmpq.sensitivity.eigenvalue import HawqEigenvalue, QBert
-from jmpq.sensitivity.hawq import HawqTrace
-from jmpq.sensitivity.measured import MeasuredPairs, MeasuredSingle
-from jmpq.sensitivity.metric import Terms, analyse, estimate_batch
+from jmpq.formats import choice_grid
+from jmpq.sensitivity.analyse import Terms, analyse, estimate_batch
+from jmpq.sensitivity.batch_memory import Placement, Program, cuts, estimate
+from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
+from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+from jmpq.sensitivity.metrics.output_fisher import OutputFisher
+from jmpq.sensitivity.metrics.path_attribution import PathAttribution
+from jmpq.sensitivity.metrics.squared_error import SquaredError
+from jmpq.sensitivity.metrics.taylor import (
+    EmpiricalFisher,
+    ExactHessian,
+    FirstOrder,
+    GaussNewton,
+)
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.output_fisher import OutputFisher
-from jmpq.sensitivity.passes import Placement, Program, cuts, estimate
-from jmpq.sensitivity.path import PathAttribution
-from jmpq.sensitivity.squared_error import SquaredError
-from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, FirstOrder, GaussNewton
 from tests import helpers
 from tests.sensitivity.dense import A_BITS, W_BITS
 

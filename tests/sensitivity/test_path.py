@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jmpq.quantizers.fake_quant import Quantizers
-from jmpq.sensitivity.path import PathAttribution, path_attribution
+from jmpq.sensitivity.metrics.path_attribution import PathAttribution, path_attribution
 from tests.sensitivity.dense import Dense
 
 W2, W4, A3, A8 = (list(range(k, 16, 4)) for k in range(4))  # each layer has w2 w4 a3 a8

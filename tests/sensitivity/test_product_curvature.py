@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.models.network import Network
-from jmpq.models.piecewise import piecewise_linear
-from jmpq.models.tap import Tap
+from jmpq.network.network import Network
+from jmpq.network.piecewise import piecewise_linear
+from jmpq.network.tap import Tap
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.sensitivity.metrics.taylor import ExactHessian
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.taylor import ExactHessian
 from jmpq.training.losses import cross_entropy
 from tests import helpers
 

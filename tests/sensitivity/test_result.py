@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from jmpq.quantizers.choice import Choice, choice_grid
-from jmpq.sensitivity.result import (
+from jmpq.formats import Choice, choice_grid
+from jmpq.sensitivity.table import (
     Move,
     Sensitivity,
     choice_members,

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.choice import Choice, choice_grid
+from jmpq.formats import Choice, choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.measured import measured_increases
-from jmpq.sensitivity.metric import analyse
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.logits.superposed import Superposed, changes_bytes
+from jmpq.sensitivity.metrics.measured_moves import measured_increases
+from jmpq.sensitivity.metrics.taylor import GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.superposed import Superposed, changes_bytes
-from jmpq.sensitivity.taylor import GaussNewton
 from jmpq.training.losses import cross_entropy, kl_divergence
 
 CHOICES = choice_grid((2, 4, 32), (3, 8, 32))  # nine; the last changes nothing

@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmpq.quantizers.choice import choice_grid
+from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.hawq import HawqTrace
-from jmpq.sensitivity.metric import analyse
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+from jmpq.sensitivity.metrics.squared_error import SquaredError
+from jmpq.sensitivity.metrics.taylor import (
+    EmpiricalFisher,
+    ExactHessian,
+    FirstOrder,
+    GaussNewton,
+)
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.squared_error import SquaredError
-from jmpq.sensitivity.taylor import EmpiricalFisher, ExactHessian, FirstOrder, GaussNewton
 from jmpq.training.losses import kl_divergence
 from tests.sensitivity.dense import A_BITS, W_BITS, Dense
 

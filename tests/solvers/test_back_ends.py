@@ -6,7 +6,8 @@ import cvxpy
 import numpy as np
 import pytest
 
-from jmpq.solvers import Exact, Greedy, back_ends
+from jmpq.solvers import Exact, Greedy
+from jmpq.solvers.knapsack import mixed_integer as back_ends
 from tests.solvers.instances import optimum, random_problem
 
 
@@ -84,7 +85,7 @@ def test_statuses_are_mapped_case_by_case():
 @pytest.mark.parametrize("bound", [None, -np.inf])
 def test_without_a_dual_bound_nothing_is_called_optimal(monkeypatch, bound):
     """The back end's own "optimal" does not count, only bounds do."""
-    monkeypatch.setattr("jmpq.solvers.exact.dual_bound", lambda *_: bound)
+    monkeypatch.setattr("jmpq.solvers.knapsack.integer_program.dual_bound", lambda *_: bound)
     problem = random_problem(3, layers=6, choices=3, budgets=2)
     best, solution = optimum(problem), Exact()(problem)
     assert solution.loss == pytest.approx(best, rel=1e-9)

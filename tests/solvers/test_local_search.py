@@ -3,8 +3,8 @@ import pytest
 
 from jmpq.problem import with_budgets
 from jmpq.solvers import BruteForce, Exact, Greedy, LocalSearch, row_bound, uniform
-from jmpq.solvers.local_search import LossField
-from jmpq.solvers.neighbourhood import Neighbourhood
+from jmpq.solvers.quadratic.neighbourhood import Neighbourhood
+from jmpq.solvers.quadratic.tabu_search import LossField
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 from tests.solvers.test_solvers import best_of
 

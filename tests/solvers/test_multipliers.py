@@ -3,7 +3,7 @@ import pytest
 
 from jmpq.problem import Infeasible, with_budgets
 from jmpq.solvers import Greedy, MultiplierSearch, lp_bound
-from jmpq.solvers.multipliers import _prefixes, fill
+from jmpq.solvers.knapsack.multiplier_search import _prefixes, fill
 from tests.solvers.instances import QUADRATIC, SHORT, random_problem
 from tests.solvers.test_solvers import best_of, check
 

@@ -3,10 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jmpq.formats import choice_grid
 from jmpq.problem import Choice, problem_of
-from jmpq.quantizers.choice import choice_grid
-from jmpq.sensitivity.result import Move
-from jmpq.sensitivity.superposed import Superposed
+from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.table import Move
 from jmpq.solvers import Exact, Greedy, ObjectiveSearch, columns_of
 from tests.solvers.instances import (
     QUADRATIC,

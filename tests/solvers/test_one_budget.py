@@ -18,13 +18,13 @@ from jmpq.solvers import (
     Greedy,
     Linearized,
     LocalSearch,
-    core,
-    core_states,
     exact_solver,
     lp_bound,
     solve,
 )
-from jmpq.solvers.one_budget import integer_costs, one_budget
+from jmpq.solvers.knapsack import core_states
+from jmpq.solvers.knapsack import expanding_core as core
+from jmpq.solvers.knapsack.one_budget import integer_costs, one_budget
 from tests.solvers.instances import (
     PISINGER,
     QUADRATIC,
@@ -261,7 +261,7 @@ def test_cross_layer_terms_are_solved_or_refused_but_never_left_out():
 @pytest.mark.parametrize("seed", range(6))
 def test_states_are_extended_alike_with_and_without_compilation(seed):
     """Also by enumeration: the states that no cheaper one equals and the bound leaves."""
-    from jmpq.solvers import core_states_compiled
+    from jmpq.solvers.knapsack import core_states_compiled
 
     rng = np.random.default_rng(seed)
     excess = np.cumsum(rng.integers(1, 20, 30)) - 150.0
@@ -314,7 +314,7 @@ def test_the_compiled_loop_is_kept_for_the_next_process():
         "CoreSearch()(random_problem(5, layers=200))\n"
         "assert 'numba' not in sys.modules\n"
         "CoreSearch()(random_problem(5, layers=600))\n"
-        "from jmpq.solvers import core_states_compiled\n"
+        "from jmpq.solvers.knapsack import core_states_compiled\n"
         "print(sum(core_states_compiled.extend.stats.cache_hits.values()))"
     )
     CoreSearch()(random_problem(5, layers=600))  # compiled here at the latest

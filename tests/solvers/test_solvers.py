@@ -15,15 +15,15 @@ from jmpq.solvers import (
     Exact,
     Greedy,
     draw_allocations,
-    exact,
     lagrangian_bound,
     lp_bound,
     random_search,
     reversed_search,
     uniform,
 )
-from jmpq.solvers.frontier import convex_frontiers, undominated
-from jmpq.solvers.steps import longest_prefix
+from jmpq.solvers.knapsack import integer_program as exact
+from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
+from jmpq.solvers.knapsack.frontier_steps import longest_prefix
 from tests.solvers.instances import SHORT, optimum, published, random_problem
 
 SEARCHES = {
@@ -328,7 +328,7 @@ def test_frontiers_are_the_lower_hull_of_each_group(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_compiled_frontiers_are_the_same_to_the_last_bit(seed):
     """Ties, points on a line up to rounding, choices that are not allowed."""
-    from jmpq.solvers.frontier_compiled import hulls
+    from jmpq.solvers.knapsack.frontier_compiled import hulls
 
     rng = np.random.default_rng(seed)
     losses = np.concatenate(
@@ -356,7 +356,7 @@ def test_compiled_frontiers_are_the_same_to_the_last_bit(seed):
 
 
 def test_very_many_groups_take_the_compiled_frontiers(monkeypatch):
-    from jmpq.solvers import frontier
+    from jmpq.solvers.knapsack import frontier
 
     problem = random_problem(5, layers=300, choices=6)
     want = Greedy()(problem)

@@ -8,14 +8,14 @@ import pytest
 
 from jmpq.data.dataset import Normalization, TrimPadding, whole_split
 from jmpq.data.digits import digits
-from jmpq.models.architectures import build_module
-from jmpq.models.bert import Bert, BertConfig
-from jmpq.models.resnet import ResNetCIFAR
-from jmpq.models.weights import weights_sha256
 from jmpq.training.checkpoint import Checkpoints
 from jmpq.training.evaluate import evaluate
 from jmpq.training.loop import TrainConfig, augment, epoch_order, make_optimizer
 from jmpq.training.train import train
+from jmpq.zoo.architectures import build_module
+from jmpq.zoo.bert import Bert, BertConfig
+from jmpq.zoo.resnet import ResNetCIFAR
+from jmpq.zoo.weights import weights_sha256
 
 TINY = ResNetCIFAR(depth=4, widths=(3,), num_classes=3)
 SHORT = TrainConfig(epochs=3, batch_size=8, shift=1, flip=True)

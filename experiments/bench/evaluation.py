@@ -1,0 +1,278 @@
+"""How many allocations are measured in a second?
+
+ResNet-20 on CIFAR-10, random bits of weights and activations, the same images for all sides in
+turn, in one process: jmpq's one compiled program; the same network rebuilt and compiled again
+for every candidate, its bits constants; and eager PyTorch, fake-quantizing with the same
+scales by its own operations. Losses must agree between the sides. Without PyTorch (extra
+`bench`) that side is reported as absent.
+
+Run:     python -m experiments.bench.evaluation --data-dir DIR    (10 min on 2 cores)
+Smoke:   python -m experiments.bench.evaluation --smoke           (seconds, digits)
+Writes:  experiments/results/bench_evaluation.json
+Expect:  the ratios in README; losses that agree
+"""
+
+import dataclasses
+import importlib.util
+import pathlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+from jaxtyping import Float, Int
+
+from experiments.arguments import Arguments
+from experiments.bench.part import pin
+from experiments.provenance import commit, machine, versions
+
+if TYPE_CHECKING:
+    from jmpq.data.batches import Batch
+    from jmpq.network.network import Network
+    from jmpq.quantizers.fake_quant import Quantizers
+
+TOLERANCE = 0.02  # of mean losses, nats: a value on the border of two codes may fall either way
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured; every field is in the result.
+
+    Attributes:
+        model: Built-in network.
+        weights: Published weights below the data folder; None for random ones.
+        data: Data set.
+        images: Test images measured on.
+        w_bits: Candidate bits of weights.
+        a_bits: Candidate bits of activations.
+        calibration: Training images that activation scales come from.
+        candidates: Allocations measured by jmpq in every round.
+        rebuilt: Of them, how many are compiled by themselves.
+        eager: Of them, how many PyTorch measures.
+        batch_size: Images per batch of the two JAX sides.
+        torch_batch: Images per batch of PyTorch.
+        rounds: Repetitions; medians are reported.
+        threads: Cores that the process may use, all sides alike.
+        seed: Of the allocations and the sampled activations.
+    """
+
+    model: str = "resnet20"
+    weights: str | None = "cifar10/resnet20.safetensors"
+    data: str = "cifar10"
+    images: int = 1024
+    w_bits: tuple[int, ...] = (2, 3, 4, 8)
+    a_bits: tuple[int, ...] = (4, 8)
+    calibration: int = 256
+    candidates: int = 4
+    rebuilt: int = 2
+    eager: int = 4
+    batch_size: int = 64
+    torch_batch: int = 64
+    rounds: int = 3
+    threads: int = 1
+    seed: int = 0
+
+
+SMOKE = Config(
+    model="digits_resnet",
+    weights=None,
+    data="digits",
+    images=48,
+    w_bits=(2, 8),
+    a_bits=(8,),
+    calibration=32,
+    candidates=2,
+    rebuilt=1,
+    eager=2,
+    batch_size=16,
+    torch_batch=16,
+    rounds=1,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """What all sides work on."""
+
+    config: Config
+    build: Callable[[], "Network"]
+    quantizers: "Quantizers"
+    batches: Callable[[int], list["Batch"]]
+    bits: Int[np.ndarray, "candidates 2 layers"]
+
+
+Losses = Float[np.ndarray, " candidates"]
+
+
+def prepare(config: Config, data_dir: pathlib.Path | None) -> Setting:
+    """Network, quantizers, images and random allocations."""
+    import jax
+    import jax.numpy as jnp
+
+    from jmpq.cli.sensitivity import ACTIVATIONS, WEIGHTS
+    from jmpq.data.batches import batches
+    from jmpq.data.load import load_dataset
+    from jmpq.network.network import Network
+    from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.zoo.architectures import build_module
+    from jmpq.zoo.weights import load_weights
+
+    dataset = load_dataset(config.data, data_dir)
+    example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
+    module = build_module(config.model)
+    if config.weights is None:
+        variables = module.init(jax.random.key(config.seed), example)
+    else:
+        assert data_dir is not None
+        variables = load_weights(data_dir / config.weights, module, architecture=config.model)
+
+    def build() -> Network:
+        return Network.from_linen(module, variables, example)
+
+    network = build()
+    calibration = dataset.train.take(np.arange(config.calibration))
+    inputs = [b.inputs for b in batches(calibration, config.batch_size)]
+    quantizers = Quantizers(
+        weights=calibrate_weights(network, WEIGHTS, config.w_bits),
+        activations=calibrate_activations(
+            network, ACTIVATIONS, config.a_bits, inputs, key=jax.random.key(config.seed)
+        ),
+    )
+    rng = np.random.default_rng(config.seed)
+    shape = (config.candidates, len(network.layers))
+    drawn = np.stack([rng.choice(config.w_bits, shape), rng.choice(config.a_bits, shape)], 1)
+    test = dataset.heldout.take(np.arange(config.images))
+    return Setting(
+        config=config,
+        build=build,
+        quantizers=quantizers,
+        batches=lambda size: list(batches(test, size)),
+        bits=drawn,
+    )
+
+
+def one_program(setting: Setting) -> Callable[[int], Losses]:
+    """Jmpq's evaluator; the first call compiles."""
+    from jmpq.deploy.measure import Evaluator
+
+    data = setting.batches(setting.config.batch_size)
+    evaluator = Evaluator(
+        setting.build(),
+        setting.quantizers,
+        lambda: iter(data),
+        candidates_per_call=setting.config.candidates,
+    )
+
+    def measure(count: int) -> Losses:
+        chosen = setting.bits[:count]
+        return np.array([o.loss for o in evaluator(chosen[:, 0], chosen[:, 1])])
+
+    return measure
+
+
+def rebuilt(setting: Setting) -> Callable[[int], Losses]:
+    """The network made, traced and compiled again for every candidate, its bits constants."""
+    import jax
+    import jax.numpy as jnp
+
+    from jmpq.quantizers.fake_quant import quantized_logits
+    from jmpq.training.losses import cross_entropy
+
+    data = setting.batches(setting.config.batch_size)
+
+    def compiled(w_bits: np.ndarray, a_bits: np.ndarray) -> Callable[..., Any]:
+        @jax.jit
+        def scores(network: "Network", inputs: Any, labels: Any) -> Any:
+            w, a = jnp.array(w_bits), jnp.array(a_bits)
+            z = quantized_logits(network, setting.quantizers, w, a, inputs)
+            return jax.vmap(cross_entropy)(z, labels)
+
+        return scores
+
+    def measure(count: int) -> Losses:
+        means = []
+        for w_bits, a_bits in setting.bits[:count]:
+            network, scores = setting.build(), compiled(w_bits, a_bits)
+            losses = [
+                np.asarray(scores(network, b.inputs, b.labels), np.float64)[b.weights > 0]
+                for b in data
+            ]
+            means.append(np.concatenate(losses).mean())
+        return np.array(means)
+
+    return measure
+
+
+def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
+    """All sides in turn, round by round."""
+    import jax
+
+    setting = prepare(config, data_dir)
+    sides: dict[str, tuple[Callable[[int], Losses], int]] = {
+        "jmpq": (one_program(setting), config.candidates),
+        "rebuilt": (rebuilt(setting), config.rebuilt),
+    }
+    if importlib.util.find_spec("torch") is not None and config.weights is not None:
+        from experiments.bench.evaluation_torch import eager
+
+        assert data_dir is not None
+        sides["torch"] = (eager(setting, data_dir / config.weights), config.eager)
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_compilation_cache", False)
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for name, (measure, count) in sides.items():
+            start = time.perf_counter()
+            measure(1 if name == "rebuilt" else count)
+            found[name] = {"first_s": time.perf_counter() - start}
+        for _ in range(config.rounds):
+            for name, (measure, count) in sides.items():
+                print(f"{name}: {count} allocations", flush=True)
+                start = time.perf_counter()
+                losses = measure(count)
+                seconds = (time.perf_counter() - start) / count
+                found[name].setdefault("seconds_per_candidate", []).append(seconds)
+                found[name]["losses"] = losses.tolist()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+    check_parity({name: np.array(side["losses"]) for name, side in found.items()})
+    return {
+        "experiment": "bench_evaluation",
+        "config": dataclasses.asdict(config),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions("jax", "jaxlib", "numpy", "torch"),
+        "absent": sorted({"torch"} - set(sides)),
+        "sides": found,
+    }
+
+
+def check_parity(losses: dict[str, Losses]) -> None:
+    """Refuse to compare the times of different networks.
+
+    Raises:
+        ValueError: If mean losses of the same allocation differ by more than `TOLERANCE`.
+    """
+    for name, found in losses.items():
+        error = float(np.abs(found - losses["jmpq"][: len(found)]).max())
+        if not error <= TOLERANCE:
+            raise ValueError(
+                f"The losses of {name} differ from jmpq's by {error:.3g} nats, more than "
+                f"{TOLERANCE}: the sides do not quantize alike, and comparing their times "
+                "would mean nothing."
+            )
+
+
+def main() -> None:
+    """Run and write the result."""
+    from jmpq.files import write_json
+
+    given = tyro.cli(Arguments, description=__doc__)
+    config = SMOKE if given.smoke else Config()
+    pin(config.threads)
+    write_json(given.result("bench_evaluation"), run(config, given.data_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Draw every figure and table: `python -m experiments.figures`."""
+
+from experiments.figures.draw import main
+
+main()

@@ -1,0 +1,381 @@
+"""The interface of all metrics, and the loop over batches that serves them."""
+
+import dataclasses
+import io
+import itertools
+import pathlib
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+
+from jmpq.data.stream import Stream
+from jmpq.devices import is_main_process, same_everywhere, to_host
+from jmpq.files import atomic_file, json_sha256
+from jmpq.formats import Choice
+from jmpq.sensitivity.batch_memory import Estimate, Placement, cuts, estimate
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.notes import Notes
+from jmpq.sensitivity.table import Sensitivity, choice_members
+
+
+class Terms(NamedTuple):
+    """Means over one batch: first order, and the second-order matrix or its diagonal.
+
+    `samples`, of a metric that draws random numbers: independent unbiased estimates whose
+    mean is `second`.
+    """
+
+    first: Float[Array, " moves"]
+    second: Float[Array, "moves moves"] | Float[Array, " moves"]
+    samples: Float[Array, "samples moves moves"] | None = None
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A sensitivity metric: a frozen dataclass whose fields are its options.
+
+    Its call is compiled by itself (``@functools.partial(jax.jit, static_argnums=0)``), so
+    that a metric may also loop on the host over compiled parts.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def use_first(self) -> bool: ...
+
+    def __call__(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Terms: ...
+
+
+class Prepared(NamedTuple):
+    """What a metric found in all batches: the metric to average, and values for people."""
+
+    metric: Metric
+    record: dict[str, Any]  # JSON values, kept in the provenance
+
+
+@runtime_checkable
+class NeedsAllBatches(Protocol):
+    """A metric of which something is to be found in all batches before the first is added.
+
+    `batches` come as arguments of the metric: the network, inputs and targets of each where
+    they belong on the devices.
+    """
+
+    def prepare(
+        self,
+        moves: MoveNetwork,
+        batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
+        key: Array,
+        *,
+        progress: Callable[[int, int], None],
+        notes: Notes,
+    ) -> Prepared: ...
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """A metric whose terms are means over examples, so that a batch may be cut into parts.
+
+    Its call gets one key per example, so that random numbers do not depend on the cut.
+    """
+
+    additive: Literal[True]
+
+
+def analyse(
+    moves: MoveNetwork,
+    metric: Metric,
+    batches: Sequence[tuple[PyTree, Any]],
+    choices: Sequence[Choice],
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    memory_bytes: int | None = None,
+    announce: Callable[[Estimate | None], None] | None = None,
+    partial: pathlib.Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sensitivity:
+    """Average a metric over batches; finished batches survive an interruption.
+
+    Args:
+        moves: Network, quantizers and their moves.
+        metric: What to compute.
+        batches: (inputs, targets) of the calibration examples; sizes may differ. Asked for
+            one by one and not kept. An attribute `sizes`, the number of examples in each,
+            saves loading them all beforehand.
+        choices: Candidates of every layer.
+        seed: Decides random probes, batch by batch.
+        mesh: Devices over which the examples of a batch are spread (`device_mesh`); the same
+            result up to rounding. With several processes each calls this with the same
+            arguments and gets the result; process 0 alone writes `partial`.
+        memory_bytes: Most that a pass may take on one device, as `estimate` foretells it: the
+            batches of an additive metric are cut into parts that fit. No limit by default.
+        announce: Called before the start with what a pass takes, or None where the metric
+            does not tell.
+        partial: File for the sums so far, rewritten after every batch; if it is there and
+            fits, the analysis goes on from it. The caller removes it when the result is safe,
+            and the ``*.notes.partial`` beside it that a metric which `NeedsAllBatches` leaves.
+        provenance: What identifies network, data and quantizers (a partial file of another
+            one is not used), kept in the result.
+        progress: Called with (finished batches, all batches); before, by a metric that
+            `NeedsAllBatches`, with its own steps.
+
+    Raises:
+        ValueError: If there is no example or no move, if not even one example fits into the
+            memory, a term is NaN or infinite (the layer is named), or there is one batch where
+            the metric asks for a spread over them.
+    """
+    if not batches or not moves.moves:
+        raise ValueError(
+            f"Nothing to analyse: {len(batches)} batches, {len(moves.moves)} moves. Give "
+            "calibration examples and candidate bits below 32."
+        )
+    if getattr(metric, "spread", 0.0) and len(batches) < 2:
+        raise ValueError(
+            f"Metric {metric.name!r} takes the spread over batches, and there is one. Use a "
+            "smaller batch size."
+        )
+    identity = {
+        "metric": _options(metric),
+        "batches": (sizes := batch_sizes(batches)),
+        "moves": [list(move) for move in moves.moves],
+        "choices": [choice.label for choice in choices],
+        "seed": seed,
+        **(provenance or {}),
+    }
+    layers = tuple(layer.name for layer in moves.network.layers)
+    members = choice_members(layers, choices, moves.moves)
+    state = _State.resume(partial, json_sha256(identity))
+
+    key, total = jax.random.key(seed), len(batches)
+    place, most = Placement(moves, mesh), max(sizes)  # examples of a pass on each device
+    if memory_bytes is not None or announce is not None:
+        found = estimate_batch(metric, moves, batches, mesh=mesh, memory_bytes=memory_bytes)
+        most = most if found is None else found.examples
+        if announce is not None:
+            announce(found)
+    ready, prepared = metric, {}
+    if isinstance(metric, NeedsAllBatches):
+        start = time.perf_counter()
+        path = partial and partial.with_name(f"{partial.stem}.notes.partial")
+        notes = Notes(path, json_sha256(identity))
+        placed = Stream(tuple(sizes), lambda i: place(*batches[i]))
+        ready, record = metric.prepare(moves, placed, key, progress=progress, notes=notes)
+        prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
+    progress(state.done, total)
+    start = time.perf_counter()
+    for index, (inputs, targets) in enumerate(batches[state.done :], start=state.done):
+        batch_key = jax.random.fold_in(key, index)
+        first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
+        _check_finite(metric.name, moves, first, second)
+        seconds = time.perf_counter() - start
+        state.add(targets.shape[0], first, second, samples, members, seconds)
+        if partial is not None and is_main_process():
+            state.save(partial)
+        progress(index + 1, total)
+        start = time.perf_counter()
+    weight = sum(state.examples)
+    return Sensitivity(
+        metric=metric.name,
+        unit=metric.unit,
+        layers=layers,
+        choices=tuple(choices),
+        moves=moves.moves,
+        first=state.first / weight,
+        second=state.second / weight,
+        batch_first=np.array(state.batch_first),
+        batch_second=np.array(state.batch_second),
+        batch_examples=np.array(state.examples, np.float64),
+        use_first=metric.use_first,
+        spread=getattr(metric, "spread", 0.0),
+        sampling_sem=state.sampling_sem,
+        provenance={
+            **identity,
+            **prepared,
+            "seconds": sum(state.seconds),
+            "batch_seconds": state.seconds,
+        },
+    )
+
+
+def batch_sizes(batches: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Examples in each batch, its targets last: `sizes`, or by loading one after another."""
+    known = getattr(batches, "sizes", None)
+    return [int(n) for n in known] if known else [int(t.shape[0]) for *_, t in batches]
+
+
+def _batch_terms(
+    metric: Metric, place: Placement, inputs: PyTree, targets: Any, key: Array, most: int
+) -> list[np.ndarray]:
+    """First and second terms of one batch and its samples, float64 on the host.
+
+    If the metric allows it, the batch goes in parts (see `cuts`).
+    """
+    count, additive = targets.shape[0], isinstance(metric, Additive)
+    ends = cuts(count, place.size, most) if additive else [0, count]
+    key = jax.random.split(key, count) if additive else key
+    sums = [np.zeros(()), np.zeros(()), np.zeros(())]
+    for part in itertools.starmap(slice, itertools.pairwise(ends)):
+        here = jax.tree.map(lambda x, part=part: x[part], (inputs, targets))
+        terms = metric(*place(*here), key[part] if additive else key)
+        share = (part.stop - part.start) / count
+        for i, term in enumerate(terms):
+            if term is not None:
+                sums[i] = sums[i] + share * to_host(term).astype(np.float64)
+    return sums
+
+
+def estimate_batch(
+    metric: Metric,
+    moves: MoveNetwork,
+    batches: Sequence[tuple[PyTree, Any]],
+    *,
+    mesh: Mesh | None = None,
+    memory_bytes: int | None = None,
+) -> Estimate | None:
+    """What `analyse` will take on each device for its largest batch (see `estimate`).
+
+    Raises:
+        ValueError: If not even one example fits into the memory, or there is a limit and the
+            metric does not tell what it compiles.
+    """
+    inputs, targets = batches[0]
+    found = estimate(
+        metric,
+        Placement(moves, mesh),
+        inputs,
+        targets,
+        count=max(batch_sizes(batches)),
+        divisible=isinstance(metric, Additive),
+        memory_bytes=memory_bytes,
+    )
+    if found is None and memory_bytes is not None:
+        raise ValueError(
+            f"Metric {metric.name!r} loops on the host and does not tell what it compiles, so "
+            "that no limit of memory can be kept. Leave out memory_bytes, or give the metric a "
+            "method `programs`."
+        )
+    return found
+
+
+def _options(metric: Metric) -> dict[str, Any]:
+    """Class and fields of a metric, functions by name: the same in every process."""
+    fields = dataclasses.fields(metric)  # type: ignore[arg-type]
+    values = {field.name: getattr(metric, field.name) for field in fields}
+    return {"class": type(metric).__name__, **{k: _plain(v) for k, v in values.items()}}
+
+
+def _plain(option: Any) -> Any:
+    if dataclasses.is_dataclass(option) and not isinstance(option, type):
+        return dataclasses.asdict(option)
+    return f"{option.__module__}.{option.__qualname__}" if callable(option) else option
+
+
+@dataclasses.dataclass(kw_only=True)
+class _State:
+    """Sums so far, and each finished batch's terms by choice."""
+
+    fingerprint: str
+    first: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    second: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    examples: list[int] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    batch_first: list[np.ndarray] = dataclasses.field(default_factory=list)
+    batch_second: list[np.ndarray] = dataclasses.field(default_factory=list)
+    batch_variance: list[np.ndarray] = dataclasses.field(default_factory=list)  # by sampling
+
+    @property
+    def done(self) -> int:
+        return len(self.examples)
+
+    @property
+    def sampling_sem(self) -> np.ndarray | None:
+        """Standard error of the choices' losses by sampling alone."""
+        if not self.batch_variance:
+            return None
+        weights = np.array(self.examples) / sum(self.examples)
+        return np.sqrt(np.tensordot(np.square(weights), np.array(self.batch_variance), 1))
+
+    def add(
+        self,
+        count: int,
+        first: np.ndarray,
+        second: np.ndarray,
+        samples: np.ndarray,
+        members: np.ndarray,
+        seconds: float,
+    ) -> None:
+        self.first, self.second = self.first + count * first, self.second + count * second
+        self.examples.append(count)
+        self.seconds.append(seconds)
+        self.batch_first.append(members @ first)
+        self.batch_second.append(_of_choices(second, members))
+        if samples.ndim:
+            losses = np.array([_of_choices(sample, members) for sample in samples])
+            few = len(losses) < 2
+            spread = np.full_like(losses[0], np.nan) if few else losses.var(axis=0, ddof=1)
+            self.batch_variance.append(spread / len(losses))
+
+    def save(self, path: pathlib.Path) -> None:
+        with atomic_file(path) as file:
+            arrays = {k: np.asarray(v) for k, v in vars(self).items()}
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def resume(cls, path: pathlib.Path | None, fingerprint: str) -> "_State":
+        """The state in a file, as process 0 sees it, if it fits; else that of a beginning."""
+        here = path is not None and is_main_process() and path.is_file()
+        data = same_everywhere(path.read_bytes() if here and path else None)
+        if data is None:
+            return cls(fingerprint=fingerprint)
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                if str(stored["fingerprint"]) != fingerprint:
+                    return cls(fingerprint=fingerprint)
+                return cls(
+                    fingerprint=fingerprint,
+                    first=stored["first"],
+                    second=stored["second"],
+                    examples=stored["examples"].tolist(),
+                    seconds=stored["seconds"].tolist(),
+                    batch_first=list(stored["batch_first"]),
+                    batch_second=list(stored["batch_second"]),
+                    batch_variance=list(stored["batch_variance"]),
+                )
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
+            return cls(fingerprint=fingerprint)
+
+
+def _of_choices(second: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """½ eᵀSe of every layer's choices."""
+    if second.ndim == 1:
+        return 0.5 * (members @ second)
+    return 0.5 * np.einsum("icm,mk,ick->ic", members, second, members, optimize=True)
+
+
+def _check_finite(name: str, moves: MoveNetwork, first: np.ndarray, second: np.ndarray) -> None:
+    bad = ~np.isfinite(first) | ~np.isfinite(second.reshape(len(first), -1)).all(axis=1)
+    if bad.all():
+        raise ValueError(
+            f"Metric {name!r} is NaN or infinite for every layer, as the network's own logits "
+            "are. Check the weights and the normalisation of the inputs."
+        )
+    if bad.any():
+        move = moves.moves[int(np.argmax(bad))]
+        raise ValueError(
+            f"Metric {name!r} is NaN or infinite at layer {move.layer!r} "
+            f"({move.kind}{move.bits}). Check this layer's weights and inputs for huge values."
+        )

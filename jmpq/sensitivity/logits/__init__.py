@@ -1,0 +1,1 @@
+"""Joint predictions from changes of the logits."""

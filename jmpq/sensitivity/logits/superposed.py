@@ -1,0 +1,401 @@
+"""Superposed logits: joint allocations predicted by the loss of added logit changes."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+
+from jmpq.devices import to_host
+from jmpq.files import atomic_file, json_sha256
+from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.sensitivity.batch_memory import Placement
+from jmpq.sensitivity.metrics.measured_moves import Kind
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.notes import Notes
+from jmpq.sensitivity.table import Move, choice_members
+from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
+
+SCHEMA, VERSION = "jmpq/superposed", 1
+MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
+WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Superposed:
+    """Predicts any joint allocation as loss(z + Σ u): the true loss on added logit changes.
+
+    u_m = z(δ_m) − z is the change of the logits when one move is made in full, with its own
+    nonlinearity. Exact for a single move; the second-order expansion is the Gauss-Newton
+    quadratic form by difference. Two moves of one layer, weight and input, are added like
+    those of different layers: their product term is left out.
+
+    Attributes:
+        layers: Layer names.
+        choices: Candidate choices, the same for every layer.
+        moves: The moves behind the choices.
+        logits: z, float logits ``[examples, classes]``.
+        changes: u ``[examples, moves, classes]``.
+        targets: One per example.
+        provenance: Hashes, seeds, versions.
+
+    Raises:
+        ValueError: If shapes do not fit, or a choice has bits that no move makes.
+    """
+
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    moves: tuple[Move, ...]
+    logits: Float[np.ndarray, "_ _"]
+    changes: Float[np.ndarray, "_ _ _"]
+    targets: Shaped[np.ndarray, "..."]
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        (examples, classes), count = self.logits.shape, len(self.moves)
+        want = (examples, count, classes)
+        if self.changes.shape != want or self.targets.shape[:1] != (examples,):
+            raise ValueError(
+                f"`changes` must be [examples, moves, classes] = {want} and `targets` hold one "
+                f"per example; got {self.changes.shape} and {self.targets.shape}."
+            )
+        _check_choices(self.layers, self.choices, self.moves)
+
+    @classmethod
+    def measure(
+        cls,
+        moves: MoveNetwork,
+        batches: Sequence[tuple[PyTree, Any]],
+        choices: Sequence[Choice],
+        *,
+        mesh: Mesh | None = None,
+        memory_bytes: int = 2**32,
+        partial: pathlib.Path | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> "Superposed":
+        """Make every move alone, batch by batch: one forward pass a move, and one more.
+
+        Args:
+            moves: Network and quantizers.
+            batches: (inputs, targets) of the calibration examples.
+            choices: Candidates of every layer.
+            mesh: Devices over which the examples of a batch are spread (`device_mesh`).
+            memory_bytes: Most that the changes may take on the host (`changes_bytes`).
+            partial: Folder for finished batches, one file each: where it holds some of the
+                same measurement they are not made again. Of several processes 0 writes it.
+                The caller removes it when the result is safe.
+            provenance: What identifies network, data and quantizers.
+            progress: Called with (finished batches, all batches).
+
+        Raises:
+            ValueError: If there is nothing to measure, the changes exceed the memory, a
+                choice has bits that were not calibrated, or a change is not finite.
+        """
+        if not batches or not moves.moves:
+            raise ValueError(
+                f"Nothing to measure: {len(batches)} batches, {len(moves.moves)} moves. Give "
+                "calibration examples and candidate bits below 32."
+            )
+        layers = tuple(layer.name for layer in moves.network.layers)
+        _check_choices(layers, choices, moves.moves)
+        targets = [np.asarray(t) for _, t in batches]
+        examples = sum(len(t) for t in targets)
+        struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
+        shape = (len(moves.moves), examples, struct.shape[1])
+        if (need := changes_bytes(*shape, itemsize=struct.dtype.itemsize)) > memory_bytes:
+            raise ValueError(
+                f"The logit changes of {shape[0]} moves, {examples} examples and {shape[2]} "
+                f"classes take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
+                "examples or candidates, or raise the limit."
+            )
+        z = np.empty(shape[1:], struct.dtype)
+        u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
+        identity = {
+            "batches": [len(t) for t in targets],
+            "moves": [list(move) for move in moves.moves],
+            **(provenance or {}),
+        }
+        place, done = Placement(moves, mesh), 0
+        progress(0, len(batches))
+        for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
+            here = slice(done, done + len(t))
+            path = partial and partial / f"{n}.npz"
+            notes = Notes(path, json_sha256(identity))
+            if (kept := notes.get("batch")) is None:
+                placed, spread, _ = place(inputs, t)
+                found, changes = _changes(placed, spread)
+                kept = {"logits": to_host(found), "changes": to_host(changes)}
+                _check_finite(moves.moves, np.moveaxis(kept["changes"], 1, 0))
+                notes.keep("batch", kept)
+            z[here], u[:, here] = kept["logits"], np.moveaxis(kept["changes"], 1, 0)
+            done += len(t)
+            progress(n + 1, len(batches))
+        return cls(
+            layers=layers,
+            choices=tuple(choices),
+            moves=moves.moves,
+            logits=z,
+            changes=np.moveaxis(u, 0, 1),
+            targets=np.concatenate(targets),
+            provenance=dict(provenance or {}),
+        )
+
+    def predict(
+        self,
+        choice: Int[np.ndarray, "allocations layers"],
+        kind: Kind = "kl",
+        *,
+        loss: ExampleLoss = cross_entropy,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> Float[np.ndarray, " allocations"]:
+        """Predicted increase of joint allocations, mean nats per example.
+
+        Args:
+            choice: Columns of `choices`, one per layer.
+            kind: ``kl``, KL(p_float ‖ p_quantized), or the increase of the ``loss``.
+            loss: Loss of one example.
+            memory_bytes: Limit of a chunk's working memory; allocations are predicted in
+                chunks of `allocations_per_chunk`.
+
+        Raises:
+            ValueError: If `choice` is no table of allocations, or one allocation alone
+                exceeds the memory.
+        """
+        choice = self.checked(choice)
+        made = self._members[np.arange(len(self.layers)), choice].sum(axis=1)
+        found = in_chunks(
+            lambda chunk: _increases(kind, loss, chunk, *self._on_device),
+            made,
+            self.allocations_per_chunk(memory_bytes),
+        )
+        return found.mean(axis=1)
+
+    def checked(
+        self, choice: Int[np.ndarray, "allocations layers"]
+    ) -> Int[np.ndarray, "allocations layers"]:
+        """Allocations as an array of columns of `choices`.
+
+        Raises:
+            ValueError: If `choice` is no table of allocations.
+        """
+        choice = np.asarray(choice)
+        if choice.ndim != 2 or choice.shape[1] != len(self.layers):
+            raise ValueError(
+                f"`choice` must be [allocations, {len(self.layers)} layers]; got "
+                f"{choice.shape}."
+            )
+        if choice.size and not (choice.min() >= 0 and choice.max() < len(self.choices)):
+            raise ValueError(
+                f"`choice` holds columns {choice.min()} to {choice.max()}; there are choices 0 "
+                f"to {len(self.choices) - 1}."
+            )
+        return choice
+
+    def allocations_per_chunk(self, memory_bytes: int = MEMORY_BYTES) -> int:
+        """How many allocations are predicted at once within `memory_bytes`.
+
+        Estimated at `WORKING_COPIES` arrays of the logits' size for each; the changes
+        themselves, held twice (host and device), are not counted.
+
+        Raises:
+            ValueError: If there is no room for one.
+        """
+        each = WORKING_COPIES * self.logits.size * self.logits.itemsize
+        if memory_bytes < each:
+            raise ValueError(
+                f"One allocation takes about {each} bytes, more than "
+                f"memory_bytes={memory_bytes}. Raise the limit or use fewer examples."
+            )
+        return memory_bytes // each
+
+    @functools.cached_property
+    def _members(self) -> Float[np.ndarray, "layers choices moves"]:
+        members = choice_members(self.layers, self.choices, self.moves)
+        return members.astype(self.changes.dtype)
+
+    @functools.cached_property
+    def _on_device(self) -> tuple[Array, Array, Array]:
+        """Changes as a matrix [moves, examples·classes], z, targets."""
+        by_move = np.moveaxis(self.changes, 1, 0).reshape(len(self.moves), -1)
+        return jnp.asarray(by_move), jnp.asarray(self.logits), jnp.asarray(self.targets)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Write one npz file, whole or not at all."""
+        header = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "layers": self.layers,
+            "choices": [choice.label for choice in self.choices],
+            "moves": self.moves,
+            "provenance": self.provenance,
+        }
+        by_move = np.moveaxis(self.changes, 1, 0)
+        with atomic_file(path) as file:
+            np.savez(
+                file,
+                header=np.array(json.dumps(header)),
+                logits=self.logits,
+                changes_by_move=by_move,
+                targets=self.targets,
+            )
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "Superposed":
+        """Read what `save` wrote: no data, no network needed.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not one of superposed logits of this version.
+        """
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"{path} not found: measure the logit changes first.")
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                header = json.loads(str(stored["header"]))
+                arrays = {k: stored[k] for k in ("logits", "changes_by_move", "targets")}
+            got = header["schema"], header["version"]
+        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} is no file of superposed logits; measure the logit changes again."
+            ) from error
+        if got != (SCHEMA, VERSION):
+            raise ValueError(
+                f"{path} holds {got[0]} version {got[1]}; this jmpq reads {SCHEMA} version "
+                f"{VERSION}. Measure the logit changes again."
+            )
+        return cls(
+            layers=tuple(header["layers"]),
+            choices=tuple(Choice.parse(label) for label in header["choices"]),
+            moves=tuple(Move(*move) for move in header["moves"]),
+            logits=arrays["logits"],
+            changes=np.moveaxis(arrays["changes_by_move"], 0, 1),
+            targets=arrays["targets"],
+            provenance=header["provenance"],
+        )
+
+
+@runtime_checkable
+class LogitPredictor(Protocol):
+    """Predicts the logits of joint allocations: `Superposed`, `Composed`."""
+
+    def predict(
+        self,
+        choice: Int[np.ndarray, "allocations layers"],
+        kind: Kind = "kl",
+        *,
+        loss: ExampleLoss = cross_entropy,
+    ) -> Float[np.ndarray, " allocations"]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PredictedLoss:
+    """Joint predictor of the increase of a loss by predicted logits.
+
+    Without it they predict the KL divergence to the float network.
+    """
+
+    logits: LogitPredictor
+    loss: ExampleLoss = cross_entropy
+
+    def predict(
+        self, choice: Int[np.ndarray, "allocations layers"]
+    ) -> Float[np.ndarray, " allocations"]:
+        """Predicted increase, nats per example."""
+        return self.logits.predict(choice, "loss", loss=self.loss)
+
+
+def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:
+    """Bytes that the logit changes take; `Superposed` holds them twice when it predicts.
+
+    >>> changes_bytes(moves=140, examples=256, classes=10)
+    1433600
+    """
+    return moves * examples * classes * itemsize
+
+
+@jax.jit
+def _changes(moves: MoveNetwork, inputs: PyTree) -> tuple[Array, Array]:
+    return moves.changes_by_difference(inputs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _increases(
+    kind: Kind,
+    loss: ExampleLoss,
+    made: Float[Array, "allocations moves"],
+    by_move: Float[Array, "moves values"],
+    z: Float[Array, "examples classes"],
+    targets: Array,
+) -> Float[Array, "allocations examples"]:
+    q = z[None] + (made @ by_move).reshape(-1, *z.shape)
+    return increases(kind, loss, q, z, targets)
+
+
+def increases(
+    kind: Kind,
+    loss: ExampleLoss,
+    q: Float[Array, "allocations examples classes"],
+    z: Float[Array, "examples classes"],
+    targets: Array,
+) -> Float[Array, "allocations examples"]:
+    """What logits `q` in the place of `z` cost every example, nats."""
+    if kind == "kl":
+        return jax.vmap(jax.vmap(kl_divergence), (0, None))(q, z)
+    return jax.vmap(jax.vmap(loss), (0, None))(q, targets) - jax.vmap(loss)(z, targets)[None]
+
+
+def in_chunks(
+    function: Callable[[Shaped[np.ndarray, "chunk _"]], Float[Array, "chunk examples"]],
+    rows: Shaped[np.ndarray, "allocations _"],
+    size: int,
+) -> Float[np.ndarray, "allocations examples"]:
+    """A compiled function of at most `size` allocations, applied to any number of them.
+
+    Chunks are padded by repetition to powers of two: few sizes, few programs.
+    """
+    size = min(size, 1 << max(len(rows) - 1, 0).bit_length())
+    found = []
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        padded = np.resize(chunk, (size, chunk.shape[1]))
+        found.append(np.asarray(function(padded), np.float64)[: len(chunk)])
+    return np.concatenate(found) if found else np.zeros((0, 1))
+
+
+def _check_choices(
+    layers: Sequence[str], choices: Sequence[Choice], moves: Sequence[Move]
+) -> None:
+    """Every choice's bits are moves; a layer without input moves at all (embedding) may be."""
+    weights = {(move.layer, move.bits) for move in moves if move.kind == "w"}
+    inputs = {move.bits for move in moves if move.kind == "a"}
+    for choice in choices:
+        lacking = [x for x in layers if (x, choice.w_bits) not in weights]
+        if choice.w_bits != FLOAT_BITS and lacking:
+            raise ValueError(
+                f"Choice {choice.label}: layer {lacking[0]!r} has no move to "
+                f"{choice.w_bits}-bit weights. Calibrate these bits, or leave out the choice."
+            )
+        if choice.a_bits not in (*inputs, FLOAT_BITS):
+            raise ValueError(
+                f"Choice {choice.label}: no layer has a move to {choice.a_bits}-bit "
+                "activations. Calibrate these bits, or leave out the choice."
+            )
+
+
+def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves _ _"]) -> None:
+    bad = ~np.isfinite(changes).all(axis=(1, 2))
+    if bad.any():
+        move = moves[int(np.argmax(bad))]
+        raise ValueError(
+            f"The logits are NaN or infinite when layer {move.layer!r} is at {move.kind}"
+            f"{move.bits}. Check this layer's weights and inputs for huge values."
+        )

@@ -1,0 +1,245 @@
+"""Taylor terms of the loss in ε: first order, empirical Fisher, Gauss-Newton, Hessian."""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
+from jmpq.network.piecewise import piecewise_linear
+from jmpq.sensitivity.analyse import Terms
+from jmpq.sensitivity.batch_memory import Program
+from jmpq.sensitivity.metrics.tangent_hessian import exact_programs, exact_terms
+from jmpq.sensitivity.moves import MoveNetwork, by_shard, micro_batches
+from jmpq.training.losses import ExampleLoss, cross_entropy
+
+NATS = "nats per example"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstOrder:
+    """⟨∇L, δ⟩: one backward pass for all moves."""
+
+    loss: ExampleLoss = cross_entropy
+    name: str = "first_order"
+    unit: str = NATS
+    use_first: bool = True
+    additive: ClassVar[Literal[True]] = True
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        first = example_gradients(moves, self.loss, inputs, targets).mean(axis=0)
+        return Terms(first, jnp.zeros_like(first))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmpiricalFisher:
+    """½ mean (∂L_n/∂ε)²: MPQCO's approximation, all moves and pairs from one backward pass.
+
+    References:
+        Chen, Wang, Cheng (2021), MPQCO, section 3.2: the Hessian of −log p_y with the second
+        derivative of p dropped is the outer product of the gradient, example by example.
+    """
+
+    loss: ExampleLoss = cross_entropy
+    name: str = "empirical_fisher"
+    unit: str = NATS
+    use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        gradients = example_gradients(moves, self.loss, inputs, targets)
+        return Terms(gradients.mean(axis=0), gradients.T @ gradients / gradients.shape[0])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussNewton:
+    """½ mean Var_p(u) with its cross terms; the Hessian of KL(p ‖ p_quantized) at zero.
+
+    Where there are more classes than backward passes are worth, `class_samples` K draws
+    random s with E[ssᵀ] = diag p − ppᵀ for every example: mean (s·u)² is then unbiased, one
+    backward pass each instead of one per class or move, and its standard error is returned.
+
+    Attributes:
+        changes: Logit changes u by ``derivative`` (J_z δ), or by ``difference``
+            (z(w + δ) − z(w)), which keeps each move's own nonlinearity.
+        class_samples: ``all`` classes, exactly, or the number K of samples per example (two
+            at least for a standard error). For cross-entropy alone.
+    """
+
+    changes: Literal["derivative", "difference"] = "derivative"
+    loss: ExampleLoss = cross_entropy
+    class_samples: int | Literal["all"] = "all"
+    unit: str = NATS
+    use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
+
+    def __post_init__(self) -> None:
+        if self.class_samples == "all":
+            return
+        if self.class_samples < 1:
+            raise ValueError(
+                f"class_samples={self.class_samples}: give at least 1, or 'all' classes."
+            )
+        if self.changes == "difference":
+            raise ValueError(
+                "class_samples saves nothing by difference, where every forward pass gives all "
+                "classes. Leave it at 'all', or take changes='derivative'."
+            )
+        if self.loss is not cross_entropy:
+            raise ValueError(
+                "class_samples knows the curvature of cross-entropy alone. Use "
+                "class_samples='all' with another loss."
+            )
+
+    @property
+    def name(self) -> str:
+        return "gauss_newton" if self.changes == "derivative" else "gauss_newton_difference"
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        if self.class_samples != "all":
+            return self._sampled(moves, inputs, targets, key)
+        by = {
+            "derivative": moves.changes_by_derivative,
+            "difference": moves.changes_by_difference,
+        }
+        z, changes = by[self.changes](inputs)
+        first = gradient_of_changes(self.loss, z, targets, changes).mean(axis=0)
+        return Terms(first, ggn_of_changes(self.loss, z, targets, changes))
+
+    def _sampled(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        assert self.class_samples != "all"
+        count = self.class_samples
+        keys = key if key.ndim else jax.random.split(key, targets.shape[0])
+
+        def random_signs(key: Array, z: Array) -> Float[Array, "samples classes"]:
+            return jax.random.rademacher(key, (count, *z.shape), z.dtype)
+
+        def slopes(batch: tuple[PyTree, Array, Array]) -> Float[Array, "batch seeds moves"]:
+            """Of the loss itself, then of every sample s: sᵀu."""
+            inputs, targets, keys = batch
+            z, pull = moves.pullback(inputs)
+            drawn = jax.vmap(lambda z, k: class_factors(z, random_signs(k, z)))(z, keys)
+            seeds = jnp.concatenate(
+                [jax.vmap(jax.grad(self.loss))(z, targets)[:, None], drawn], axis=1
+            )
+            return jnp.moveaxis(jax.vmap(pull, in_axes=1)(seeds), 0, 1)
+
+        found = by_shard(slopes, (inputs, targets, keys), moves.shards)
+        drawn = found[:, 1:]
+        samples = jnp.einsum("nkm,nkj->kmj", drawn, drawn) / targets.shape[0]
+        return Terms(found[:, 0].mean(axis=0), samples.mean(axis=0), samples)
+
+
+def class_factors(
+    z: Float[Array, " classes"], signs: Float[Array, "samples classes"]
+) -> Float[Array, "samples classes"]:
+    """Random s = Σ_c ξ_c √p_c (e_c − p) by signs ξ: E[ssᵀ] = diag p − ppᵀ.
+
+    That is the Hessian of cross-entropy in the logits. (s·u)² has a variance of at most twice
+    its mean squared, whatever p; with sampled labels, s = e_y − p and y ~ p, the variance is
+    that of a rare class where p is nearly certain, and a class that was never drawn is missed
+    by the estimate and by its standard error.
+
+    References:
+        Derived here: E[ξξᵀ] = I, and Σ_c p_c (e_c − p)(e_c − p)ᵀ = diag p − ppᵀ.
+    """
+    p = jax.nn.softmax(z)[None]
+    scaled = signs * jnp.sqrt(p)
+    return scaled - scaled.sum(axis=1, keepdims=True) * p
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExactHessian:
+    """½ δᵀHδ with the exact Hessian, all cross terms.
+
+    Where the network is piecewise linear (`jmpq.network.piecewise`), by tangents alone: about
+    one forward pass of the later layers per move (`jmpq.sensitivity.metrics.tangent_hessian`).
+    Otherwise by ``jvp`` over ``grad`` per move, on the host: inside a compiled loop the CPU is
+    far slower on the gradient of a convolution's kernel.
+
+    Attributes:
+        micro_batch: Examples at a time; few stay in a CPU's cache. Memory is flat in the
+            number of bits, and that of one tangent per layer for so many examples.
+    """
+
+    micro_batch: int = 4
+    loss: ExampleLoss = cross_entropy
+    name: str = "hessian"
+    unit: str = NATS
+    use_first: bool = False
+    additive: ClassVar[Literal[True]] = True
+
+    def programs(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    ) -> list[Program]:
+        count = min(targets.shape[0], self.micro_batch * moves.shards)
+
+        def few(x: Any) -> jax.ShapeDtypeStruct:
+            place = getattr(x, "sharding", None)
+            return jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=place)
+
+        inputs, targets = jax.tree.map(few, (inputs, targets))
+        if piecewise_linear(moves.network.tap):
+            return exact_programs(moves, self.loss, inputs, targets)
+        tangent = self._basis(moves)[0]
+        return [Program(ExactHessian.product, (self, moves, inputs, targets, tangent))]
+
+    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        terms = self._by_tangents if piecewise_linear(moves.network.tap) else self._by_products
+        found = []
+        for rows, some in micro_batches((inputs, targets), self.micro_batch, moves.shards):
+            share = some.shape[0] / targets.shape[0]
+            # One at a time: the collectives of several passes in flight may wait for each
+            # other for ever where many devices share few cores.
+            part = jax.block_until_ready(terms(moves, rows, some))
+            found.append(jax.tree.map(lambda x, s=share: s * x, part))
+        return jax.tree.map(lambda *x: sum(x[1:], x[0]), *found)
+
+    def _by_tangents(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
+        return Terms(*exact_terms(moves, self.loss, inputs, targets))
+
+    def _by_products(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
+        basis = self._basis(moves)
+        rows = [
+            jax.block_until_ready(self.product(moves, inputs, targets, tangent))
+            for tangent in basis
+        ]
+        return Terms(rows[0][0], jnp.stack([row for _, row in rows]))
+
+    def _basis(self, moves: MoveNetwork) -> Float[np.ndarray, "moves moves"]:
+        dtype = jax.tree.leaves(moves.network.params)[0].dtype
+        return np.eye(len(moves.moves), dtype=dtype)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def product(
+        self,
+        moves: MoveNetwork,
+        inputs: PyTree,
+        targets: Array,
+        tangent: Float[Array, " moves"],
+    ) -> tuple[Float[Array, " moves"], Float[Array, " moves"]]:
+        """Gradient, and Hessian times `tangent`, with respect to ε at zero."""
+
+        def mean_loss(epsilon: Float[Array, " moves"]) -> Float[Array, ""]:
+            return jax.vmap(self.loss)(moves.logits(epsilon, inputs), targets).mean()
+
+        return jax.jvp(jax.grad(mean_loss), (jnp.zeros_like(tangent),), (tangent,))
+
+
+def example_gradients(
+    moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array
+) -> Float[Array, "batch moves"]:
+    """∂L_n/∂ε_m of every example and move at ε = 0, by one backward pass."""
+
+    def summed_loss(epsilon: Float[Array, "batch moves"]) -> Float[Array, ""]:
+        return jax.vmap(loss)(moves.logits_per_example(epsilon, inputs), targets).sum()
+
+    dtype = jax.tree.leaves(moves.network.params)[0].dtype
+    return jax.grad(summed_loss)(jnp.zeros((targets.shape[0], len(moves.moves)), dtype))

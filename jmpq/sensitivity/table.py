@@ -1,0 +1,263 @@
+"""What a sensitivity analysis leaves: moves, first and second order, errors. No JAX."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jmpq.files import atomic_file
+from jmpq.formats import Choice
+
+SCHEMA, VERSION = "jmpq/sensitivity", 1
+
+
+class Move(NamedTuple):
+    """One perturbation: a layer's weight ("w") or input ("a") at a bit-width."""
+
+    layer: str
+    kind: Literal["w", "a"]
+    bits: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Sensitivity:
+    """Predicted loss increase of every choice of every layer, by one metric.
+
+    Attributes:
+        metric: Name of the metric.
+        unit: Unit of the losses ("nats per example", or that of a proxy).
+        layers: Layer names.
+        choices: Candidate choices, the same for every layer.
+        moves: The moves behind the choices.
+        first: First-order term of every move, mean over examples; zeros where the metric
+            has none.
+        second: Second-order matrix S of the moves, or its diagonal: a set of moves with
+            indicator e is predicted to cost firstᵀe + ½ eᵀSe.
+        batch_first: First-order term of every choice, batch by batch.
+        batch_second: Second-order term of every choice, batch by batch.
+        batch_examples: Examples in each batch.
+        use_first: Whether `losses` include the first-order term.
+        spread: Weight c of the spread: `losses` are the mean over batches plus c times the
+            standard deviation over batches, choice by choice. Not in `first` and `second`.
+        sampling_sem: Standard error of `losses` by the metric's own random numbers, where it
+            tells (sampled classes): part of `sem`, which also has the choice of examples.
+        provenance: Hashes, seeds, versions, options, seconds.
+    """
+
+    metric: str
+    unit: str
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    moves: tuple[Move, ...]
+    first: Float[np.ndarray, " moves"]
+    second: Float[np.ndarray, "moves moves"] | Float[np.ndarray, " moves"]
+    batch_first: Float[np.ndarray, "batches layers choices"]
+    batch_second: Float[np.ndarray, "batches layers choices"]
+    batch_examples: Float[np.ndarray, " batches"]
+    use_first: bool = False
+    spread: float = 0.0
+    sampling_sem: Float[np.ndarray, "layers choices"] | None = None
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def _batches(self) -> Float[np.ndarray, "batches layers choices"]:
+        return self.batch_second + (self.batch_first if self.use_first else 0.0)
+
+    @functools.cached_property
+    def _mean(self) -> Float[np.ndarray, "layers choices"]:
+        return np.average(self._batches, axis=0, weights=self.batch_examples)
+
+    @functools.cached_property
+    def losses(self) -> Float[np.ndarray, "layers choices"]:
+        """Predicted increase: diagonal blocks, weight and input of a layer together."""
+        return self._mean + self.spread * self.deviation if self.spread else self._mean
+
+    @functools.cached_property
+    def deviation(self) -> Float[np.ndarray, "layers choices"]:
+        """Standard deviation over batches, weighted by examples; NaN from a single batch."""
+        if (count := len(self.batch_examples)) < 2:
+            return np.full_like(self._mean, np.nan)
+        squares = np.square(self._batches - self._mean)
+        mean = np.average(squares, axis=0, weights=self.batch_examples)
+        return np.sqrt(mean * count / (count - 1))
+
+    @functools.cached_property
+    def sem(self) -> Float[np.ndarray, "layers choices"]:
+        """Standard error of the mean over batches in `losses`; NaN from a single batch."""
+        if (count := len(self.batch_examples)) < 2:
+            return np.full_like(self._mean, np.nan)
+        weights = self.batch_examples / self.batch_examples.sum()
+        squares = np.square(self._batches - self._mean)
+        return np.sqrt(np.tensordot(np.square(weights), squares, 1) * count / (count - 1))
+
+    @functools.cached_property
+    def has_interactions(self) -> bool:
+        """Whether the metric knows cross-layer terms: any that is not zero."""
+        layers = np.array([move.layer for move in self.moves])
+        across = layers[:, None] != layers[None, :]
+        return self.second.ndim == 2 and bool(np.any(self.second[across]))
+
+    @functools.cached_property
+    def members(self) -> Float[np.ndarray, "layers choices moves"]:
+        """1 where a choice makes a move."""
+        return choice_members(self.layers, self.choices, self.moves)
+
+    def indicator(
+        self, choice: Int[np.ndarray, "allocations layers"]
+    ) -> Float[np.ndarray, "allocations moves"]:
+        """Which moves each allocation (a column of `choices` per layer) makes."""
+        chosen = self.members[np.arange(len(self.layers)), np.asarray(choice)]
+        return chosen.sum(axis=-2)
+
+    def predict(
+        self, choice: Int[np.ndarray, "allocations layers"], *, interactions: bool = False
+    ) -> Float[np.ndarray, " allocations"]:
+        """Predicted loss increase of joint allocations.
+
+        Args:
+            choice: Columns of `choices`, one per layer.
+            interactions: Add the cross-layer terms (the whole quadratic form).
+
+        Raises:
+            ValueError: If `interactions` are asked of a metric that has none.
+        """
+        if not interactions:
+            return self.losses[np.arange(len(self.layers)), np.asarray(choice)].sum(axis=-1)
+        if not self.has_interactions:
+            raise ValueError(f"Metric {self.metric!r} has no cross-layer terms.")
+        made = self.indicator(choice)
+        quadratic = 0.5 * np.einsum("am,mk,ak->a", made, self.second, made)
+        return quadratic + (made @ self.first if self.use_first else 0.0)
+
+    def interactions(self) -> Float[np.ndarray, "layers choices layers choices"]:
+        """Cross-layer terms of every pair of choices: ``½ eᵀSe`` splits into `losses`
+        and ½ the sum of these over ordered pairs of different layers.
+
+        Raises:
+            ValueError: If the metric has none.
+        """  # noqa: D205
+        if not self.has_interactions:
+            raise ValueError(f"Metric {self.metric!r} has no cross-layer terms.")
+        return np.einsum("icm,mk,jdk->icjd", self.members, self.second, self.members)
+
+    def positive_semidefinite(self) -> "Sensitivity":
+        """The same with S projected onto the positive semi-definite matrices.
+
+        Negative eigenvalues become zero, which is the nearest such matrix in the Frobenius
+        norm. Of a measured S (CLADO) they are largely noise, which a solver would seek out;
+        of an exact Hessian they are negative curvature, which this throws away. The losses
+        change with the diagonal of S, in every batch by the same.
+
+        Raises:
+            ValueError: If the metric has no cross-layer terms.
+
+        References:
+            CLADO (arXiv 2307.05657) projects its measured matrix so.
+        """
+        if not self.has_interactions:
+            raise ValueError(f"Metric {self.metric!r} has no cross-layer terms.")
+        values, vectors = np.linalg.eigh(self.second)
+        projected = (vectors * np.maximum(values, 0)) @ vectors.T
+        change = np.einsum(
+            "icm,mk,ick->ic", self.members, projected - self.second, self.members
+        )
+        return dataclasses.replace(
+            self,
+            metric=f"{self.metric}_psd",
+            second=(projected + projected.T) / 2,
+            batch_second=self.batch_second + change / 2,
+        )
+
+
+def choice_members(
+    layers: Sequence[str], choices: Sequence[Choice], moves: Sequence[Move]
+) -> Float[np.ndarray, "layers choices moves"]:
+    """1 where a choice of a layer makes a move, else 0."""
+    index = {tuple(move): m for m, move in enumerate(moves)}
+    members = np.zeros((len(layers), len(choices), len(moves)))
+    for i, layer in enumerate(layers):
+        for c, choice in enumerate(choices):
+            for kind, bits in (("w", choice.w_bits), ("a", choice.a_bits)):
+                if (m := index.get((layer, kind, bits))) is not None:
+                    members[i, c, m] = 1.0
+    return members
+
+
+def save_sensitivities(
+    path: pathlib.Path,
+    found: Mapping[str, Sensitivity],
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write several metrics of one network into one npz file, whole or not at all.
+
+    `extra` arrays (the quantizers' scales) travel along under names of their own.
+    """
+    arrays: dict[str, np.ndarray] = dict(extra or {})
+    header: dict[str, Any] = {"schema": SCHEMA, "version": VERSION, "metrics": {}}
+    for name, sensitivity in found.items():
+        record = {}
+        for field in dataclasses.fields(sensitivity):
+            value = getattr(sensitivity, field.name)
+            if isinstance(value, np.ndarray):
+                arrays[f"{name}/{field.name}"] = value
+            elif field.name == "choices":
+                record["choices"] = [choice.label for choice in value]
+            else:
+                record[field.name] = value
+        header["metrics"][name] = record
+    arrays["header"] = np.array(json.dumps(header))
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
+    """Read the metrics that `save_sensitivities` wrote: no data, no network needed.
+
+    Raises:
+        FileNotFoundError: If there is no such file; it says which step makes it.
+        ValueError: If the file is not a sensitivity file of this version.
+    """
+    arrays = load_arrays(path)
+    header = json.loads(str(arrays.pop("header")))
+    if (got := (header.get("schema"), header.get("version"))) != (SCHEMA, VERSION):
+        raise ValueError(
+            f"{path} holds {got[0]} version {got[1]}; this jmpq reads {SCHEMA} version "
+            f"{VERSION}. Run `jmpq sensitivity` again."
+        )
+    found = {}
+    for name, record in header["metrics"].items():
+        fields = {
+            k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")
+        }
+        record["choices"] = tuple(Choice.parse(label) for label in record["choices"])
+        record["moves"] = tuple(Move(*move) for move in record["moves"])
+        record["layers"] = tuple(record["layers"])
+        found[name] = Sensitivity(**(record | fields))
+    return found
+
+
+def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a sensitivity file, by name.
+
+    Raises:
+        FileNotFoundError: If there is no such file; it says which step makes it.
+        ValueError: If the file cannot be read.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{path} not found: run `jmpq sensitivity` first.")
+    try:
+        with pathlib.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        arrays["header"]
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no sensitivity file; run `jmpq sensitivity` again."
+        ) from error
+    return arrays

@@ -1,0 +1,1 @@
+"""Knapsacks: a loss that is a sum over layers, under one budget or several."""

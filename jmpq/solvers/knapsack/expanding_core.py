@@ -1,0 +1,402 @@
+"""The optimum under one budget by an expanding core: exact for a million groups in seconds.
+
+In an optimal allocation nearly every group takes the choice that the linear relaxation gives
+it (the break solution); the groups that differ have slopes close to the break slope. So:
+
+1. The linear relaxation gives a bound, the break slope λ and the break solution; the greedy
+   search and the best single changes give an incumbent.
+2. Taking choice j in group i costs its reduced cost, loss + λ·cost above the break choice's.
+   Where that exceeds the gap, j is in no better allocation. What is left is the core.
+3. Groups enter the core in the order of how near their slopes come to λ. The dynamic program
+   keeps Pareto-optimal states (cost, loss), and of them those whose bound beats the
+   incumbent; the bound uses the slopes of the groups that are not yet in.
+4. It ends when no state is left: the incumbent is optimal.
+
+Arithmetic. Integer costs are exact in float64 (sums below 2^53). Losses, and costs that are
+not integers, are rounded; the program accumulates them in one order for all states and
+rounding is monotone, so it is exact for the rounded numbers, and the distance of those from
+the true sums is bounded along the way. The bound returned is lowered by that distance, and
+the status follows from it. Losses count from the break solution, so the distance is small
+against the loss wherever the incumbent is of its size; where it is not, the search is stated
+again with the better incumbent's choices only.
+
+References:
+    Pisinger (1995), A minimal algorithm for the multiple-choice knapsack problem, European
+    Journal of Operational Research 83, 394-410.
+"""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jmpq.problem.exact_sum import exact_sum
+from jmpq.problem.problem import Problem, Reduced
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.solvers.knapsack.feasibility import cheapest_allocation
+from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
+from jmpq.solvers.knapsack.frontier_steps import upgrades
+from jmpq.solvers.knapsack.one_budget import integer_costs, one_budget
+from jmpq.solvers.knapsack.relaxation_bounds import (
+    cheapest_costs,
+    lagrangian_bound,
+    linear_relaxation,
+)
+
+_TIE = 1e-12  # losses count as equal up to this part of their scale
+_UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
+_STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
+
+_CHUNK = 4096  # groups
+_FEW = 1 << 20  # states that are extended before numba is worth its import
+_FEW_GROUPS = 512  # fewer groups are tried without it
+
+Choice = Int[np.ndarray, " groups"]
+Table = Float[np.ndarray, "rows choices"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoreSearch:
+    """Expanding core with dynamic programming: a `Solver` for one budget.
+
+    Budgets that cannot bind are left out first. Out of time or memory, the best allocation
+    found comes back as ``feasible`` with the bound that was proven. The answer is the same on
+    every run that ends before a limit. A dominated choice is never taken and of identical
+    choices the first; between allocations of equal loss made of other choices no order is
+    promised.
+
+    Attributes:
+        time_limit_s: Seconds, looked at between groups. Hundreds of groups, or many states,
+            take compiled code: importing numba (and compiling, at the first call after an
+            installation) does not count for the former.
+        memory_limit_bytes: For the states of the dynamic program.
+        relative_gap: Stop when the answer is proven this close, relative to the loss above
+            the least of every group; 0 for the optimum.
+    """
+
+    time_limit_s: float = 60.0
+    memory_limit_bytes: float = 2e9
+    relative_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (
+            self.time_limit_s > 0 and self.memory_limit_bytes > 0 and self.relative_gap >= 0
+        ):
+            raise ValueError(
+                "The core solver needs limits above 0 and a relative gap of at least 0, got "
+                f"time_limit_s={self.time_limit_s}, memory_limit_bytes="
+                f"{self.memory_limit_bytes}, relative_gap={self.relative_gap}."
+            )
+
+    def __call__(self, problem: Problem) -> Solution:
+        """Solve.
+
+        Raises:
+            Infeasible: If no allocation meets the budgets.
+            ValueError: If more than one budget can bind.
+        """
+        started = time.perf_counter()
+        reduced = problem.reduced()
+        choice = cheapest_allocation(problem, reduced)
+        reduced = one_budget(reduced, "The core solver")
+        if len(reduced.limits):
+            if len(reduced.losses) >= _FEW_GROUPS:  # off the clock
+                from jmpq.solvers.knapsack import core_states_compiled  # noqa: F401
+
+            deadline = time.perf_counter() + self.time_limit_s
+            integer = integer_costs(reduced)
+            if integer:
+                reduced = dataclasses.replace(reduced, limits=np.array([integer.limit]))
+            choice, bound = self._search(reduced, choice, deadline)
+        else:
+            choice = reduced.losses.argmin(axis=1)
+            bound = lagrangian_bound(reduced, np.zeros(0))
+        return solution_from_choice(
+            problem,
+            reduced.expand(choice),
+            bound=bound,
+            solver="core",
+            wall_s=time.perf_counter() - started,
+        )
+
+    def _search(
+        self, reduced: Reduced, choice: Choice, deadline: float
+    ) -> tuple[Choice, float]:
+        """The best choice found and a proven bound, stated anew while that makes it finer."""
+        loss, bound, reach = _loss(reduced, choice), -math.inf, math.inf
+        reduced = _affordable(reduced)
+        while True:
+            least = reduced.losses.min(axis=1)
+            base, size = exact_sum(least), float(np.abs(least).sum())
+            if (
+                loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
+                or 2 * (loss - base) > reach
+            ):
+                return choice, bound
+            reach = loss - base
+            near = reduced.losses - least[:, None] <= reach + 1e-12 * max(size, abs(loss))
+            reduced = _restricted(reduced, near)
+            core = _Core.of(reduced, loss)
+            choice = core.single_change(choice)
+            loss = _loss(reduced, choice)
+            tolerance = max(self.relative_gap * (loss - base), _TIE * max(size, abs(loss)))
+            choice, proven, complete = core.search(
+                choice, tolerance, deadline, self.memory_limit_bytes
+            )
+            loss = _loss(reduced, choice)
+            bound = max(bound, min(proven, loss))
+            if not complete:
+                return choice, bound
+
+
+def _affordable(reduced: Reduced) -> Reduced:
+    """Without the choices that are too dear even with all other groups at their cheapest.
+
+    They would spoil the precision of the others' costs.
+    """
+    (least,), (limit,) = cheapest_costs(reduced), reduced.limits
+    room = limit - exact_sum(least) + 1e-13 * abs(limit)
+    return _restricted(reduced, reduced.costs[0] - least[:, None] <= room)
+
+
+def _restricted(reduced: Reduced, keep: Bool[np.ndarray, "groups choices"]) -> Reduced:
+    """Without other choices."""
+    if keep.all() or keep[reduced.allowed].all():  # no copy of a table that may be large
+        return reduced
+    return dataclasses.replace(reduced, losses=np.where(keep, reduced.losses, np.inf))
+
+
+def _loss(reduced: Reduced, choice: Choice) -> float:
+    return exact_sum(reduced.losses[np.arange(len(choice)), choice])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Core:
+    """The groups that may leave the break solution, and what their choices change.
+
+    Rows are core groups by the distance of their slopes from the break slope; columns are
+    choices, the break choice among them. Costs and losses count from the break solution;
+    both are +inf for a choice that no better allocation takes.
+    """
+
+    reduced: Reduced
+    start: Choice  # the break solution
+    loss: float  # of the break solution
+    excess: float  # its cost above the limit, lowered by `band`; never above 0
+    band: float  # what rounding may have added to a sum of costs; 0 for integers
+    bound: float  # of the linear relaxation
+    groups: Int[np.ndarray, " core"]
+    cost_steps: Float[np.ndarray, "core choices"]
+    loss_steps: Float[np.ndarray, "core choices"]
+    reduced_costs: Float[np.ndarray, "core choices"]  # a lower bound of them
+    sound: bool  # the break solution minimises the Lagrangian, up to rounding
+
+    @classmethod
+    def of(cls, reduced: Reduced, incumbent: float) -> "_Core":
+        """Relax, and keep what may take part in an allocation of less loss than `incumbent`."""
+        losses, costs, limit = reduced.losses, reduced.costs[0], float(reduced.limits[0])
+        frontiers = convex_frontiers(losses, costs)
+        steps = upgrades(reduced, frontiers, frontiers[:, 0])
+        slope, start, *_ = linear_relaxation(reduced, frontiers[:, 0], steps)
+        if not math.isfinite(slope):  # a loss saved at next to no cost: no bound from it
+            slope = 0.0
+        bound = lagrangian_bound(reduced, np.array([slope]))
+        (used,) = reduced.used(start)
+        whole = bool((costs == np.floor(costs)).all())
+        band = 0.0 if whole else 1e-13 * max(abs(limit), used)
+        loss, sound, near = _loss(reduced, start), True, []
+        best = min(loss, incumbent)
+        for first in range(0, len(start), _CHUNK):  # a chunk stays in the processor's cache
+            rows = np.arange(first, min(first + _CHUNK, len(start)))
+            cost_steps, loss_steps, above, minimal = _changes(reduced, slope, start, rows)
+            fits = cost_steps <= limit - used - band
+            best = min(best, loss + float(np.where(fits, loss_steps, 0.0).min()))
+            sound = sound and minimal
+            near.append(rows[((above <= best - bound) & (cost_steps != 0)).any(axis=1)])
+        groups = np.concatenate(near)
+        cost_steps, loss_steps, above, _ = _changes(reduced, slope, start, groups)
+        part = Reduced(
+            losses=np.where((above <= best - bound) | (cost_steps == 0), loss_steps, np.inf),
+            costs=costs[None, groups],
+            limits=reduced.limits,
+            names=reduced.names,
+            groups=np.arange(len(groups)),
+        )
+        keep = undominated(part) if len(groups) else np.zeros(cost_steps.shape, dtype=bool)
+        cost_steps, loss_steps, above = (
+            np.where(keep, table, np.inf)
+            for table in (cost_steps, loss_steps, np.maximum(above, 0.0))
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            distance = np.where(keep & (cost_steps != 0), above / np.abs(cost_steps), np.inf)
+        order = np.argsort(distance.min(axis=1), kind="stable")
+        return cls(
+            reduced=reduced,
+            start=start,
+            loss=loss,
+            excess=used - limit - band,
+            band=band,
+            bound=bound,
+            groups=groups[order],
+            cost_steps=cost_steps[order],
+            loss_steps=loss_steps[order],
+            reduced_costs=above[order],
+            sound=sound,
+        )
+
+    def search(
+        self, incumbent: Choice, tolerance: float, deadline: float, memory: float
+    ) -> tuple[Choice, float, bool]:
+        """The best allocation, a bound, and whether the search came to its end.
+
+        Args:
+            incumbent: An allocation within budget, the answer unless a better one is found.
+            tolerance: Allocations better by less than this are not looked for.
+            deadline: On the clock of `time.perf_counter`.
+            memory: Bytes for states and their traces.
+        """
+        from jmpq.solvers.knapsack.core_states import extend
+
+        best = incumbent
+        # All losses count from the break solution's; the states are to fall below `target`.
+        target = _loss(self.reduced, best) - self.loss - tolerance
+        todo, slopes = self._todo(np.arange(len(self.groups)), target + tolerance)
+        excess, loss = np.array([self.excess]), np.zeros(1)
+        trace: list[_Layer] = []
+        found: tuple[int, int] | None = None  # layer and state of the best allocation
+        doubtful, place, complete = math.inf, 0, True
+        work = 0 if len(self.start) < _FEW_GROUPS else _FEW  # states times choices
+        loss_error = excess_error = 0.0
+        while self.sound and place < len(todo) and len(excess):
+            row = todo[place]
+            columns = np.flatnonzero(
+                self.reduced_costs[row] <= self.loss + target + tolerance - self.bound
+            )
+            costs, losses = self.cost_steps[row, columns], self.loss_steps[row, columns]
+            capacity = int(memory // _STATE_BYTES)
+            work += len(excess) * len(columns)
+            if work > _FEW:
+                from jmpq.solvers.knapsack.core_states_compiled import extend
+            if time.perf_counter() > deadline or capacity < 1:
+                complete = False
+                break
+            new = extend(
+                excess, loss, costs, losses, *slopes[:, place + 1], target, capacity
+            )  # fmt: skip
+            if not (complete := new[4]):
+                break
+            place += 1
+            excess, loss, parent, pick, _ = new
+            trace.append(
+                _Layer(
+                    group=int(self.groups[row]),
+                    choice=columns[pick].astype(np.int16),
+                    parent=parent,
+                )
+            )
+            memory -= 6 * len(parent)
+            loss_error += _rounding(loss, losses)
+            excess_error += _rounding(excess, costs)
+            last = int(np.searchsorted(excess, 0.0, side="right")) - 1  # of those that fit
+            if last < 0 or loss[last] >= min(target, doubtful):
+                continue
+            if (
+                self.band > 0
+                and excess[last] > -2 * self.band
+                and not self.reduced.fits(self._traced(trace, last))
+            ):
+                doubtful = float(loss[last])
+                continue
+            found, target = (len(trace), last), float(loss[last]) - tolerance
+            todo, slopes = self._todo(todo[place:], target + tolerance)
+            place = 0
+        if found:
+            best = self._traced(trace[: found[0]], found[1])
+        proven = min(target, doubtful)
+        if not complete:
+            slope = np.where(excess > 0, slopes[1, place], slopes[0, place])
+            proven = min(proven, float((loss + slope * excess).min()))
+        proven -= 2 * loss_error + 4 * _UNIT * (abs(self.loss) + abs(target))
+        if not self.sound or (self.band > 0 and excess_error > self.band):
+            return best, self.bound, complete
+        return best, max(self.bound, self.loss + proven), complete
+
+    def single_change(self, incumbent: Choice) -> Choice:
+        """The better of an allocation and the best within one change of the break solution."""
+        fits = np.where(
+            self.excess + self.cost_steps <= -2 * self.band, self.loss_steps, np.inf
+        )
+        choice = self.start.copy()
+        if fits.size and fits.min() < 0:
+            row, column = np.unravel_index(fits.argmin(), fits.shape)
+            choice[self.groups[row]] = column
+        if not self.reduced.fits(choice):  # the break solution itself, up to rounding
+            return incumbent
+        better = _loss(self.reduced, choice) < _loss(self.reduced, incumbent)
+        return choice if better else incumbent
+
+    def _todo(
+        self, rows: Int[np.ndarray, " rows"], target: float
+    ) -> tuple[Int[np.ndarray, " todo"], Float[np.ndarray, "two ends"]]:
+        """The rows that may still take part in an allocation of loss below `target`.
+
+        Returns:
+            The rows, and from each of them on the most loss saved per cost by any choice,
+            and the least lost per cost saved; with an end where there is no choice.
+        """
+        costs = self.cost_steps[rows]
+        alive = (self.reduced_costs[rows] <= self.loss + target - self.bound) & (costs != 0)
+        some = alive.any(axis=1)
+        rows, costs, alive = rows[some], costs[some], alive[some]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            slope = -self.loss_steps[rows] / costs
+        most = np.where(alive & (costs > 0), slope, 0.0).max(axis=1, initial=0.0)
+        least = np.where(alive & (costs < 0), slope, np.inf).min(axis=1, initial=np.inf)
+        most = np.maximum.accumulate(np.append(most, 0.0)[::-1])[::-1]
+        least = np.minimum.accumulate(np.append(least, np.inf)[::-1])[::-1]
+        return rows, np.stack([most, least])
+
+    def _traced(self, trace: "list[_Layer]", state: int) -> Choice:
+        """The allocation of a state of the last layer."""
+        choice = self.start.copy()
+        for layer in reversed(trace):
+            choice[layer.group] = layer.choice[state]
+            state = layer.parent[state]
+        return choice
+
+
+def _changes(
+    reduced: Reduced, slope: float, start: Choice, rows: Int[np.ndarray, " rows"]
+) -> tuple[Table, Table, Table, bool]:
+    """What the choices of some groups change against the break solution.
+
+    Returns:
+        Costs, losses and reduced costs above the break choice's, the last lowered by what
+        rounding may have added to them; +inf where not allowed. And whether no reduced cost
+        is negative beyond rounding.
+    """
+    losses, costs, at = reduced.losses[rows], reduced.costs[0, rows], np.arange(len(rows))
+    allowed, start_loss = np.isfinite(losses), losses[at, start[rows]][:, None]
+    start_cost = costs[at, start[rows]][:, None]
+    loss_steps, cost_steps = losses - start_loss, np.where(allowed, costs - start_cost, np.inf)
+    magnitude = np.abs(losses) + np.abs(start_loss) + slope * (costs + start_cost)
+    rounding = 8 * _UNIT * np.where(allowed, magnitude, 0.0)
+    above = loss_steps + slope * (costs - start_cost) - rounding
+    return cost_steps, loss_steps, above, not bool((above < -2 * rounding).any())
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Layer:
+    """How the states of one step of the dynamic program came about."""
+
+    group: int
+    choice: Int[np.ndarray, " states"]
+    parent: Int[np.ndarray, " states"]  # row in the layer before
+
+
+def _rounding(states: Float[np.ndarray, " _"], steps: Float[np.ndarray, " _"]) -> float:
+    """What one addition to sorted states may add to their error."""
+    largest = max(abs(states[0]), abs(states[-1])) if len(states) else 0.0
+    return float(_UNIT * (largest + np.abs(steps).max()))

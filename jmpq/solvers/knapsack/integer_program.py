@@ -1,0 +1,244 @@
+"""The optimum by integer programming: cvxpy states the program, HiGHS or another solves it.
+
+What is done around the back end so that its answer can be trusted:
+
+- Choices that cannot be in an optimal allocation are left out: dominated ones, those too dear
+  even with all else at its cheapest, and those whose Lagrangian bound exceeds the loss of the
+  greedy search. This also narrows the range of losses to what matters at the optimum.
+- Losses count from the least of each group and are scaled; costs count from the cheapest of
+  each group, in units of what the budget leaves above that.
+- Solvers hold constraints up to a tolerance. An answer that breaks a budget when its costs are
+  added up anew is cut off (with every allocation that costs as much in each group) and the
+  program solved again.
+- Where the answer is far better than the greedy search's, the program is stated again around
+  it: the tolerances then are small against the losses that are left.
+- The bound is the solver's own dual bound as cvxpy hands it on (`back_ends`), lowered by its
+  tolerances. Solvers compute in floating point: the bound is as sound as their arithmetic,
+  less that margin. Where cvxpy hands on no dual bound, it is the linear relaxation's.
+"""
+
+import dataclasses
+import math
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jmpq.problem.problem import Problem, Reduced
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.solvers.knapsack.frontier import undominated
+from jmpq.solvers.knapsack.greedy import Greedy
+from jmpq.solvers.knapsack.mixed_integer import (
+    TOLERANCES,
+    check_installed,
+    dual_bound,
+    has_answer,
+    options,
+)
+from jmpq.solvers.knapsack.relaxation_bounds import cheapest_costs, lp_bound, priced_losses
+
+_SPAN = 1e4  # the loss between the least thinkable and the best known, as solvers see it
+_CUTS = 30  # answers cut off before giving up on exactness
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exact:
+    """Integer program through cvxpy, by default with HiGHS: a `Solver` for any budgets.
+
+    Out of time, or with a `relative_gap`, the best allocation found comes back as
+    ``feasible`` with the bound that was proven. Never worse than the greedy search.
+
+    With HiGHS and SCIP, the answer is the same on every run of one version that ends before
+    the time limit. A dominated choice is never taken and of identical choices the first;
+    between allocations of equal loss made of other choices no order is promised.
+
+    Attributes:
+        time_limit_s: Seconds for the whole call; what cvxpy needs to state the program is
+            not interrupted.
+        relative_gap: Stop when the answer is proven this close, relative to the loss above
+            the least of every layer; 0 for the optimum.
+        solver: Back end, by cvxpy's name: any mixed-integer solver that cvxpy finds. HIGHS,
+            SCIP, SCIPY (HiGHS at coarser tolerances) and GUROBI report a dual bound; with
+            GLPK_MI and CBC the bound is the linear relaxation's; others run with their own
+            defaults and no time limit.
+    """
+
+    time_limit_s: float = 60.0
+    relative_gap: float = 0.0
+    solver: str = "HIGHS"
+
+    def __post_init__(self) -> None:
+        if not (self.time_limit_s > 0 and self.relative_gap >= 0):
+            raise ValueError(
+                "The exact solver needs a time limit above 0 and a relative gap of at least "
+                f"0, got time_limit_s={self.time_limit_s}, relative_gap={self.relative_gap}."
+            )
+
+    def __call__(self, problem: Problem) -> Solution:
+        """Solve.
+
+        Raises:
+            Infeasible: If no allocation meets the budgets.
+            RuntimeError: If the back end fails.
+            ValueError: If cvxpy does not find the solver; the message lists those it finds.
+        """
+        started = time.perf_counter()
+        check_installed(self.solver)
+        greedy = Greedy()(problem)
+        reduced = problem.reduced()
+        first = np.unique(problem.groups, return_index=True)[1]
+        best, loss, bound = greedy.choice[first], greedy.loss, greedy.bound
+        deadline, scale = started + self.time_limit_s, 0.0
+        while loss - bound > OPTIMALITY * abs(loss):
+            program = _Program.of(reduced, _useful(reduced, loss), loss, self.solver)
+            bound = max(bound, min(program.base, loss))
+            if program.scale <= 2 * scale:  # a better answer has not made it any finer
+                break
+            scale = program.scale
+            choice, proven = program.search(deadline, self.relative_gap)
+            bound = max(bound, min(proven, loss))
+            if choice is None:
+                break
+            found = problem.evaluate(reduced.expand(choice))[0]
+            best, loss = (choice, found) if found < loss else (best, loss)
+        return solution_from_choice(
+            problem,
+            reduced.expand(best),
+            bound=min(bound, loss),
+            solver="exact" if self.solver == "HIGHS" else f"exact/{self.solver}",
+            wall_s=time.perf_counter() - started,
+        )
+
+
+def _useful(reduced: Reduced, loss: float) -> Bool[np.ndarray, "groups choices"]:
+    """Choices that some allocation no worse than `loss` and within budget may need."""
+    keep = undominated(reduced)
+    least = cheapest_costs(reduced)
+    left = [limit - math.fsum(row) for limit, row in zip(reduced.limits, least, strict=True)]
+    for table, row, slack in zip(reduced.costs, least, left, strict=True):
+        keep &= table - row[:, None] <= slack + 1e-9 * abs(slack)
+    bound, multipliers = lp_bound(reduced)
+    priced, _ = priced_losses(reduced, multipliers)
+    magnitude = math.fsum(np.abs(priced.min(axis=1)))
+    above = priced - priced.min(axis=1, keepdims=True)
+    return keep & (bound + above <= loss + 1e-12 * (magnitude + abs(loss)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Program:
+    """The integer program over options, the (group, choice) pairs that are kept."""
+
+    reduced: Reduced
+    solver: str
+    rows: Int[np.ndarray, " options"]  # group
+    columns: Int[np.ndarray, " options"]  # choice
+    objective: Float[np.ndarray, " options"]  # scaled losses
+    base: float  # loss of objective 0
+    scale: float  # objective per loss; 0 where `base` is reached already, up to rounding
+
+    @classmethod
+    def of(
+        cls,
+        reduced: Reduced,
+        keep: Bool[np.ndarray, "groups choices"],
+        loss: float,
+        solver: str,
+    ) -> "_Program":
+        least = np.where(keep, reduced.losses, np.inf).min(axis=1)
+        base = math.fsum(least)
+        rounding = 1e-13 * max(abs(loss), math.fsum(np.abs(least)))
+        scale = _SPAN / (loss - base) if loss - base > rounding else 0.0
+        above = reduced.losses - least[:, None]
+        rows, columns = np.nonzero(keep & (above <= loss - base + rounding))
+        objective = above[rows, columns] * scale
+        return cls(
+            reduced=reduced,
+            solver=solver,
+            rows=rows,
+            columns=columns,
+            objective=objective,
+            base=base,
+            scale=scale,
+        )
+
+    def search(
+        self, deadline: float, gap: float
+    ) -> tuple[Int[np.ndarray, " groups"] | None, float]:
+        """The best allocation truly within budget, None without one, and a proven bound."""
+        cuts: list[Bool[np.ndarray, " options"]] = []
+        bound = -math.inf
+        while len(cuts) <= _CUTS and (left := deadline - time.perf_counter()) > 0:
+            choice, proven = self.solve(cuts, left, gap)
+            bound = max(bound, proven)
+            if choice is None:
+                break
+            excess = self.reduced.used(choice) - self.reduced.limits
+            if (excess <= 0).all():
+                return choice, bound
+            cuts.append(self.cut(choice, int(excess.argmax())))
+        return None, bound
+
+    def solve(
+        self, cuts: list[Bool[np.ndarray, " options"]], time_limit_s: float, gap: float
+    ) -> tuple[Int[np.ndarray, " groups"] | None, float]:
+        """The best allocation the back end finds, None without one, and its dual bound."""
+        import cvxpy
+
+        started = time.perf_counter()
+        take = cvxpy.Variable(len(self.rows), boolean=True)
+        program = cvxpy.Problem(
+            cvxpy.Minimize(self.objective @ take), self._constraints(take, cuts)
+        )
+        try:
+            with warnings.catch_warnings():  # the status says it
+                warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+                program.solve(solver=self.solver, **options(self.solver, time_limit_s, gap))
+        except cvxpy.SolverError as error:
+            if self.solver != "HIGHS" and time.perf_counter() - started > 0.9 * time_limit_s:
+                return None, -math.inf  # how cvxpy tells "out of time without an answer"
+            raise RuntimeError(
+                f"{self.solver} failed on the integer program: {error}"
+            ) from error
+        stats: Any = program.solver_stats.extra_stats if program.solver_stats else None
+        found = has_answer(self.solver, program.status, stats)
+        bound = -math.inf
+        if found or program.status == cvxpy.USER_LIMIT:
+            dual = dual_bound(self.solver, stats)
+            margin = TOLERANCES.get(self.solver, 0.0) * (100 + len(self.reduced.losses))
+            if dual is not None:
+                bound = self.base + (dual - margin) / self.scale
+        if not found or take.value is None:
+            return None, bound
+        return self._choice(take.value), bound
+
+    def cut(
+        self, choice: Int[np.ndarray, " groups"], budget: int
+    ) -> Bool[np.ndarray, " options"]:
+        """Options as dear as `choice` in its groups: taking only such breaks the budget."""
+        cost = self.reduced.costs[budget]
+        return cost[self.rows, self.columns] >= cost[self.rows, choice[self.rows]]
+
+    def _constraints(self, take: Any, cuts: list[Bool[np.ndarray, " options"]]) -> list[Any]:
+        from scipy import sparse
+
+        groups = len(self.reduced.losses)
+        entries = (np.ones(len(self.rows)), (self.rows, np.arange(len(self.rows))))
+        constraints = [sparse.csr_array(entries) @ take == np.ones(groups)]
+        for limit, table in zip(self.reduced.limits, self.reduced.costs, strict=True):
+            row, floor = table[self.rows, self.columns], np.full(groups, np.inf)
+            np.minimum.at(floor, self.rows, row)
+            above, slack = row - floor[self.rows], limit - math.fsum(floor)
+            if above.any() and slack > 0:
+                constraints.append((above / slack) @ take <= 1.0)
+            elif above.any():
+                constraints.append((above > 0).astype(float) @ take <= 0.0)
+        constraints += [cut.astype(float) @ take <= groups - 1.0 for cut in cuts]
+        return constraints
+
+    def _choice(self, values: Float[np.ndarray, " options"]) -> Int[np.ndarray, " groups"]:
+        """The option of every group with the largest value."""
+        table = np.full(self.reduced.losses.shape, -np.inf)
+        table[self.rows, self.columns] = values
+        return table.argmax(axis=1)

@@ -1,0 +1,121 @@
+"""The inverse problem: the least cost under a ceiling on the loss."""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+from jaxtyping import Int
+
+from jmpq.problem.problem import ROUNDING, Problem
+from jmpq.problem.solution import Infeasible, Status, least_losses
+from jmpq.solvers.knapsack.integer_program import Exact
+from jmpq.solvers.solver import Solver
+
+CEILING = "loss_above_least"  # the loss as a cost of the exchanged problem
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LeastCost:
+    """The cheapest allocation under a ceiling on the loss; all but the bound follows from it.
+
+    Attributes:
+        choice: Column of `Problem.losses`, one per layer.
+        name: The cost that was minimised.
+        cost: Its total, constants included.
+        bound: Proven lower bound on it.
+        gap: ``(cost - bound) / cost``; 0 where the cost is 0.
+        status: ``optimal`` where the solver proved it.
+        loss: Predicted loss increase, nats per example.
+        ceiling: What the loss had to stay under.
+        costs: All costs.
+        solver: Name of the solver.
+        wall_s: Seconds.
+    """
+
+    choice: Int[np.ndarray, " layers"]
+    name: str
+    cost: float
+    bound: float
+    gap: float
+    status: Status
+    loss: float
+    ceiling: float
+    costs: dict[str, float]
+    solver: str
+    wall_s: float
+
+
+def least_cost(
+    problem: Problem, name: str, loss_ceiling: float, *, solver: Solver | None = None
+) -> LeastCost:
+    """Minimise a cost such that the loss stays under a ceiling and the other budgets hold.
+
+    Loss and cost change places, and the same solvers solve it: the loss above the least of
+    every layer is a cost with a budget, the cost is what is minimised. A budget on the
+    minimised cost is ignored.
+
+    Args:
+        problem: The problem.
+        name: The cost to minimise.
+        loss_ceiling: Most predicted loss increase, nats per example; held up to rounding
+            (1e-12 of the losses added).
+        solver: Of the exchanged problem; the exact one where not given.
+
+    Raises:
+        ValueError: If the problem has no such cost, the ceiling is not finite, or there are
+            cross-layer terms.
+        Infeasible: If no allocation has so little loss within the other budgets.
+    """
+    started = time.perf_counter()
+    if name not in problem.costs:
+        raise ValueError(
+            f"There is no cost {name!r} to minimise: expected one of "
+            f"{', '.join(problem.costs) or 'none'}."
+        )
+    if not math.isfinite(loss_ceiling):
+        raise ValueError(f"The ceiling on the loss must be finite, got {loss_ceiling}.")
+    reduced = problem.reduced()
+    least = math.fsum(reduced.losses.min(axis=1))
+    slack = ROUNDING * max(abs(loss_ceiling), math.fsum(np.abs(reduced.losses.min(axis=1))))
+    if loss_ceiling < least - slack:
+        most = np.where(np.isfinite(reduced.losses), reduced.losses, -np.inf).max(axis=1)
+        raise Infeasible(
+            f"A loss of at most {loss_ceiling:.10g} cannot be met: the allowed choices lose "
+            f"from {least:.10g} to {math.fsum(most):.10g} nats per example. Raise the ceiling "
+            "or allow more bits.",
+            budgets={"loss": loss_ceiling},
+            ranges={"loss": (least, math.fsum(most))},
+        )
+    alone = least_losses(problem)
+    others = {k: limit for k, limit in problem.budgets.items() if k != name}
+    above = np.where(problem.allowed, problem.losses - alone[:, None], 0.0)
+    room = max(math.fsum([loss_ceiling, *-alone]), 0.0) + slack
+    exchanged = dataclasses.replace(
+        problem,
+        losses=np.where(problem.allowed, problem.costs[name], 0.0),
+        costs={**{k: problem.costs[k] for k in others}, CEILING: above},
+        budgets={**others, CEILING: room},
+        constants={k: v for k, v in problem.constants.items() if k in others},
+        asked={},
+        float_costs={},
+    )
+    solution = (solver or Exact())(exchanged)
+    loss, costs = problem.evaluate(solution.choice)
+    if loss > loss_ceiling + 4 * slack + ROUNDING * room:
+        raise AssertionError(f"{solution.solver}: loss {loss} above {loss_ceiling}")
+    cost = costs[name]
+    bound = min(problem.constants.get(name, 0.0) + solution.bound, cost)
+    return LeastCost(
+        choice=solution.choice,
+        name=name,
+        cost=cost,
+        bound=bound,
+        gap=(cost - bound) / cost if cost > bound else 0.0,
+        status=solution.status,
+        loss=loss,
+        ceiling=loss_ceiling,
+        costs=costs,
+        solver=solution.solver,
+        wall_s=time.perf_counter() - started,
+    )

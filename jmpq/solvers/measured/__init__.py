@@ -1,0 +1,1 @@
+"""Searches on a measured or predicted loss of whole allocations."""

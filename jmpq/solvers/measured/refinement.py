@@ -1,0 +1,240 @@
+"""Refinement by measurement: the model proposes swaps, the measured loss decides."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jmpq.problem.problem import Problem
+from jmpq.solvers.measured.objective_search import Objective, scored_moves
+from jmpq.solvers.quadratic.neighbourhood import Neighbourhood
+from jmpq.solvers.quadratic.tabu_search import LossField
+
+SCHEMA, VERSION = "jmpq/refinement", 1
+MOST_PAIRS = 256  # swaps that are predicted for a ranking
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Refinement:
+    """What measurement made of an allocation.
+
+    Attributes:
+        choice: The allocation of least measured loss, one column per layer.
+        measured: Its measured loss.
+        start: Measured loss of the first allocation.
+        path: Measured loss after every accepted swap, the first allocation's first.
+        evaluations: Allocations measured, those read from a record included.
+        fresh: Allocations measured in this call.
+        finished: Whether no proposal is left, or `patience` of them failed in a row; False
+            where the evaluations ran out.
+    """
+
+    choice: Int[np.ndarray, " layers"]
+    measured: float
+    start: float
+    path: tuple[float, ...]
+    evaluations: int
+    fresh: int
+    finished: bool
+
+
+def refine(
+    problem: Problem,
+    choice: Int[np.ndarray, " layers"],
+    evaluate: Objective,
+    *,
+    max_evaluations: int = 200,
+    patience: int = 40,
+    batch: int = 8,
+    least_gain: float = 0.0,
+    predict: Objective | None = None,
+    record: pathlib.Path | None = None,
+    progress: Callable[[int, float], None] = lambda evaluations, best: None,
+) -> Refinement:
+    """Improve an allocation by swaps that a measurement has accepted.
+
+    All single changes and swaps of two groups that hold every budget are ranked by the
+    problem's own loss, cross-layer terms included, or by a prediction of whole allocations:
+    those that it says cost least come first.
+    They are measured in this order, a batch at a time; the best of the first batch that
+    measures below the present allocation is taken, and the ranking starts anew from there.
+    What has been measured is not measured again.
+
+    Args:
+        problem: Proposes; its budgets hold for every allocation measured.
+        choice: First allocation, a solver's answer.
+        evaluate: Measured losses of a batch of allocations (rows of columns per layer).
+        max_evaluations: Most allocations measured, the first included, and those in the
+            record too.
+        patience: Proposals that fail in a row before the search ends.
+        batch: Allocations in one call of `evaluate`.
+        least_gain: What a swap has to gain, in the unit of the measurement: its noise.
+        predict: Predicted losses of a batch of allocations, in the place of the problem's; of
+            the swaps the `MOST_PAIRS` that promise most by their single changes are ranked.
+        record: JSON lines, one an evaluation, written as they come. Where the file is there,
+            its evaluations are read first and not repeated: an interrupted refinement goes
+            on, and a longer one builds on a shorter.
+        progress: Called with (evaluations, least measured loss) after every batch.
+
+    Raises:
+        ValueError: If the first allocation breaks a budget, an option makes no sense, a
+            measurement is not finite, or the record belongs to another problem.
+
+    References:
+        CASA (arXiv 2609.25916): swaps after the knapsack, accepted by measured loss.
+    """
+    if min(max_evaluations, patience, batch) < 1 or least_gain < 0:
+        raise ValueError(
+            "Refinement needs max_evaluations, patience and batch of at least 1 and a "
+            f"least_gain of at least 0; got {max_evaluations}, {patience}, {batch} and "
+            f"{least_gain}."
+        )
+    if over := problem.violated(problem.evaluate(choice)[1]):
+        raise ValueError(f"The first allocation breaks budget {', '.join(over)}.")
+    reduced = problem.reduced(interactions=True)
+    measure = _Record(problem, evaluate, record, max_evaluations)
+    first = np.unique(problem.groups, return_index=True)[1]
+    here = choice[first]
+    (start,) = measure([choice])
+    path, failed, finished = [start], 0, False
+    while not finished:
+        finished, taken = True, None
+        waiting: list[Int[np.ndarray, " groups"]] = []
+        for proposal in _proposals(Neighbourhood(reduced), here, predict):
+            waiting.append(proposal)
+            if len(waiting) < min(batch, patience - failed):
+                continue
+            taken = _better(measure, waiting, problem.groups, path[-1] - least_gain)
+            failed += len(waiting)
+            waiting = []
+            progress(measure.evaluations, path[-1] if taken is None else taken[1])
+            if taken is not None or failed >= patience or measure.full:
+                break
+        if taken is None and waiting and failed < patience and not measure.full:
+            taken = _better(measure, waiting, problem.groups, path[-1] - least_gain)
+        if taken is not None:
+            here, failed, finished = taken[0], 0, False
+            path.append(taken[1])
+        if measure.full:
+            finished = finished and failed >= patience
+            break
+    return Refinement(
+        choice=here[problem.groups],
+        measured=path[-1],
+        start=start,
+        path=tuple(path),
+        evaluations=measure.evaluations,
+        fresh=measure.fresh,
+        finished=finished,
+    )
+
+
+def _proposals(
+    near: Neighbourhood, choice: Int[np.ndarray, " groups"], predict: Objective | None
+) -> Iterator[Int[np.ndarray, " groups"]]:
+    """Neighbours within the budgets, by the loss that the model predicts."""
+    if predict is not None:
+        groups = near.reduced.groups
+        moves = scored_moves(near, choice, lambda rows: predict(rows[:, groups]), MOST_PAIRS)
+        yield from (near.apply(choice, taken) for taken, _ in moves)
+        return
+    field = LossField.of(near.reduced, choice)
+    change = field.field - field.field[np.arange(len(choice)), choice][:, None]
+    single = np.where(near.single_changes(choice), change, np.inf).ravel()
+    options = near.promising(choice, change)
+    pair = field.pair_changes(near, options, change.ravel()[options]).ravel()
+    both = np.concatenate([single, pair])
+    for at in np.argsort(both, kind="stable"):
+        if not np.isfinite(both[at]):
+            return
+        if at < len(single):
+            yield near.apply(choice, (int(at),))
+        else:
+            a, b = divmod(int(at) - len(single), len(options))
+            yield near.apply(choice, (int(options[a]), int(options[b])))
+
+
+def _better(
+    measure: "_Record",
+    proposals: list[Int[np.ndarray, " groups"]],
+    groups: Int[np.ndarray, " layers"],
+    below: float,
+) -> tuple[Int[np.ndarray, " groups"], float] | None:
+    """The proposal that measures least, if that is below a value."""
+    values = measure([proposal[groups] for proposal in proposals])
+    best = min(range(len(values)), key=values.__getitem__)
+    return (proposals[best], values[best]) if values[best] < below else None
+
+
+class _Record:
+    """Measurements by allocation, in memory and in the file; no more than the limit."""
+
+    def __init__(
+        self, problem: Problem, evaluate: Objective, path: pathlib.Path | None, limit: int
+    ) -> None:
+        self.problem, self.evaluate, self.path, self.limit = problem, evaluate, path, limit
+        self.known: dict[tuple[int, ...], float] = {}
+        self.fresh, self.full = 0, False  # full: a measurement was refused
+        header = {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "layers": list(problem.layers),
+            "choices": [choice.label for choice in problem.choices],
+        }
+        if path is None:
+            return
+        if path.exists():
+            self._read(path, header)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(header) + "\n")
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.known)
+
+    def __call__(self, choices: list[Int[np.ndarray, " layers"]]) -> list[float]:
+        """Measured losses; +inf for what the limit leaves unmeasured."""
+        keys = [tuple(choice.tolist()) for choice in choices]
+        asked = [key for key in dict.fromkeys(keys) if key not in self.known]
+        left = max(self.limit - self.evaluations, 0)
+        self.full, asked = self.full or len(asked) > left, asked[:left]
+        if asked:
+            values = np.asarray(self.evaluate(np.array(asked)), dtype=np.float64)
+            if values.shape != (len(asked),) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"The evaluation must return one finite loss for each of the {len(asked)} "
+                    f"allocations, got {values.tolist()}."
+                )
+            self._write(asked, values)
+            self.known |= dict(zip(asked, values.tolist(), strict=True))
+            self.fresh += len(asked)
+        return [self.known.get(key, math.inf) for key in keys]
+
+    def _write(
+        self, asked: list[tuple[int, ...]], values: Float[np.ndarray, " allocations"]
+    ) -> None:
+        if self.path is None:
+            return
+        with self.path.open("a") as file:
+            for key, value in zip(asked, values.tolist(), strict=True):
+                file.write(json.dumps({"choice": key, "measured": value}) + "\n")
+
+    def _read(self, path: pathlib.Path, header: dict[str, object]) -> None:
+        lines = path.read_text().splitlines()
+        complete = lines if path.read_text().endswith("\n") else lines[:-1]
+        try:
+            rows = [json.loads(line) for line in complete]
+            if not rows or rows[0] != header:
+                raise ValueError("its header names other layers or choices")
+            self.known = {tuple(row["choice"]): float(row["measured"]) for row in rows[1:]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no record of this refinement: {error}. Choose another file."
+            ) from error
+        if len(complete) < len(lines):  # interrupted while a line was written
+            path.write_text("".join(f"{line}\n" for line in complete))

@@ -1,0 +1,1 @@
+"""Quadratic knapsacks: a loss with cross-layer terms."""

@@ -1,0 +1,110 @@
+"""Allocations near an allocation: single changes, pairs of changes, random kicks.
+
+An *option* is a (group, choice) pair, by its number ``group·choices + choice``; a *move*
+changes one group or two. Every budget is held: an infeasible move is none.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jmpq.problem.problem import Reduced
+from jmpq.solvers.knapsack.feasibility import combined_costs
+
+Allocation = Int[np.ndarray, " groups"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Neighbourhood:
+    """Moves between the allocations of one problem.
+
+    Attributes:
+        reduced: The problem over groups.
+        max_options: Pairs are sought among so many options, the most promising ones by the
+            change of the objective plus the price of their costs.
+    """
+
+    reduced: Reduced
+    max_options: int = 400
+
+    @functools.cached_property
+    def price(self) -> Float[np.ndarray, "groups choices"]:
+        """One cost from all budgets, +inf where not allowed."""
+        return combined_costs(self.reduced)
+
+    def cost_changes(self, choice: Allocation) -> Float[np.ndarray, "budgets groups choices"]:
+        """What every single change adds to the costs."""
+        rows = np.arange(len(choice))
+        return self.reduced.costs - self.reduced.costs[:, rows, choice][:, :, None]
+
+    def left(self, choice: Allocation) -> Float[np.ndarray, " budgets"]:
+        """What the budgets leave."""
+        return self.reduced.limits - self.reduced.used(choice)
+
+    def single_changes(self, choice: Allocation) -> Bool[np.ndarray, "groups choices"]:
+        """Single changes that are allowed and hold every budget."""
+        left = self.left(choice)[:, None, None]
+        return self.changes(choice) & (self.cost_changes(choice) <= left).all(axis=0)
+
+    def changes(self, choice: Allocation) -> Bool[np.ndarray, "groups choices"]:
+        """Single changes that are allowed, budgets ignored."""
+        allowed = np.isfinite(self.reduced.losses)
+        allowed[np.arange(len(choice)), choice] = False
+        return allowed
+
+    def promising(
+        self, choice: Allocation, change: Float[np.ndarray, "groups choices"]
+    ) -> Int[np.ndarray, " options"]:
+        """Options worth trying in pairs: all of them, or those of least priced change.
+
+        Args:
+            choice: The present allocation.
+            change: What each single change adds to the objective.
+        """
+        groups = len(change)
+        options = np.flatnonzero(self.changes(choice))
+        if len(options) <= self.max_options:
+            return options
+        rows = np.arange(groups)
+        price = self.price - self.price[rows, choice][:, None]
+        spent = np.ptp(np.where(np.isfinite(self.price), self.price, 0.0), axis=1).sum()
+        worth = np.abs(np.where(np.isfinite(change), change, 0.0)).sum() / max(spent, 1e-300)
+        priced = (change + worth * price).ravel()[options]
+        kept = np.argpartition(priced, self.max_options)[: self.max_options]
+        return np.sort(options[kept])
+
+    def pairs(
+        self, choice: Allocation, options: Int[np.ndarray, " options"]
+    ) -> Bool[np.ndarray, "options options"]:
+        """Pairs of changes in two groups that hold every budget, each once."""
+        groups, choices = self.reduced.losses.shape
+        of = options // choices
+        fits = of[:, None] < of[None, :]  # options ascend: the upper triangle
+        changes = self.cost_changes(choice).reshape(-1, groups * choices)[:, options]
+        for row, left in zip(changes, self.left(choice), strict=True):
+            fits &= row[:, None] + row[None, :] <= left
+        return fits
+
+    def apply(self, choice: Allocation, move: tuple[int, ...]) -> Allocation:
+        """The allocation after a move: one option, or two of different groups."""
+        after = choice.copy()
+        for option in move:
+            group, column = divmod(option, self.reduced.losses.shape[1])
+            after[group] = column
+        return after
+
+    def kick(
+        self, choice: Allocation, cheapest: Allocation, changes: int, rng: np.random.Generator
+    ) -> Allocation:
+        """Give some groups a random choice, then cheapen random groups until it fits."""
+        after = choice.copy()
+        groups = rng.permutation(len(choice))
+        for group in groups[:changes]:
+            after[group] = rng.choice(np.flatnonzero(np.isfinite(self.reduced.losses[group])))
+        for group in rng.permutation(len(choice)):
+            if self.reduced.fits(after):
+                break
+            after[group] = cheapest[group]
+        return after

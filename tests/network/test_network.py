@@ -1,0 +1,224 @@
+"""The tap finds layers, leaves the function as it is, and refuses what it cannot see."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmpq.network.layers import layers_from_json, layers_to_json
+from jmpq.network.network import Network
+from tests import helpers
+
+
+def ones(*shape):
+    return jnp.ones(shape, jnp.float32)
+
+
+def linen(module, *shape, **options):
+    example = ones(*shape)
+    variables = module.init(jax.random.key(0), example)
+    return Network.from_linen(module, variables, example, **options)
+
+
+def test_layer_table_of_a_residual_network():
+    network = helpers.residual_cnn()
+    table = [(x.name, x.kind, x.kernel_shape, x.macs, x.input_shape) for x in network.layers]
+    assert table == [
+        ("stem", "conv", (3, 3, 2, 2), 25 * 36, (5, 5, 2)),
+        ("conv1", "conv", (3, 3, 2, 3), 25 * 54, (5, 5, 2)),
+        ("conv2", "conv", (3, 3, 3, 2), 25 * 54, (5, 5, 3)),
+        ("head", "dense", (2, 3), 6, (2,)),
+    ]
+    assert [x.output_features for x in network.layers] == [2, 3, 2, 3]
+    assert network.other_parameters == 3 + 2 * (2 + 3 + 2)
+    assert layers_from_json(layers_to_json(network.layers)) == network.layers
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_idle_tap_is_bit_identical(batch):
+    network = helpers.residual_cnn()
+    inputs, _ = helpers.images(1, batch)
+    logits, recorded = jax.jit(network.record)(inputs)
+    np.testing.assert_array_equal(
+        logits, jax.jit(functools.partial(helpers.apply, network))(network.params, inputs)
+    )
+    assert [r.shape[1:] for r in recorded] == [x.input_shape for x in network.layers]
+
+
+def test_recorded_inputs_are_the_layers_inputs():
+    network = helpers.residual_cnn()
+    inputs, _ = helpers.images(1)
+    logits, recorded = network.record(inputs)
+    head = network.params["head"]
+    np.testing.assert_array_equal(recorded[0], inputs)
+    np.testing.assert_allclose(recorded[-1] @ head["kernel"] + head["bias"][None], logits)
+
+
+def test_perturbed_kernels_equal_perturbed_parameters():
+    network = helpers.residual_cnn()
+    inputs, _ = helpers.images(1)
+    scaled = network.run(inputs, lambda site, layer, x, w, op: op(x, w * (1.0 + layer)))
+    params = network.with_kernels([w * (1.0 + i) for i, w in enumerate(network.kernels())])
+    np.testing.assert_allclose(scaled, helpers.apply(network, params, inputs), rtol=1e-12)
+
+
+def test_kernel_matrix_has_a_row_per_output_and_is_inverted():
+    network = helpers.residual_cnn()
+    for i, kernel in enumerate(network.kernels()):
+        matrix = network.to_matrix(i, kernel)
+        assert matrix.shape[0] == kernel.shape[-1]
+        np.testing.assert_array_equal(network.from_matrix(i, matrix, kernel), kernel)
+    conv = network.kernels()[1]
+    np.testing.assert_array_equal(
+        network.to_matrix(1, conv)[0].reshape(2, 3, 3), conv[..., 0].transpose(2, 0, 1)
+    )
+
+
+def test_hessian_through_the_tap_equals_the_original():
+    network = helpers.residual_cnn()
+    inputs, _ = helpers.images(1)
+    tapped = lambda p: (network.run(inputs, lambda s, i, x, w, op: op(x, w), p) ** 2).sum()  # noqa: E731
+    plain = lambda p: (helpers.apply(network, p, inputs) ** 2).sum()  # noqa: E731
+    tangent = helpers.shake(network.params, 7)
+    for loss, reference in [(tapped, plain)]:
+        got = jax.jvp(jax.grad(loss), (network.params,), (tangent,))[1]
+        want = jax.jvp(jax.grad(reference), (network.params,), (tangent,))[1]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), got, want)
+
+
+def test_reshaped_transposed_and_cast_kernels_are_seen():
+    params = {"a": ones(6, 4), "b": ones(3, 4), "c": ones(2, 2, 3)}
+
+    def apply(p, x):
+        x = jnp.tanh(x @ p["a"].astype(jnp.bfloat16).astype(jnp.float32))
+        x = jax.jit(lambda w, x: x @ w.T)(p["b"], x)
+        return jnp.einsum("ni,oi->no", x, p["c"].reshape(4, 3))
+
+    network = Network.from_function(apply, params, ones(1, 6))
+    assert [(x.name, x.kernel_shape, x.output_features) for x in network.layers] == [
+        ("a", (6, 4), 4),
+        ("b", (4, 3), 3),
+        ("c", (4, 3), 4),
+    ]
+    for i, kernel in enumerate(network.kernels()):
+        np.testing.assert_array_equal(
+            network.from_matrix(i, network.to_matrix(i, kernel), kernel), kernel
+        )
+
+
+def test_depthwise_and_grouped_convolutions_and_attention():
+    class Mixed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(4, (3, 3), strides=2, feature_group_count=4, name="depthwise")(x)
+            x = nn.Conv(6, (1, 1), feature_group_count=2, name="grouped")(x)
+            x = x.reshape(x.shape[0], -1, 6)
+            x = nn.MultiHeadDotProductAttention(num_heads=2, name="attention")(x)
+            return nn.Dense(3, name="head")(x.mean(1))
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        network = linen(Mixed(), 1, 8, 8, 4)
+    table = {x.name: (x.kernel_shape, x.macs, x.output_features) for x in network.layers}
+    assert table["depthwise"] == ((3, 3, 1, 4), 16 * 9 * 4, 4)
+    assert table["grouped"] == ((1, 1, 2, 6), 16 * 12, 6)
+    assert table["attention/query"][1:] == (16 * 36, 6)
+    assert table["attention/out"] == ((2, 3, 6), 16 * 36, 6)
+    assert table["head"] == ((6, 3), 18, 3)
+
+
+def test_embedding_and_its_tied_output():
+    params = {"table": jax.random.normal(jax.random.key(0), (7, 4))}
+
+    def apply(p, ids):
+        return jnp.take(p["table"], ids, axis=0).mean(1) @ p["table"].T
+
+    ids = jnp.zeros((1, 5), jnp.int32)
+    with pytest.raises(ValueError, match="used 2 times"):
+        Network.from_function(apply, params, ids)
+    network = Network.from_function(apply, params, ids, tied=["table"])
+    (layer,) = network.layers
+    assert (layer.kind, layer.kernel_shape, layer.macs) == ("embedding", (7, 4), 28)
+    assert network.site_names() == ("table", "table#2")
+
+
+@pytest.mark.parametrize("array", [jnp.asarray, np.asarray])
+def test_shared_buffers_are_one_layer(array):
+    shared = array(ones(4, 4))
+    params = {"a": shared, "b": shared, "c": array(ones(4, 2))}
+    apply = lambda p, x: x @ p["a"] @ p["b"] @ p["c"]  # noqa: E731
+    network = Network.from_function(apply, params, ones(1, 4))
+    assert [(x.name, x.aliases) for x in network.layers] == [("a", ("b",)), ("c", ())]
+    assert network.other_parameters == 0
+    halved = network.with_kernels([0.5 * w for w in network.kernels()])
+    np.testing.assert_array_equal(halved["b"], 0.5 * shared)
+
+
+def scanned(p, x):
+    return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, p["stack"])[0] @ p["head"]
+
+
+@jax.custom_jvp
+def product(x, w):
+    return x @ w
+
+
+product.defjvp(lambda primals, tangents: (product(*primals), tangents[0] @ primals[1]))
+
+
+@pytest.mark.parametrize(
+    ("apply", "reason"),
+    [
+        (scanned, "'stack': it is used inside `scan`"),
+        (
+            lambda p, x: (
+                product(x, p["stack"].reshape(4, 8)) @ p["stack"].reshape(8, 4) @ p["head"]
+            ),
+            "'stack': it is used inside a custom",
+        ),
+        (lambda p, x: x @ jnp.tanh(p["stack"][0]) @ p["head"], "'stack': .* after `tanh`"),
+        (lambda p, x: x @ (p["stack"][0] @ p["stack"][1]) @ p["head"], "'stack': .* another"),
+    ],
+)
+def test_what_the_tap_cannot_see_is_refused_by_name(apply, reason):
+    params = {"stack": ones(2, 4, 4), "head": ones(4, 3)}
+    with pytest.raises(ValueError, match=reason):
+        Network.from_function(apply, params, ones(1, 4))
+    network = Network.from_function(apply, params, ones(1, 4), ignore=["stack"])
+    assert [x.name for x in network.layers] == ["head"]
+
+
+def test_remat_is_looked_into():
+    class Remat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, name="head")(nn.remat(nn.Dense)(4, name="inner")(x))
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        network = linen(Remat(), 1, 3)
+    assert [x.name for x in network.layers] == ["inner", "head"]
+
+
+def test_wrong_networks_are_refused():
+    dense = lambda p, x: x @ p["w"]  # noqa: E731
+    with pytest.raises(ValueError, match="'w' has 1 values of 4 that are NaN"):
+        Network.from_function(dense, {"w": ones(2, 2).at[0, 0].set(jnp.nan)}, ones(1, 2))
+    with pytest.raises(ValueError, match="'w' is not a float array but int32"):
+        Network.from_function(dense, {"w": jnp.ones((2, 2), jnp.int32)}, ones(1, 2))
+    with pytest.raises(ValueError, match="no quantizable layer"):
+        Network.from_function(lambda p, x: x * p["w"][None], {"w": ones(2)}, ones(1, 2))
+    with pytest.raises(ValueError, match=r"ignore='x\.\*' matches no parameter; there are w"):
+        Network.from_function(dense, {"w": ones(2, 2)}, ones(1, 2), ignore=["x.*"])
+    with pytest.raises(ValueError, match="no batch axis"):
+        Network.from_function(lambda p, x: x.sum(0) @ p["w"], {"w": ones(2, 2)}, ones(1, 2))
+
+
+def test_training_mode_is_refused():
+    module = helpers.ResidualCNN(dtype=jnp.float32)
+    example = jnp.zeros((1, 5, 5, 2), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        variables = module.init(jax.random.key(0), example)
+    with pytest.raises(ValueError, match="not in evaluation mode"):
+        Network.from_linen(module, variables, example, train=True)
