@@ -16,7 +16,7 @@ _HOME = {
     "Layer": "jmpq.network.layers",
     "Network": "jmpq.network.network",
     "build_module": "jmpq.zoo.architectures",
-    "load_published": "jmpq.zoo.weights",
+    "load_published": "jmpq.zoo.weights_torchvision",
     "fold_batch_norm": "jmpq.network.fold",
     "equalize_ranges": "jmpq.network.equalize",
     "without_caps": "jmpq.network.equalize",

@@ -155,10 +155,10 @@ def prepare(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None)
     """Write what all sides read: images, weights in the published format, perturbations."""
     import safetensors.numpy
 
-    from experiments.bench.jmpq import move_network, network
+    from experiments.bench.ours import move_network, network
     from jmpq.data.batches import make_batch
     from jmpq.data.load import load_dataset
-    from jmpq.zoo.weights import torch_name
+    from jmpq.zoo.weights_torchvision import torch_name
 
     split = load_dataset(config.data, data_dir).train
     batch = make_batch(split, np.arange(config.images))
@@ -192,7 +192,7 @@ def _random_weights(config: Config) -> dict[str, np.ndarray]:
 
     from jmpq.network.tree_paths import leaf_paths
     from jmpq.zoo.resnet import ResNetCIFAR
-    from jmpq.zoo.weights import KERNEL_AXES, torch_name
+    from jmpq.zoo.weights_torchvision import KERNEL_AXES, torch_name
 
     module = ResNetCIFAR(config.depth, config.num_classes, config.widths)
     variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -3,7 +3,6 @@
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiments.bench.evaluation_setting import Losses, Setting
 from experiments.bench.peers import ResNetCIFAR
-from jmpq.zoo.weights import torch_name
-
-if TYPE_CHECKING:
-    from experiments.bench.evaluation import Losses, Setting
+from jmpq.zoo.weights_torchvision import torch_name
 
 
-def eager(setting: "Setting", weights: pathlib.Path) -> "Callable[[int], Losses]":
+def eager(setting: Setting, weights: pathlib.Path) -> Callable[[int], Losses]:
     """The network with kernels and layer inputs put on the same grids by PyTorch's own
     operations: kernels once for every candidate, inputs where they come.
     """  # noqa: D205
@@ -55,7 +52,7 @@ def eager(setting: "Setting", weights: pathlib.Path) -> "Callable[[int], Losses]
     for i, layer in enumerate(layers):
         layer.register_forward_pre_hook(functools.partial(quantize_input, i))
 
-    def measure(count: int) -> "Losses":
+    def measure(count: int) -> Losses:
         means = []
         for w_bits, a_bits in setting.bits[:count]:
             bits_now[:] = a_bits

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from experiments.bench.part import peak_rss_bytes
+from experiments.bench.work import peak_rss_bytes
 from jmpq.files import write_json
 
 ESTIMATE = re.compile(r"^\w+: about (\S+) MB on each device, (\d+) examples? at a time$", re.M)
@@ -37,7 +37,7 @@ class RandomWeights:
         import jax.numpy as jnp
 
         from jmpq.zoo.architectures import build_module
-        from jmpq.zoo.weights import save_variables
+        from jmpq.zoo.tensor_files import save_variables
 
         module = build_module(self.model, self.classes)
         size = (1, 8, 8, 1) if self.model.startswith("digits") else (1, 224, 224, 3)

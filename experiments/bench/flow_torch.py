@@ -34,7 +34,7 @@ class Product:
         from jmpq.data.batches import make_batch
         from jmpq.data.load import load_dataset
         from jmpq.zoo.architectures import PREPROCESSINGS, build_module
-        from jmpq.zoo.weights import load_variables
+        from jmpq.zoo.tensor_files import load_variables
 
         torch.set_num_threads(1)
         split = load_dataset(self.data, self.data_dir, PREPROCESSINGS["torchvision"]).heldout
@@ -68,7 +68,7 @@ def torch_tensors(variables: Any) -> dict[str, Any]:
     import torch
 
     from jmpq.network.tree_paths import leaf_paths
-    from jmpq.zoo.weights import KERNEL_AXES, torch_name
+    from jmpq.zoo.weights_torchvision import KERNEL_AXES, torch_name
 
     tensors = {}
     for path, leaf in zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True):

@@ -22,7 +22,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.bench.part import Work, timed, timed_all
+from experiments.bench.work import Work, timed, timed_all
 
 PYHESSIAN = importlib.import_module("pyhessian.hessian")  # hidden by the class of that name
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -66,7 +66,7 @@ class Layers:
         from jmpq.network.equalize import equalization_pairs
         from jmpq.network.layers import layers_to_json
         from jmpq.network.ties import architecture_ties
-        from jmpq.zoo.weights import weights_sha256
+        from jmpq.zoo.tensor_files import weights_sha256
 
         spec = NetworkSpec(
             model=self.model,

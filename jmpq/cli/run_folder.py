@@ -179,7 +179,7 @@ def network_of(run: pathlib.Path) -> tuple["Network", "Dataset", dict[str, Any]]
     Raises:
         ValueError: If the weights have changed since the layer table was written.
     """
-    from jmpq.zoo.weights import weights_sha256
+    from jmpq.zoo.tensor_files import weights_sha256
 
     record = read_layers(run)
     names = {field.name for field in dataclasses.fields(NetworkSpec)}
@@ -231,7 +231,7 @@ def _check_tokenizer(
     tokenizer: "Tokenizer", weights: pathlib.Path, variables: dict[str, Any]
 ) -> None:
     """Raise `ValueError` where weights were made with other tokens."""
-    from jmpq.zoo.weights import header_of
+    from jmpq.zoo.tensor_files import header_of
 
     words = variables["params"]["embeddings"]["word_embeddings"]["embedding"]
     tokenizer.check_vocabulary(len(words))

@@ -55,7 +55,7 @@ class Train:
         from jmpq.training.loop import TrainConfig
         from jmpq.training.train import train
         from jmpq.zoo.architectures import build_module
-        from jmpq.zoo.weights import save_variables
+        from jmpq.zoo.tensor_files import save_variables
 
         names = {field.name for field in dataclasses.fields(TrainConfig)}
         config = TrainConfig(**{k: v for k, v in vars(self).items() if k in names})

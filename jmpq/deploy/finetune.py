@@ -56,7 +56,7 @@ from jmpq.training.loop import (
     steps_per_epoch,
 )
 from jmpq.training.losses import cross_entropy, kl_divergence
-from jmpq.zoo.weights import weights_sha256
+from jmpq.zoo.tensor_files import weights_sha256
 
 LEAST_SCALE = 1e-3  # of its start: a learned scale stays above, and positive
 SCHEDULE = TrainConfig(

@@ -18,7 +18,7 @@ from jmpq.network.tree_paths import leaf_paths
 from jmpq.quantizers.fake_quant import Quantizers, Scales
 from jmpq.quantizers.learned import rows_of, tensor_bits
 from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.zoo.weights import load_tensors, save_tensors
+from jmpq.zoo.tensor_files import load_tensors, save_tensors
 
 ARCHITECTURE = "jmpq/finetuned"
 KINDS = ("weights", "activations")

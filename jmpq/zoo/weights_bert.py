@@ -18,7 +18,7 @@ from jmpq.zoo.bert import (
     read_config,
     split_heads,
 )
-from jmpq.zoo.weights import _check_tensors, _flatten, _read, _unflatten
+from jmpq.zoo.tensor_files import check_tensors, flatten, read_tensors, unflatten
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 # Leaves of ours -> last part of the published name; kernels are (out, in) there.
@@ -56,7 +56,7 @@ def load_bert(
     pair = (2,) * (module.head == "similarity")
     example = example_tokens(1, *pair, 2)
     init = functools.partial(_init, whole, example)
-    structs = _flatten(jax.eval_shape(init, jax.random.key(0)))
+    structs = flatten(jax.eval_shape(init, jax.random.key(0)))
     names = {leaf: bert_name(leaf) for leaf in structs}
     tensors = {
         name: tensor
@@ -73,11 +73,11 @@ def load_bert(
         for leaf, name in names.items()
         if leaf not in fresh
     }
-    _check_tensors(tensors, shapes, path, ADVICE)
+    check_tensors(tensors, shapes, path, ADVICE)
     drawn = {}
     if fresh:
         assert key is not None
-        drawn = {leaf: np.asarray(x) for leaf, x in _flatten(init(key)).items()}
+        drawn = {leaf: np.asarray(x) for leaf, x in flatten(init(key)).items()}
     found = {
         leaf: drawn[leaf]
         if leaf in fresh
@@ -86,7 +86,7 @@ def load_bert(
         else tensors[name]
         for leaf, name in names.items()
     }
-    params = _unflatten(found, module.dtype)
+    params = unflatten(found, module.dtype)
     if module.config.split_heads:
         params = split_heads(params, module.config)
     return {"params": params}
@@ -139,7 +139,7 @@ def _tensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
                 f"There are no weights in {path}: expected {' or '.join(FILES)}."
             )
         path = there[0]
-    tensors = _torch_tensors(path) if path.suffix in (".bin", ".pt") else _read(path)[0]
+    tensors = _torch_tensors(path) if path.suffix in (".bin", ".pt") else read_tensors(path)[0]
     found = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("bert.")

@@ -11,7 +11,8 @@ from PIL import Image
 
 from jmpq.cli.run_folder import network_of
 from jmpq.zoo.architectures import build_module
-from jmpq.zoo.weights import abstract_variables, save_variables
+from jmpq.zoo.tensor_files import save_variables
+from jmpq.zoo.weights_torchvision import abstract_variables
 from tests.cli.command import jmpq, works
 
 PHOTOS = ("--model", "tests.cli.networks:photos", "--data", "image_folder")

@@ -10,7 +10,7 @@ from jmpq.cli.run_folder import network_of
 from jmpq.data.tokens import train_tokenizer
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.bert import example_tokens
-from jmpq.zoo.weights import save_variables
+from jmpq.zoo.tensor_files import save_variables
 from tests.cli.command import SMALL, jmpq, works
 
 WORDS = {0: ["bad", "dull", "bleak"], 1: ["good", "fine", "charming"]}

@@ -20,7 +20,7 @@ from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.training.losses import cross_entropy
 from jmpq.zoo.architectures import build_module
-from jmpq.zoo.weights import load_published, torch_name
+from jmpq.zoo.weights_torchvision import load_published, torch_name
 
 ABSENT = [n for n in ("torch", "pyhessian", "curvlinops") if not importlib.util.find_spec(n)]
 pytestmark = [
@@ -81,7 +81,7 @@ def sides(shared_data):
 def test_logits_and_products_agree(sides):
     import torch
 
-    from experiments import bench_peers as peers
+    from experiments.bench import peers
 
     net = peers.model(sides.work, torch.float64)
     ((x, _),) = peers.data(sides.work, IMAGES, torch.float64)
@@ -109,7 +109,7 @@ def test_exact_traces_are_those_of_the_peers_matrix(sides):
     """Two small blocks column by column: as many products as they have parameters."""
     import torch
 
-    from experiments import bench_peers as peers
+    from experiments.bench import peers
 
     ours = ggn_block_traces(
         sides.apply, cross_entropy, sides.network.params, sides.images, sides.labels

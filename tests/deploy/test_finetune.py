@@ -30,7 +30,7 @@ from jmpq.quantizers.spec import QuantizerSpec
 from jmpq.quantizers.uniform import code_range
 from jmpq.training.loop import TrainConfig
 from jmpq.training.losses import cross_entropy, kl_divergence
-from jmpq.zoo.weights import save_tensors, weights_sha256
+from jmpq.zoo.tensor_files import save_tensors, weights_sha256
 from tests.deploy.finetuning import BITS, SHORT, Small, inputs, run, small, toy
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from jmpq.training.train import train
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.bert import Bert, BertConfig
 from jmpq.zoo.resnet import ResNetCIFAR
-from jmpq.zoo.weights import weights_sha256
+from jmpq.zoo.tensor_files import weights_sha256
 
 TINY = ResNetCIFAR(depth=4, widths=(3,), num_classes=3)
 SHORT = TrainConfig(epochs=3, batch_size=8, shift=1, flip=True)

@@ -12,7 +12,7 @@ from jmpq.training.evaluate import logits
 from jmpq.zoo.architectures import ARCHITECTURES, PREPROCESSINGS, Preprocessing, build_module
 from jmpq.zoo.bert import example_tokens
 from jmpq.zoo.blocks import adaptive_mean, max_pool
-from jmpq.zoo.weights import load_published
+from jmpq.zoo.weights_torchvision import load_published
 
 # Parameters as torchvision lists them with its weights (num_params), multiply-accumulates in
 # 10⁹ at 224x224 (GFLOPS there), layers with a kernel.

@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 
 from jmpq.zoo.architectures import build_module
-from jmpq.zoo.weights import load_published
+from jmpq.zoo.weights_torchvision import load_published
 
 ABSENT = [n for n in ("torch", "torchvision") if not importlib.util.find_spec(n)]
 pytestmark = [

@@ -5,7 +5,7 @@ import pytest
 
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.resnet import ResNetCIFAR, shortcut_a
-from jmpq.zoo.weights import abstract_variables
+from jmpq.zoo.weights_torchvision import abstract_variables
 
 
 def count(tree):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from experiments.bench.part import Work, timed
+from experiments.bench.work import Work, timed
 from jmpq.curvature.eigen import top_eigenpairs
 from jmpq.curvature.ggn_trace import ggn_block_traces
 from jmpq.curvature.hvp import Product, hessian_over, linearization_bytes
@@ -29,7 +29,7 @@ from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, ExactHessian, Gauss
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
 from jmpq.zoo.resnet import ResNetCIFAR
-from jmpq.zoo.weights import load_published, torch_name
+from jmpq.zoo.weights_torchvision import load_published, torch_name
 
 
 def key() -> Array:
