@@ -26,6 +26,7 @@ from experiments.arguments import Arguments
 from experiments.bench.evaluation_setting import SMOKE, Config, Losses, Setting, prepare
 from experiments.bench.work import pin
 from experiments.provenance import commit, machine, versions
+from jmpq.allocation import Allocation
 
 if TYPE_CHECKING:
     from jmpq.network.network import Network
@@ -45,9 +46,11 @@ def one_program(setting: Setting) -> Callable[[int], Losses]:
         candidates_per_call=setting.config.candidates,
     )
 
+    names = [layer.name for layer in evaluator.network.layers]
+    allocations = [Allocation.from_bits(names, bits) for bits in setting.bits]
+
     def measure(count: int) -> Losses:
-        chosen = setting.bits[:count]
-        return np.array([o.loss for o in evaluator(chosen[:, 0], chosen[:, 1])])
+        return np.array([o.loss for o in evaluator(allocations[:count])])
 
     return measure
 

@@ -1,7 +1,6 @@
 """`jmpq evaluate`: what the allocations of a plan really cost."""
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -128,30 +127,25 @@ class Evaluate:
         Equal allocations are measured once, those of an interrupted run not again.
         """
         from jmpq.cli.progress import bar
-        from jmpq.deploy.measure import Outcome, bits_of
+        from jmpq.deploy.measure import Outcome
         from jmpq.files import append_line, finished_lines
 
-        keys = [json.dumps({k: v.label for k, v in a.bits.items()}) for a in wanted]
-        known = dict(finished_lines(partial, identity))
-        pairs = {
-            key: {layer: (c.w_bits, c.a_bits) for layer, c in a.bits.items()}
-            for key, a in zip(keys, wanted, strict=True)
-        }
-        todo = [key for key in pairs if key not in known]
-        w_bits, a_bits = bits_of(evaluator.network, [pairs[key] for key in todo])
+        known = dict(finished_lines(partial, identity))  # by label
+        every = dict.fromkeys(a.allocation for a in wanted)
+        todo = [allocation for allocation in every if allocation.label not in known]
         ends: list[float] = []
         with bar(f"Measuring on {split:11s}", "allocations") as progress:
             progress(0, len(todo))
 
             def keep(index: int, outcome: Outcome) -> None:
-                known[todo[index]] = outcome.to_json()
-                append_line(partial, [todo[index], known[todo[index]]])
+                known[todo[index].label] = outcome.to_json()
+                append_line(partial, [todo[index].label, known[todo[index].label]])
                 progress(index + 1, len(todo))
                 ends.append(time.perf_counter())
 
-            evaluator(w_bits, a_bits, done=keep)
+            evaluator(todo, done=keep)
         chunk = evaluator.candidates_per_call  # the first one compiles
         seconds = None
         if len(ends) > chunk:
             seconds = (ends[-1] - ends[chunk - 1]) / (len(ends) - chunk)
-        return [known[key] for key in keys], {"seconds_per_allocation": seconds}
+        return [known[a.allocation.label] for a in wanted], {"seconds_per_allocation": seconds}

@@ -102,7 +102,6 @@ class Finetune:
         from jmpq.data.batches import batches
         from jmpq.deploy.finetune import finetune
         from jmpq.deploy.finetuned import save_finetuned
-        from jmpq.deploy.measure import bits_of
         from jmpq.files import check_writable, file_sha256, json_sha256, write_json
 
         for option in ("training_examples", "examples", "correct_examples"):
@@ -110,23 +109,21 @@ class Finetune:
                 raise ValueError(f"{option}={value}: give at least 1.")
         config = self.config()
         planned = read_planned(self.run)
-        allocation = chosen_allocation(self.run, planned.plan, self.allocation)
+        chosen = chosen_allocation(self.run, planned.plan, self.allocation)
         check_writable(self.run / FINETUNING)
-        pairs = {name: (c.w_bits, c.a_bits) for name, c in allocation.bits.items()}
-        w_bits, a_bits = bits_of(planned.network, [pairs])
         training = _first(planned.dataset.train, self.training_examples)
         evaluation = _first(planned.evaluation, self.examples)
         corrected = _first(planned.calibration, self.correct_examples)
-        key = {"config": dataclasses.asdict(config), "bits": pairs, "seed": self.seed,
-               "data": training.sha256, "examples": corrected.sha256,
+        key = {"config": dataclasses.asdict(config), "seed": self.seed,
+               "bits": chosen.allocation.to_json(), "data": training.sha256,
+               "examples": corrected.sha256,
                "quantizers": planned.quantizers.sha256}  # fmt: skip
         began = time.perf_counter()
-        with bar(f"Fine-tuning {allocation.name}", "steps") as progress:
+        with bar(f"Fine-tuning {chosen.name}", "steps") as progress:
             found = finetune(
                 planned.network,
                 planned.quantizers,
-                w_bits[0].tolist(),
-                a_bits[0].tolist(),
+                chosen.allocation,
                 training,
                 config,
                 examples=batches(corrected, len(corrected))[0].inputs,
@@ -143,7 +140,7 @@ class Finetune:
             self.run / FINETUNED,
             found,
             architecture=planned.record["network"]["name"],
-            metadata={"allocation": allocation.name, "seed": self.seed,
+            metadata={"allocation": chosen.name, "seed": self.seed,
                       "config": dataclasses.asdict(config)},
         )  # fmt: skip
         write_json(
@@ -154,9 +151,9 @@ class Finetune:
                 "weights_sha256": planned.record["weights_sha256"],
                 "quantizers_sha256": planned.quantizers.sha256,
                 "finetuned_sha256": file_sha256(self.run / FINETUNED),
-                "allocation": allocation.name,
-                "bits": {name: c.label for name, c in allocation.bits.items()},
-                "costs": allocation.costs,
+                "allocation": chosen.name,
+                "bits": chosen.allocation.to_json(),
+                "costs": chosen.costs,
                 "config": dataclasses.asdict(config),
                 "seed": self.seed,
                 "devices": self.devices or 1,
@@ -185,11 +182,10 @@ class Finetune:
         self, planned: "Planned", found: "Finetuned", evaluation: "Split", corrected: "Split"
     ) -> dict[str, dict[str, Any]]:
         """Float, post-training (as it comes, and with the corrections), fine-tuned."""
-        pairs = found.w_bits[None], found.a_bits[None]
         plain = planned.evaluator(evaluation, self.batch_size, candidates_per_call=1)
         outcomes = {
             "float": plain.float_outcome(),
-            "post_training": plain(*pairs)[0],
+            "post_training": plain([found.allocation])[0],
         }
         if self.correct != "none":
             evaluator = planned.evaluator(
@@ -199,9 +195,9 @@ class Finetune:
                 corrected=corrected,
                 candidates_per_call=1,
             )
-            outcomes["post_training_corrected"] = evaluator(*pairs)[0]
+            outcomes["post_training_corrected"] = evaluator([found.allocation])[0]
         trained = found.evaluator(plain)
-        outcomes["finetuned"] = trained(*pairs)[0]
+        outcomes["finetuned"] = trained([found.allocation])[0]
         return {name: outcome.to_json() for name, outcome in outcomes.items()}
 
 

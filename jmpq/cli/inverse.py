@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jmpq.formats import Choice
     from jmpq.problem import PlannedAllocation, Problem
 
 
@@ -42,11 +41,14 @@ def least_cost_allocations(
         yield PlannedAllocation(
             name=f"least_{name}/{metric}",
             role="baseline",
-            bits=problem.bits(found.choice),
+            allocation=found.allocation,
             costs=found.costs,
             metric=metric,
-            solver="least_cost",
             predicted_loss=found.loss,
+            asked="least_cost",
+            solver=found.solver,
+            objective=name,
+            objective_value=found.cost,
             wall_s=found.wall_s,
         )
     if len(reasons) == len(problems):
@@ -63,8 +65,7 @@ def write_front(path: pathlib.Path, problem: "Problem", name: str) -> int:
     hull = pareto_hull(problem, name)
     rows = []
     for point in range(len(hull.costs)):
-        bits: dict[str, Choice] = problem.bits(hull.allocation(point))
-        labels = {layer: choice.label for layer, choice in bits.items()}
+        labels = hull.allocation(point).to_json()
         rows.append({name: hull.costs[point], "loss": hull.losses[point], **labels})
     write_csv(path, rows)
     return len(rows)

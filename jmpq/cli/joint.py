@@ -55,21 +55,12 @@ def joint_predictions(
     allocations: Sequence["PlannedAllocation"],
 ) -> dict[str, dict[str, float]]:
     """Predicted increase, nats per example, by allocation and predictor; {} without any."""
-    import numpy as np
-
-    from jmpq.formats import FLOAT_BITS, Choice
-
     found, predictors = joint_predictors(run, origin)
     if found is None:
         return {}
-    column = {choice: c for c, choice in enumerate(found.choices)}
-    bits = [
-        [column[a.bits.get(layer, Choice(FLOAT_BITS))] for layer in found.layers]
-        for a in allocations
-    ]
-    table = np.array(bits, int).reshape(len(allocations), len(found.layers))
-    by_name = {name: predictor.predict(table) for name, predictor in predictors.items()}
+    values = [a.allocation for a in allocations]
+    by_name = {name: predictor.predict(values) for name, predictor in predictors.items()}
     return {
-        a.name: {name: float(values[i]) for name, values in by_name.items()}
+        a.name: {name: float(row[i]) for name, row in by_name.items()}
         for i, a in enumerate(allocations)
     }

@@ -104,11 +104,8 @@ def chosen_allocation(
     Raises:
         ValueError: If there is none of that name, or no solution.
     """
-    from jmpq.problem.plan import allocation_from_plan
-
     if name is not None:
-        allocation_from_plan(plan, name)  # raises where there is none
-        return next(a for a in plan.allocations if a.name == name)
+        return plan.named(name)
     for allocation in plan.allocations:
         if allocation.role == "solution" and (allocation.budgets or not with_budgets):
             return allocation

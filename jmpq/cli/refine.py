@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -13,13 +13,13 @@ from jmpq.cli.scale import Scale
 from jmpq.cli.search import composed_objective
 
 if TYPE_CHECKING:
-    import numpy as np
     from jax.sharding import Mesh
 
     from jmpq.cli.planned import Planned
     from jmpq.deploy.measure import Evaluator, Outcome
     from jmpq.problem import PlannedAllocation, Problem
     from jmpq.sensitivity.table import Sensitivity
+    from jmpq.solvers import Measurement
 
 RACE_BATCH = 64  # examples between two looks at who is hopeless
 
@@ -89,11 +89,10 @@ class Refine:
         self, planned: "Planned", start: "PlannedAllocation", mesh: "Mesh | None"
     ) -> "PlannedAllocation":
         """The solution of least measured KL or loss among those under the same budgets."""
-        from jmpq.deploy.measure import bits_of
         from jmpq.deploy.race import race
 
         named = {
-            str(a.bits): a  # equal ones race once, under the last one's name
+            a.allocation: a  # equal ones race once, under the last one's name
             for a in planned.plan.allocations
             if a.role == "solution" and a.budgets == start.budgets
         }
@@ -101,8 +100,7 @@ class Refine:
         evaluator = planned.evaluator(
             planned.calibration, min(self.batch_size, RACE_BATCH), mesh=mesh
         )
-        bits = [{layer: (c.w_bits, c.a_bits) for layer, c in a.bits.items()} for a in runners]
-        found = race(evaluator, *bits_of(evaluator.network, bits), by=self.measure)
+        found = race(evaluator, list(named), by=self.measure)
         best, outcome = runners[found.best], found.outcomes[found.best]
         value = outcome.kl if self.measure == "kl" else outcome.loss
         print(
@@ -116,24 +114,21 @@ class Refine:
         self, planned: "Planned", start: "PlannedAllocation", mesh: "Mesh | None"
     ) -> "PlannedAllocation":
         """Swaps proposed by the model, accepted by measured KL or loss."""
-        import numpy as np
-
         from jmpq.cli.progress import bar
         from jmpq.problem import PlannedAllocation
         from jmpq.solvers import refine
 
         problem = problem_of_plan(planned, _table(planned, start), start.budgets)
-        columns = [problem.choices.index(start.bits[layer]) for layer in problem.layers]
         field = "kl" if self.measure == "kl" else "increase"
         evaluator = planned.evaluator(planned.calibration, self.batch_size, mesh=mesh)
-        evaluate = _measurer(evaluator, problem, lambda o: getattr(o, field))
+        evaluate = _measurer(evaluator, lambda o: getattr(o, field))
         key = _key(planned, problem, field)
         model = composed_objective(self.run, planned.origin)
         record = self.run / f".refine.{key}.jsonl"
         with bar("Refining", "allocations") as progress:
             found = refine(
                 problem,
-                np.array(columns),
+                start.allocation,
                 evaluate,
                 max_evaluations=self.max_evaluations,
                 patience=self.patience,
@@ -147,14 +142,17 @@ class Refine:
             f"{len(found.path) - 1} accepted of {found.evaluations} measured"
             + ("." if found.finished else "; the evaluations ran out.")
         )
-        _, costs = problem.evaluate(found.choice)
+        _, costs = problem.evaluate(found.allocation)
         return PlannedAllocation(
             name=f"refined/{start.name}",
             role="solution",
-            bits=problem.bits(found.choice),
+            allocation=found.allocation,
             costs=costs,
             metric=start.metric,
+            asked="refine",
             solver="refine",
+            objective=f"measured {self.measure}",
+            objective_value=found.measured,
             budgets=dict(start.budgets),
         )
 
@@ -175,7 +173,7 @@ class Refine:
         top1 = evaluator.float_outcome().top1
         floor = top1 - self.max_drop / 100
         steps = int(np.ceil(np.log2(max(len(hull.costs), 2))))
-        evaluate = _measurer(evaluator, problem, lambda o: o.top1)
+        evaluate = _measurer(evaluator, lambda o: o.top1)
         with bar("Bisecting", "allocations") as progress:
             done = [0]
 
@@ -191,15 +189,18 @@ class Refine:
             f"(float {100 * top1:.2f} %, floor {100 * floor:.2f} %) on "
             f"{len(planned.calibration)} calibration examples, {len(found.measured)} measured."
         )
-        loss, costs = problem.evaluate(found.choice)
+        loss, costs = problem.evaluate(found.allocation)
         return PlannedAllocation(
             name=f"floor_{self.max_drop:g}/{table.metric}/{self.minimize}",
             role="solution",
-            bits=problem.bits(found.choice),
+            allocation=found.allocation,
             costs=costs,
             metric=table.metric,
-            solver="floor",
             predicted_loss=loss,
+            asked="floor",
+            solver="cheapest_above",
+            objective=self.minimize,
+            objective_value=found.cost,
         )
 
 
@@ -233,22 +234,11 @@ def _table(planned: "Planned", start: "PlannedAllocation") -> "Sensitivity":
     return next(iter(planned.tables.values()))
 
 
-def _measurer(
-    evaluator: "Evaluator", problem: "Problem", value: "Callable[[Outcome], float]"
-) -> "Callable[[np.ndarray], np.ndarray]":
-    """A measured number of allocations, rows of columns of the problem, for the searches."""
+def _measurer(evaluator: "Evaluator", value: "Callable[[Outcome], float]") -> "Measurement":
+    """One measured number of every allocation, for the searches."""
     import numpy as np
 
-    from jmpq.deploy.measure import bits_of
-
-    def evaluate(rows: "Sequence[np.ndarray] | np.ndarray") -> "np.ndarray":
-        bits = [
-            {layer: (c.w_bits, c.a_bits) for layer, c in problem.bits(row).items()}
-            for row in rows
-        ]
-        return np.array([value(o) for o in evaluator(*bits_of(evaluator.network, bits))])
-
-    return evaluate
+    return lambda allocations: np.array([value(outcome) for outcome in evaluator(allocations)])
 
 
 def _key(planned: "Planned", problem: "Problem", field: str) -> str:

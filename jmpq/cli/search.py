@@ -30,7 +30,7 @@ def composed_objective(
     Raises:
         ValueError: If they belong to other sensitivities.
     """
-    from jmpq.solvers import columns_of
+    from jmpq.allocation import translate_columns
 
     measured, predictors = joint_predictors(run, provenance)
     if measured is None:
@@ -39,8 +39,13 @@ def composed_objective(
     predictor = predictors[name := "composed_loss" if own else "composed_kl"]
 
     def objective(problem: "Problem") -> "Objective":
-        translate = columns_of(problem, measured.layers, measured.choices)
-        return lambda choice: predictor.predict(translate(choice))
+        source, target = (
+            (problem.layers, problem.choices),
+            (predictor.layers, predictor.choices),
+        )
+        return lambda table: predictor.predict_columns(
+            translate_columns(table, *source, *target)
+        )
 
     return name, objective
 

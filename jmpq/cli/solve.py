@@ -14,6 +14,7 @@ from jmpq.cli.run_folder import FRONT, LAYERS, PLAN, SENSITIVITY, read_layers, v
 from jmpq.network.layers import TieKind
 
 if TYPE_CHECKING:
+    from jmpq.allocation import Allocation
     from jmpq.formats import Choice
     from jmpq.problem import PlannedAllocation, Problem, Rule, Solution, SolveTime
     from jmpq.problem.plan import Role
@@ -318,18 +319,18 @@ class Solve:
 
         for choice in problem.choices:
             columns = problem.uniform(choice)
-            bits = problem.bits(columns)
+            allocation = problem.allocation(columns)
             loss, costs = problem.evaluate(columns)
             yield PlannedAllocation(
                 name=f"uniform/{choice.label}",
                 role="baseline",
-                bits=bits,
+                allocation=allocation,
                 costs=costs,
                 metric=metric,
-                solver="uniform",
                 predicted_loss=loss,
+                asked="uniform",
                 budgets=dict(problem.budgets),
-                predictions=predictions(found, bits),
+                predictions=predictions(found, allocation),
             )
         solution = reversed_search(problem)
         yield _planned("reversed", "baseline", problem, solution, found, metric, "reversed")
@@ -370,29 +371,31 @@ class Solve:
     def _unbudgeted(
         self, problem: "Problem", found: Mapping[str, "Sensitivity"]
     ) -> Iterator["PlannedAllocation"]:
-        from jmpq.formats import FLOAT_BITS, Choice
+        from jmpq.allocation import Allocation
+        from jmpq.formats import UNQUANTIZED
         from jmpq.problem import PlannedAllocation
         from jmpq.solvers import draw_allocations
 
         for i, columns in enumerate(draw_allocations(problem, self.joint, seed=self.seed)):
-            bits = problem.bits(columns)
+            allocation = problem.allocation(columns)
             yield PlannedAllocation(
                 name=f"joint/{i}",
                 role="random",
-                bits=bits,
+                allocation=allocation,
                 costs=problem.evaluate(columns)[1],
                 seed=self.seed,
-                predictions=predictions(found, bits),
+                predictions=predictions(found, allocation),
             )
         for layer in problem.layers if self.singles else ():
             for choice in problem.choices:
-                bits = dict.fromkeys(problem.layers, Choice(FLOAT_BITS)) | {layer: choice}
+                others = dict.fromkeys(problem.layers, UNQUANTIZED)
+                allocation = Allocation(others | {layer: choice})
                 yield PlannedAllocation(
                     name=f"single/{layer}/{choice.label}",
                     role="single",
-                    bits=bits,
+                    allocation=allocation,
                     costs={},
-                    predictions=predictions(found, {layer: choice}),
+                    predictions=predictions(found, allocation),
                 )
 
     def _least_cost(
@@ -403,7 +406,8 @@ class Solve:
         for planned in least_cost_allocations(
             problems, self.minimize, self.loss_ceiling, time_limit_s=self.time_limit_s
         ):
-            yield dataclasses.replace(planned, predictions=predictions(found, planned.bits))
+            values = predictions(found, planned.allocation)
+            yield dataclasses.replace(planned, predictions=values)
 
     def _solve_times(self, problem: "Problem") -> Iterator["SolveTime"]:
         """Solve times on the layer table repeated, losses scattered by a log-normal factor,
@@ -426,7 +430,7 @@ class Solve:
                 yield SolveTime(
                     layers=len(losses),
                     choices=len(problem.choices),
-                    solver=solver,
+                    asked=solver,
                     wall_s=solution.wall_s,
                     gap=solution.gap,
                 )
@@ -440,18 +444,14 @@ def default_budgets(choices: Sequence["Choice"]) -> tuple[str, ...]:
 
 
 def predictions(
-    found: Mapping[str, "Sensitivity"], bits: Mapping[str, "Choice"]
+    found: Mapping[str, "Sensitivity"], allocation: "Allocation"
 ) -> dict[str, float]:
     """Loss increase of an allocation by every metric; with cross terms under ``NAME_full``."""
     out = {}
     for name, table in found.items():
-        at = [table.layers.index(layer) for layer in bits]
-        columns = [table.choices.index(choice) for choice in bits.values()]
-        out[name] = float(table.losses[at, columns].sum())
+        out[name] = float(table.predict([allocation])[0])
         if table.has_interactions:
-            made = table.members[at, columns].sum(axis=0)
-            first = float(made @ table.first) if table.use_first else 0.0
-            out[f"{name}_full"] = first + 0.5 * float(made @ table.second @ made)
+            out[f"{name}_full"] = float(table.predict([allocation], interactions=True)[0])
     return out
 
 
@@ -462,7 +462,7 @@ def _planned(
     solution: "Solution",
     found: Mapping[str, "Sensitivity"],
     metric: str,
-    solver: str,
+    asked: str,
     *,
     seed: int | None = None,
 ) -> "PlannedAllocation":
@@ -475,8 +475,8 @@ def _planned(
         problem,
         solution,
         metric=metric,
-        predictions=predictions(found, problem.bits(solution.choice)),
-        solver=solver,
+        predictions=predictions(found, solution.allocation),
+        asked=asked,
         seed=seed,
     )
 

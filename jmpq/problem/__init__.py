@@ -18,7 +18,6 @@ from jmpq.problem.plan import (
     PlannedAllocation,
     PlannedBudget,
     SolveTime,
-    allocation_from_plan,
     planned_allocation,
     planned_budgets,
     read_plan,
@@ -44,7 +43,7 @@ from jmpq.problem.solution import (
     Infeasible,
     Solution,
     Status,
-    solution_from_choice,
+    solution_from_columns,
 )
 from jmpq.problem.transformer_ties import Unit, transformer_units
 
@@ -72,7 +71,6 @@ __all__ = [
     "Unit",
     "activation_bytes",
     "allocation_costs",
-    "allocation_from_plan",
     "apply_rules",
     "average_bits",
     "bops",
@@ -93,7 +91,7 @@ __all__ = [
     "rules_to_json",
     "save_problem",
     "size_bytes",
-    "solution_from_choice",
+    "solution_from_columns",
     "transformer_units",
     "with_budgets",
     "write_plan",

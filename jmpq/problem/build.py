@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from jmpq.formats import FLOAT_BITS, Choice, labels
+from jmpq.formats import UNQUANTIZED, Choice, labels
 from jmpq.network.layers import Layer
 from jmpq.problem.budgets import with_budgets
 from jmpq.problem.costs import COST_NAMES, Overhead, constant_cost, cost_table
@@ -110,10 +110,9 @@ def build_problem(
         n for n, out in zip(overhead.num_scales, ruling.excluded, strict=True) if not out
     )
     kept = Overhead(scales, overhead.zero_points)
-    unquantized = Choice(FLOAT_BITS, FLOAT_BITS)
     others = unquantized_parameters or 0
     constants = {name: constant_cost(excluded, name, others) for name in costs}
-    full = {name: cost_table(searched, (unquantized,), name, kept) for name in costs}
+    full = {name: cost_table(searched, (UNQUANTIZED,), name, kept) for name in costs}
     problem = Problem(
         layers=tuple(layer.name for layer in searched),
         choices=choices,

@@ -6,12 +6,13 @@ MB = 10⁶ bytes.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.allocation import Allocation
+from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
 from jmpq.network.layers import Layer
 from jmpq.quantizers.spec import QuantizerSpec
 
@@ -165,8 +166,7 @@ def constant_cost(
             parameters = unquantized_parameters + sum(x.parameters for x in excluded)
             return float(FLOAT_BYTES * parameters)
         case "bops":
-            full = Choice(FLOAT_BITS, FLOAT_BITS)
-            return float(sum(layer_bops(layer, full) for layer in excluded))
+            return float(sum(layer_bops(layer, UNQUANTIZED) for layer in excluded))
         case "average_bits":
             return 0.0
     raise _unknown(name)
@@ -174,7 +174,7 @@ def constant_cost(
 
 def allocation_costs(
     layers: Sequence[Layer],
-    bits: Mapping[str, Choice],
+    allocation: Allocation,
     overhead: Overhead,
     *,
     unquantized_parameters: int = 0,
@@ -183,7 +183,7 @@ def allocation_costs(
 
     Args:
         layers: The layer table.
-        bits: Choice of every searched layer, by name. A layer that is not named is left
+        allocation: Choice of every searched layer. A layer that it does not name is left
             unquantized: it counts at 32 bits, and not at all in `average_bits`.
         overhead: Scales and zero points, in the order of `layers`.
         unquantized_parameters: Parameters outside the table (biases, norms), 4 bytes each.
@@ -192,17 +192,17 @@ def allocation_costs(
         ``size_bytes``, ``average_bits``, ``bops`` and ``activation_bytes`` (the peak).
 
     Raises:
-        ValueError: If `bits` names a layer that is not in the table.
+        ValueError: If `allocation` names a layer that is not in the table.
     """
     _check_overhead(layers, overhead)
-    if unknown := sorted(set(bits) - {layer.name for layer in layers}):
+    if unknown := sorted(set(allocation) - {layer.name for layer in layers}):
         raise ValueError(
             f"No layer is called {', '.join(map(repr, unknown))}; the layers are "
             f"{', '.join(layer.name for layer in layers)}."
         )
     size, searched_bytes, searched_weights, operations, peak = 0, 0, 0, 0, 0
     for layer, scales in zip(layers, overhead.num_scales, strict=True):
-        choice = bits.get(layer.name, Choice(FLOAT_BITS, FLOAT_BITS))
+        choice = allocation.get(layer.name, UNQUANTIZED)
         stored = tensor_bytes(
             layer.parameters,
             choice.w_bits,
@@ -210,7 +210,7 @@ def allocation_costs(
             zero_points=overhead.zero_points,
         )
         size += stored
-        if layer.name in bits:
+        if layer.name in allocation:
             searched_bytes += stored
             searched_weights += layer.parameters
         operations += layer_bops(layer, choice)

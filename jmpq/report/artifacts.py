@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jmpq.files import file_sha256
+from jmpq.problem.plan import VERSION as PLAN_VERSION
 from jmpq.sensitivity.table import Sensitivity, load_sensitivities
 
 Json = Mapping[str, Any]
 
+VERSIONS = {"plan": PLAN_VERSION}  # 1 where nothing else is said
 NEEDED = {
     "layers": ("layers", "weights_sha256"),
     "plan": ("layers", "choices", "budgets", "allocations", "weights_sha256"),
@@ -95,10 +97,8 @@ def _read_json(run: Path, name: str, step: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not readable JSON ({error}): {again}") from error
     schema = f"jmpq/{path.stem}"
     found = (value.get("schema"), value.get("version")) if isinstance(value, dict) else None
-    if found != (schema, 1):
-        raise ValueError(
-            f"{path} has schema and version {found}, expected {(schema, 1)}: {again}"
-        )
+    if found != (expected := (schema, VERSIONS.get(path.stem, 1))):
+        raise ValueError(f"{path} has schema and version {found}, expected {expected}: {again}")
     if lacking := [key for key in NEEDED[path.stem] if key not in value]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: {again}")
     return value

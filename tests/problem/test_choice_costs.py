@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
 from jmpq.problem import (
     Choice,
     Overhead,
@@ -100,8 +101,8 @@ def test_average_bits_is_all_stored_bits_over_all_weights():
 def test_costs_of_an_allocation_equal_the_tables():
     overhead = Overhead.of(LAYERS, QuantizerSpec(grid="affine"))
     picks = [3, 0, 5, 2, 4]
-    bits = {name: GRID[k] for name, k in zip(NAMES, picks, strict=True)}
-    got = allocation_costs(LAYERS, bits, overhead, unquantized_parameters=10)
+    allocation = Allocation.from_columns(NAMES, GRID, np.array(picks))
+    got = allocation_costs(LAYERS, allocation, overhead, unquantized_parameters=10)
     for name in ("size_bytes", "average_bits", "bops"):
         table = cost_table(LAYERS, GRID, name, overhead)
         constant = 40 if name == "size_bytes" else 0
@@ -111,7 +112,7 @@ def test_costs_of_an_allocation_equal_the_tables():
 
 def test_a_layer_without_bits_counts_unquantized():
     overhead = Overhead.of(LAYERS, QuantizerSpec(granularity="tensor"))
-    got = allocation_costs(LAYERS, {"head": Choice(4, 4)}, overhead)
+    got = allocation_costs(LAYERS, Allocation({"head": Choice(4, 4)}), overhead)
     assert got["size_bytes"] == 4 * 448 + 8 + 4
     assert got["average_bits"] == 8 * 12 / 15
     assert got["bops"] == (1728 + 2304 + 256 + 2880) * 1024 + 15 * 16
@@ -126,4 +127,4 @@ def test_cost_errors_say_what_is_expected():
     with pytest.raises(ValueError, match="scales of 5 layers, the table has 2"):
         size_bytes(LAYERS[:2], GRID, overhead)
     with pytest.raises(ValueError, match=r"No layer is called 'tail'.*stem/conv"):
-        allocation_costs(LAYERS, {"tail": Choice(4)}, overhead)
+        allocation_costs(LAYERS, Allocation({"tail": Choice(4)}), overhead)
