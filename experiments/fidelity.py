@@ -697,7 +697,7 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
             taken.append(time.perf_counter() - start)
         return float(np.median(taken))
 
-    forward = jax.jit(lambda x: setting.network.run(x, lambda _s, _l, x, leaf, op: op(x, leaf)))
+    forward = jax.jit(setting.network.logits)
     found: dict[str, Any] = {
         "examples": len(targets),
         "moves": len(moves.moves),

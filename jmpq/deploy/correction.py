@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.network.network import Network
 from jmpq.network.patches import output_feature_axes
-from jmpq.network.tap import Op, Rule
+from jmpq.network.sites import Op, Site
+from jmpq.network.walk import Rule, bind
 from jmpq.quantizers.fake_quant import Quantizers, quantized_output
 
 Correct = Literal["none", "bias", "batch_norm"]
@@ -48,16 +49,16 @@ class Moments(NamedTuple):
 @jax.jit
 def output_moments(network: Network, inputs: PyTree) -> dict[int, Moments]:
     """Moments of every site's output in the float network."""
-    found = {}
+    moments = {}
 
-    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-        y = op(x, leaf)
-        if network.sites[site][1].has_input:
-            found[site] = _moments(network, site, y)
+    def at_site(site: Site, x: Array, op: Op) -> Array:
+        y = op(x)
+        if site.has_input:
+            moments[site.index] = _moments(site, y)
         return y
 
     network.run(inputs, at_site)
-    return found
+    return moments
 
 
 def find_corrections(
@@ -88,21 +89,22 @@ def find_corrections(
         Nagel, van Baalen, Blankevoort, Welling (2019), Data-free quantization through weight
         equalization and bias correction: here with examples.
     """
-    found: dict[int, Correction] = {}
+    corrections: dict[int, Correction] = {}
 
-    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-        y = quantized_output(network, quantizers, w_bits, a_bits, site, layer, x, leaf, op)
-        if site not in moments:
+    def at_site(site: Site, x: Array, op: Op) -> Array:
+        y = quantized_output(network, quantizers, w_bits, a_bits, site, x, op)
+        if site.index not in moments:
             return y
-        want, got = moments[site], _moments(network, site, y)
+        want, got = moments[site.index], _moments(site, y)
         gain = jnp.ones_like(got.variance)
         if kind == "batch_norm":
             gain = jnp.sqrt((want.variance + epsilon) / (got.variance + epsilon))
-        found[site] = Correction(gain, want.mean - gain * got.mean)
-        return gain * y + found[site].shift
+        shift = want.mean - gain * got.mean
+        corrections[site.index] = Correction(gain, shift)
+        return gain * y + shift
 
     network.run(inputs, at_site)
-    return found
+    return corrections
 
 
 def corrected_logits(
@@ -113,23 +115,23 @@ def corrected_logits(
     inputs: PyTree,
     corrections: Corrections,
     params: PyTree | None = None,
-    rule: Rule | None = None,
+    rule: Rule = bind,
 ) -> Float[Array, "batch classes"]:
     """Logits under an allocation with its corrections; without any, `quantized_logits`.
 
     For `params` and `rule` see `Network.run`.
     """
 
-    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-        y = quantized_output(network, quantizers, w_bits, a_bits, site, layer, x, leaf, op)
-        if (correction := corrections.get(site)) is None:
+    def at_site(site: Site, x: Array, op: Op) -> Array:
+        y = quantized_output(network, quantizers, w_bits, a_bits, site, x, op)
+        if (correction := corrections.get(site.index)) is None:
             return y
         return correction.gain * y + correction.shift
 
     return network.run(inputs, at_site, params, rule)
 
 
-def _moments(network: Network, site: int, y: Array) -> Moments:
-    features = output_feature_axes(network.sites[site][1])
+def _moments(site: Site, y: Array) -> Moments:
+    features = output_feature_axes(site)
     rest = tuple(a for a in range(y.ndim) if a not in features)
     return Moments(y.mean(rest, keepdims=True), y.var(rest, keepdims=True))

@@ -37,6 +37,7 @@ from jmpq.devices import mesh_for, replicate, to_host
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
 from jmpq.network.precision import products_in
+from jmpq.network.walk import Rule, bind
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.quantizers.learned import (
     Rows,
@@ -350,14 +351,12 @@ def mean_loss(
 def teacher_logits(
     network: Network, inputs: PyTree, config: FinetuneConfig
 ) -> Float[Array, "batch classes"]:
-    """Of the float network, its products in the same precision as the student's."""
-    return network.run(
-        inputs, lambda site, layer, x, leaf, op: op(x, leaf), None, _rule(config)
-    )
+    """Logits of the float network, its products in the same precision as the student's."""
+    return network.logits(inputs, rule=_rule(config))
 
 
-def _rule(config: FinetuneConfig) -> Any:
-    return None if config.dtype == "float32" else products_in(config.dtype)
+def _rule(config: FinetuneConfig) -> Rule:
+    return bind if config.dtype == "float32" else products_in(config.dtype)
 
 
 def _tied(network: Network, params: PyTree) -> PyTree:

@@ -97,7 +97,7 @@ def save_finetuned(
         for what, tree in (("params", network.params), ("state", network.state))
         for name, leaf in _named(tree)
     }
-    names = [layer.name for layer in network.layers], network.site_names()
+    names = [layer.name for layer in network.layers], [site.name for site in network.sites]
     bits = tensor_bits(network, *finetuned.bits.tolist())
     both = rows_of(network, quantizers, *finetuned.bits.tolist())
     specs: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
                 f"{path} is of another network: its frozen statistics {name!r} differ. Give "
                 "the network that was fine-tuned."
             )
-    names = [layer.name for layer in network.layers], network.site_names()
+    names = [layer.name for layer in network.layers], [site.name for site in network.sites]
     if lacking := [name for name in names[0] if name not in record["bits"]]:
         raise ValueError(f"{path} is of another network: layer {lacking[0]!r} has no bits.")
     allocation = Allocation.from_json(record["bits"])

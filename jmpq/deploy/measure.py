@@ -272,7 +272,7 @@ def _float_scores(
     network: Network, loss: ExampleLoss, inputs: PyTree, labels: Array
 ) -> tuple[Float[Array, "batch classes"], Float[Array, " batch"]]:
     """Logits and losses of the float network."""
-    z = network.run(inputs, lambda site, layer, x, leaf, op: op(x, leaf))
+    z = network.logits(inputs)
     return z, jax.vmap(loss)(z, labels)
 
 

@@ -16,7 +16,7 @@ from jmpq.allocation import Allocation, bit_arrays
 from jmpq.data.batches import Batch
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
-from jmpq.network.tap import Op
+from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
 
 RESAMPLES = 200  # of the bootstrap
@@ -178,9 +178,9 @@ def _outputs(
     a_bits: Int[Array, " layers"],
     inputs: PyTree,
 ) -> Float[Array, "batch ..."]:
-    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-        if activations is not None and network.sites[site][1].has_input:
-            x = quantize_input(network, site, x, a_bits[layer], activations)
-        return op(x, leaf)
+    def at_site(site: Site, x: Array, op: Op) -> Array:
+        if activations is not None and site.has_input:
+            x = quantize_input(site, x, a_bits[site.layer_index], activations)
+        return op(x)
 
     return network.run(inputs, at_site, params)

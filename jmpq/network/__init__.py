@@ -1,1 +1,25 @@
-"""Networks and their layer tables (import the modules; `layers` needs no JAX)."""
+"""Networks: the user's own function, its parameters, its layer table, access to its layers.
+
+Start with `network.Network`: `from_linen`, `from_nnx` or `from_function`. The model is never
+wrapped or rewritten. Its function is traced once to a jaxpr; every convolution, matrix product
+or embedding lookup with exactly one operand that is a parameter is a layer.
+
+A `sites.Site` is one use of a layer. ``network.run(inputs, transform)`` evaluates the network
+with ``transform(site, x, op)`` at every site, where ``op(x)`` is the original operation and
+``op(x, kernel)`` the same with another kernel: enough to record, perturb or quantize.
+``network.logits(inputs)`` is the plain pass, bit-identical to the user's function.
+
+How it works, from the bottom up:
+
+- `walk`: one walk over a jaxpr; a rule says what an equation does to the values that flow.
+- `sites`: an operation with a kernel, its geometry, and its use in a network.
+- `tap`: finds the operations of a function, evaluates it with a callback at each, and says
+  which kernels it cannot reach and why.
+- `network`: layers by name, sites, runs.
+
+Rules of the same walk read the graph: `ties` (layers that should share bits), `channels`
+(layers between which channels may be scaled), `piecewise` (no curvature but by products).
+Transforms give another network: `fold` (batch normalisation), `equalize` (ranges of channels,
+caps); `precision` runs the products in a lower precision. `patches` writes a layer as a
+matrix product. `layers` is the layer table by itself, which needs no JAX.
+"""

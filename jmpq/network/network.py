@@ -16,12 +16,14 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.layers import Layer
-from jmpq.network.tap import Op, Rule, Site, Tap
+from jmpq.network.sites import Op, Operation, Site, Transform
+from jmpq.network.tap import Tap
 from jmpq.network.tree_paths import leaf_paths
+from jmpq.network.walk import Rule, bind
 
 # Names of a kernel inside its layer: left out of the layer's name.
 KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding"}
-BOX_NAME = "value"  # of what an NNX variable holds, after the kernel's own name
+BOX_NAME = "value"  # the array in an NNX variable, after the kernel's own name
 
 
 @functools.partial(
@@ -40,13 +42,13 @@ class Network:
         apply: ``apply(params, inputs) -> logits [batch, classes]``, deterministic, batch
             statistics frozen.
         params: Parameters: any pytree of float arrays.
-        state: What `apply` holds besides the parameters (batch statistics), for hashes.
+        state: Arrays that `apply` holds besides the parameters (batch statistics), for hashes.
         layers: The layer table, in the order of execution.
         other_parameters: Number of parameters outside the table (biases, normalisation):
             they stay unquantized.
-        tap: Access to the layers' inputs.
-        leaves: Per layer the index of its kernel among the flattened parameters, then those
-            of its aliases.
+        tap: Operations of the layers, found in the traced function, and its evaluation.
+        leaves: Per layer the index of its kernel among the flattened parameters, then the
+            indices of its aliases.
     """
 
     apply: Callable[[PyTree, PyTree], Array]
@@ -106,15 +108,17 @@ class Network:
         _check_seen(tap, paths, ignored)
 
         buffers: dict[int, int] = {}  # shared buffers are one layer
-        canonical = {s.leaf: buffers.setdefault(id(leaves[s.leaf]), s.leaf) for s in tap.sites}
-        uses: dict[int, list[Site]] = {}
-        for site in tap.sites:
-            if site.leaf not in ignored:
-                uses.setdefault(canonical[site.leaf], []).append(site)
-        for leaf, sites in uses.items():
-            if len({s.leaf for s in sites}) < len(sites) and not _matches(paths[leaf], tied):
+        canonical = {
+            o.leaf: buffers.setdefault(id(leaves[o.leaf]), o.leaf) for o in tap.operations
+        }
+        uses: dict[int, list[Operation]] = {}
+        for operation in tap.operations:
+            if operation.leaf not in ignored:
+                uses.setdefault(canonical[operation.leaf], []).append(operation)
+        for leaf, own in uses.items():
+            if len({o.leaf for o in own}) < len(own) and not _matches(paths[leaf], tied):
                 raise ValueError(
-                    f"Kernel {paths[leaf]!r} is used {len(sites)} times. Pass "
+                    f"Kernel {paths[leaf]!r} is used {len(own)} times. Pass "
                     f"tied=({paths[leaf]!r},) to quantize it once for all uses, or ignore it."
                 )
         if not uses:
@@ -124,9 +128,9 @@ class Network:
             )
         names = layer_names([paths[leaf] for leaf in uses])
         layers = []
-        for (leaf, sites), name in zip(uses.items(), names, strict=True):
-            first = sites[0]
-            others = [paths[i] for i in dict.fromkeys(s.leaf for s in sites) if i != leaf]
+        for (leaf, own), name in zip(uses.items(), names, strict=True):
+            first = own[0]
+            others = [paths[i] for i in dict.fromkeys(o.leaf for o in own) if i != leaf]
             layers.append(
                 Layer(
                     name=name,
@@ -136,15 +140,14 @@ class Network:
                     output_axes=first.output_axes,
                     input_axes=first.input_axes,
                     parameters=math.prod(first.kernel_shape),
-                    macs=sum(site.macs for site in sites),
+                    macs=sum(operation.macs for operation in own),
                     input_shape=first.input_shape,
                     output_shape=first.output_shape,
                     aliases=tuple(others),
                 )
             )
         groups = tuple(
-            tuple(dict.fromkeys([leaf, *(s.leaf for s in sites)]))
-            for leaf, sites in uses.items()
+            tuple(dict.fromkeys([leaf, *(o.leaf for o in own)])) for leaf, own in uses.items()
         )
         distinct = {id(leaf): leaf.size for leaf in leaves}
         return cls(
@@ -243,53 +246,68 @@ class Network:
         return cls.from_function(apply, params, example, state=state, tied=tied, ignore=ignore)
 
     @functools.cached_property
-    def _layer_of(self) -> dict[int, int]:
-        """From the index of a leaf to the layer it is the kernel of."""
-        return {leaf: i for i, group in enumerate(self.leaves) for leaf in group}
-
-    @functools.cached_property
-    def sites(self) -> tuple[tuple[int, Site], ...]:
-        """(layer index, site) of every use of a quantizable kernel, in order of execution."""
-        return tuple(
-            (self._layer_of[s.leaf], s) for s in self.tap.sites if s.leaf in self._layer_of
-        )
-
-    def site_names(self) -> tuple[str, ...]:
-        """One name per site: the layer's, numbered from its second use on."""
-        seen: dict[int, int] = {}
-        names = []
-        for layer, _ in self.sites:
-            seen[layer] = seen.get(layer, 0) + 1
+    def sites(self) -> tuple[Site, ...]:
+        """Every use of a quantizable kernel, in the order of execution."""
+        layer_of = {leaf: i for i, group in enumerate(self.leaves) for leaf in group}
+        kernels = jax.tree.leaves(self.params)
+        used = [0] * len(self.layers)
+        sites = []
+        for operation in self.tap.operations:
+            if (layer := layer_of.get(operation.leaf)) is None:
+                continue
+            used[layer] += 1
             name = self.layers[layer].name
-            names.append(name if seen[layer] == 1 else f"{name}#{seen[layer]}")
-        return tuple(names)
+            sites.append(
+                Site(
+                    index=len(sites),
+                    name=name if used[layer] == 1 else f"{name}#{used[layer]}",
+                    layer=self.layers[layer],
+                    layer_index=layer,
+                    operation=operation,
+                    kernel=kernels[operation.leaf],
+                )
+            )
+        return tuple(sites)
 
     def run(
         self,
         inputs: PyTree,
-        transform: Callable[[int, int, Any, Array, Op], Any],
+        transform: Transform,
         params: PyTree | None = None,
-        rule: Rule | None = None,
+        rule: Rule = bind,
     ) -> Any:
-        """Logits, with ``transform(site index, layer index, input, kernel leaf, op)`` called at
-        every site; its result is the site's output. For `rule` see `Tap.run`.
-        """  # noqa: D205
-        index = {site.path: i for i, (_, site) in enumerate(self.sites)}
+        """Logits, with the output of every site given by a transform.
 
-        def at_site(site: Site, data: Any, leaf: Array, op: Op) -> Any:
-            if site.path not in index:
-                return op(data, leaf)
-            return transform(index[site.path], self._layer_of[site.leaf], data, leaf, op)
+        Args:
+            inputs: Inputs of any batch size.
+            transform: Called as ``transform(site, input, op)``, in the order of `sites`;
+                ``op(input)`` is the site's original operation with `site.kernel`, and
+                ``op(input, kernel)`` the same with another kernel leaf.
+            params: Parameters instead of the network's own.
+            rule: Evaluation of single equations (see `Tap.run`).
+        """
+        params = self.params if params is None else params
+        leaves = jax.tree.leaves(params)
+        sites = {site.operation.path: site for site in self.sites}
 
-        return self.tap.run(self.params if params is None else params, inputs, at_site, rule)
+        def at(operation: Operation, x: Any, op: Op) -> Any:
+            if (site := sites.get(operation.path)) is None:
+                return op(x)
+            return transform(dataclasses.replace(site, kernel=leaves[operation.leaf]), x, op)
+
+        return self.tap.run(params, inputs, at, rule)
+
+    def logits(self, inputs: PyTree, params: PyTree | None = None, rule: Rule = bind) -> Array:
+        """Logits of the network as it is; for `params` and `rule` see `run`."""
+        return self.tap.run(self.params if params is None else params, inputs, rule=rule)
 
     def record(self, inputs: PyTree, params: PyTree | None = None) -> tuple[Array, list[Array]]:
         """Logits and the input of every site, in the order of `sites`."""
         recorded: list[Array] = []
 
-        def keep(site: int, layer: int, data: Array, leaf: Array, op: Op) -> Array:
-            recorded.append(data)
-            return op(data, leaf)
+        def keep(site: Site, x: Array, op: Op) -> Array:
+            recorded.append(x)
+            return op(x)
 
         return self.run(inputs, keep, params), recorded
 
@@ -310,7 +328,7 @@ class Network:
         """A kernel as a matrix: a row per output feature; input features, then positions,
         along the columns.
         """  # noqa: D205
-        operand = self._site_of(layer).see(leaf)
+        operand = self._operation(layer).see(leaf)
         return operand.transpose(self._axes(layer)).reshape(
             self.layers[layer].output_features, -1
         )
@@ -319,12 +337,13 @@ class Network:
         self, layer: int, matrix: Float[Array, "outputs inputs"], leaf: Array
     ) -> Array:
         """Inverse of `to_matrix`; `leaf` gives shape and dtype."""
-        axes, site = self._axes(layer), self._site_of(layer)
-        operand = matrix.reshape([site.kernel_shape[a] for a in axes])
-        return site.unsee(operand.transpose(np.argsort(axes).tolist()), leaf)
+        axes, operation = self._axes(layer), self._operation(layer)
+        operand = matrix.reshape([operation.kernel_shape[a] for a in axes])
+        return operation.unsee(operand.transpose(np.argsort(axes).tolist()), leaf)
 
-    def _site_of(self, layer: int) -> Site:
-        return next(site for index, site in self.sites if index == layer)
+    def _operation(self, layer: int) -> Operation:
+        """First use of a layer, whose view of the kernel the layer table describes."""
+        return next(site.operation for site in self.sites if site.layer_index == layer)
 
     def _axes(self, layer: int) -> list[int]:
         out, inputs = self.layers[layer].output_axes, self.layers[layer].input_axes
@@ -353,9 +372,9 @@ def layer_names(kernels: Sequence[str]) -> list[str]:
 def _check_parameters(paths: list[str], leaves: list[Any]) -> None:
     for path, leaf in zip(paths, leaves, strict=True):
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            found = getattr(leaf, "dtype", type(leaf))
+            kind = getattr(leaf, "dtype", type(leaf))
             raise ValueError(
-                f"Parameter {path!r} is not a float array but {found}; "
+                f"Parameter {path!r} is not a float array but {kind}; "
                 "keep counters and keys out of `params`."
             )
         if bad := int(np.sum(~np.isfinite(leaf))):

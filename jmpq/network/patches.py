@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jmpq.network.tap import Site, kernel_first
+from jmpq.network.sites import Operation, Site, kernel_first
 
 
 def input_rows(site: Site, x: Array) -> Float[Array, "groups positions columns"]:
@@ -23,11 +23,12 @@ def input_rows(site: Site, x: Array) -> Float[Array, "groups positions columns"]
     Raises:
         ValueError: If the site is an embedding, whose input is indices.
     """
-    match site.kind:
+    operation = site.operation
+    match operation.kind:
         case "conv":
-            return _convolution_rows(site, x)
+            return _convolution_rows(operation, x)
         case "dense":
-            _, (_, batch) = kernel_first(site.eqn, site.operand)
+            _, (_, batch) = kernel_first(operation.eqn, operation.operand)
             rest = [a for a in range(x.ndim) if a not in (*batch, *site.feature_axes)]
             groups = math.prod(x.shape[a] for a in batch)
             ordered = x.transpose([*batch, *rest, *site.feature_axes])
@@ -42,21 +43,25 @@ def output_feature_axes(site: Site) -> tuple[int, ...]:
     Raises:
         ValueError: If the site is an embedding, whose rows are looked up.
     """
-    if site.kind == "conv":
-        return (site.eqn.params["dimension_numbers"].out_spec[1],)
-    if site.kind == "embedding":
+    operation = site.operation
+    if operation.kind == "conv":
+        return (operation.eqn.params["dimension_numbers"].out_spec[1],)
+    if operation.kind == "embedding":
         raise ValueError("An embedding has no output features: its rows are looked up.")
-    (_, _), (batch, _) = kernel_first(site.eqn, site.operand)
-    rank, count = len(site.eqn.outvars[0].aval.shape), len(site.output_axes) - len(batch)
-    start = len(batch) if site.operand == 0 else rank - count
+    (_, _), (batch, _) = kernel_first(operation.eqn, operation.operand)
+    rank = len(operation.eqn.outvars[0].aval.shape)
+    count = len(operation.output_axes) - len(batch)
+    start = len(batch) if operation.operand == 0 else rank - count
     return (*range(len(batch)), *range(start, start + count))
 
 
-def _convolution_rows(site: Site, x: Array) -> Float[Array, "groups positions columns"]:
+def _convolution_rows(
+    operation: Operation, x: Array
+) -> Float[Array, "groups positions columns"]:
     """Patches of the input; columns are input features, then offsets in the kernel."""
-    eqn = site.eqn.params
+    eqn = operation.eqn.params
     dims, groups = eqn["dimension_numbers"], eqn["feature_group_count"]
-    sizes = [site.kernel_shape[a] for a in dims.rhs_spec[2:]]
+    sizes = [operation.kernel_shape[a] for a in dims.rhs_spec[2:]]
     x = x.transpose(dims.lhs_spec)  # examples, features, spatial axes
     within = [
         (lo, hi, d - 1) for (lo, hi), d in zip(eqn["padding"], eqn["lhs_dilation"], strict=True)

@@ -1,13 +1,13 @@
 """Whether a network is piecewise linear between its kernels: no curvature but by products."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
-from jmpq.network.tap import CUSTOM_RULES, INLINED, Path, Tap, sub_jaxpr
+from jmpq.network.tap import Tap
+from jmpq.network.walk import Path, walk
 
 # Linear in all operands together, or piecewise so (max, select, clamp, sort).
 PIECEWISE = {
@@ -49,41 +49,32 @@ STEPS = {"eq", "ne", "ge", "gt", "le", "lt", "sign", "floor", "ceil", "round", "
 
 
 def piecewise_linear(tap: Tap) -> bool:
-    """Whether everything between the sites of the tap is piecewise linear.
+    """Whether everything between the operations of the tap is piecewise linear.
 
-    Then every second derivative stems from products of kernels and inputs at the sites; the
-    activation functions have none (almost everywhere). Convolutions, dense layers, frozen
-    batch statistics, ReLU, pooling and shortcuts are; softmax, GELU, layer normalisation and
-    attention are not. Said only of what is known: a primitive not listed here counts as
-    curved.
+    Then every second derivative stems from products of kernels and inputs; the activation
+    functions have none (almost everywhere). Convolutions, dense layers, frozen batch
+    statistics, ReLU, pooling and shortcuts are; softmax, GELU, layer normalisation and
+    attention are not. Conservative: a primitive not listed here counts as curved.
     """
-    leaves = jax.tree.leaves(tap.params)
-    moving = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in tap.jaxpr.invars]
-    moving[: len(leaves)] = [False] * len(leaves)
-    return _walk(tap.jaxpr, moving, (), {site.path for site in tap.sites}) is not None
+    paths = {operation.path for operation in tap.operations}
+    curved: set[str] = set()
 
-
-def _walk(jaxpr: Any, moving: Sequence[bool], at: Path, sites: Set[Path]) -> list[bool] | None:
-    """Which outputs have a derivative along the data or a kernel; None where one is curved."""
-    reached = {v for v, m in zip(jaxpr.invars, moving, strict=True) if m}
-    reads = lambda v: not isinstance(v, core.Literal) and v in reached  # noqa: E731
-    for index, eqn in enumerate(jaxpr.eqns):
-        path, ins = (*at, index), [reads(v) for v in eqn.invars]
+    def moves(eqn: Any, ins: Sequence[bool], path: Path) -> list[bool]:
+        """Which outputs have a derivative along the data or a kernel."""
         name = eqn.primitive.name
-        if path in sites:
-            outs = [True]
-        elif name in INLINED or name in CUSTOM_RULES:
-            outs = _walk(sub_jaxpr(eqn)[0], ins, path, sites)
-        elif not any(ins) or name in STEPS:
-            outs = [False] * len(eqn.outvars)
-        elif _is_piecewise(name, ins):
-            outs = [True] * len(eqn.outvars)
-        else:
-            outs = None
-        if outs is None:
-            return None
-        reached |= {v for v, m in zip(eqn.outvars, outs, strict=True) if m}
-    return [reads(v) for v in jaxpr.outvars]
+        if path in paths:
+            return [True]
+        if not any(ins) or name in STEPS:
+            return [False] * len(eqn.outvars)
+        if not _is_piecewise(name, ins):
+            curved.add(name)
+        return [True] * len(eqn.outvars)
+
+    count = len(jax.tree.leaves(tap.params))
+    moving = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in tap.jaxpr.invars]
+    moving[:count] = [False] * count
+    walk(tap.jaxpr, tap.consts, moving, moves, constant=lambda array: False)
+    return not curved
 
 
 def _is_piecewise(name: str, ins: Sequence[bool]) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jmpq.network.tap import Rule, bind
+from jmpq.network.walk import Path, Rule, bind
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
 
@@ -18,7 +18,7 @@ def products_in(dtype: Any) -> Rule:
     stay as precise as they were. Products inside loops (`scan`, `while`, `cond`) are left.
     """
 
-    def rule(eqn: Any, ins: Sequence[Any]) -> list:
+    def rule(eqn: Any, ins: Sequence[Any], path: Path) -> list:
         if eqn.primitive.name not in PRODUCTS:
             return bind(eqn, ins)
         params = {**eqn.params, "preferred_element_type": jnp.dtype(dtype)}

@@ -5,11 +5,9 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jax.extend import core
-
 from jmpq.network.layers import TieKind
 from jmpq.network.network import Network
-from jmpq.network.tap import CUSTOM_RULES, INLINED, LAYOUT, Path, Site, sub_jaxpr
+from jmpq.network.walk import LAYOUT, Path, walk
 
 
 def architecture_ties(network: Network) -> dict[TieKind, list[tuple[str, ...]]]:
@@ -29,56 +27,57 @@ def architecture_ties(network: Network) -> dict[TieKind, list[tuple[str, ...]]]:
         Yao et al. (2021), HAWQ-V3: downsample convolutions tied to the unit's first one.
     """
     flow = _Flow(network)
-    found: dict[TieKind, Iterable[Iterable[int]]] = {
+    groups: dict[TieKind, Iterable[Iterable[int]]] = {
         "downsample": flow.downsamples(),
         "depthwise": flow.depthwise(),
         "residual": (one | other for one, other in flow.additions),
         "shared_input": flow.shared.values(),
     }
-    layer_of = [layer for layer, _ in network.sites]
+    layer_of = [site.layer_index for site in network.sites]
     named: dict[TieKind, list[tuple[str, ...]]] = {}
-    for kind, groups in found.items():
-        joined = _joined({layer_of[site] for site in group} for group in groups)
+    for kind, of_sites in groups.items():
+        joined = _joined({layer_of[site] for site in group} for group in of_sites)
         named[kind] = [tuple(network.layers[i].name for i in sorted(g)) for g in joined]
     return named
 
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """What a value of the jaxpr is made of.
+    """Origin of a value of the jaxpr.
 
     Attributes:
         sources: Sites from which it comes with no other site between.
-        identity: The same for the same value, rearranged or not.
+        identity: Object that is the same for the same value, rearranged or not.
     """
 
-    sources: frozenset[int]
-    identity: object
+    sources: frozenset[int] = frozenset()
+    identity: object = dataclasses.field(default_factory=object)
 
 
 class _Flow:
-    """One walk over a network's jaxpr: which sites feed which, and what is added."""
+    """Which sites of a network feed which, and what is added."""
 
     def __init__(self, network: Network) -> None:
-        self.sites: list[Site] = [site for _, site in network.sites]
-        self._index = {site.path: i for i, site in enumerate(self.sites)}
+        self.sites = network.sites
+        self._at = {site.operation.path: site for site in self.sites}
         self.before: list[frozenset[int]] = [frozenset()] * len(self.sites)
         self.shared: dict[object, list[int]] = {}
         self.additions: list[tuple[frozenset[int], frozenset[int]]] = []
-        jaxpr = network.tap.jaxpr
-        self._walk(jaxpr, [_Value(frozenset(), object()) for _ in jaxpr.invars], ())
+        jaxpr, consts = network.tap.jaxpr, network.tap.consts
+        args = [_Value() for _ in jaxpr.invars]
+        walk(jaxpr, consts, args, self._visit, constant=lambda array: _Value())
 
     @functools.cached_property
     def above(self) -> list[frozenset[int]]:
         """All sites that reach a site, through others or not, itself included."""
-        found: list[frozenset[int]] = []
+        above: list[frozenset[int]] = []
         for i, sources in enumerate(self.before):  # in the order of execution
-            found.append(frozenset({i}).union(*(found[s] for s in sources)))
-        return found
+            above.append(frozenset({i}).union(*(above[s] for s in sources)))
+        return above
 
     def downsamples(self) -> list[set[int]]:
         """A projection that is added to a branch which begins with a reader of its input."""
-        found = []
+        groups = []
         for one, other in self.additions:
             for projection, branch in ((one, other), (other, one)):
                 if len(projection) != 1:
@@ -87,48 +86,32 @@ class _Flow:
                 readers = next(g for g in self.shared.values() if site in g)
                 reached = frozenset[int]().union(*(self.above[b] for b in branch))
                 if heads := {r for r in readers if r != site and r in reached}:
-                    found.append({site} | heads)
-        return found
+                    groups.append({site} | heads)
+        return groups
 
     def depthwise(self) -> list[set[int]]:
         """Depthwise convolutions, each with the sites that read nothing but its output."""
-        found = []
-        for i, site in enumerate(self.sites):
-            groups = site.eqn.params.get("feature_group_count", 1)
-            if site.kind == "conv" and groups > 1 and groups == site.features:
-                found.append({i, *(j for j, b in enumerate(self.before) if b == {i})})
-        return found
+        return [
+            {i, *(j for j, sources in enumerate(self.before) if sources == {i})}
+            for i, site in enumerate(self.sites)
+            if site.operation.is_depthwise
+        ]
 
-    def _walk(self, jaxpr: Any, args: Sequence[_Value], at: Path) -> list[_Value]:
-        env: dict[Any, _Value] = dict(zip(jaxpr.invars, args, strict=True))
-        nothing = frozenset[int]()
-
-        def read(v: Any) -> _Value:
-            known = None if isinstance(v, core.Literal) else env.get(v)
-            return known or _Value(nothing, object())
-
-        for index, eqn in enumerate(jaxpr.eqns):
-            path, ins = (*at, index), [read(v) for v in eqn.invars]
-            name = eqn.primitive.name
-            sources = nothing.union(*(value.sources for value in ins))
-            if path in self._index:
-                site = self._index[path]
-                data = ins[1 - self.sites[site].operand]
-                self.before[site] = data.sources
-                self.shared.setdefault(data.identity, []).append(site)
-                outs = [_Value(frozenset({site}), object())]
-            elif name in INLINED or name in CUSTOM_RULES:
-                outs = self._walk(sub_jaxpr(eqn)[0], ins, path)
-            elif name in LAYOUT and len(ins) == 1:
-                outs = [_Value(sources, ins[0].identity)]
-            else:
-                if name in ("add", "add_any"):
-                    one, other = (value.sources for value in ins)
-                    if one and other and one != other:
-                        self.additions.append((one, other))
-                outs = [_Value(sources, object()) for _ in eqn.outvars]
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+    def _visit(self, eqn: Any, ins: Sequence[_Value], path: Path) -> list[_Value]:
+        name = eqn.primitive.name
+        sources = frozenset[int]().union(*(value.sources for value in ins))
+        if (site := self._at.get(path)) is not None:
+            data = ins[1 - site.operation.operand]
+            self.before[site.index] = data.sources
+            self.shared.setdefault(data.identity, []).append(site.index)
+            return [_Value(frozenset({site.index}))]
+        if name in LAYOUT and len(ins) == 1:
+            return [_Value(sources, ins[0].identity)]
+        if name in ("add", "add_any"):
+            one, other = (value.sources for value in ins)
+            if one and other and one != other:
+                self.additions.append((one, other))
+        return [_Value(sources) for _ in eqn.outvars]
 
 
 def _joined(groups: Iterable[Iterable[int]]) -> list[set[int]]:

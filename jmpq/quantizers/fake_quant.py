@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
-from jmpq.network.tap import Op, Site
+from jmpq.network.sites import Op, Site
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
 from jmpq.quantizers.rounding import hessian_codes
 from jmpq.quantizers.spec import QuantizerSpec
@@ -225,26 +225,26 @@ def calibrate_activations(
         raise ValueError(
             f"rounding={spec.rounding!r} is for weights: activations are rounded to 'nearest'."
         )
-    sites = [(i, site) for i, (_, site) in enumerate(network.sites) if site.has_input]
+    sites = [site for site in network.sites if site.has_input]
 
     @jax.jit
     def sample(inputs: PyTree, key: Array) -> list[tuple[Array, Array]]:
         _, recorded = network.record(inputs)
         out = []
-        for i, site in sites:
-            matrix = _features_first(site, recorded[i])
+        for site in sites:
+            matrix = _features_first(site, recorded[site.index])
             features, positions = matrix.shape
             count = max(SAMPLED_POSITIONS, SAMPLED_VALUES // features) // len(batches) + 1
-            at = jax.random.randint(jax.random.fold_in(key, i), (count,), 0, positions)
+            at = jax.random.randint(jax.random.fold_in(key, site.index), (count,), 0, positions)
             extremes = jnp.stack([matrix.min(axis=1), matrix.max(axis=1)], axis=1)
             out.append((matrix[:, at], extremes))
         return out
 
     sampled = [sample(x, jax.random.fold_in(key, n)) for n, x in enumerate(batches)]
     matrices = []
-    for (i, _), parts in zip(sites, zip(*sampled, strict=True), strict=True):
+    for site, parts in zip(sites, zip(*sampled, strict=True), strict=True):
         if spec.clipping == "ema":
-            matrices.append(_moving_ends(network, i, spec, [e for _, e in parts]))
+            matrices.append(_moving_ends(site, spec, [e for _, e in parts]))
             continue
         extremes = jnp.concatenate([e for _, e in parts], axis=1)
         ends = jnp.stack([extremes.min(axis=1), extremes.max(axis=1)], axis=1)
@@ -252,24 +252,24 @@ def calibrate_activations(
 
     def all_sites(matrices: list[Array], widths: Int[Array, " bits"]) -> list:
         blocks = []
-        for (i, _), m in zip(sites, matrices, strict=True):
-            rows, _ = _input_blocks(network, i, spec)
+        for site, m in zip(sites, matrices, strict=True):
+            rows = _features_per_block(site, spec)
             blocks.append(to_blocks(m, (rows, m.shape[1])))
         return [jax.lax.map(lambda b, x=x: calibrate(x, b, spec), widths) for x in blocks]
 
     found = _scales(spec, widths, all_sites, matrices)
     empty = jnp.zeros((len(widths), 0), found.scale[0].dtype)
     scale, zero_point = [empty] * len(network.sites), [empty] * len(network.sites)
-    for n, (i, _) in enumerate(sites):
-        scale[i], zero_point[i] = found.scale[n], found.zero_point[n]
+    for n, site in enumerate(sites):
+        scale[site.index], zero_point[site.index] = found.scale[n], found.zero_point[n]
     return dataclasses.replace(found, scale=tuple(scale), zero_point=tuple(zero_point))
 
 
 def _moving_ends(
-    network: Network, site: int, spec: QuantizerSpec, extremes: Sequence[Float[Array, "_ 2"]]
+    site: Site, spec: QuantizerSpec, extremes: Sequence[Float[Array, "_ 2"]]
 ) -> Float[Array, "features 2"]:
     """Least and greatest value of every feature's block, averaged from batch to batch."""
-    rows, _ = _input_blocks(network, site, spec)
+    rows = _features_per_block(site, spec)
     blocks = [ends.reshape(-1, rows, 2) for ends in extremes]
     found = [jnp.stack([b[..., 0].min(axis=1), b[..., 1].max(axis=1)], axis=1) for b in blocks]
     average = functools.reduce(lambda a, x: spec.decay * a + (1 - spec.decay) * x, found)
@@ -299,24 +299,21 @@ def quantize_params(network: Network, scales: Scales, w_bits: Int[Array, " layer
     )
 
 
-def quantize_input(
-    network: Network, site: int, inputs: Array, bits: Int[Array, ""], scales: Scales
-) -> Array:
-    """A layer's input on its grid."""
+def quantize_input(site: Site, inputs: Array, bits: Int[Array, ""], scales: Scales) -> Array:
+    """A site's input on its grid."""
     if not scales.bits:
         return inputs
-    rows, features = _input_blocks(network, site, scales.spec)
-    axes = network.sites[site][1].feature_axes
+    rows, axes = _features_per_block(site, scales.spec), site.feature_axes
     shape = [inputs.shape[a] if a in axes else 1 for a in range(inputs.ndim)]
 
     def along(per_block: Float[Array, " blocks"]) -> Array:
         if per_block.size == 1:
             return per_block.reshape((1,) * inputs.ndim)
-        per_feature = jnp.repeat(per_block, rows, total_repeat_length=features)
+        per_feature = jnp.repeat(per_block, rows, total_repeat_length=site.features)
         per_axis = per_feature.reshape([inputs.shape[a] for a in axes])
         return per_axis.transpose(np.argsort(axes).tolist()).reshape(shape)
 
-    scale, zero_point = scales.at(site, bits)
+    scale, zero_point = scales.at(site.index, bits)
     return fake_quantize(inputs, along(scale), along(zero_point), bits, scales.spec.grid)
 
 
@@ -338,16 +335,16 @@ def quantized_output(
     quantizers: Quantizers,
     w_bits: Int[Array, " layers"],
     a_bits: Int[Array, " layers"],
-    site: int,
-    layer: int,
+    site: Site,
     x: Array,
-    leaf: Array,
     op: Op,
 ) -> Array:
-    """Output of a site under an allocation; the last five arguments are `Network.run`'s."""
-    if quantizers.activations is not None and network.sites[site][1].has_input:
-        x = quantize_input(network, site, x, a_bits[layer], quantizers.activations)
-    return op(x, quantize_kernel(network, layer, leaf, w_bits[layer], quantizers.weights))
+    """Output of a site under an allocation; the last three arguments are `Network.run`'s."""
+    layer = site.layer_index
+    if quantizers.activations is not None and site.has_input:
+        x = quantize_input(site, x, a_bits[layer], quantizers.activations)
+    weights = quantizers.weights
+    return op(x, quantize_kernel(network, layer, site.kernel, w_bits[layer], weights))
 
 
 def _bit_widths(bits: Iterable[int], spec: QuantizerSpec) -> tuple[int, ...]:
@@ -373,12 +370,10 @@ def kernel_blocks(network: Network, layer: int, spec: QuantizerSpec) -> tuple[in
     return spec.layer_blocks(network.layers[layer])
 
 
-def _input_blocks(network: Network, site: int, spec: QuantizerSpec) -> tuple[int, int]:
-    """Features per block, and features, of a site's input."""
-    layer, table = network.sites[site]
+def _features_per_block(site: Site, spec: QuantizerSpec) -> int:
+    """Features of a site's input that share a scale."""
     along_rows = dataclasses.replace(spec, along="output")
-    rows, _ = along_rows.block_shape(table.features, 1, network.layers[layer].name)
-    return rows, table.features
+    return along_rows.block_shape(site.features, 1, site.layer.name)[0]
 
 
 def _features_first(site: Site, x: Array) -> Float[Array, "features positions"]:

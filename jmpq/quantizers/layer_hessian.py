@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.network import Network
 from jmpq.network.patches import input_rows
-from jmpq.network.tap import Op
+from jmpq.network.sites import Op, Site
 
 HESSIAN_BYTES = 2**30  # of the Hessians that one pass over the examples yields
 
@@ -39,15 +39,15 @@ def layer_hessians(
     for layers in _passes(network, batches[0], most_bytes):
         sums: dict[int, np.ndarray] = {}
         for inputs in batches:
-            for layer, found in _hessians(network, layers, inputs).items():
-                sums[layer] = sums.get(layer, 0) + np.asarray(found, np.float64)
+            for layer, hessian in _hessians(network, layers, inputs).items():
+                sums[layer] = sums.get(layer, 0) + np.asarray(hessian, np.float64)
         for layer in layers:
             yield layer, sums.pop(layer) / examples
 
 
 def _passes(network: Network, inputs: PyTree, most_bytes: int) -> list[tuple[int, ...]]:
     """The layers that have an input, in parts whose Hessians fit in `most_bytes`."""
-    layers = tuple(dict.fromkeys(i for i, site in network.sites if site.has_input))
+    layers = tuple(dict.fromkeys(site.layer_index for site in network.sites if site.has_input))
     shapes = jax.eval_shape(lambda x: _hessians(network, layers, x), inputs)
     parts: list[list[int]] = [[]]
     used = 0
@@ -66,14 +66,15 @@ def _hessians(
     network: Network, layers: tuple[int, ...], inputs: PyTree
 ) -> dict[int, Float[Array, "groups columns columns"]]:
     """Sums over the examples of a batch."""
-    found: dict[int, Array] = {}
+    sums: dict[int, Array] = {}
 
-    def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-        if layer in layers and network.sites[site][1].has_input:
-            rows = input_rows(network.sites[site][1], x)
+    def at_site(site: Site, x: Array, op: Op) -> Array:
+        layer = site.layer_index
+        if layer in layers and site.has_input:
+            rows = input_rows(site, x)
             product = jnp.einsum("gpc,gpd->gcd", rows, rows)
-            found[layer] = found[layer] + product if layer in found else product
-        return op(x, leaf)
+            sums[layer] = sums[layer] + product if layer in sums else product
+        return op(x)
 
     network.run(inputs, at_site)
-    return found
+    return sums

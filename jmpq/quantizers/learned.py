@@ -59,7 +59,10 @@ def tensor_bits(
     network: Network, w_bits: Sequence[int], a_bits: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """Bits of every layer's kernel, and of every site's input: 32 where it is indices."""
-    inputs = [int(a_bits[i]) if site.has_input else FLOAT_BITS for i, site in network.sites]
+    inputs = [
+        int(a_bits[site.layer_index]) if site.has_input else FLOAT_BITS
+        for site in network.sites
+    ]
     return [int(b) for b in w_bits], inputs
 
 
@@ -110,7 +113,7 @@ def gradient_factors(
         Esser, McKinstry, Bablani, Appuswamy, Modha (2020), Learned Step Size Quantization,
         section 2.2.
     """
-    names = [layer.name for layer in network.layers], network.site_names()
+    names = [layer.name for layer in network.layers], [site.name for site in network.sites]
     found: list[list[float]] = []
     for kind, scales, bits in zip(
         range(2),
@@ -134,7 +137,7 @@ def gradient_factors(
             if kind == 0:
                 values = network.layers[tensor].parameters
             else:
-                values = math.prod(network.sites[tensor][1].input_shape)
+                values = math.prod(network.sites[tensor].input_shape)
             factors.append(1 / math.sqrt(values / scales.scale[tensor].shape[1] * qmax))
         found.append(factors)
     return found[0], found[1]

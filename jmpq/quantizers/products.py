@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.network import Network
-from jmpq.network.tap import CUSTOM_RULES, INLINED, Tap, bind, evaluate_jaxpr, sub_jaxpr
+from jmpq.network.tap import Tap
+from jmpq.network.walk import Path, bind
 from jmpq.quantizers.uniform import fake_quantize, scale_of_range
 
 
@@ -31,16 +32,13 @@ def quantize_products(network: Network, bits: int) -> Network:
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"{bits} bits of products: expected 1 to 16.")
-    found: set[int] = set()
+    products: set[Path] = set()
 
-    def rule(eqn: Any, ins: Sequence[Any]) -> list:
-        name, known = eqn.primitive.name, [isinstance(x, _Data) for x in ins]
-        if name in INLINED or name in CUSTOM_RULES:
-            inner, consts = sub_jaxpr(eqn)
-            return evaluate_jaxpr(inner, consts, ins, rule)
+    def rule(eqn: Any, ins: Sequence[Any], path: Path) -> list:
+        known = [isinstance(x, _Data) for x in ins]
         values = [x.value if isinstance(x, _Data) else x for x in ins]
-        if name == "dot_general" and all(known):
-            found.add(id(eqn))
+        if eqn.primitive.name == "dot_general" and all(known):
+            products.add(path)
             axes = eqn.params["dimension_numbers"][1]
             values = [_rounded(x, bits, kept) for x, kept in zip(values, axes, strict=True)]
         outs = bind(eqn, values)
@@ -48,11 +46,10 @@ def quantize_products(network: Network, bits: int) -> Network:
 
     def apply(params: PyTree, inputs: PyTree) -> Array:
         wrapped = jax.tree.map(_Data, inputs)
-        keep = lambda site, x, leaf, op: op(x, leaf)  # noqa: E731
-        return network.tap.run(params, wrapped, keep, rule).value
+        return network.tap.run(params, wrapped, rule=rule, enter_all=True).value
 
     tap = Tap(apply, network.tap.params, network.tap.inputs)
-    if not found:
+    if not products:
         raise ValueError("Nothing in the network multiplies two activations.")
     return dataclasses.replace(network, apply=apply, tap=tap)
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import UNQUANTIZED, Choice
 from jmpq.network.network import Network
-from jmpq.network.tap import Op
+from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import (
     Quantizers,
     quantize_input,
@@ -53,7 +53,7 @@ class MoveNetwork:
     def moves(self) -> tuple[Move, ...]:
         """All moves: layer by layer, first its weight's bits, then its input's."""
         activations = self.quantizers.activations
-        inputs = {layer for layer, site in self.network.sites if site.has_input}
+        inputs = {site.layer_index for site in self.network.sites if site.has_input}
         moves = []
         for i, layer in enumerate(self.network.layers):
             moves += [Move(layer.name, "w", b) for b in self.quantizers.weights.bits]
@@ -75,11 +75,11 @@ class MoveNetwork:
         quantize = lambda b: quantize_kernel(self.network, layer, kernel, b, scales)  # noqa: E731
         return jnp.stack([quantize(jnp.array(b)) - kernel for b in scales.bits])
 
-    def input_deltas(self, site: int, x: Array) -> Float[Array, "bits ..."]:
-        """Q_b(a) − a of one site for every activation bit-width, held constant."""
+    def input_deltas(self, site: Site, x: Array) -> Float[Array, "bits ..."]:
+        """Q_b(a) − a of a site for every activation bit-width, held constant."""
         scales = self.quantizers.activations
         assert scales is not None
-        quantize = lambda b: quantize_input(self.network, site, x, b, scales)  # noqa: E731
+        quantize = lambda b: quantize_input(site, x, b, scales)  # noqa: E731
         deltas = jnp.stack([quantize(jnp.array(b)) - x for b in scales.bits])
         return jax.lax.stop_gradient(deltas)
 
@@ -91,12 +91,14 @@ class MoveNetwork:
         A weight move enters the kernel, so all of a layer's moves cost one operation.
         """
 
-        def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-            if (at := self._input_columns(site, layer)).size:
+        def at_site(site: Site, x: Array, op: Op) -> Array:
+            kernel = site.kernel
+            if (at := self._input_columns(site)).size:
                 x = x + jnp.tensordot(epsilon[at], self.input_deltas(site, x), 1)
-            if (at := self.columns(layer, "w")).size:
-                leaf = leaf + jnp.tensordot(epsilon[at], self.weight_deltas(layer, leaf), 1)
-            return op(x, leaf)
+            if (at := self.columns(site.layer_index, "w")).size:
+                deltas = self.weight_deltas(site.layer_index, kernel)
+                kernel = kernel + jnp.tensordot(epsilon[at], deltas, 1)
+            return op(x, kernel)
 
         return self.network.run(inputs, at_site)
 
@@ -116,29 +118,27 @@ class MoveNetwork:
             ValueError: If a layer's input has the batch axis merged with another one.
         """
 
-        def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-            where = self.network.sites[site][1]
-            if where.repeat > 1:
-                name = self.network.layers[layer].name
+        def at_site(site: Site, x: Array, op: Op) -> Array:
+            if site.repeat > 1:
                 raise ValueError(
-                    f"Layer {name!r}: its input merges the batch with another axis, so that "
-                    "examples cannot be told apart. Keep the batch axis, or use a metric by "
-                    "difference."
+                    f"Layer {site.layer.name!r}: its input merges the batch with another axis, "
+                    "so that examples cannot be told apart. Keep the batch axis, or use a "
+                    "metric by difference."
                 )
             still = jax.lax.stop_gradient(x)
-            if (at := self._input_columns(site, layer)).size:
+            if (at := self._input_columns(site)).size:
                 deltas = functools.partial(self.input_deltas, site)
-                axis = where.input_batch_axis
+                axis = site.input_batch_axis
                 x = _see_changes(x, epsilon[:, at], deltas, (still,), axis)
-            y = op(x, leaf)
-            if (at := self.columns(layer, "w")).size:
+            y = op(x)
+            if (at := self.columns(site.layer_index, "w")).size:
 
-                def changes(still: Array, leaf: Array) -> Float[Array, "bits ..."]:
-                    deltas = self.weight_deltas(layer, leaf)
+                def changes(still: Array, kernel: Array) -> Float[Array, "bits ..."]:
+                    deltas = self.weight_deltas(site.layer_index, kernel)
                     return jax.vmap(lambda d: op(still, d))(deltas)  # one wider operation
 
-                axis = where.output_batch_axis
-                y = _see_changes(y, epsilon[:, at], changes, (still, leaf), axis)
+                axis = site.output_batch_axis
+                y = _see_changes(y, epsilon[:, at], changes, (still, site.kernel), axis)
             return y
 
         return self.network.run(inputs, at_site)
@@ -158,7 +158,7 @@ class MoveNetwork:
 
         One forward pass per move; keeps each move's own nonlinearity.
         """
-        z = self.network.run(inputs, lambda site, layer, x, leaf, op: op(x, leaf))
+        z = self.network.logits(inputs)
 
         def change(bits: Array) -> Array:
             w_bits, a_bits = bits
@@ -205,9 +205,9 @@ class MoveNetwork:
         _, recorded = network.record(inputs)
 
         def shifted(deltas: list[Array], shifts: list[Array]) -> Array:
-            def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-                x = x + shifts[site] if network.sites[site][1].has_input else x
-                return op(x, leaf + deltas[layer])
+            def at_site(site: Site, x: Array, op: Op) -> Array:
+                x = x + shifts[site.index] if site.has_input else x
+                return op(x, site.kernel + deltas[site.layer_index])
 
             return network.run(inputs, at_site)
 
@@ -223,12 +223,10 @@ class MoveNetwork:
             shifts = still[1]
             if activations is not None:
                 shifts = [
-                    quantize_input(network, s, x, a_bits[i], activations) - x
+                    quantize_input(site, x, a_bits[site.layer_index], activations) - x
                     if site.has_input
                     else zero
-                    for s, (x, zero, (i, site)) in enumerate(
-                        zip(recorded, still[1], network.sites, strict=True)
-                    )
+                    for x, zero, site in zip(recorded, still[1], network.sites, strict=True)
                 ]
             return push(deltas, shifts)
 
@@ -241,10 +239,8 @@ class MoveNetwork:
         alone = [self.allocation([m]) for m in range(len(self.moves))]
         return jnp.array(bit_arrays(names, alone))
 
-    def _input_columns(self, site: int, layer: int) -> np.ndarray:
-        if not self.network.sites[site][1].has_input:
-            return np.zeros(0, int)
-        return self.columns(layer, "a")
+    def _input_columns(self, site: Site) -> np.ndarray:
+        return self.columns(site.layer_index, "a") if site.has_input else np.zeros(0, int)
 
 
 def by_shard(function: Callable[[PyTree], PyTree], batch: PyTree, shards: int) -> PyTree:

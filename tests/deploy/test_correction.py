@@ -55,8 +55,8 @@ def outputs(network, at_site, inputs):
     """Every site's output, and the logits."""
     found = []
 
-    def keep(site, *args):
-        found.append(at_site(site, *args))
+    def keep(site, x, op):
+        found.append(at_site(site, x, op))
         return found[-1]
 
     logits = network.run(inputs, keep)
@@ -67,11 +67,11 @@ def outputs(network, at_site, inputs):
 def test_every_channel_has_the_mean_that_it_had(network, quantizers, inputs, kind):
     found = corrections(network, quantizers, inputs, kind)
 
-    def quantized(site, layer, x, leaf, op):
-        y = quantized_output(network, quantizers, W_BITS, A_BITS, site, layer, x, leaf, op)
-        return found[site].gain * y + found[site].shift
+    def quantized(site, x, op):
+        y = quantized_output(network, quantizers, W_BITS, A_BITS, site, x, op)
+        return found[site.index].gain * y + found[site.index].shift
 
-    want, _ = outputs(network, lambda site, layer, x, leaf, op: op(x, leaf), inputs)
+    want, _ = outputs(network, lambda site, x, op: op(x), inputs)
     got, logits = outputs(network, quantized, inputs)
     for one, other in zip(got, want, strict=True):
         np.testing.assert_allclose(one.mean(0), other.mean(0), atol=1e-12)

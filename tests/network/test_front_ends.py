@@ -149,13 +149,14 @@ def test_unusual_layers_are_seen_with_their_operations_and_inputs():
             assert (name, table[name].macs) == (name, macs)
         outputs = {}
 
-        def keep(site, layer, data, leaf, op):
-            name = network.layers[layer].name
-            rows = input_rows(network.sites[site][1], data)
-            matrix = network.to_matrix(layer, leaf)
-            outputs[name] = op(data, leaf), (rows[0] @ matrix.T)
-            np.testing.assert_array_equal(network.from_matrix(layer, matrix, leaf), leaf)
-            return outputs[name][0]
+        def keep(site, x, op):
+            rows = input_rows(site, x)
+            matrix = network.to_matrix(site.layer_index, site.kernel)
+            outputs[site.name] = op(x), (rows[0] @ matrix.T)
+            np.testing.assert_array_equal(
+                network.from_matrix(site.layer_index, matrix, site.kernel), site.kernel
+            )
+            return outputs[site.name][0]
 
         logits = network.run(x, keep)
         np.testing.assert_allclose(logits, Unusual().apply(variables, x), rtol=1e-5)

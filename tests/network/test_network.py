@@ -10,6 +10,7 @@ import pytest
 
 from jmpq.network.layers import layers_from_json, layers_to_json
 from jmpq.network.network import Network
+from jmpq.network.walk import bind
 from tests import helpers
 
 
@@ -57,10 +58,97 @@ def test_recorded_inputs_are_the_layers_inputs():
     np.testing.assert_allclose(recorded[-1] @ head["kernel"] + head["bias"][None], logits)
 
 
+def test_logits_are_those_of_the_function_at_any_parameters():
+    network = helpers.residual_cnn()
+    inputs, _ = helpers.images(1)
+    for params in (network.params, helpers.shake(network.params, 3)):
+        want = helpers.apply(network, params, inputs)
+        np.testing.assert_array_equal(network.logits(inputs, params), want)
+    np.testing.assert_array_equal(
+        network.logits(inputs), helpers.apply(network, network.params, inputs)
+    )
+
+
+def tied_and_ignored():
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"table": (7, 4), "twice": (4, 4), "apart": (4, 4), "head": (4, 3)}
+    params = {
+        name: jax.random.normal(key, shape)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+    def apply(p, tokens):
+        x = jnp.tanh(p["table"][tokens].sum(axis=1) @ p["twice"]) @ p["apart"]
+        return jnp.tanh(x @ p["twice"]) @ p["head"]
+
+    tokens = jax.random.randint(keys[0], (5, 3), 0, 7)
+    options = {"tied": ["twice"], "ignore": ["apart"]}
+    return Network.from_function(apply, params, tokens, **options), tokens
+
+
+def test_sites_say_whose_they_are_and_where():
+    network, _ = tied_and_ignored()
+    names = ["table", "twice", "twice#2", "head"]
+    assert [site.index for site in network.sites] == [0, 1, 2, 3]
+    assert [site.name for site in network.sites] == names
+    assert [site.layer_index for site in network.sites] == [0, 1, 1, 2]
+    assert all(site.layer is network.layers[site.layer_index] for site in network.sites)
+    assert [site.has_input for site in network.sites] == [False, True, True, True]
+    assert [site.input_shape for site in network.sites[1:]] == [(4,), (4,), (4,)]
+    assert [site.features for site in network.sites[1:]] == [4, 4, 4]
+    for site in network.sites:
+        np.testing.assert_array_equal(site.kernel, network.params[site.layer.kernel])
+
+
+def test_a_transform_meets_every_site_with_the_kernel_of_its_run():
+    network, tokens = tied_and_ignored()
+    other = helpers.shake(network.params, 3)
+    met = []
+
+    def transform(site, x, op):
+        met.append(site.name)
+        np.testing.assert_array_equal(site.kernel, other[site.layer.kernel])
+        np.testing.assert_array_equal(op(x), op(x, site.kernel))
+        return op(x, network.params[site.layer.kernel])
+
+    got = network.run(tokens, transform, other)
+    assert met == [site.name for site in network.sites]
+    # All kernels are the network's own again, but that of the layer that is ignored.
+    np.testing.assert_array_equal(
+        got, network.logits(tokens, {**network.params, "apart": other["apart"]})
+    )
+
+
+def test_a_rule_sees_bodies_without_a_kernel_as_one_equation_unless_it_asks():
+    @jax.jit
+    def square(x):
+        return x * x
+
+    @jax.jit
+    def layer(w, x):
+        return jnp.tanh(x @ w)
+
+    network = Network.from_function(
+        lambda p, x: square(layer(p["w"], x)), {"w": ones(3, 2)}, ones(1, 3)
+    )
+    for enter_all, names in ((False, ["dot_general", "tanh", "jit"]),
+                             (True, ["dot_general", "tanh", "mul"])):  # fmt: skip
+        seen = []
+
+        def rule(eqn, ins, path, seen=seen):
+            seen.append(eqn.primitive.name)
+            return bind(eqn, ins, path)
+
+        network.tap.run(network.params, ones(2, 3), rule=rule, enter_all=enter_all)
+        assert seen == names
+
+
 def test_perturbed_kernels_equal_perturbed_parameters():
     network = helpers.residual_cnn()
     inputs, _ = helpers.images(1)
-    scaled = network.run(inputs, lambda site, layer, x, w, op: op(x, w * (1.0 + layer)))
+    scaled = network.run(
+        inputs, lambda site, x, op: op(x, site.kernel * (1.0 + site.layer_index))
+    )
     params = network.with_kernels([w * (1.0 + i) for i, w in enumerate(network.kernels())])
     np.testing.assert_allclose(scaled, helpers.apply(network, params, inputs), rtol=1e-12)
 
@@ -80,7 +168,7 @@ def test_kernel_matrix_has_a_row_per_output_and_is_inverted():
 def test_hessian_through_the_tap_equals_the_original():
     network = helpers.residual_cnn()
     inputs, _ = helpers.images(1)
-    tapped = lambda p: (network.run(inputs, lambda s, i, x, w, op: op(x, w), p) ** 2).sum()  # noqa: E731
+    tapped = lambda p: (network.logits(inputs, p) ** 2).sum()  # noqa: E731
     plain = lambda p: (helpers.apply(network, p, inputs) ** 2).sum()  # noqa: E731
     tangent = helpers.shake(network.params, 7)
     for loss, reference in [(tapped, plain)]:
@@ -141,7 +229,7 @@ def test_embedding_and_its_tied_output():
     network = Network.from_function(apply, params, ids, tied=["table"])
     (layer,) = network.layers
     assert (layer.kind, layer.kernel_shape, layer.macs) == ("embedding", (7, 4), 28)
-    assert network.site_names() == ("table", "table#2")
+    assert [site.name for site in network.sites] == ["table", "table#2"]
 
 
 @pytest.mark.parametrize("array", [jnp.asarray, np.asarray])

@@ -45,7 +45,7 @@ def test_unquantized_is_bit_identical():
     found = quantizers(network)
     full = jnp.full(4, 32)
     logits = jax.jit(lambda x: quantized_logits(network, found, full, full, x))(inputs)
-    plain = jax.jit(lambda x: network.run(x, lambda s, i, x, w, op: op(x, w)))(inputs)
+    plain = jax.jit(network.logits)(inputs)
     np.testing.assert_array_equal(logits, plain)
 
 
@@ -103,13 +103,9 @@ def test_activation_channels_have_scales_of_their_own(granularity):
     _, recorded = network.record(inputs)
     from jmpq.quantizers.fake_quant import quantize_input
 
-    for site, x in enumerate(recorded):
+    for site, x in zip(network.sites, recorded, strict=True):
         errors = [
-            float(
-                jnp.square(
-                    quantize_input(network, site, x, jnp.array(4), q.activations) - x
-                ).mean()
-            )
+            float(jnp.square(quantize_input(site, x, jnp.array(4), q.activations) - x).mean())
             for q in (found, coarse)
         ]
         assert errors[0] <= errors[1] * (1 + 1e-9)

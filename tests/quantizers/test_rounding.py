@@ -42,10 +42,10 @@ def output_change(network, layer, kernels, x):
     """Squared change of a layer's output, mean over examples, by the operation itself."""
     found = []
 
-    def at_site(site, at, data, leaf, op):
-        if at == layer:
-            found.append(jnp.square(op(data, kernels[layer]) - op(data, leaf)).sum())
-        return op(data, leaf)
+    def at_site(site, x, op):
+        if site.layer_index == layer:
+            found.append(jnp.square(op(x, kernels[layer]) - op(x)).sum())
+        return op(x)
 
     network.run(x, at_site)
     return float(sum(found)) / len(x)

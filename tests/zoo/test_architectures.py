@@ -58,13 +58,15 @@ def test_parameters_and_operations_are_the_published_ones(name):
     variables, apply, example = shaped(name)
     tap = Tap(lambda params, x: apply(params, x), variables, example)
     assert not tap.unseen
-    assert len(tap.sites) == layers
+    assert len(tap.operations) == layers
     if isinstance(parameters, int):
         assert count(variables["params"]) == parameters
     else:
         assert count(variables["params"]) == pytest.approx(parameters, abs=0.05e6)
     rounding = 0.0005 if macs < 1 and name.startswith("mobilenet_v1") else 0.006
-    assert sum(site.macs for site in tap.sites) / 1e9 == pytest.approx(macs, abs=rounding)
+    assert sum(operation.macs for operation in tap.operations) / 1e9 == pytest.approx(
+        macs, abs=rounding
+    )
 
 
 def zeros(struct):

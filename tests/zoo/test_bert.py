@@ -91,12 +91,12 @@ def test_the_layer_table_has_every_matrix_and_every_embedding(split):
     attention = "encoder/layer/1/attention"
     value = layers[f"{attention}/self/value/1" if split else f"{attention}/self/value"]
     assert value.macs == 2 * 4 * 8 * (4 if split else 8)  # two sentences of four tokens
-    assert all(site.repeat == 1 and site.input_batch_axis == 0 for _, site in network.sites)
+    assert all(site.repeat == 1 and site.input_batch_axis == 0 for site in network.sites)
     kernels = sum(layer.parameters for layer in network.layers)
     assert kernels == (30 + 10 + 2) * 8 + 2 * (4 * 8 * 8 + 2 * 8 * 12)
     assert network.other_parameters == 2 * 8 + 2 * (4 * 8 + 12 + 8 + 4 * 8)
     batch = jax.tree.map(lambda x: np.stack([x, x[::-1]], axis=1), tokens(length=9))
-    got = network.run(batch, lambda site, layer, x, leaf, op: op(x, leaf))
+    got = network.logits(batch)
     np.testing.assert_array_equal(got, network.apply(network.params, batch))
 
 

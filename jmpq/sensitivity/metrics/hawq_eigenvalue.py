@@ -15,7 +15,7 @@ from jmpq.curvature.eigen import EigenPairs, top_eigenpairs
 from jmpq.curvature.power import power_iteration
 from jmpq.devices import to_host
 from jmpq.network.network import Network
-from jmpq.network.tap import Op
+from jmpq.network.sites import Op, Site
 from jmpq.sensitivity.analyse import Prepared, Terms, batch_sizes
 from jmpq.sensitivity.batch_memory import Program
 from jmpq.sensitivity.metrics.hawq_trace import shifted_losses, zero_shifts
@@ -308,19 +308,20 @@ def _terms(
     norms = squared_norms(moves, inputs)
     for i, value in curvature.items():
         second[moves.columns(i, "w")] = float(value) * to_host(norms.kernels[i])
-    sites = [s for s, (i, site) in enumerate(network.sites) if site.has_input]
-    for s in sites if _layers_of(moves, "a") else ():
-        layer, site = network.sites[s]
+    sites = [site for site in network.sites if site.has_input]
+    for site in sites if _layers_of(moves, "a") else ():
         if site.repeat > 1:
             raise ValueError(
-                f"Layer {network.layers[layer].name!r}: its input merges the batch with "
+                f"Layer {site.layer.name!r}: its input merges the batch with "
                 "another axis, so that examples have no eigenvalues of their own. Keep the "
                 "batch axis, quantize weights only, or use hawq_trace."
             )
-        own = jax.random.fold_in(key, len(network.layers) + s)
-        values = input_eigenvalues(network, loss, inputs, targets, s, own, search)
-        columns = moves.columns(layer, "a")
-        second[columns] += to_host(norms.inputs[s]).astype(np.float64) @ values / len(values)
+        own = jax.random.fold_in(key, len(network.layers) + site.index)
+        values = input_eigenvalues(network, loss, inputs, targets, site.index, own, search)
+        columns = moves.columns(site.layer_index, "a")
+        second[columns] += (
+            to_host(norms.inputs[site.index]).astype(np.float64) @ values / len(values)
+        )
     return Terms(jnp.zeros(len(second), dtype), jnp.asarray(second, dtype))
 
 
@@ -339,7 +340,7 @@ def block_product(
     kernels are not taken.
     """  # noqa: D205
     zeros = [jnp.zeros_like(kernel) for kernel in network.kernels()]
-    uses = [sum(i == layer for i, _ in network.sites) for layer in layers]
+    uses = [sum(site.layer_index == layer for site in network.sites) for layer in layers]
     count = sum(batch_sizes(batches))
     still = uses == [1]  # the input of the only layer does not depend on its kernel
 
@@ -378,7 +379,7 @@ def _slopes(
     def at(kernels: list[Array]) -> tuple[list[Array | None], list[Array]]:
         params = network.with_kernels(kernels)
         g, seen = output_gradients(network, loss, inputs, targets, params)
-        x = [x if s.has_input else None for x, (_, s) in zip(seen, network.sites, strict=True)]
+        x = [x if s.has_input else None for x, s in zip(seen, network.sites, strict=True)]
         return x, g
 
     (x, g), (dx, dg) = jax.jvp(at, (network.kernels(),), (tangents,))
@@ -402,11 +403,11 @@ def _kernel_gradient(
     kernel = network.kernels()[layer]
     total = jnp.zeros_like(kernel)
 
-    def add(site: int, at: int, unused: Array, leaf: Array, op: Op) -> Array:
+    def add(site: Site, unused: Array, op: Op) -> Array:
         nonlocal total
-        if at == layer and (seen := x[site]) is not None:
-            total = total + jax.vjp(lambda w: op(seen, w), kernel)[1](g[site])[0]
-        return op(unused, leaf)
+        if site.layer_index == layer and (seen := x[site.index]) is not None:
+            total = total + jax.vjp(lambda w: op(seen, w), kernel)[1](g[site.index])[0]
+        return op(unused)
 
     network.run(inputs, add)
     return total
@@ -456,7 +457,7 @@ def input_eigenvalues(
     iteration of all examples side by side, until Σ_n |change of λ_n| is below the tolerance.
     """  # noqa: D205
     zeros = zero_shifts(network, inputs)
-    axis = network.sites[site][1].input_batch_axis
+    axis = network.sites[site].input_batch_axis
     image = jax.random.normal(key, zeros[site].shape, zeros[site].dtype)
     values = np.zeros(image.shape[axis])
     for products in range(search.max_products):

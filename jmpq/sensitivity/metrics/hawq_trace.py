@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.trace import block_trace_sample
 from jmpq.network.network import Network
-from jmpq.network.tap import Op
+from jmpq.network.sites import Op, Site
 from jmpq.sensitivity.analyse import Terms
 from jmpq.sensitivity.batch_memory import Program
 from jmpq.sensitivity.metrics.squared_error import squared_norms
@@ -65,8 +65,8 @@ class HawqTrace:
         for i, layer in enumerate(network.layers):
             curvature = by_kernel[i] / layer.parameters
             second = second.at[moves.columns(i, "w")].add(curvature * norms.kernels[i])
-        for s, (i, site) in enumerate(network.sites):
-            if (at := moves.columns(i, "a")).size and site.has_input:
+        for s, site in enumerate(network.sites):
+            if (at := moves.columns(site.layer_index, "a")).size and site.has_input:
                 size = shifts[s].size // targets.shape[0]
                 mean = norms.inputs[s].sum(axis=1) / targets.shape[0]
                 second = second.at[at].add(by_site[s] / size * mean)
@@ -77,8 +77,8 @@ def zero_shifts(network: Network, inputs: PyTree) -> list[Array]:
     """A zero for every element of every site's input; a scalar where there is no input."""
     _, recorded = jax.eval_shape(network.record, inputs)
     return [
-        jnp.zeros(x.shape if site.has_input else (), network.kernels()[layer].dtype)
-        for x, (layer, site) in zip(recorded, network.sites, strict=True)
+        jnp.zeros(x.shape if site.has_input else (), site.kernel.dtype)
+        for x, site in zip(recorded, network.sites, strict=True)
     ]
 
 
@@ -92,8 +92,8 @@ def shifted_losses(
 ) -> Float[Array, " batch"]:
     """Losses with other kernels, and with shifts added to the inputs of the sites."""
 
-    def shift(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-        x = x + shifts[site] if network.sites[site][1].has_input else x
-        return op(x, kernels[layer])
+    def shift(site: Site, x: Array, op: Op) -> Array:
+        x = x + shifts[site.index] if site.has_input else x
+        return op(x, kernels[site.layer_index])
 
     return jax.vmap(loss)(network.run(inputs, shift), targets)

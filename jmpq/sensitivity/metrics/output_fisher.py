@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.network import Network
-from jmpq.network.tap import Op
+from jmpq.network.sites import Op, Site
 from jmpq.sensitivity.analyse import Terms
 from jmpq.sensitivity.metrics.taylor import NATS
 from jmpq.sensitivity.moves import MoveNetwork
@@ -45,21 +45,21 @@ class OutputFisher:
         gradients, _ = output_gradients(network, self.loss, inputs, targets)
         second = jnp.zeros(len(moves.moves), gradients[0].dtype)
 
-        def add(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        def add(site: Site, x: Array, op: Op) -> Array:
             nonlocal second
-            g = gradients[site]
+            g, layer = gradients[site.index], site.layer_index
 
             def fisher(change: Array) -> Float[Array, ""]:
                 return jnp.square(g * change).sum() / targets.shape[0]
 
             if (at := moves.columns(layer, "w")).size:
-                changes = jax.vmap(lambda d: op(x, d))(moves.weight_deltas(layer, leaf))
+                changes = jax.vmap(lambda d: op(x, d))(moves.weight_deltas(layer, site.kernel))
                 second = second.at[at].add(jax.vmap(fisher)(changes))
-            if (at := moves.columns(layer, "a")).size and network.sites[site][1].has_input:
+            if (at := moves.columns(layer, "a")).size and site.has_input:
                 # One by one: a batch spread over devices stays where it is.
-                found = [fisher(op(d, leaf)) for d in moves.input_deltas(site, x)]
-                second = second.at[at].add(jnp.stack(found))
-            return op(x, leaf)
+                terms = [fisher(op(d)) for d in moves.input_deltas(site, x)]
+                second = second.at[at].add(jnp.stack(terms))
+            return op(x)
 
         network.run(inputs, add)  # the forward pass is shared with that of the gradients
         return Terms(jnp.zeros_like(second), second)
@@ -80,8 +80,8 @@ def output_gradients(
     def outputs(inputs: PyTree) -> list[Array]:
         seen: list[Array] = []
 
-        def keep(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-            seen.append(op(x, leaf))
+        def keep(site: Site, x: Array, op: Op) -> Array:
+            seen.append(op(x))
             return seen[-1]
 
         network.run(inputs, keep)
@@ -90,9 +90,9 @@ def output_gradients(
     def summed_loss(probes: list[Array]) -> tuple[Float[Array, ""], list[Array]]:
         seen: list[Array] = []
 
-        def probe(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        def probe(site: Site, x: Array, op: Op) -> Array:
             seen.append(x)
-            return op(x, leaf) + probes[site]
+            return op(x) + probes[site.index]
 
         return jax.vmap(loss)(network.run(inputs, probe, params), targets).sum(), seen
 

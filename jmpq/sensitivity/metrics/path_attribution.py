@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.devices import to_host
-from jmpq.network.tap import Op
+from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
 from jmpq.sensitivity.analyse import Terms
 from jmpq.sensitivity.batch_memory import Program
@@ -134,15 +134,17 @@ def _slopes(
     _, recorded = network.record(inputs)
 
     def mean_loss(epsilon: Float[Array, "2 layers"]) -> Float[Array, ""]:
-        def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
-            if scales.activations is not None and network.sites[site][1].has_input:
-                a = recorded[site]
-                delta = quantize_input(network, site, a, bits[1, layer], scales.activations) - a
+        def at_site(site: Site, x: Array, op: Op) -> Array:
+            layer, kernel = site.layer_index, site.kernel
+            if scales.activations is not None and site.has_input:
+                a = recorded[site.index]
+                delta = quantize_input(site, a, bits[1, layer], scales.activations) - a
                 x = x + (t + epsilon[1, layer]) * delta
-            delta = quantize_kernel(network, layer, leaf, bits[0, layer], scales.weights) - leaf
+            quantized = quantize_kernel(network, layer, kernel, bits[0, layer], scales.weights)
+            delta = quantized - kernel
             # Its dependence on x does not matter at ε = 0, where the derivative is taken.
             along = op(jax.lax.stop_gradient(x), delta)
-            return op(x, leaf + t * delta) + epsilon[0, layer] * along
+            return op(x, kernel + t * delta) + epsilon[0, layer] * along
 
         return jax.vmap(loss)(network.run(inputs, at_site), targets).mean()
 

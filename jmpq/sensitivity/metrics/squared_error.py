@@ -37,9 +37,9 @@ class SquaredError:
         second = jnp.zeros(len(moves.moves), norms.kernels[0].dtype)
         for i in range(len(moves.network.layers)):
             second = second.at[moves.columns(i, "w")].add(2 * norms.kernels[i])
-        for s, (i, site) in enumerate(moves.network.sites):
-            if (at := moves.columns(i, "a")).size and site.has_input:
-                second = second.at[at].add(2 * norms.inputs[s].sum(axis=1) / targets.shape[0])
+        for site, norm in zip(moves.network.sites, norms.inputs, strict=True):
+            if (at := moves.columns(site.layer_index, "a")).size and site.has_input:
+                second = second.at[at].add(2 * norm.sum(axis=1) / targets.shape[0])
         return Terms(jnp.zeros_like(second), second)
 
 
@@ -57,14 +57,14 @@ def squared_norms(moves: MoveNetwork, inputs: PyTree) -> SquaredNorms:
     if moves.quantizers.activations is None or not moves.quantizers.activations.bits:
         return SquaredNorms(kernels, [none for _ in network.sites])
     _, recorded = network.record(inputs)
-    found = []
-    for s, (x, (_, site)) in enumerate(zip(recorded, network.sites, strict=True)):
+    by_site = []
+    for x, site in zip(recorded, network.sites, strict=True):
         if site.has_input:
-            deltas = jnp.moveaxis(moves.input_deltas(s, x), site.input_batch_axis + 1, 1)
-            found.append(_sums(deltas, kept=2))
+            deltas = jnp.moveaxis(moves.input_deltas(site, x), site.input_batch_axis + 1, 1)
+            by_site.append(_sums(deltas, kept=2))
         else:
-            found.append(none)
-    return SquaredNorms(kernels, found)
+            by_site.append(none)
+    return SquaredNorms(kernels, by_site)
 
 
 def _sums(deltas: Float[Array, "bits ..."], kept: int = 1) -> Float[Array, "bits *rows"]:

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes
 from jmpq.formats import FLOAT_BITS
-from jmpq.network.tap import Op, bind
+from jmpq.network.sites import Op, Site
+from jmpq.network.walk import Path, bind
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
 from jmpq.sensitivity.batch_memory import Program
 from jmpq.sensitivity.moves import MoveNetwork
@@ -87,18 +88,18 @@ def exact_programs(
 ) -> list[Program]:
     """What `exact_terms` compiles for a batch or its shapes."""
     pull = Program(_pull, (moves, loss, inputs, targets))
-    pulled, found = pull.results(), [pull]
+    pulled, programs = pull.results(), [pull]
     changes, upper = [], []
     for kind in ("w", "a"):
         if not (layers := _rows(moves, kind)):
             continue
         args = (moves, kind, jnp.asarray(FLOAT_BITS), pulled.at_inputs, inputs)
-        found.append(Program(_push, args))
-        products, along = found[-1].results()
+        programs.append(Program(_push, args))
+        products, along = programs[-1].results()
         count = len(moves.columns(layers[0], kind)) * len(layers)
         upper += [jax.ShapeDtypeStruct(products.shape[1:], products.dtype)] * count
         changes += [jax.ShapeDtypeStruct(along.shape[1:], along.dtype)] * count
-    return [*found, Program(_sum, (loss, pulled.z, targets, changes, upper))]
+    return [*programs, Program(_sum, (loss, pulled.z, targets, changes, upper))]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -116,7 +117,7 @@ def _sum(
 
 def _rows(moves: MoveNetwork, kind: Kind) -> list[int]:
     """Layers that have moves of a kind, as they first come in the network."""
-    layers = dict.fromkeys(layer for layer, _ in moves.network.sites)
+    layers = dict.fromkeys(site.layer_index for site in moves.network.sites)
     return [layer for layer in layers if moves.columns(layer, kind).size]
 
 
@@ -129,10 +130,10 @@ def _pull(moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array)
     def shifted(shifts: list[Array] | None) -> tuple[Array, tuple[list[Array], list[Array]]]:
         data, outs = [], []
 
-        def at_site(site: int, layer: int, x: Array, leaf: Array, op: Op) -> Array:
+        def at_site(site: Site, x: Array, op: Op) -> Array:
             ops.append(op)
             data.append(x)
-            outs.append(op(x, leaf) if shifts is None else op(x, leaf) + shifts[site])
+            outs.append(op(x) if shifts is None else op(x) + shifts[site.index])
             return outs[-1]
 
         return network.run(inputs, at_site), (data, outs)
@@ -145,24 +146,24 @@ def _pull(moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array)
 
     first, at_inputs = jnp.zeros(len(moves.moves), z.dtype), []
     kernels = network.kernels()
-    for site, (layer, where) in enumerate(network.sites):
-        x, g, op, leaf = data[site], gradients[site], ops[site], kernels[layer]
+    for site, x, g, op in zip(network.sites, data, gradients, ops, strict=True):
+        layer, kernel = site.layer_index, kernels[site.layer_index]
 
         def back(kernel: Array, x: Array = x, g: Array = g, op: Op = op) -> Array:
             return jax.vjp(lambda x: op(x, kernel), x)[1](g)[0]
 
         q = None
         if (at := moves.columns(layer, "w")).size:
-            deltas = moves.weight_deltas(layer, leaf)
-            if where.has_input:
+            deltas = moves.weight_deltas(layer, kernel)
+            if site.has_input:
                 q = jax.vmap(back)(deltas)
                 along = jnp.tensordot(q, x, x.ndim)
             else:
                 along = jax.vmap(lambda d, x=x, g=g, op=op: jnp.vdot(op(x, d), g))(deltas)
             first = first.at[at].add(along)
-        if where.has_input and (at := moves.columns(layer, "a")).size:
+        if site.has_input and (at := moves.columns(layer, "a")).size:
             deltas = moves.input_deltas(site, x)
-            first = first.at[at].add(jnp.tensordot(deltas, back(leaf), x.ndim))
+            first = first.at[at].add(jnp.tensordot(deltas, back(kernel), x.ndim))
         at_inputs.append(q)
     return Pulled(z, first, at_inputs)
 
@@ -189,22 +190,22 @@ def _push(
         tangents = _padded(tangents, len(made))
         return Moving(value, tangents.at[made.index(layer)].add(change))
 
-    def at_site(site: int, layer: int, x: Any, leaf: Array, op: Op) -> Any:
+    def at_site(site: Site, x: Any, op: Op) -> Any:
         nonlocal upper
-        has_input = network.sites[site][1].has_input
-        if kind == "a" and has_input and layer in layers:
+        layer, kernel = site.layer_index, site.kernel
+        if kind == "a" and site.has_input and layer in layers:
             assert quantizers.activations is not None
             value = x.value if isinstance(x, Moving) else x
-            quantized = quantize_input(network, site, value, bits, quantizers.activations)
+            quantized = quantize_input(site, value, bits, quantizers.activations)
             x = with_row(x, layer, quantized - value)
-        if isinstance(x, Moving) and (q := at_inputs[site]) is not None:
-            found = x.tangents.reshape(len(x.tangents), -1) @ q.reshape(len(q), -1).T
+        if isinstance(x, Moving) and (q := at_inputs[site.index]) is not None:
+            products = x.tangents.reshape(len(x.tangents), -1) @ q.reshape(len(q), -1).T
             columns = moves.columns(layer, "w")
-            upper = upper.at[: len(found), columns].add(found)
-        y: Any = op(x, leaf)  # type: ignore[arg-type]  # also of a Moving
+            upper = upper.at[: len(products), columns].add(products)
+        y = op(x)
         if kind == "w" and layer in layers:
             value = x.value if isinstance(x, Moving) else x
-            delta = quantize_kernel(network, layer, leaf, bits, quantizers.weights) - leaf
+            delta = quantize_kernel(network, layer, kernel, bits, quantizers.weights) - kernel
             y = with_row(y, layer, op(value, delta))
         return y
 
@@ -212,7 +213,7 @@ def _push(
     return upper, z.tangents
 
 
-def _with_tangents(eqn: Any, ins: Sequence[Any]) -> list:
+def _with_tangents(eqn: Any, ins: Sequence[Any], path: Path) -> list:
     """Evaluate an equation, the tangents of its inputs with it; absent rows are zero."""
     values = [x.value if isinstance(x, Moving) else x for x in ins]
     outs = bind(eqn, values)
@@ -227,8 +228,8 @@ def _with_tangents(eqn: Any, ins: Sequence[Any]) -> list:
         full = list(values)
         for i, x in zip(at, some, strict=True):
             full[i] = x
-        found = bind(eqn, full)
-        return [found[j] for j in floats]
+        moved_outs = bind(eqn, full)
+        return [moved_outs[j] for j in floats]
 
     def push(*some: Array) -> list[Array]:
         return jax.jvp(moved, tuple(values[i] for i in at), some)[1]
