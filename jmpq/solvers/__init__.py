@@ -1,6 +1,6 @@
 """Solvers: from a `Problem` to a `Solution` with a bound.
 
-No JAX; cvxpy, SciPy and numba only when they are used.
+No JAX; cvxpy and SciPy only when they are used.
 """
 
 from jmpq.solvers.automatic import exact_solver, solve

@@ -1,8 +1,6 @@
 """The core solver and dynamic programming: optimal, with the proof, for one budget."""
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -23,7 +21,6 @@ from jmpq.solvers import (
     solve,
 )
 from jmpq.solvers.knapsack import core_states
-from jmpq.solvers.knapsack import expanding_core as core
 from jmpq.solvers.knapsack.one_budget import integer_costs, one_budget
 from tests.solvers.instances import (
     PISINGER,
@@ -259,10 +256,8 @@ def test_cross_layer_terms_are_solved_or_refused_but_never_left_out():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_states_are_extended_alike_with_and_without_compilation(seed):
-    """Also by enumeration: the states that no cheaper one equals and the bound leaves."""
-    from jmpq.solvers.knapsack import core_states_compiled
-
+def test_states_are_extended_as_by_enumeration(seed):
+    """The states that no cheaper one equals and the bound leaves."""
     rng = np.random.default_rng(seed)
     excess = np.cumsum(rng.integers(1, 20, 30)) - 150.0
     loss = -np.cumsum(rng.integers(1, 20, 30)).astype(float)
@@ -270,9 +265,7 @@ def test_states_are_extended_alike_with_and_without_compilation(seed):
     loss_steps = np.append(0.0, rng.integers(-30, 30, 4)).astype(float)
     slopes, target = (0.7, np.inf if seed % 2 else 1.3), -60.0
     args = excess, loss, cost_steps, loss_steps, *slopes, target
-    found, compiled = core_states.extend(*args, 1000), core_states_compiled.extend(*args, 1000)
-    for ours, theirs in zip(found, compiled, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    extended = core_states.extend(*args, 1000)
     made = {
         (e + dc, v + dv)
         for e, v in zip(excess, loss, strict=True)
@@ -284,39 +277,9 @@ def test_states_are_extended_alike_with_and_without_compilation(seed):
         if not any(a <= e and b <= v and (a, b) != (e, v) for a, b in made)
         and v + (slopes[0] * e if e <= 0 else slopes[1] * e) < target
     }
-    assert set(zip(*found[:2], strict=True)) == best
-    new_excess, new_loss, parent, choice, complete = found
+    assert set(zip(*extended[:2], strict=True)) == best
+    new_excess, new_loss, parent, choice, complete = extended
     np.testing.assert_array_equal(excess[parent] + cost_steps[choice], new_excess)
     np.testing.assert_array_equal(loss[parent] + loss_steps[choice], new_loss)
     assert complete
-    for extend in (core_states.extend, core_states_compiled.extend):
-        assert not extend(*args, len(parent) - 1)[4]
-
-
-def test_hard_problems_of_few_layers_are_compiled_too(monkeypatch):
-    problem = pisinger("subset_sum", seed=3, layers=100, choices=8, most=1000)
-    want = CoreSearch()(problem)
-    calls = []
-    monkeypatch.setattr(core, "_FEW", 100)
-    monkeypatch.setattr(
-        core_states, "extend", lambda *a, f=core_states.extend: calls.append(a) or f(*a)
-    )
-    found = CoreSearch()(problem)
-    assert 0 < sum(len(a[0]) * len(a[2]) for a in calls) <= 100
-    np.testing.assert_array_equal(found.choice, want.choice)
-
-
-def test_the_compiled_loop_is_kept_for_the_next_process():
-    code = (
-        "from tests.solvers.instances import random_problem\n"
-        "from jmpq.solvers import CoreSearch\n"
-        "import sys\n"
-        "CoreSearch()(random_problem(5, layers=200))\n"
-        "assert 'numba' not in sys.modules\n"
-        "CoreSearch()(random_problem(5, layers=600))\n"
-        "from jmpq.solvers.knapsack import core_states_compiled\n"
-        "print(sum(core_states_compiled.extend.stats.cache_hits.values()))"
-    )
-    CoreSearch()(random_problem(5, layers=600))  # compiled here at the latest
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.strip() == "1", run.stderr
+    assert not core_states.extend(*args, len(parent) - 1)[4]

@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float, Int
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.solvers.knapsack.core_states import extend
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
 from jmpq.solvers.knapsack.frontier_steps import upgrades
@@ -50,8 +51,6 @@ _UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
 _STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
 
 _CHUNK = 4096  # groups
-_FEW = 1 << 20  # states that are extended before numba is worth its import
-_FEW_GROUPS = 512  # fewer groups are tried without it
 
 Choice = Int[np.ndarray, " groups"]
 Table = Float[np.ndarray, "rows choices"]
@@ -68,9 +67,7 @@ class CoreSearch:
     promised.
 
     Attributes:
-        time_limit_s: Seconds, looked at between groups. Hundreds of groups, or many states,
-            take compiled code: importing numba (and compiling, at the first call after an
-            installation) does not count for the former.
+        time_limit_s: Seconds for the whole call, looked at between groups.
         memory_limit_bytes: For the states of the dynamic program.
         relative_gap: Stop when the answer is proven this close, relative to the loss above
             the least of every group; 0 for the optimum.
@@ -102,10 +99,7 @@ class CoreSearch:
         choice = cheapest_allocation(problem, reduced)
         reduced = one_budget(reduced, "The core solver")
         if len(reduced.limits):
-            if len(reduced.losses) >= _FEW_GROUPS:  # off the clock
-                from jmpq.solvers.knapsack import core_states_compiled  # noqa: F401
-
-            deadline = time.perf_counter() + self.time_limit_s
+            deadline = started + self.time_limit_s
             integer = integer_costs(reduced)
             if integer:
                 reduced = dataclasses.replace(reduced, limits=np.array([integer.limit]))
@@ -257,8 +251,6 @@ class _Core:
             deadline: On the clock of `time.perf_counter`.
             memory: Bytes for states and their traces.
         """
-        from jmpq.solvers.knapsack.core_states import extend
-
         best = incumbent
         # All losses count from the break solution's; the states are to fall below `target`.
         target = _loss(self.reduced, best) - self.loss - tolerance
@@ -267,7 +259,6 @@ class _Core:
         trace: list[_Layer] = []
         found: tuple[int, int] | None = None  # layer and state of the best allocation
         doubtful, place, complete = math.inf, 0, True
-        work = 0 if len(self.start) < _FEW_GROUPS else _FEW  # states times choices
         loss_error = excess_error = 0.0
         while self.sound and place < len(todo) and len(excess):
             row = todo[place]
@@ -276,9 +267,6 @@ class _Core:
             )
             costs, losses = self.cost_steps[row, columns], self.loss_steps[row, columns]
             capacity = int(memory // _STATE_BYTES)
-            work += len(excess) * len(columns)
-            if work > _FEW:
-                from jmpq.solvers.knapsack.core_states_compiled import extend
             if time.perf_counter() > deadline or capacity < 1:
                 complete = False
                 break

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from jmpq.problem.problem import Reduced
 
 _CHUNK = 4096  # groups at a time: bounds the memory of the pairwise comparison
-_COMPILED = 1 << 17  # so many groups are worth the import of numba
 
 
 def undominated(reduced: Reduced) -> Bool[np.ndarray, "groups choices"]:
@@ -56,12 +55,6 @@ def convex_frontiers(
     >>> convex_frontiers(losses, cost).tolist()  # 6 is above the line from 9 to 1
     [[0, 2]]
     """
-    if len(losses) >= _COMPILED:
-        from jmpq.solvers.knapsack.frontier_compiled import hulls
-
-        tables = (np.require(table, np.float64, ["C", "W"]) for table in (losses, cost))
-        table, width = hulls(*tables)
-        return np.ascontiguousarray(table[:, :width])
     chunks = [
         _hulls(losses[i : i + _CHUNK], cost[i : i + _CHUNK])
         for i in range(0, len(losses), _CHUNK)
