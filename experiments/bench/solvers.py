@@ -35,18 +35,18 @@ import tyro
 
 from experiments.bench.iqp import network_problem
 from experiments.provenance import commit, machine, versions
+from experiments.water_filling import fit_bit_model, water_filling
 from jmpq.files import write_json
-from jmpq.problem import Choice, Problem, problem_of, solution_from_choice, with_budgets
+from jmpq.formats import Choice
+from jmpq.problem import Problem, problem_of, solution_from_choice, with_budgets
 from jmpq.solvers import (
     CoreSearch,
     DynamicProgramming,
     Exact,
     Greedy,
-    fit_bit_model,
     lp_bound,
     random_search,
     reversed_search,
-    water_filling,
 )
 from jmpq.solvers.knapsack.mixed_integer import dual_bound, options
 

@@ -56,6 +56,10 @@ class Reduced:
         """Choice of every layer from the choice of every group."""
         return choice[self.groups]
 
+    def collapse(self, choice: Int[np.ndarray, " layers"]) -> Int[np.ndarray, " groups"]:
+        """Inverse of `expand`: tied layers have one choice, that of their first."""
+        return choice[np.unique(self.groups, return_index=True)[1]]
+
     def used(self, choice: Int[np.ndarray, " groups"]) -> Float[np.ndarray, " budgets"]:
         """Costs of one allocation, each sum correctly rounded."""
         rows = np.arange(len(choice))
@@ -230,8 +234,8 @@ class Problem:
             if not interactions:
                 raise ValueError(
                     "The problem has cross-layer terms (`interactions`), which this solver "
-                    "does not handle. Use LocalSearch, BranchAndBound, Linearized or "
-                    "BruteForce, or leave the terms out with `problem.separable()`."
+                    "does not handle. Use LocalSearch, BranchAndBound or BruteForce, "
+                    "or leave the terms out with `problem.separable()`."
                 )
             cross, within = interactions_over_groups(
                 mask(self.allowed, self.interactions), self.groups

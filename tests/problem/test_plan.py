@@ -3,18 +3,20 @@ import json
 import numpy as np
 import pytest
 
+from jmpq.formats import Choice
 from jmpq.problem import (
-    Choice,
     Plan,
     PlannedAllocation,
-    SolveTime,
-    allocation_from_plan,
-    planned_allocation,
-    planned_budgets,
     problem_of,
     read_plan,
     solution_from_choice,
     write_plan,
+)
+from jmpq.problem.plan import (
+    SolveTime,
+    allocation_from_plan,
+    planned_allocation,
+    planned_budgets,
 )
 
 

@@ -242,10 +242,3 @@ def test_permuted_layers_give_the_permuted_answer():
     )
     want, got = DIVIDE(problem), DIVIDE(permuted)
     np.testing.assert_array_equal(got.choice, want.choice[order])
-
-
-def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="Branch and bound needs a time limit above 0"):
-        BranchAndBound(time_limit_s=0.0)
-    with pytest.raises(ValueError, match="max_parts=0"):
-        BranchAndBound(max_parts=0)

@@ -14,7 +14,6 @@ from jmpq.solvers import (
     DynamicProgramming,
     Exact,
     Greedy,
-    Linearized,
     LocalSearch,
     exact_solver,
     lp_bound,
@@ -217,9 +216,6 @@ def test_what_these_solvers_do_not_take_is_refused():
         ValueError, match=r"needs .* bytes for 6 groups .*memory_limit_bytes is"
     ):
         DynamicProgramming(memory_limit_bytes=1000.0)(SHORT["integer0"])
-    for options in ({"time_limit_s": 0}, {"memory_limit_bytes": 0}, {"relative_gap": -1}):
-        with pytest.raises(ValueError, match="limits above 0 and a relative gap of at least 0"):
-            CoreSearch(**{name: float(value) for name, value in options.items()})
 
 
 def test_integer_costs_are_counted_in_their_common_unit():
@@ -244,7 +240,6 @@ def test_cross_layer_terms_are_solved_or_refused_but_never_left_out():
     small, large = QUADRATIC["psd0"], quadratic_problem(0, layers=126, choices=8)
     assert exact_solver(small, time_limit_s=5.0) == BranchAndBound(time_limit_s=5.0)
     assert exact_solver(large) == LocalSearch(time_limit_s=60.0)
-    assert exact_solver(small, "linearized") == Linearized()
     assert exact_solver(small, "local_search") == LocalSearch(time_limit_s=60.0)
     assert exact_solver(small.separable(), "branch_and_bound") == BranchAndBound()
     for name in ("core", "dynamic_programming", "HIGHS"):

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jmpq.problem import Choice, Infeasible, problem_of, with_budgets
+from jmpq.formats import Choice
+from jmpq.problem import Infeasible, problem_of, with_budgets
 from jmpq.solvers import (
     BruteForce,
     Exact,
     Greedy,
     draw_allocations,
-    lagrangian_bound,
     lp_bound,
     random_search,
     reversed_search,
@@ -24,6 +24,7 @@ from jmpq.solvers import (
 from jmpq.solvers.knapsack import integer_program as exact
 from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
 from jmpq.solvers.knapsack.frontier_steps import longest_prefix
+from jmpq.solvers.knapsack.relaxation_bounds import lagrangian_bound
 from tests.solvers.instances import SHORT, optimum, published, random_problem
 
 SEARCHES = {
@@ -194,7 +195,7 @@ def test_out_of_time_is_feasible_with_a_real_bound():
     assert loose.bound <= best <= loose.loss
 
 
-def test_a_stop_of_the_back_end_is_mapped_case_by_case():
+def test_a_stop_of_the_mixed_integer_solver_is_mapped_case_by_case():
     rng = np.random.default_rng(0)
     weights = rng.integers(10**6, 10**7, (400, 1)) * np.array([1, 2, 3, 5, 8])
     losses = -(weights + rng.integers(0, 99, weights.shape)).astype(float)
@@ -207,7 +208,7 @@ def test_a_stop_of_the_back_end_is_mapped_case_by_case():
 
 
 def test_an_answer_within_tolerance_only_is_cut_off(monkeypatch):
-    """Costs whose differences drown in the back end's tolerance: the budget holds exactly."""
+    """Costs whose differences drown in the solver's tolerance: the budget holds exactly."""
     cuts = []
     make = exact._Program.cut
     monkeypatch.setattr(exact._Program, "cut", lambda *args: cuts.append(args) or make(*args))
@@ -241,18 +242,14 @@ def test_infeasible_budgets_are_told_alone_and_together():
         assert "with the others held, a is at least 16" in str(error.value)
 
 
-def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="time limit above 0"):
-        Exact(time_limit_s=0.0)
-    with pytest.raises(ValueError, match="relative gap of at least 0"):
-        Exact(relative_gap=-0.1)
+def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="4096 allocations are more than brute force may try"):
         BruteForce(max_allocations=4095)(random_problem(0))
     with pytest.raises(ValueError, match="Multipliers must be finite and not negative"):
         lagrangian_bound(random_problem(0).reduced(), np.array([-1.0]))
 
 
-def test_a_failure_of_the_back_end_is_an_error(monkeypatch):
+def test_a_failure_of_the_mixed_integer_solver_is_an_error(monkeypatch):
     import cvxpy
 
     def fail(*_, **__):

@@ -12,8 +12,8 @@ def extend(
     loss: States,
     cost_steps: Steps,
     loss_steps: Steps,
-    least_slope: float,
-    most_slope: float,
+    most_saved: float,
+    least_lost: float,
     incumbent: float,
     capacity: int,
 ) -> tuple[
@@ -33,8 +33,8 @@ def extend(
         loss: Loss of each state above the break solution, falling.
         cost_steps: Cost of each choice above the break choice of this group.
         loss_steps: Loss of each choice above the break choice.
-        least_slope: The remaining groups save at most this much loss per cost spent.
-        most_slope: They lose at least this much per cost saved; inf where they can save none.
+        most_saved: The remaining groups save at most this much loss per cost spent.
+        least_lost: They lose at least this much per cost saved; inf where they can save none.
         incumbent: Loss of the best allocation above the break solution.
         capacity: States to keep at most.
 
@@ -53,7 +53,7 @@ def extend(
     # Losses fall strictly now, so of equally dear states only the last is not dominated. A
     # state above the limit has to save its excess in the groups to come, one below it may
     # spend the rest there: at best at these slopes.
-    price = new_excess * np.where(new_excess > 0, most_slope, least_slope)
+    price = new_excess * np.where(new_excess > 0, least_lost, most_saved)
     rounding = np.where(price < np.inf, 2e-15 * (np.abs(new_loss) + np.abs(price)), 0.0)
     stays = new_loss + price - rounding < incumbent
     stays[:-1] &= new_excess[:-1] < new_excess[1:]

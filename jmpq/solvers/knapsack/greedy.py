@@ -19,7 +19,7 @@ from jmpq.solvers.knapsack.frontier_steps import (
     upgrades,
 )
 from jmpq.solvers.knapsack.relaxation_bounds import (
-    Relaxed,
+    BreakSolution,
     best_bound,
     linear_relaxation,
     lp_bound,
@@ -68,22 +68,22 @@ class Greedy:
         """
         started = time.perf_counter()
         reduced = problem.reduced()
-        choice, relaxed = cheapest_allocation(problem, reduced), None
+        choice, at_break = cheapest_allocation(problem, reduced), None
         price = combined_costs(reduced)
         frontiers = convex_frontiers(reduced.losses, price)
         if len(reduced.limits) == 1:  # these frontiers serve the bound too
             choice = frontiers[:, 0]
             steps = upgrades(reduced, frontiers, choice)
-            relaxed = linear_relaxation(reduced, choice, steps)
-            bound = best_bound(reduced, [np.array([relaxed.slope])])[0]
+            at_break = linear_relaxation(reduced, choice, steps)
+            bound = best_bound(reduced, [np.array([at_break.slope])])[0]
         else:
             bound = lp_bound(reduced)[0]
             steps = upgrades(reduced, frontiers, choice)
         if self.start == "downgrade":
             choice = self._downgrade(reduced, price, frontiers, choice)
-            steps, relaxed = upgrades(reduced, frontiers, choice), None
+            steps, at_break = upgrades(reduced, frontiers, choice), None
         if self.start == "upgrade" or self.fill:
-            choice = self._upgrade(reduced, price, steps, choice, relaxed)
+            choice = self._upgrade(reduced, price, steps, choice, at_break)
         name = "greedy" if self.criterion == "ratio" else self.criterion
         return solution_from_choice(
             problem,
@@ -99,14 +99,14 @@ class Greedy:
         price: Float[np.ndarray, "groups choices"],
         steps: Steps,
         choice: Int[np.ndarray, " groups"],
-        relaxed: Relaxed | None,
+        at_break: BreakSolution | None,
     ) -> Int[np.ndarray, " groups"]:
         """Take steps that save loss until none fits (`fill`) or one does not.
 
         By the ratio under one budget, the steps before the break are those of the relaxation.
         """
-        if relaxed and self.criterion == "ratio":
-            order, first = relaxed.priority, relaxed.taken
+        if at_break and self.criterion == "ratio":
+            order, first = at_break.priority, at_break.taken
             return upgrade(reduced, steps, order, choice, fill=self.fill, first=first)
         saved, added = steps.saved(reduced.losses), -steps.saved(price)
         with np.errstate(divide="ignore", over="ignore"):
