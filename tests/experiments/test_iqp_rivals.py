@@ -6,6 +6,7 @@ from jmpq.problem import problem_of
 from jmpq.solvers import BranchAndBound, LocalSearch, lp_bound
 from jmpq.solvers.quadratic.row_bound import row_bound
 from tests.solvers.instances import QUADRATIC, SHORT, optimum, quadratic_problem
+from tests.solvers.test_degenerate import CROSSED
 from tests.solvers.test_solvers import best_of
 
 POOR = Linearized(search=LocalSearch(restarts=0, patience=1))  # so that HiGHS has to find it
@@ -44,7 +45,7 @@ def test_out_of_time_is_feasible_with_a_real_bound():
 
 
 def test_a_time_limit_of_zero_is_refused():
-    with pytest.raises(ValueError, match="Linearized got time_limit_s=0.0: expected above 0"):
+    with pytest.raises(ValueError, match=r"Linearized got time_limit_s=0\.0: expected above 0"):
         Linearized(time_limit_s=0.0)
 
 
@@ -61,6 +62,15 @@ def test_a_failure_of_highs_is_an_error(monkeypatch):
 
 BOUNDED = ["psd0", "psd1", "indefinite0", "two_budgets_indefinite", "tied", "forbidden",
          "tight", "no_budget", "single_layer", "one_choice"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_where_next_to_nothing_is_left_to_decide(name):
+    problem, best = CROSSED[name], optimum(CROSSED[name])
+    reduced, above = problem.reduced(interactions=True), best + 1e-6 * (1 + abs(best))
+    assert POOR(problem).loss == pytest.approx(best, rel=1e-9)
+    assert convex_bound(reduced) <= above
+    assert linearized_bound(reduced) <= above
 
 
 @pytest.mark.parametrize("name", BOUNDED)

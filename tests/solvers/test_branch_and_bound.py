@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from jmpq.problem import problem_of, with_budgets
 from jmpq.solvers import BranchAndBound, Exact, LocalSearch
 from jmpq.solvers.quadratic.lifted import Lifted
+from jmpq.solvers.quadratic.row_bound import row_bound
 from jmpq.solvers.quadratic.semidefinite import Relaxation, onto_simplex
-from jmpq.solvers.quadratic.separable_bounds import row_bound
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 
 # so small that the relaxation and the division into parts do the work, not the enumeration

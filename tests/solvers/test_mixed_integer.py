@@ -20,7 +20,9 @@ def test_a_solver_that_is_not_installed_is_refused_with_those_that_are():
     mixed_integer.check_installed("HIGHS")
 
 
-@pytest.mark.parametrize("solver", [s for s in mixed_integer.installed() if s in mixed_integer.LISTED])
+@pytest.mark.parametrize(
+    "solver", [s for s in mixed_integer.installed() if s in mixed_integer.LISTED]
+)
 def test_every_installed_solver_finds_the_optimum_and_keeps_its_options(solver):
     problem = random_problem(3, layers=6, choices=3, budgets=2)
     best, solution = optimum(problem), Exact(solver=solver, time_limit_s=20.0)(problem)

@@ -1,6 +1,7 @@
 """The core solver and dynamic programming: optimal, with the proof, for one budget."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -188,6 +189,24 @@ def test_rounded_sums_do_not_break_the_budget():
     solution = CoreSearch()(problem)
     assert not problem.violated(solution.costs)
     assert solution.bound <= optimum(problem) <= solution.loss
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_limit_within_rounding_of_a_sum_is_held_and_nothing_false_is_proven(seed):
+    """The dearest allocation exceeds the limit by the last bit, which added up one way only."""
+    rng = np.random.default_rng(seed)
+    costs = np.stack([np.zeros(6), rng.uniform(0.1, 1, 6)], axis=1)
+    losses = np.stack([rng.uniform(1, 2, 6), np.zeros(6)], axis=1)
+    limit = math.fsum(costs[:, 1])
+    while limit + 1e-12 * limit >= math.fsum(costs[:, 1]):
+        limit = float(np.nextafter(limit, 0.0))
+    problem = problem_of(losses, {"cost": costs}, {"cost": limit})
+    allocations = np.array(list(itertools.product(range(2), repeat=6)))
+    values = [problem.evaluate(allocation) for allocation in allocations]
+    best = min(loss for loss, used in values if not problem.violated(used))
+    assert BruteForce()(problem).loss == best
+    solution = CoreSearch()(problem)
+    assert solution.bound <= best == solution.loss
 
 
 def test_a_choice_out_of_reach_does_not_spoil_the_proof():

@@ -210,7 +210,7 @@ class _Core:
             rows = np.arange(first, min(first + _CHUNK, len(start)))
             cost_steps, loss_steps, above, minimal = _changes(reduced, slope, start, rows)
             fits = cost_steps <= limit - used - band
-            best = min(best, loss + float(np.where(fits, loss_steps, 0.0).min()))
+            best = min(best, loss + float(np.where(fits, loss_steps, np.inf).min()))
             sound = sound and minimal
             # An allocation that takes a choice loses at least the bound and its reduced cost.
             # At the break choice's cost nothing is saved: that choice is on the frontier.
@@ -301,23 +301,28 @@ class _Core:
             # Losses fall where costs rise: the best of the states that fit is the last. It is
             # a whole allocation, the rows to come at the break choice.
             last = int(np.searchsorted(excess, 0.0, side="right")) - 1
-            if last < 0 or loss[last] >= min(target, doubtful):
-                continue
             if (
                 self.band > 0
+                and last >= 0
                 and excess[last] > -2 * self.band
+                and loss[last] < min(target, doubtful)
                 and not self.reduced.fits(self._traced(trace, last))
             ):
                 # Within the band only the exact sum tells. This one is no answer, but it may
                 # dominate one that is: nothing above its loss can be proven any more.
                 doubtful = float(loss[last])
+            if last >= 0 and loss[last] >= doubtful:  # the best state clear of the band
+                last = int(np.searchsorted(excess, -2 * self.band, side="right")) - 1
+            if last < 0 or loss[last] >= target:
                 continue
             # A better incumbent: a lower target, which may settle some of the rows to come.
             reached, target = (len(trace), last), float(loss[last]) - tolerance
             todo, slopes = self._todo(todo[place:], target + tolerance)
             place = 0
-        if reached:
-            best = self._traced(trace[: reached[0]], reached[1])
+        if reached and self.reduced.fits(
+            other := self._traced(trace[: reached[0]], reached[1])
+        ):
+            best = other
         proven = min(target, doubtful)
         if not complete:  # what the states that are open might still come to
             slope = np.where(excess > 0, slopes[1, place], slopes[0, place])

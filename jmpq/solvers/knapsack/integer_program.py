@@ -12,9 +12,10 @@ What is done around the solver so that its answer can be trusted:
   program solved again.
 - Where the answer is far better than the greedy search's, the program is stated again around
   it: the tolerances then are small against the losses that are left.
-- The bound is the solver's own dual bound as cvxpy hands it on (`mixed_integer`), lowered by its
-  tolerances. Solvers compute in floating point: the bound is as sound as their arithmetic,
-  less that margin. Where cvxpy hands on no dual bound, it is the linear relaxation's.
+- The bound is the solver's own dual bound as cvxpy hands it on (`mixed_integer`), lowered by
+  its tolerances. Solvers compute in floating point: the bound is as sound as their
+  arithmetic, less that margin. Where cvxpy hands on no dual bound, it is the linear
+  relaxation's.
 """
 
 import dataclasses
