@@ -659,8 +659,8 @@ def _attention(
     """KL divergence of every encoder layer's attention from the float network's."""
     import jax.numpy as jnp
 
+    from experiments.attention import attention_divergence
     from jmpq.data.batches import batches
-    from jmpq.deploy.attention import attention_divergence
     from jmpq.quantizers.fake_quant import quantize_params
 
     batch = batches(setting.calibration, config.batch_size)[-1]

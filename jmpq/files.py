@@ -1,13 +1,15 @@
 """Artifacts on disk: whole or not at all."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import pathlib
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 
@@ -69,6 +71,16 @@ def write_json(path: pathlib.Path, value: Any, *, compact: bool = False) -> None
     """Write JSON (no NaN), whole or not at all; compact, for long tables, without spaces."""
     layout: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 1}
     write_text(path, json.dumps(value, allow_nan=False, **layout) + "\n")
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a table, whole or not at all; columns in the order they appear."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def finished_lines(path: pathlib.Path, header: Any) -> list[Any]:

@@ -188,8 +188,8 @@ def test_convolution_bench_runs_on_a_small_configuration():
 def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
     import jax
 
+    from experiments import iqp_matrices
     from experiments.bench import iqp as bench_iqp
-    from experiments.bench import iqp_matrices
     from jmpq import load_sensitivities
 
     with (

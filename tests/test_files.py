@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import json
 import os
@@ -105,3 +106,13 @@ def test_json_lines_go_on_where_they_were_cut(tmp_path):
     files.finished_lines(path, {"bits": (2, 4)})  # a tuple is read back as a list
     files.append_line(path, [1])
     assert files.finished_lines(path, {"bits": (2, 4)}) == [[1]]
+
+
+def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
+    path = tmp_path / "table.csv"
+    files.write_csv(path, [{"cost": 1.5, "a": "W4, A8"}, {"cost": 0.1 + 0.2, "b": None}])
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["cost", "a", "b"]
+    assert [float(row["cost"]) for row in rows] == [1.5, 0.1 + 0.2]
+    assert [(row["a"], row["b"]) for row in rows] == [("W4, A8", ""), ("", "")]

@@ -36,7 +36,6 @@ WITHOUT_JAX = (
     "network.layers",
     "quantizers.spec",
     "sensitivity.logits.joint_predictors",
-    "sensitivity.logits.saturation",
     "sensitivity.table",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

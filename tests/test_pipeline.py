@@ -5,13 +5,8 @@ import numpy as np
 
 import jmpq
 from jmpq.data.batches import Batch
-from jmpq.problem import (
-    Overhead,
-    first_and_last,
-    planned_allocation,
-    planned_budgets,
-    write_plan,
-)
+from jmpq.problem import Overhead, first_and_last, write_plan
+from jmpq.problem.plan import planned_allocation, planned_budgets
 from jmpq.sensitivity.metrics.taylor import GaussNewton
 from tests import helpers
 

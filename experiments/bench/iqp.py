@@ -134,15 +134,10 @@ def instances(config: Config) -> Iterator[tuple[dict[str, Any], Problem]]:
 
 def measure(problem: Problem, config: Config) -> dict[str, Any]:
     """Losses, bounds and seconds of one instance."""
-    from jmpq.solvers import (
-        BranchAndBound,
-        Linearized,
-        LocalSearch,
-        convex_bound,
-        linearized_bound,
-        row_bound,
-        semidefinite_bound,
-    )
+    from experiments.bench.iqp_rivals import Linearized, convex_bound, linearized_bound
+    from jmpq.solvers import BranchAndBound, LocalSearch
+    from jmpq.solvers.quadratic.row_bound import row_bound
+    from jmpq.solvers.quadratic.semidefinite import semidefinite_bound
 
     reduced, limit = problem.reduced(interactions=True), config.bound_limit_s
     local, took = _timed(lambda: LocalSearch(bound=False)(problem))

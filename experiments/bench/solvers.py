@@ -22,11 +22,9 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,24 +35,24 @@ import tyro
 
 from experiments.bench.iqp import network_problem
 from experiments.provenance import commit, machine, versions
+from experiments.water_filling import fit_bit_model, water_filling
 from jmpq.allocation import Allocation
 from jmpq.files import write_json
-from jmpq.problem import Choice, Problem, problem_of, solution_from_columns, with_budgets
+from jmpq.formats import Choice
+from jmpq.problem import Problem, problem_of, solution_from_columns, with_budgets
 from jmpq.solvers import (
     CoreSearch,
     DynamicProgramming,
     Exact,
     Greedy,
-    fit_bit_model,
     lp_bound,
     random_search,
     reversed_search,
-    water_filling,
 )
 from jmpq.solvers.knapsack.mixed_integer import dual_bound, options
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
-PACKAGES = ("numpy", "numba", "cvxpy", "highspy", "pyscipopt", "pulp")
+PACKAGES = ("numpy", "cvxpy", "highspy", "pyscipopt", "pulp")
 # Parameters of the 20 weight layers of ResNet-20 for CIFAR-10, first and last included.
 RESNET20 = (432, *[2304] * 6, 4608, *[9216] * 5, 18432, *[36864] * 5, 640)
 VARIANTS: dict[str, Callable[[Problem], Any]] = {
@@ -137,7 +135,7 @@ class Config:
         curve_points: Budgets of every gap curve, from 2 to 98 %.
         curve_layers: Layers of the synthetic gap curves.
         curve_networks: Networks of `iqp_matrices` with a gap curve.
-        startup: Time imports and the first call with and without compiled code on disk.
+        startup: Time imports and the first calls in a process of its own.
     """
 
     cells: tuple[Cell, ...] = (*SMALL, *LARGE, *HARD)
@@ -431,8 +429,6 @@ jmpq.solvers.CoreSearch()(small)
 lap("first_small_call_s")
 jmpq.solvers.CoreSearch()(small)
 lap("second_small_call_s")
-import numba
-lap("import_numba_s")
 jmpq.solvers.CoreSearch()(large)
 lap("first_large_call_s")
 jmpq.solvers.CoreSearch()(large)
@@ -443,22 +439,11 @@ print(json.dumps(seconds))
 """
 
 
-def startup() -> list[dict[str, float]]:
-    """Two processes, one after the other, that start with no compiled code on disk.
-
-    The small problem, 20 layers, needs no compiled code, the large one, 1000, does.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-        return [json.loads(_process(environment)) for _ in range(2)]
-
-
-def _process(environment: dict[str, str]) -> str:
-    root = pathlib.Path(__file__).parents[2]
-    command = [sys.executable, "-c", STARTUP]
-    return subprocess.run(
-        command, cwd=root, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+def startup() -> dict[str, float]:
+    """Seconds of imports and of the first calls in a process of its own."""
+    command, root = [sys.executable, "-c", STARTUP], pathlib.Path(__file__).parents[2]
+    run = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+    return json.loads(run.stdout)
 
 
 def run(
@@ -482,9 +467,6 @@ def run(
         same = ("config", "commit", "versions")
         if all(old.get(key) == result[key] for key in same):
             result["rows"] = old["rows"]
-    # Imports and compilation are timed apart.
-    from jmpq.solvers.knapsack import core_states_compiled, frontier_compiled  # noqa: F401
-
     for solver, missing in available().items():
         if not missing:
             solve_with(solver, instance("realistic", 5, 3, 0, 40.0), 5.0)
@@ -495,7 +477,7 @@ def run(
             print(json.dumps(row))
     result["curves"] = gap_curves(config, data)
     result["published"] = published_instances(data) if data else []
-    result["startup"] = startup() if config.startup else []
+    result["startup"] = startup() if config.startup else {}
     result["load_at_end"] = machine()["load"]
     result["wall_s"] = time.perf_counter() - started
     return result

@@ -60,7 +60,8 @@ def write_front(path: pathlib.Path, problem: "Problem", name: str) -> int:
 
     One row a point by rising cost: the cost, the loss, and the choice of every layer.
     """
-    from jmpq.solvers import pareto_hull, write_csv
+    from jmpq.files import write_csv
+    from jmpq.solvers import pareto_hull
 
     hull = pareto_hull(problem, name)
     rows = []

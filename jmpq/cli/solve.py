@@ -16,8 +16,9 @@ from jmpq.network.layers import TieKind
 if TYPE_CHECKING:
     from jmpq.allocation import Allocation
     from jmpq.formats import Choice
-    from jmpq.problem import PlannedAllocation, Problem, Rule, Solution, SolveTime
-    from jmpq.problem.plan import Role
+    from jmpq.problem import PlannedAllocation, Problem, Solution
+    from jmpq.problem.plan import Role, SolveTime
+    from jmpq.problem.rules import Rule
     from jmpq.sensitivity.table import Sensitivity
 
 SolverName = Literal["exact", "greedy", "local_search", "branch_and_bound"]
@@ -94,13 +95,12 @@ class Solve:
             Overhead,
             Plan,
             build_problem,
-            describe,
             parse_rule,
-            planned_budgets,
-            rules_to_json,
             with_budgets,
             write_plan,
         )
+        from jmpq.problem.plan import planned_budgets
+        from jmpq.problem.rules import describe, rules_to_json
         from jmpq.quantizers.spec import QuantizerSpec
         from jmpq.sensitivity.table import load_sensitivities
 
@@ -216,7 +216,8 @@ class Solve:
         Raises:
             ValueError: If the layer table does not know them, or there is none of a kind.
         """
-        from jmpq.problem import Exclude, Pin, Tie, apply_rules
+        from jmpq.problem import Exclude, Pin, Tie
+        from jmpq.problem.rules import apply_rules
 
         ruling = apply_rules(rules, names, choices)
         apart = {
@@ -415,7 +416,8 @@ class Solve:
         """  # noqa: D205
         import numpy as np
 
-        from jmpq.problem import SolveTime, problem_of, with_budgets
+        from jmpq.problem import problem_of, with_budgets
+        from jmpq.problem.plan import SolveTime
 
         rng = np.random.default_rng(self.seed)
         for times in self.scaling:
@@ -467,7 +469,7 @@ def _planned(
     seed: int | None = None,
 ) -> "PlannedAllocation":
     """A solution as the plan keeps it, with what every metric predicts of it."""
-    from jmpq.problem import planned_allocation
+    from jmpq.problem.plan import planned_allocation
 
     return planned_allocation(
         name,

@@ -1,15 +1,13 @@
 """Blocks of parameters: a function of all of them as a function of some."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
-from jmpq.curvature.hvp import Params, Product, hessian
+from jmpq.curvature.hvp import Params
 from jmpq.network.tree_paths import leaf_paths
-
-Result = TypeVar("Result")
 
 
 def restrict(
@@ -47,43 +45,3 @@ def restrict(
         return function(jax.tree.unflatten(tree, filled), *args)
 
     return of_block, {name: leaves[at[name]] for name in names}
-
-
-def each_block(
-    estimate: Callable[[Product, Params, Array], Result],
-    loss: Callable[..., Any],
-    params: Params,
-    *,
-    key: Array,
-    blocks: Mapping[str, Sequence[str]] | None = None,
-    make: Callable[[Callable[..., Any]], Product] = hessian,
-) -> dict[str, Result]:
-    """An estimate for every diagonal block, one block after another.
-
-    Traces of all blocks come cheaper from one pass: `jmpq.curvature.trace.block_traces`.
-
-    Args:
-        estimate: Of ``(product, block, key)``, e.g. ``lambda product, block, key:
-            top_eigenpairs(product, block, 2, key=key)``.
-        loss: Function of `params`, what `make` takes.
-        params: Point of expansion.
-        key: Folded with the position of the block.
-        blocks: Names of blocks, and the leaves of each as `leaf_paths` writes them. Default:
-            every leaf by itself. They may overlap and need not cover the tree.
-        make: Turns the restricted function into a product, e.g. ``lambda f: hessian_over(f,
-            batches)``.
-
-    Returns:
-        What `estimate` found, by the name of the block; trees in it are dicts from the names
-        of leaves.
-
-    Raises:
-        ValueError: For a block without leaves, or a leaf that `params` does not have.
-    """
-    if blocks is None:
-        blocks = {name: [name] for name in leaf_paths(params)}
-    restricted = {name: restrict(loss, params, names) for name, names in blocks.items()}
-    return {
-        name: estimate(make(of_block), block, jax.random.fold_in(key, i))
-        for i, (name, (of_block, block)) in enumerate(restricted.items())
-    }

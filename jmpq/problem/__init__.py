@@ -1,94 +1,77 @@
-"""The allocation problem: choices, costs, rules, budgets, solutions, plans. No JAX."""
+"""The allocation problem: losses, costs, rules and budgets in; allocations with proofs out.
 
-from jmpq.formats import FLOAT_BITS, Choice, choice_grid
-from jmpq.problem.budgets import Budget, limit_of, parse_budget, with_budgets
-from jmpq.problem.build import LossTable, build_problem
+For whoever has losses per layer and choice (of bits) and wants to state what is to be
+minimised under what. A problem is plain tables with names, and so is a solution; both travel
+as files. No JAX.
+
+- `problem`: the `Problem`, a multiple-choice knapsack with several budgets, and its form over
+  groups of tied layers, which solvers work on.
+- `build`: the usual way to one, ``build_problem(network, sensitivity, overhead=..., rules=...,
+  budgets=...)``. `problem_of` takes bare arrays instead.
+- `costs`: what a choice costs: bytes with scales and zero points, bit operations, average
+  bits; the definitions, as functions of the layer table.
+- `rules`: one line of text each: ``pin``, ``allow``, ``exclude``, ``tie``, with regular
+  expressions on layer names. The default elsewhere is `first_and_last` at 8 bits.
+  `transformer_ties` has those of encoders ready-made.
+- `budgets`: limits as people ask for them: ``size_bytes=0.27MB``, ``bops=40%``,
+  ``size_bytes=W4A8``, ``size_bytes=0.13x``.
+- `interactions`: cross-layer terms, checked and summed over groups.
+- `solution`: what a solver returns. `solution_from_columns` evaluates the answer by itself, so
+  that loss, costs, gap and status never are a solver's word; `Infeasible` names the budgets
+  that conflict and how far each would have to be raised.
+- `plan`: the allocations of a run with their proofs, as JSON that is readable without jmpq.
+- `problem_file`: a problem as one npz file, to be solved elsewhere.
+- `exact_sum`: correctly rounded sums. A budget is met or not, whatever the order of layers.
+
+Losses are nats per example; a cost carries its unit in its name; MB = 10⁶ bytes. What solves a
+problem is the next stage, `jmpq.solvers`.
+"""
+
+from jmpq.problem.budgets import with_budgets
+from jmpq.problem.build import build_problem
 from jmpq.problem.costs import (
-    COST_NAMES,
     Overhead,
     activation_bytes,
     allocation_costs,
     average_bits,
     bops,
-    cost_table,
     size_bytes,
 )
-from jmpq.problem.plan import (
-    Plan,
-    PlannedAllocation,
-    PlannedBudget,
-    SolveTime,
-    planned_allocation,
-    planned_budgets,
-    read_plan,
-    write_plan,
-)
+from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.problem.problem import Problem, problem_of
 from jmpq.problem.problem_file import load_problem, save_problem
 from jmpq.problem.rules import (
     Allow,
     Exclude,
     Pin,
-    Rule,
     Tie,
-    apply_rules,
-    describe,
     first_and_last,
     parse_rule,
-    rules_from_json,
-    rules_to_json,
 )
-from jmpq.problem.solution import (
-    OPTIMALITY,
-    Infeasible,
-    Solution,
-    Status,
-    solution_from_columns,
-)
-from jmpq.problem.transformer_ties import Unit, transformer_units
+from jmpq.problem.solution import Infeasible, Solution, solution_from_columns
+from jmpq.problem.transformer_ties import transformer_units
 
 __all__ = [
-    "COST_NAMES",
-    "FLOAT_BITS",
-    "OPTIMALITY",
     "Allow",
-    "Budget",
-    "Choice",
     "Exclude",
     "Infeasible",
-    "LossTable",
     "Overhead",
     "Pin",
     "Plan",
     "PlannedAllocation",
-    "PlannedBudget",
     "Problem",
-    "Rule",
     "Solution",
-    "SolveTime",
-    "Status",
     "Tie",
-    "Unit",
     "activation_bytes",
     "allocation_costs",
-    "apply_rules",
     "average_bits",
     "bops",
     "build_problem",
-    "choice_grid",
-    "cost_table",
-    "describe",
     "first_and_last",
-    "limit_of",
     "load_problem",
-    "parse_budget",
     "parse_rule",
-    "planned_allocation",
-    "planned_budgets",
     "problem_of",
     "read_plan",
-    "rules_from_json",
-    "rules_to_json",
     "save_problem",
     "size_bytes",
     "solution_from_columns",

@@ -57,6 +57,10 @@ class Reduced:
         """Column of every layer from the column of every group."""
         return columns[self.groups]
 
+    def collapse(self, columns: Int[np.ndarray, " layers"]) -> Int[np.ndarray, " groups"]:
+        """Inverse of `expand`: tied layers have one choice, that of their first."""
+        return columns[np.unique(self.groups, return_index=True)[1]]
+
     def used(self, columns: Int[np.ndarray, " groups"]) -> Float[np.ndarray, " budgets"]:
         """Costs of one allocation, each sum correctly rounded."""
         rows = np.arange(len(columns))
@@ -235,8 +239,8 @@ class Problem:
             if not interactions:
                 raise ValueError(
                     "The problem has cross-layer terms (`interactions`), which this solver "
-                    "does not handle. Use LocalSearch, BranchAndBound, Linearized or "
-                    "BruteForce, or leave the terms out with `problem.separable()`."
+                    "does not handle. Use LocalSearch, BranchAndBound or BruteForce, "
+                    "or leave the terms out with `problem.separable()`."
                 )
             cross, within = interactions_over_groups(
                 mask(self.allowed, self.interactions), self.groups

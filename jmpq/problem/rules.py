@@ -258,9 +258,9 @@ def _tied(rule: Tie, layers: Sequence[str]) -> list[tuple[str, ...]]:
             groups.setdefault(match.groups(), {})[layers[i]] = None
     made = [tuple(names) for names in groups.values() if len(names) > 1]
     if not made:
-        found = ", ".join(name for names in groups.values() for name in names)
+        matches = ", ".join(name for names in groups.values() for name in names)
         raise ValueError(
-            f"Rule '{rule}' ties nothing: a tie needs two layers, it matches only {found}"
+            f"Rule '{rule}' ties nothing: a tie needs two layers, it matches only {matches}"
             f"{' (each with its own captured text)' if len(groups) > 1 else ''}."
         )
     return made
@@ -280,15 +280,15 @@ def _permitted(rule: Pin | Allow, choices: Sequence[Choice]) -> list[bool]:
 
 
 def _matches(pattern: str, layers: Sequence[str], rule: Rule) -> list[int]:
-    found = [i for i, name in enumerate(layers) if re.fullmatch(pattern, name)]
-    if not found:
+    matches = [i for i, name in enumerate(layers) if re.fullmatch(pattern, name)]
+    if not matches:
         close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ValueError(
             f"Pattern {pattern!r} of rule '{rule}' matches no layer.{hint} The whole name "
             f"must match; the layers are {', '.join(layers)}."
         )
-    return found
+    return matches
 
 
 def _check_pattern(pattern: str) -> None:

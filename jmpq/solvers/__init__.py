@@ -1,6 +1,30 @@
-"""Solvers: from a `Problem` to a `Solution` with a bound.
+"""Solvers: from a `Problem` to a `Solution` whose bound says how good it can be.
 
-No JAX; cvxpy, SciPy and numba only when they are used.
+A *solver* is anything callable on a problem: a function, or a frozen class whose fields are
+its options. `solve(problem)` picks the one that suits and is what most readers need:
+
+- one budget: `CoreSearch`, the optimum with its proof, a million layers in seconds;
+- several budgets: `Exact`, an integer program by cvxpy and HiGHS, up to a few thousand layers;
+- cross-layer terms: `BranchAndBound` up to a thousand (layer, choice) pairs, the optimum or a
+  proven gap; beyond that `LocalSearch`, good allocations with a coarse bound.
+
+The others are for comparison and for special cases: `Greedy` is the paper's Algorithm 1,
+`DynamicProgramming` a second proof of the first kind, `MultiplierSearch` bounds very many
+layers under several budgets, `uniform`, `random_search` and `reversed_search` are baselines,
+and `ObjectiveSearch` minimises any function of whole allocations, a measured loss for one.
+
+Nobody has to be believed. `solution_from_columns` evaluates an answer anew, by code that no
+solver shares; a solver adds only its lower bound, and ``optimal`` is what that bound proves.
+
+- `knapsack`: losses that add up over the layers.
+- `quadratic`: cross-layer terms too.
+- `measured`: the loss of whole allocations, measured or predicted.
+
+To add a solver, write a file in one of these folders that takes a `Problem`, works on
+`problem.reduced()` (tied layers are one group there) and returns ``solution_from_columns(...)``
+with the bound it can prove, -inf for none. Name it in `automatic.exact_solver`, from where the
+command line takes it, and in the list of tests/solvers/test_degenerate.py. No JAX here; cvxpy
+and SciPy are imported where they are used.
 """
 
 from jmpq.solvers.automatic import exact_solver, solve
@@ -10,72 +34,45 @@ from jmpq.solvers.knapsack.baselines import (
     reversed_search,
     uniform,
 )
-from jmpq.solvers.knapsack.budget_sweep import sweep, write_csv
 from jmpq.solvers.knapsack.dynamic_programming import DynamicProgramming
 from jmpq.solvers.knapsack.expanding_core import CoreSearch
 from jmpq.solvers.knapsack.greedy import Greedy
 from jmpq.solvers.knapsack.integer_program import Exact
-from jmpq.solvers.knapsack.least_cost import LeastCost, least_cost
+from jmpq.solvers.knapsack.least_cost import least_cost
 from jmpq.solvers.knapsack.multiplier_search import MultiplierSearch
-from jmpq.solvers.knapsack.pareto import Front, Hull, pareto_front, pareto_hull
-from jmpq.solvers.knapsack.relaxation_bounds import lagrangian_bound, lp_bound
-from jmpq.solvers.knapsack.water_filling import (
-    BitModel,
-    WaterFilling,
-    fit_bit_model,
-    water_filling,
-)
+from jmpq.solvers.knapsack.pareto import pareto_hull
+from jmpq.solvers.knapsack.relaxation_bounds import lp_bound
 from jmpq.solvers.measured.accuracy_floor import CheapestAbove, cheapest_above
 from jmpq.solvers.measured.objective_search import Measurement, Objective, ObjectiveSearch
-from jmpq.solvers.measured.refinement import Refinement, refine
+from jmpq.solvers.measured.refinement import refine
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
 from jmpq.solvers.quadratic.brute_force import BruteForce
-from jmpq.solvers.quadratic.linearized import Linearized
-from jmpq.solvers.quadratic.semidefinite import semidefinite_bound
-from jmpq.solvers.quadratic.separable_bounds import convex_bound, linearized_bound, row_bound
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import Solver
 
 __all__ = [
-    "BitModel",
     "BranchAndBound",
     "BruteForce",
     "CheapestAbove",
     "CoreSearch",
     "DynamicProgramming",
     "Exact",
-    "Front",
     "Greedy",
-    "Hull",
-    "LeastCost",
-    "Linearized",
     "LocalSearch",
     "Measurement",
     "MultiplierSearch",
     "Objective",
     "ObjectiveSearch",
-    "Refinement",
     "Solver",
-    "WaterFilling",
     "cheapest_above",
-    "convex_bound",
     "draw_allocations",
     "exact_solver",
-    "fit_bit_model",
-    "lagrangian_bound",
     "least_cost",
-    "linearized_bound",
     "lp_bound",
-    "pareto_front",
     "pareto_hull",
     "random_search",
     "refine",
     "reversed_search",
-    "row_bound",
-    "semidefinite_bound",
     "solve",
-    "sweep",
     "uniform",
-    "water_filling",
-    "write_csv",
 ]

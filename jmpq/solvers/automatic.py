@@ -1,4 +1,4 @@
-"""Which exact solver to use where none is named."""
+"""The solver of a name, and the one that suits a problem where none is named."""
 
 from typing import Literal
 
@@ -8,19 +8,16 @@ from jmpq.solvers.knapsack.dynamic_programming import DynamicProgramming
 from jmpq.solvers.knapsack.expanding_core import CoreSearch
 from jmpq.solvers.knapsack.integer_program import Exact
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
-from jmpq.solvers.quadratic.linearized import Linearized
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import Solver
 
 _BRANCHED = 1000  # options, (layer, choice) pairs, up to which branch and bound is worth a try
 
-Named = Literal[
-    "auto", "core", "dynamic_programming", "branch_and_bound", "linearized", "local_search"
-]
+SolverName = Literal["auto", "core", "dynamic_programming", "branch_and_bound", "local_search"]
 
 
 def exact_solver(
-    problem: Problem, name: Named | str = "auto", *, time_limit_s: float = 60.0
+    problem: Problem, name: SolverName | str = "auto", *, time_limit_s: float = 60.0
 ) -> Solver:
     """The exact solver of a name, or the one that suits the problem.
 
@@ -28,7 +25,7 @@ def exact_solver(
         problem: What is to be solved.
         name: ``core``, ``dynamic_programming`` (which keeps no time limit), a mixed-integer
             solver by cvxpy's name, such as ``HIGHS`` or ``SCIP``; for cross-layer terms
-            ``branch_and_bound``, ``linearized``, or ``local_search``, which proves little.
+            ``branch_and_bound``, or ``local_search``, which proves little.
             ``auto`` is the core solver for up to one budget, HIGHS through cvxpy for several;
             with cross-layer terms branch and bound, and the local search where there are too
             many options for it.
@@ -47,14 +44,12 @@ def exact_solver(
     match name:
         case "branch_and_bound":
             return BranchAndBound(time_limit_s=time_limit_s)
-        case "linearized":
-            return Linearized(time_limit_s=time_limit_s)
         case "local_search":
             return LocalSearch(time_limit_s=time_limit_s)
     if problem.interactions is not None:
         raise ValueError(
-            f"Solver {name!r} takes no cross-layer terms: choose branch_and_bound, linearized "
-            "or local_search, or leave the terms out with `problem.separable()`."
+            f"Solver {name!r} takes no cross-layer terms: choose branch_and_bound or "
+            "local_search, or leave the terms out with `problem.separable()`."
         )
     match name:
         case "core":

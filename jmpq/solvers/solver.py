@@ -1,5 +1,6 @@
-"""What a solver is."""
+"""What a solver is, and the check of its options."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from jmpq.problem.problem import Problem
@@ -11,3 +12,28 @@ class Solver(Protocol):
     """Anything callable on a problem; raises `Infeasible` where no allocation fits."""
 
     def __call__(self, problem: Problem) -> Solution: ...
+
+
+def check_options(
+    solver: Solver,
+    *,
+    above_0: Sequence[str] = (),
+    from_0: Sequence[str] = (),
+    from_1: Sequence[str] = (),
+) -> None:
+    """Refuse options of a solver that are out of range.
+
+    Args:
+        solver: Its options are fields.
+        above_0: Names of those that must be above 0.
+        from_0: Names of those that must be at least 0.
+        from_1: Names of those that must be at least 1.
+
+    Raises:
+        ValueError: If one is out of range; the message names it.
+    """
+    for name in (*above_0, *from_0, *from_1):
+        value = getattr(solver, name)
+        least = "above 0" if name in above_0 else f"at least {int(name in from_1)}"
+        if not (value > 0 if name in above_0 else value >= int(name in from_1)):
+            raise ValueError(f"{type(solver).__name__} got {name}={value}: expected {least}.")

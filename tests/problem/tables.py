@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from jmpq.formats import Choice, choice_grid
 from jmpq.network.layers import Layer
-from jmpq.problem import Choice, choice_grid
 
 
 def conv(name, inputs, outputs, kernel=3, side=4):

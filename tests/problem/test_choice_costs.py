@@ -2,18 +2,16 @@ import numpy as np
 import pytest
 
 from jmpq.allocation import Allocation
+from jmpq.formats import Choice, choice_grid
 from jmpq.problem import (
-    Choice,
     Overhead,
     activation_bytes,
     allocation_costs,
     average_bits,
     bops,
-    choice_grid,
-    cost_table,
     size_bytes,
 )
-from jmpq.problem.costs import constant_cost
+from jmpq.problem.costs import constant_cost, cost_table
 from jmpq.quantizers.spec import QuantizerSpec
 from tests.problem.tables import GRID, LAYERS, NAMES, conv, embedding
 

@@ -4,8 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
+from jmpq.formats import Choice
 from jmpq.problem import (
-    Choice,
     Exclude,
     Overhead,
     Pin,

@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 
 from jmpq.allocation import Allocation
+from jmpq.formats import Choice
 from jmpq.problem import (
-    Choice,
     Plan,
     PlannedAllocation,
-    SolveTime,
-    planned_allocation,
-    planned_budgets,
     problem_of,
     read_plan,
     solution_from_columns,
     write_plan,
+)
+from jmpq.problem.plan import (
+    SolveTime,
+    planned_allocation,
+    planned_budgets,
 )
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jmpq.allocation import Allocation
+from jmpq.formats import Choice
 from jmpq.problem import (
     Allow,
-    Choice,
     Exclude,
     Infeasible,
     Overhead,
@@ -17,12 +17,11 @@ from jmpq.problem import (
     allocation_costs,
     build_problem,
     first_and_last,
-    limit_of,
-    parse_budget,
     problem_of,
     solution_from_columns,
     with_budgets,
 )
+from jmpq.problem.budgets import limit_of, parse_budget
 from jmpq.problem.solution import infeasible
 from jmpq.quantizers.spec import QuantizerSpec
 from tests.problem.tables import GRID, LAYERS, NAMES, losses_of

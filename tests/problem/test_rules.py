@@ -1,21 +1,9 @@
 import numpy as np
 import pytest
 
-from jmpq.problem import (
-    Allow,
-    Choice,
-    Exclude,
-    Pin,
-    Tie,
-    apply_rules,
-    choice_grid,
-    describe,
-    first_and_last,
-    parse_rule,
-    rules_from_json,
-    rules_to_json,
-)
-from jmpq.problem.rules import tie_groups
+from jmpq.formats import Choice, choice_grid
+from jmpq.problem import Allow, Exclude, Pin, Tie, first_and_last, parse_rule
+from jmpq.problem.rules import apply_rules, describe, rules_from_json, rules_to_json, tie_groups
 from tests.problem.tables import GRID, NAMES
 
 

@@ -1,6 +1,8 @@
 import pytest
 
-from jmpq.problem import apply_rules, choice_grid, transformer_units
+from jmpq.formats import choice_grid
+from jmpq.problem import transformer_units
+from jmpq.problem.rules import apply_rules
 
 MATRICES = (
     "attention/self/query",

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from jmpq.problem import Choice, problem_of, with_budgets
+from jmpq.formats import Choice
+from jmpq.problem import problem_of, with_budgets
 
 
 def random_problem(seed, layers=6, choices=4, budgets=1, fraction=0.4, ties=(), integer=False):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from jmpq.problem import problem_of, with_budgets
 from jmpq.solvers import BranchAndBound, Exact, LocalSearch
 from jmpq.solvers.quadratic.lifted import Lifted
+from jmpq.solvers.quadratic.row_bound import row_bound
 from jmpq.solvers.quadratic.semidefinite import Relaxation, onto_simplex
-from jmpq.solvers.quadratic.separable_bounds import row_bound
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 
 # so small that the relaxation and the division into parts do the work, not the enumeration
@@ -242,10 +242,3 @@ def test_permuted_layers_give_the_permuted_answer():
     )
     want, got = DIVIDE(problem), DIVIDE(permuted)
     np.testing.assert_array_equal(got.columns, want.columns[order])
-
-
-def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="Branch and bound needs a time limit above 0"):
-        BranchAndBound(time_limit_s=0.0)
-    with pytest.raises(ValueError, match="max_parts=0"):
-        BranchAndBound(max_parts=0)

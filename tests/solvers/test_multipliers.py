@@ -59,8 +59,6 @@ def test_filling_never_breaks_a_budget_and_leaves_no_step_that_fits():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="The multiplier search needs max_iterations"):
-        MultiplierSearch(max_iterations=0)
     with pytest.raises(ValueError, match="cross-layer terms"):
         MultiplierSearch()(QUADRATIC["psd0"])
     problem = random_problem(1, budgets=2)

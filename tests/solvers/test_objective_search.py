@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jmpq.allocation import translate_columns
-from jmpq.formats import choice_grid
-from jmpq.problem import Choice, problem_of
+from jmpq.formats import Choice, choice_grid
+from jmpq.problem import problem_of
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.table import Move
 from jmpq.solvers import Exact, Greedy, ObjectiveSearch
@@ -82,8 +82,6 @@ def test_an_objective_that_is_no_objective_is_refused():
     with pytest.raises(ValueError, match=r"each of the 1 allocations .* shape \(1, 2\)"):
         ObjectiveSearch(objective=lambda c: np.zeros((len(c), 2)).astype(float)[:, :2].reshape(
             len(c), 2))(problem)  # fmt: skip
-    with pytest.raises(ValueError, match="The search needs max_evaluations, batch"):
-        ObjectiveSearch(objective=lambda c: np.zeros(len(c)), batch=0)
 
 
 def test_superposed_logits_are_minimised_from_the_knapsack():

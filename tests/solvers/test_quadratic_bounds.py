@@ -1,73 +1,17 @@
-import numpy as np
 import pytest
 
-from jmpq.solvers import convex_bound, linearized_bound, lp_bound, row_bound
-from tests.solvers.instances import QUADRATIC, SHORT, optimum, quadratic_problem
-
-NAMES = ["psd0", "psd1", "indefinite0", "two_budgets_indefinite", "tied", "forbidden",
-         "tight", "no_budget", "single_layer", "one_choice"]  # fmt: skip
+from jmpq.solvers import lp_bound
+from jmpq.solvers.quadratic.row_bound import row_bound
+from tests.solvers.instances import QUADRATIC, SHORT, optimum
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_bound_lies_below_the_optimum(name):
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_the_bound_lies_below_the_optimum(name):
     problem = QUADRATIC[name]
-    reduced, best = problem.reduced(interactions=True), optimum(problem)
-    tolerance = 1e-12 * abs(best)
-    for bound in (row_bound, convex_bound, linearized_bound):
-        assert bound(reduced) <= best + tolerance
-    assert linearized_bound(reduced) >= row_bound(reduced) - tolerance
+    best = optimum(problem)
+    assert row_bound(problem.reduced(interactions=True)) <= best + 1e-12 * abs(best)
 
 
-def test_bounds_of_a_sum_over_layers_are_that_of_the_knapsack():
+def test_the_bound_of_a_sum_over_layers_is_that_of_the_knapsack():
     reduced = SHORT["random0"].reduced()
-    for bound in (row_bound, convex_bound, linearized_bound):
-        assert bound(reduced) == lp_bound(reduced)[0]
-
-
-def test_the_linearized_bound_is_that_of_the_whole_linear_program():
-    import cvxpy
-
-    problem = quadratic_problem(3, "indefinite", layers=4)
-    reduced = problem.reduced(interactions=True)
-    x = cvxpy.Variable((4, 3), nonneg=True)
-    loss, limits = cvxpy.sum(cvxpy.multiply(reduced.losses, x)), [cvxpy.sum(x, axis=1) == 1]
-    for g in range(4):
-        for h in range(g + 1, 4):
-            y = cvxpy.Variable((3, 3), nonneg=True)
-            loss += cvxpy.sum(cvxpy.multiply(reduced.interactions[g, :, h], y))
-            limits += [cvxpy.sum(y, axis=1) == x[g], cvxpy.sum(y, axis=0) == x[h]]
-    limits.append(cvxpy.sum(cvxpy.multiply(reduced.costs[0], x)) <= reduced.limits[0])
-    program = cvxpy.Problem(cvxpy.Minimize(loss), limits)
-    program.solve(solver=cvxpy.HIGHS)
-    assert linearized_bound(reduced) == pytest.approx(program.value, rel=1e-6)
-
-
-def test_the_convex_bound_is_exact_where_the_relaxed_minimum_is_whole():
-    """A convex loss whose relaxed minimum is an allocation: the tangent touches it."""
-    interactions = np.zeros((3, 2, 3, 2))
-    interactions[0, 1, 1, 1] = interactions[1, 1, 0, 1] = 5.0
-    from jmpq.problem import problem_of
-
-    problem = problem_of(
-        np.array([[0.0, 9.0]] * 3),
-        {"c": np.ones((3, 2))},
-        {"c": 3.0},
-        interactions=interactions,
-    )
-    assert convex_bound(problem.reduced(interactions=True)) == pytest.approx(0.0, abs=1e-5)
-
-
-def test_out_of_time_the_linearized_bound_is_that_of_the_rows():
-    reduced = quadratic_problem(5, layers=12, choices=4).reduced(interactions=True)
-    assert linearized_bound(reduced, time_limit_s=1e-4) == row_bound(reduced)
-
-
-def test_a_failure_of_the_convex_program_is_an_error(monkeypatch):
-    import cvxpy
-
-    def fail(*_, **__):
-        raise cvxpy.SolverError("no memory")
-
-    monkeypatch.setattr(cvxpy.Problem, "solve", fail)
-    with pytest.raises(RuntimeError, match="Clarabel failed on the convex program: no memory"):
-        convex_bound(QUADRATIC["psd0"].reduced(interactions=True))
+    assert row_bound(reduced) == lp_bound(reduced)[0]

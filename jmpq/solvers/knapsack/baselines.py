@@ -68,10 +68,10 @@ def random_search(problem: Problem, *, seed: int) -> Solution:
         price = price + weight * table / max(table.max(), 1.0)
     losses = -np.sqrt(price)  # the root keeps every choice on the frontier that is walked
     blind = dataclasses.replace(problem, losses=losses, interactions=None)
-    found = Greedy(criterion="random", seed=seed)(blind)
+    solution = Greedy(criterion="random", seed=seed)(blind)
     return solution_from_columns(
         problem,
-        found.columns,
+        solution.columns,
         bound=-math.inf if problem.interactions is not None else lp_bound(reduced)[0],
         solver="random",
         wall_s=time.perf_counter() - started,

@@ -12,8 +12,8 @@ def extend(
     loss: States,
     cost_steps: Steps,
     loss_steps: Steps,
-    least_slope: float,
-    most_slope: float,
+    most_saved: float,
+    least_lost: float,
     incumbent: float,
     capacity: int,
 ) -> tuple[
@@ -26,16 +26,15 @@ def extend(
     """Every state with every choice of one group, without the dominated and the hopeless.
 
     A state is an allocation of the groups so far, the others at the break solution. It stays
-    if its loss is below that of all cheaper ones and its bound below the incumbent. For few
-    states; `core_states_compiled.extend` gives the same for many.
+    if its loss is below that of all cheaper ones and its bound below the incumbent.
 
     Args:
         excess: Cost of each state above the limit, rising.
         loss: Loss of each state above the break solution, falling.
         cost_steps: Cost of each choice above the break choice of this group.
         loss_steps: Loss of each choice above the break choice.
-        least_slope: The remaining groups save at most this much loss per cost spent.
-        most_slope: They lose at least this much per cost saved; inf where they can save none.
+        most_saved: The remaining groups save at most this much loss per cost spent.
+        least_lost: They lose at least this much per cost saved; inf where they can save none.
         incumbent: Loss of the best allocation above the break solution.
         capacity: States to keep at most.
 
@@ -45,15 +44,19 @@ def extend(
     """
     all_excess = (cost_steps[:, None] + excess).ravel()
     all_loss = (loss_steps[:, None] + loss).ravel()
-    order = np.lexsort((all_loss, all_excess))  # equal ones by choice
+    # The sorted copies of the states, one a choice, lie one behind the other: a stable sort
+    # merges them, and equal ones stay in the order of the choices.
+    order = np.argsort(all_excess, kind="stable")
     new_excess, new_loss = all_excess[order], all_loss[order]
-    least = np.minimum.accumulate(np.append(np.inf, new_loss[:-1]))
-    price = np.zeros(len(order))
-    over = new_excess > 0
-    price[~over] = new_excess[~over] * least_slope
-    price[over] = new_excess[over] * most_slope
+    better = np.append(True, new_loss[1:] < np.minimum.accumulate(new_loss)[:-1])
+    order, new_excess, new_loss = order[better], new_excess[better], new_loss[better]
+    # Losses fall strictly now, so of equally dear states only the last is not dominated. A
+    # state above the limit has to save its excess in the groups to come, one below it may
+    # spend the rest there: at best at these slopes.
+    price = new_excess * np.where(new_excess > 0, least_lost, most_saved)
     rounding = np.where(price < np.inf, 2e-15 * (np.abs(new_loss) + np.abs(price)), 0.0)
-    stays = (new_loss < least) & (new_loss + price - rounding < incumbent)
+    stays = new_loss + price - rounding < incumbent
+    stays[:-1] &= new_excess[:-1] < new_excess[1:]
     kept = np.flatnonzero(stays)[:capacity]
     columns, parent = np.divmod(order[kept], len(excess))
     return (

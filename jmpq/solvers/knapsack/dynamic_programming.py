@@ -110,13 +110,13 @@ def _cheapest_path(reduced: Reduced, integer: IntegerCosts) -> Int[np.ndarray, "
 def _not_integer(problem: Problem, reduced: Reduced) -> str:
     name = reduced.names[0]
     table = np.where(problem.allowed, problem.costs[name], 0.0)
-    found = np.argwhere(table != np.floor(table))
-    if len(found) == 0:
+    fractions = np.argwhere(table != np.floor(table))
+    if len(fractions) == 0:
         return (
             f"The sum of {name} exceeds 2^53, where float64 no longer counts in ones: "
             "measure it in a larger unit, or use `CoreSearch`."
         )
-    row, column = found[0]
+    row, column = fractions[0]
     return (
         f"Layer {problem.layers[row]!r} at {problem.choices[column].label} has {name} "
         f"{table[row, column]}: dynamic programming takes integers. Round the costs up to "

@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float, Int
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
+from jmpq.solvers.knapsack.core_states import extend
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
 from jmpq.solvers.knapsack.frontier_steps import upgrades
@@ -44,14 +45,13 @@ from jmpq.solvers.knapsack.relaxation_bounds import (
     lagrangian_bound,
     linear_relaxation,
 )
+from jmpq.solvers.solver import check_options
 
 _TIE = 1e-12  # losses count as equal up to this part of their scale
 _UNIT = np.finfo(np.float64).eps / 2  # relative error of one rounding
 _STATE_BYTES = 2 * 16 + 6  # a state while it is extended, and its trace
 
 _CHUNK = 4096  # groups
-_FEW = 1 << 20  # states that are extended before numba is worth its import
-_FEW_GROUPS = 512  # fewer groups are tried without it
 
 Columns = Int[np.ndarray, " groups"]  # of one allocation
 Table = Float[np.ndarray, "rows choices"]
@@ -68,9 +68,7 @@ class CoreSearch:
     promised.
 
     Attributes:
-        time_limit_s: Seconds, looked at between groups. Hundreds of groups, or many states,
-            take compiled code: importing numba (and compiling, at the first call after an
-            installation) does not count for the former.
+        time_limit_s: Seconds for the whole call, looked at between groups.
         memory_limit_bytes: For the states of the dynamic program.
         relative_gap: Stop when the answer is proven this close, relative to the loss above
             the least of every group; 0 for the optimum.
@@ -81,14 +79,8 @@ class CoreSearch:
     relative_gap: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (
-            self.time_limit_s > 0 and self.memory_limit_bytes > 0 and self.relative_gap >= 0
-        ):
-            raise ValueError(
-                "The core solver needs limits above 0 and a relative gap of at least 0, got "
-                f"time_limit_s={self.time_limit_s}, memory_limit_bytes="
-                f"{self.memory_limit_bytes}, relative_gap={self.relative_gap}."
-            )
+        limits = ("time_limit_s", "memory_limit_bytes")
+        check_options(self, above_0=limits, from_0=("relative_gap",))
 
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
@@ -102,12 +94,9 @@ class CoreSearch:
         columns = cheapest_allocation(problem, reduced)
         reduced = one_budget(reduced, "The core solver")
         if len(reduced.limits):
-            if len(reduced.losses) >= _FEW_GROUPS:  # off the clock
-                from jmpq.solvers.knapsack import core_states_compiled  # noqa: F401
-
-            deadline = time.perf_counter() + self.time_limit_s
+            deadline = started + self.time_limit_s
             integer = integer_costs(reduced)
-            if integer:
+            if integer:  # no total lies between the multiple of the unit below and the limit
                 reduced = dataclasses.replace(reduced, limits=np.array([integer.limit]))
             columns, bound = self._search(reduced, columns, deadline)
         else:
@@ -125,16 +114,19 @@ class CoreSearch:
         self, reduced: Reduced, columns: Columns, deadline: float
     ) -> tuple[Columns, float]:
         """The best choice found and a proven bound, stated anew while that makes it finer."""
+        # Invariant: `loss` is that of `choice`, an allocation within budget, and no allocation
+        # within budget loses less than `bound`.
         loss, bound, reach = _loss(reduced, columns), -math.inf, math.inf
         reduced = _affordable(reduced)
         while True:
             least = reduced.losses.min(axis=1)
             base, size = exact_sum(least), float(np.abs(least).sum())
-            if (
-                loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
-                or 2 * (loss - base) > reach
-            ):
+            proven = loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
+            if proven or 2 * (loss - base) > reach:  # stated again it would be no finer
                 return columns, bound
+            # A choice that alone, all other groups at their least, already loses as much as
+            # the incumbent is in no better allocation. The losses that are left are small
+            # where the incumbent is good, and so is their rounding.
             reach = loss - base
             near = reduced.losses - least[:, None] <= reach + 1e-12 * max(size, abs(loss))
             reduced = _restricted(reduced, near)
@@ -146,6 +138,8 @@ class CoreSearch:
                 columns, tolerance, deadline, self.memory_limit_bytes
             )
             loss = _loss(reduced, columns)
+            # `proven` holds for the choices that are near; allocations with another one lose
+            # at least what an incumbent loses.
             bound = max(bound, min(proven, loss))
             if not complete:
                 return columns, bound
@@ -184,7 +178,7 @@ class _Core:
     reduced: Reduced
     start: Columns  # the break solution
     loss: float  # of the break solution
-    excess: float  # its cost above the limit, lowered by `band`; never above 0
+    excess: float  # its cost above the limit, lowered by `band`
     band: float  # what rounding may have added to a sum of costs; 0 for integers
     bound: float  # of the linear relaxation
     groups: Int[np.ndarray, " core"]
@@ -202,20 +196,26 @@ class _Core:
         slope, start, *_ = linear_relaxation(reduced, frontiers[:, 0], steps)
         if not math.isfinite(slope):  # a loss saved at next to no cost: no bound from it
             slope = 0.0
+        # The Lagrangian at the break slope: the bound of the linear relaxation. Whatever the
+        # slope, it bounds; `sound` tells below whether it belongs to the break solution.
         bound = lagrangian_bound(reduced, np.array([slope]))
         (used,) = reduced.used(start)
         whole = bool((costs == np.floor(costs)).all())
         band = 0.0 if whole else 1e-13 * max(abs(limit), used)
         loss, sound, near = _loss(reduced, start), True, []
-        best = min(loss, incumbent)
+        # `best` is the loss of some allocation within budget: the incumbent, the break
+        # solution (rounded sums may have let it pass the limit) or one change of it.
+        best = min(loss, incumbent) if used <= limit else incumbent
         for first in range(0, len(start), _CHUNK):  # a chunk stays in the processor's cache
             rows = np.arange(first, min(first + _CHUNK, len(start)))
             cost_steps, loss_steps, above, minimal = _changes(reduced, slope, start, rows)
             fits = cost_steps <= limit - used - band
-            best = min(best, loss + float(np.where(fits, loss_steps, 0.0).min()))
+            best = min(best, loss + float(np.where(fits, loss_steps, np.inf).min()))
             sound = sound and minimal
+            # An allocation that takes a choice loses at least the bound and its reduced cost.
+            # At the break choice's cost nothing is saved: that choice is on the frontier.
             near.append(rows[((above <= best - bound) & (cost_steps != 0)).any(axis=1)])
-        groups = np.concatenate(near)
+        groups = np.concatenate(near)  # a superset: `best` has fallen on the way
         cost_steps, loss_steps, above, _ = _changes(reduced, slope, start, groups)
         part = Reduced(
             losses=np.where((above <= best - bound) | (cost_steps == 0), loss_steps, np.inf),
@@ -229,6 +229,7 @@ class _Core:
             np.where(keep, table, np.inf)
             for table in (cost_steps, loss_steps, np.maximum(above, 0.0))
         )
+        # Reduced cost per cost is the distance of a choice's slope from the break slope.
         with np.errstate(invalid="ignore", divide="ignore"):
             distance = np.where(keep & (cost_steps != 0), above / np.abs(cost_steps), np.inf)
         order = np.argsort(distance.min(axis=1), kind="stable")
@@ -257,17 +258,17 @@ class _Core:
             deadline: On the clock of `time.perf_counter`.
             memory: Bytes for states and their traces.
         """
-        from jmpq.solvers.knapsack.core_states import extend
-
         best = incumbent
-        # All losses count from the break solution's; the states are to fall below `target`.
+        # All losses count from the break solution's. Invariant: every allocation within budget
+        # of loss below `target` is a state of the rows so far continued by choices of
+        # todo[place:], or no cheaper and no better than one that is. The rows that `_todo`
+        # leaves out stay at the break choice.
         target = _loss(self.reduced, best) - self.loss - tolerance
         todo, slopes = self._todo(np.arange(len(self.groups)), target + tolerance)
         excess, loss = np.array([self.excess]), np.zeros(1)
-        trace: list[_Layer] = []
-        found: tuple[int, int] | None = None  # layer and state of the best allocation
+        trace: list[_Extension] = []
+        reached: tuple[int, int] | None = None  # extensions, and state, of the best one
         doubtful, place, complete = math.inf, 0, True
-        work = 0 if len(self.start) < _FEW_GROUPS else _FEW  # states times choices
         loss_error = excess_error = 0.0
         while self.sound and place < len(todo) and len(excess):
             row = todo[place]
@@ -276,9 +277,7 @@ class _Core:
             )
             costs, losses = self.cost_steps[row, columns], self.loss_steps[row, columns]
             capacity = int(memory // _STATE_BYTES)
-            work += len(excess) * len(columns)
-            if work > _FEW:
-                from jmpq.solvers.knapsack.core_states_compiled import extend
+            # Stopped here, or in `extend`, the states are still those before this row.
             if time.perf_counter() > deadline or capacity < 1:
                 complete = False
                 break
@@ -290,7 +289,7 @@ class _Core:
             place += 1
             excess, loss, parent, pick, _ = new
             trace.append(
-                _Layer(
+                _Extension(
                     group=int(self.groups[row]),
                     columns=columns[pick].astype(np.int16),
                     parent=parent,
@@ -299,26 +298,40 @@ class _Core:
             memory -= 6 * len(parent)
             loss_error += _rounding(loss, losses)
             excess_error += _rounding(excess, costs)
-            last = int(np.searchsorted(excess, 0.0, side="right")) - 1  # of those that fit
-            if last < 0 or loss[last] >= min(target, doubtful):
-                continue
+            # Losses fall where costs rise: the best of the states that fit is the last. It is
+            # a whole allocation, the rows to come at the break choice.
+            last = int(np.searchsorted(excess, 0.0, side="right")) - 1
             if (
                 self.band > 0
+                and last >= 0
                 and excess[last] > -2 * self.band
+                and loss[last] < min(target, doubtful)
                 and not self.reduced.fits(self._traced(trace, last))
             ):
+                # Within the band only the exact sum tells. This one is no answer, but it may
+                # dominate one that is: nothing above its loss can be proven any more.
                 doubtful = float(loss[last])
+            if last >= 0 and loss[last] >= doubtful:  # the best state clear of the band
+                last = int(np.searchsorted(excess, -2 * self.band, side="right")) - 1
+            if last < 0 or loss[last] >= target:
                 continue
-            found, target = (len(trace), last), float(loss[last]) - tolerance
+            # A better incumbent: a lower target, which may settle some of the rows to come.
+            reached, target = (len(trace), last), float(loss[last]) - tolerance
             todo, slopes = self._todo(todo[place:], target + tolerance)
             place = 0
-        if found:
-            best = self._traced(trace[: found[0]], found[1])
+        if reached and self.reduced.fits(
+            other := self._traced(trace[: reached[0]], reached[1])
+        ):
+            best = other
         proven = min(target, doubtful)
-        if not complete:
+        if not complete:  # what the states that are open might still come to
             slope = np.where(excess > 0, slopes[1, place], slopes[0, place])
             proven = min(proven, float((loss + slope * excess).min()))
+        # Rounded sums of the states and the target are off by at most `loss_error` each, the
+        # last additions by a rounding of their terms.
         proven -= 2 * loss_error + 4 * _UNIT * (abs(self.loss) + abs(target))
+        # Without a break solution that minimises the Lagrangian the slopes bound nothing, and
+        # costs off by more than the band may have dropped what fits.
         if not self.sound or (self.band > 0 and excess_error > self.band):
             return best, self.bound, complete
         return best, max(self.bound, self.loss + proven), complete
@@ -347,6 +360,9 @@ class _Core:
             and the least lost per cost saved; with an end where there is no choice.
         """
         costs = self.cost_steps[rows]
+        # Slopes of the choices that save cost are above the break slope, of those that spend
+        # below it. So a change of cost by the rows to come costs least in loss where all goes
+        # one way: saved cost at the least slope above, spent cost at the greatest one below.
         alive = (self.reduced_costs[rows] <= self.loss + target - self.bound) & (costs != 0)
         some = alive.any(axis=1)
         rows, costs, alive = rows[some], costs[some], alive[some]
@@ -358,12 +374,12 @@ class _Core:
         least = np.minimum.accumulate(np.append(least, np.inf)[::-1])[::-1]
         return rows, np.stack([most, least])
 
-    def _traced(self, trace: "list[_Layer]", state: int) -> Columns:
-        """The allocation of a state of the last layer."""
+    def _traced(self, trace: "list[_Extension]", state: int) -> Columns:
+        """The allocation of a state of the last extension."""
         columns = self.start.copy()
-        for layer in reversed(trace):
-            columns[layer.group] = layer.columns[state]
-            state = layer.parent[state]
+        for extension in reversed(trace):
+            columns[extension.group] = extension.columns[state]
+            state = extension.parent[state]
         return columns
 
 
@@ -383,20 +399,20 @@ def _changes(
     loss_steps, cost_steps = losses - start_loss, np.where(allowed, costs - start_cost, np.inf)
     magnitude = np.abs(losses) + np.abs(start_loss) + slope * (costs + start_cost)
     rounding = 8 * _UNIT * np.where(allowed, magnitude, 0.0)
-    above = loss_steps + slope * (costs - start_cost) - rounding
+    above = loss_steps + slope * (costs - start_cost) - rounding  # a lower bound
     return cost_steps, loss_steps, above, not bool((above < -2 * rounding).any())
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class _Layer:
+class _Extension:
     """How the states of one step of the dynamic program came about."""
 
     group: int
     columns: Int[np.ndarray, " states"]
-    parent: Int[np.ndarray, " states"]  # row in the layer before
+    parent: Int[np.ndarray, " states"]  # row among the states before
 
 
 def _rounding(states: Float[np.ndarray, " _"], steps: Float[np.ndarray, " _"]) -> float:
-    """What one addition to sorted states may add to their error."""
+    """What one addition to sorted states, largest at an end, may add to their error."""
     largest = max(abs(states[0]), abs(states[-1])) if len(states) else 0.0
     return float(_UNIT * (largest + np.abs(steps).max()))

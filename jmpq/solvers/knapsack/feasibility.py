@@ -32,11 +32,11 @@ def cheapest_allocation(problem: Problem, reduced: Reduced) -> Int[np.ndarray, "
         return columns
     for tighter in (0.0, 1e-9, 1e-7):  # integer programs hold limits up to a tolerance
         limits = reduced.limits * (1 - tighter)
-        found = _least(reduced, price, limits)
-        if found is None:
+        candidate = _least(reduced, price, limits)
+        if candidate is None:
             break
-        if reduced.fits(found):
-            return found
+        if reduced.fits(candidate):
+            return candidate
     raise _conflict(problem, reduced)
 
 

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from jmpq.problem.problem import Reduced
 
 _CHUNK = 4096  # groups at a time: bounds the memory of the pairwise comparison
-_COMPILED = 1 << 17  # so many groups are worth the import of numba
 
 
 def undominated(reduced: Reduced) -> Bool[np.ndarray, "groups choices"]:
@@ -56,12 +55,6 @@ def convex_frontiers(
     >>> convex_frontiers(losses, cost).tolist()  # 6 is above the line from 9 to 1
     [[0, 2]]
     """
-    if len(losses) >= _COMPILED:
-        from jmpq.solvers.knapsack.frontier_compiled import hulls
-
-        tables = (np.require(table, np.float64, ["C", "W"]) for table in (losses, cost))
-        table, width = hulls(*tables)
-        return np.ascontiguousarray(table[:, :width])
     chunks = [
         _hulls(losses[i : i + _CHUNK], cost[i : i + _CHUNK])
         for i in range(0, len(losses), _CHUNK)
@@ -75,15 +68,20 @@ def _hulls(
 ) -> Int[np.ndarray, "choices groups"]:
     """Columns on the hulls, one group a column: whoever is not below its neighbours goes."""
     cost = np.where(np.isfinite(losses), cost, np.inf)
+    # By rising cost, and loss, and column: mostly the tables are in this order already.
     if (cost[:, 1:] > cost[:, :-1]).all():
         table = np.repeat(np.arange(losses.shape[1])[:, None], len(losses), axis=1)
         loss, price = losses.T.copy(), cost.T.copy()  # changed below
     else:
         table = np.lexsort((losses, cost), axis=1).T.copy()
         loss, price = (x.T[table, np.arange(len(losses))] for x in (losses, cost))
+    # What saves no loss against all that is as cheap is dominated.
     falls = np.isfinite(loss)
     falls[1:] &= loss[1:] < np.minimum.accumulate(loss)[:-1]
     _keep(falls, table, loss, price)
+    # A choice that is not below the line between two others is on no hull, whichever others
+    # go with it: so all of a round go at once. A group where none goes is convex, since every
+    # choice is below its neighbours; only the others are looked at again.
     changed = np.arange(len(losses))
     while len(changed):
         points = table[:, changed], loss[:, changed], price[:, changed]
@@ -101,6 +99,7 @@ def _below_neighbours(
     loss: Float[np.ndarray, "choices groups"],
     price: Float[np.ndarray, "choices groups"],
 ) -> Bool[np.ndarray, "choices groups"]:
+    """Whether the loss saved per cost falls at a choice; the ends of a group stay."""
     stays = np.ones(table.shape, dtype=bool)
     saved, added = loss[:-1] - loss[1:], price[1:] - price[:-1]
     stays[1:-1] = (saved[:-1] * added[1:] > saved[1:] * added[:-1]) | (table[2:] < 0)

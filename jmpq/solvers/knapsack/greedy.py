@@ -19,7 +19,7 @@ from jmpq.solvers.knapsack.frontier_steps import (
     upgrades,
 )
 from jmpq.solvers.knapsack.relaxation_bounds import (
-    Relaxed,
+    BreakSolution,
     best_bound,
     linear_relaxation,
     lp_bound,
@@ -68,22 +68,22 @@ class Greedy:
         """
         started = time.perf_counter()
         reduced = problem.reduced()
-        columns, relaxed = cheapest_allocation(problem, reduced), None
+        columns, at_break = cheapest_allocation(problem, reduced), None
         price = combined_costs(reduced)
         frontiers = convex_frontiers(reduced.losses, price)
         if len(reduced.limits) == 1:  # these frontiers serve the bound too
             columns = frontiers[:, 0]
             steps = upgrades(reduced, frontiers, columns)
-            relaxed = linear_relaxation(reduced, columns, steps)
-            bound = best_bound(reduced, [np.array([relaxed.slope])])[0]
+            at_break = linear_relaxation(reduced, columns, steps)
+            bound = best_bound(reduced, [np.array([at_break.slope])])[0]
         else:
             bound = lp_bound(reduced)[0]
             steps = upgrades(reduced, frontiers, columns)
         if self.start == "downgrade":
             columns = self._downgrade(reduced, price, frontiers, columns)
-            steps, relaxed = upgrades(reduced, frontiers, columns), None
+            steps, at_break = upgrades(reduced, frontiers, columns), None
         if self.start == "upgrade" or self.fill:
-            columns = self._upgrade(reduced, price, steps, columns, relaxed)
+            columns = self._upgrade(reduced, price, steps, columns, at_break)
         name = "greedy" if self.criterion == "ratio" else self.criterion
         return solution_from_columns(
             problem,
@@ -99,14 +99,14 @@ class Greedy:
         price: Float[np.ndarray, "groups choices"],
         steps: Steps,
         columns: Int[np.ndarray, " groups"],
-        relaxed: Relaxed | None,
+        at_break: BreakSolution | None,
     ) -> Int[np.ndarray, " groups"]:
         """Take steps that save loss until none fits (`fill`) or one does not.
 
         By the ratio under one budget, the steps before the break are those of the relaxation.
         """
-        if relaxed and self.criterion == "ratio":
-            order, first = relaxed.priority, relaxed.taken
+        if at_break and self.criterion == "ratio":
+            order, first = at_break.priority, at_break.taken
             return upgrade(reduced, steps, order, columns, fill=self.fill, first=first)
         saved, added = steps.saved(reduced.losses), -steps.saved(price)
         with np.errstate(divide="ignore", over="ignore"):

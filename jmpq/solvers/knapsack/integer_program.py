@@ -1,6 +1,6 @@
 """The optimum by integer programming: cvxpy states the program, HiGHS or another solves it.
 
-What is done around the back end so that its answer can be trusted:
+What is done around the solver so that its answer can be trusted:
 
 - Choices that cannot be in an optimal allocation are left out: dominated ones, those too dear
   even with all else at its cheapest, and those whose Lagrangian bound exceeds the loss of the
@@ -12,9 +12,10 @@ What is done around the back end so that its answer can be trusted:
   program solved again.
 - Where the answer is far better than the greedy search's, the program is stated again around
   it: the tolerances then are small against the losses that are left.
-- The bound is the solver's own dual bound as cvxpy hands it on (`back_ends`), lowered by its
-  tolerances. Solvers compute in floating point: the bound is as sound as their arithmetic,
-  less that margin. Where cvxpy hands on no dual bound, it is the linear relaxation's.
+- The bound is the solver's own dual bound as cvxpy hands it on (`mixed_integer`), lowered by
+  its tolerances. Solvers compute in floating point: the bound is as sound as their
+  arithmetic, less that margin. Where cvxpy hands on no dual bound, it is the linear
+  relaxation's.
 """
 
 import dataclasses
@@ -38,6 +39,7 @@ from jmpq.solvers.knapsack.mixed_integer import (
     options,
 )
 from jmpq.solvers.knapsack.relaxation_bounds import cheapest_costs, lp_bound, priced_losses
+from jmpq.solvers.solver import check_options
 
 _SPAN = 1e4  # the loss between the least thinkable and the best known, as solvers see it
 _CUTS = 30  # answers cut off before giving up on exactness
@@ -59,7 +61,7 @@ class Exact:
             not interrupted.
         relative_gap: Stop when the answer is proven this close, relative to the loss above
             the least of every layer; 0 for the optimum.
-        solver: Back end, by cvxpy's name: any mixed-integer solver that cvxpy finds. HIGHS,
+        solver: Mixed-integer solver by cvxpy's name, any that cvxpy finds. HIGHS,
             SCIP, SCIPY (HiGHS at coarser tolerances) and GUROBI report a dual bound; with
             GLPK_MI and CBC the bound is the linear relaxation's; others run with their own
             defaults and no time limit.
@@ -70,27 +72,25 @@ class Exact:
     solver: str = "HIGHS"
 
     def __post_init__(self) -> None:
-        if not (self.time_limit_s > 0 and self.relative_gap >= 0):
-            raise ValueError(
-                "The exact solver needs a time limit above 0 and a relative gap of at least "
-                f"0, got time_limit_s={self.time_limit_s}, relative_gap={self.relative_gap}."
-            )
+        check_options(self, above_0=("time_limit_s",), from_0=("relative_gap",))
 
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
 
         Raises:
             Infeasible: If no allocation meets the budgets.
-            RuntimeError: If the back end fails.
+            RuntimeError: If the mixed-integer solver fails.
             ValueError: If cvxpy does not find the solver; the message lists those it finds.
         """
         started = time.perf_counter()
         check_installed(self.solver)
         greedy = Greedy()(problem)
         reduced = problem.reduced()
-        first = np.unique(problem.groups, return_index=True)[1]
-        best, loss, bound = greedy.columns[first], greedy.loss, greedy.bound
+        best, loss, bound = reduced.collapse(greedy.columns), greedy.loss, greedy.bound
         deadline, scale = started + self.time_limit_s, 0.0
+        # Invariant: `best` is within budget and loses `loss`; no allocation within budget
+        # loses less than `bound`. The programs leave out only what loses at least `loss`, so
+        # what they prove holds up to `loss` for all allocations.
         while loss - bound > OPTIMALITY * abs(loss):
             program = _Program.of(reduced, _useful(reduced, loss), loss, self.solver)
             bound = max(bound, min(program.base, loss))
@@ -101,8 +101,8 @@ class Exact:
             bound = max(bound, min(proven, loss))
             if columns is None:
                 break
-            found = problem.evaluate(reduced.expand(columns))[0]
-            best, loss = (columns, found) if found < loss else (best, loss)
+            other = problem.evaluate(reduced.expand(columns))[0]
+            best, loss = (columns, other) if other < loss else (best, loss)
         return solution_from_columns(
             problem,
             reduced.expand(best),
@@ -115,10 +115,13 @@ class Exact:
 def _useful(reduced: Reduced, loss: float) -> Bool[np.ndarray, "groups choices"]:
     """Choices that some allocation no worse than `loss` and within budget may need."""
     keep = undominated(reduced)
+    # Too dear even where all other groups are at their cheapest.
     least = cheapest_costs(reduced)
     left = [limit - math.fsum(row) for limit, row in zip(reduced.limits, least, strict=True)]
     for table, row, slack in zip(reduced.costs, least, left, strict=True):
         keep &= table - row[:, None] <= slack + 1e-9 * abs(slack)
+    # The Lagrangian is a sum over groups: an allocation that takes a choice loses at least
+    # the bound and what the choice's priced loss is above the least of its group.
     bound, multipliers = lp_bound(reduced)
     priced, _ = priced_losses(reduced, multipliers)
     magnitude = math.fsum(np.abs(priced.min(axis=1)))
@@ -150,6 +153,7 @@ class _Program:
         base = math.fsum(least)
         rounding = 1e-13 * max(abs(loss), math.fsum(np.abs(least)))
         scale = _SPAN / (loss - base) if loss - base > rounding else 0.0
+        # No option that by itself takes an allocation from the base beyond the known loss.
         above = reduced.losses - least[:, None]
         rows, columns = np.nonzero(keep & (above <= loss - base + rounding))
         objective = above[rows, columns] * scale
@@ -169,6 +173,7 @@ class _Program:
         """The best allocation truly within budget, None without one, and a proven bound."""
         cuts: list[Bool[np.ndarray, " options"]] = []
         bound = -math.inf
+        # Cuts remove no allocation within budget, so each program's dual bound holds for all.
         while len(cuts) <= _CUTS and (left := deadline - time.perf_counter()) > 0:
             columns, proven = self.solve(cuts, left, gap)
             bound = max(bound, proven)
@@ -183,7 +188,7 @@ class _Program:
     def solve(
         self, cuts: list[Bool[np.ndarray, " options"]], time_limit_s: float, gap: float
     ) -> tuple[Int[np.ndarray, " groups"] | None, float]:
-        """The best allocation the back end finds, None without one, and its dual bound."""
+        """The best allocation that the solver finds, None without one, and its dual bound."""
         import cvxpy
 
         started = time.perf_counter()
@@ -202,21 +207,27 @@ class _Program:
                 f"{self.solver} failed on the integer program: {error}"
             ) from error
         stats: Any = program.solver_stats.extra_stats if program.solver_stats else None
-        found = has_answer(self.solver, program.status, stats)
+        answered = has_answer(self.solver, program.status, stats)
         bound = -math.inf
-        if found or program.status == cvxpy.USER_LIMIT:
+        if answered or program.status == cvxpy.USER_LIMIT:
             dual = dual_bound(self.solver, stats)
+            # Rows are held up to a tolerance; the margin is of its size, a row each.
             margin = TOLERANCES.get(self.solver, 0.0) * (100 + len(self.reduced.losses))
             if dual is not None:
                 bound = self.base + (dual - margin) / self.scale
-        if not found or take.value is None:
+        if not answered or take.value is None:
             return None, bound
         return self._columns(take.value), bound
 
     def cut(
         self, columns: Int[np.ndarray, " groups"], budget: int
     ) -> Bool[np.ndarray, " options"]:
-        """Options as dear as `columns` in its groups: taking only such breaks the budget."""
+        """Options as dear as `choice` in its groups: taking only such breaks the budget.
+
+        So an allocation within budget takes at least one other, and "at most all groups but
+        one" is a row that it meets. The choice itself does not: it is cut off, with all that
+        are as dear in every group.
+        """
         cost = self.reduced.costs[budget]
         return cost[self.rows, self.columns] >= cost[self.rows, columns[self.rows]]
 
@@ -229,6 +240,8 @@ class _Program:
         for limit, table in zip(self.reduced.limits, self.reduced.costs, strict=True):
             row, floor = table[self.rows, self.columns], np.full(groups, np.inf)
             np.minimum.at(floor, self.rows, row)
+            # In units of what the cheapest allocation leaves, tolerances mean the same
+            # whatever the cost is counted in.
             above, slack = row - floor[self.rows], limit - math.fsum(floor)
             if above.any() and slack > 0:
                 constraints.append((above / slack) @ take <= 1.0)

@@ -25,9 +25,9 @@ def check_installed(solver: str) -> None:
     Raises:
         ValueError: If cvxpy does not find `solver` among the mixed-integer solvers.
     """
-    if solver not in (found := installed()):
+    if solver not in (names := installed()):
         raise ValueError(
-            f"cvxpy finds no mixed-integer solver {solver!r}; it finds {', '.join(found)}. "
+            f"cvxpy finds no mixed-integer solver {solver!r}; it finds {', '.join(names)}. "
             "Install it (SCIP: the extra `scip` of jmpq) or choose one of these."
         )
 
@@ -93,7 +93,7 @@ def has_answer(solver: str, status: str, stats: Any) -> bool:
     """Whether there is an allocation to look at, by cvxpy's status.
 
     Raises:
-        RuntimeError: If the back end failed.
+        RuntimeError: If the solver failed.
     """
     import cvxpy
 

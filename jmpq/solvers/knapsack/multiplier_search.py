@@ -15,6 +15,7 @@ from jmpq.solvers.knapsack.relaxation_bounds import (
     cheapest_costs,
     lagrangian_bound,
 )
+from jmpq.solvers.solver import check_options
 
 _KEPT = 6  # multipliers of highest bound that are repaired
 
@@ -47,12 +48,12 @@ class MultiplierSearch:
     time_limit_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if not (self.max_iterations >= 1 and self.tolerance >= 0 and self.time_limit_s > 0):
-            raise ValueError(
-                "The multiplier search needs max_iterations of at least 1, a tolerance of at "
-                f"least 0 and a time limit above 0; got {self.max_iterations}, "
-                f"{self.tolerance} and {self.time_limit_s}."
-            )
+        check_options(
+            self,
+            above_0=("time_limit_s",),
+            from_0=("tolerance",),
+            from_1=("max_iterations",),
+        )
 
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
@@ -65,11 +66,12 @@ class MultiplierSearch:
         best = cheapest_allocation(problem, reduced)
         loss = _loss(reduced, best)
         ranked = self.multipliers(reduced, started + self.time_limit_s)
+        # Any prices prove their Lagrangian; the search decides how much, never whether.
         bound = max(lagrangian_bound(reduced, prices) for prices in ranked)
         for prices in ranked:
             columns = fill(reduced, repair(reduced, prices, best), prices)
-            if (found := _loss(reduced, columns)) < loss and reduced.fits(columns):
-                best, loss = columns, found
+            if (other := _loss(reduced, columns)) < loss and reduced.fits(columns):
+                best, loss = columns, other
             if loss - bound <= OPTIMALITY * abs(loss):
                 break
         return solution_from_columns(
@@ -89,6 +91,9 @@ class MultiplierSearch:
             return [np.zeros(0)]
         spread = np.where(np.isfinite(reduced.losses), reduced.losses, -np.inf).max(axis=1)
         most = max(math.fsum(spread - reduced.losses.min(axis=1)), 1e-300)
+        # The Lagrangian is concave in the prices: below each of its tangents. The largest value
+        # that all tangents so far allow is no less than its maximum, and where it is reached
+        # the next tangent is taken. Prices above `most` are not tried, which costs no proof.
         point = np.zeros(len(unit))  # loss per unit; the limits of each budget are 1 unit off
         points, values, slopes = [], [], []
         for _ in range(self.max_iterations):
@@ -111,6 +116,7 @@ class MultiplierSearch:
             )
             if result.x is None:
                 break
+            # t counts from the best value known: no prices can prove more than this above it.
             if result.x[-1] * scale <= self.tolerance * max(abs(offset), 1e-300):
                 break
             point = result.x[:-1] * scale
@@ -130,23 +136,26 @@ def repair(
         priced = reduced.losses + np.tensordot(factor * prices, reduced.costs, axes=1)
         return priced.argmin(axis=1)
 
+    # Invariant from here on: `cheapened` is the allocation at factor `high`.
     low, high = 1.0, 1.0
-    found = at(high)
-    while not reduced.fits(found):
+    cheapened = at(high)
+    while not reduced.fits(cheapened):
         low, high = high, 2 * high
         if high > 1e6 or not prices.any():
             return fallback
-        found = at(high)
+        cheapened = at(high)
+    # It fits. Halving keeps a factor that fits above one that does not, though between them
+    # fitting need not be monotone with several budgets.
     for _ in range(30):
         if high - low <= 1e-9 * high:
             break
         middle = 0.5 * (low + high)
         columns = at(middle)
         if reduced.fits(columns):
-            found, high = columns, middle
+            cheapened, high = columns, middle
         else:
             low = middle
-    return found
+    return cheapened
 
 
 def fill(
@@ -159,6 +168,8 @@ def fill(
         left = reduced.limits - reduced.used(columns)
         saved = reduced.losses[rows, columns][:, None] - reduced.losses
         extra = reduced.costs - reduced.costs[:, rows, columns][:, :, None]
+        # Every step saves loss and fits by itself, so the loop ends; which of them fit
+        # together, each group's best by loss saved per price, is seen in their order.
         able = (saved > 0) & (extra <= left[:, None, None]).all(axis=0)
         price = np.tensordot(worth, np.maximum(extra, 0.0), axes=1)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""All trade-offs of loss against one cost: the convex hull by one sort, or the exact front."""
+"""All trade-offs of loss against one cost: their convex hull, by one sort."""
 
 import dataclasses
 import math
@@ -67,47 +67,6 @@ class Hull:
         return int(np.searchsorted(self.costs, limit, side="right")) - 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Front:
-    """Every allocation that no other equals or beats in both cost and loss, by rising cost.
-
-    Of equal ones the front holds one.
-
-    Attributes:
-        name: The cost.
-        costs: Total cost of every point, constants included.
-        losses: Total loss of every point.
-        taken: For every group, its column at each point of the partial front up to it.
-        parents: For every group, the point of the partial front before it.
-        groups: Group of every layer.
-        layers: Layers of the problem.
-        choices: Candidates of the problem.
-    """
-
-    name: str
-    costs: Float[np.ndarray, " points"]
-    losses: Float[np.ndarray, " points"]
-    taken: tuple[Int[np.ndarray, " _"], ...]
-    parents: tuple[Int[np.ndarray, " _"], ...]
-    groups: Int[np.ndarray, " layers"]
-    layers: tuple[str, ...]
-    choices: tuple[Choice, ...]
-
-    def allocation(self, point: int) -> Allocation:
-        """The allocation at one point, counted from 0."""
-        return Allocation.from_columns(self.layers, self.choices, self.columns(point))
-
-    def columns(self, point: int) -> Int[np.ndarray, " layers"]:
-        """The column of every layer at one point, counted from 0."""
-        if not 0 <= point < len(self.costs):
-            raise ValueError(f"The front has points 0 to {len(self.costs) - 1}, not {point}.")
-        columns = np.zeros(len(self.taken), dtype=np.int64)
-        for group in reversed(range(len(self.taken))):
-            columns[group] = self.taken[group][point]
-            point = int(self.parents[group][point])
-        return columns[self.groups]
-
-
 def pareto_hull(problem: Problem, name: str) -> Hull:
     """The convex hull of all trade-offs of loss against one cost; budgets are ignored.
 
@@ -124,7 +83,12 @@ def pareto_hull(problem: Problem, name: str) -> Hull:
     steps = upgrades(reduced, frontiers, first)
     group, column = steps.group, steps.after
     extra, saved = steps.change[0], steps.saved(losses)
-    order = np.lexsort((np.arange(len(group)), -saved / extra))
+    # Along a frontier the ratio falls, so the sort keeps the steps of a group in their order;
+    # `priority` holds it where rounding does not. Taken from the best ratio down, the edges of
+    # all groups make a convex chain: the hull of the sum of sets is the sum of their hulls.
+    with np.errstate(over="ignore"):
+        priority = steps.priority(saved / extra)
+    order = np.argsort(-priority, kind="stable")
     rows = np.arange(len(losses))
     start = math.fsum([problem.constants.get(name, 0.0), *cost[rows, first]])
     return Hull(
@@ -134,63 +98,6 @@ def pareto_hull(problem: Problem, name: str) -> Hull:
         - np.concatenate([[0.0], np.cumsum(saved[order])]),
         first=first,
         steps=np.stack([group[order], column[order]], axis=1),
-        groups=problem.groups,
-        layers=problem.layers,
-        choices=problem.choices,
-    )
-
-
-def pareto_front(problem: Problem, name: str, *, max_points: int = 2_000_000) -> Front:
-    """The exact front of loss against one cost, by merging groups with dominance.
-
-    A group's choices are added to every point of the front of the groups before it, and what
-    another point equals or beats in both is left out (Nemhauser and Ullmann 1969); a dynamic
-    program over the costs that occur, integer or not. Partial allocations that break the
-    budget on this cost are left out too; other budgets are ignored.
-
-    Raises:
-        ValueError: If the problem has no such cost or has cross-layer terms, the budget on it
-            cannot be met, or a partial front has more than `max_points` points.
-    """
-    reduced = _one_cost(problem, name)
-    cost = reduced.costs[0]
-    least = np.where(np.isfinite(reduced.losses), cost, np.inf).min(axis=1)
-    rest = np.append(np.cumsum(least[::-1])[::-1][1:], 0.0)  # of the groups that follow
-    limit = math.inf
-    if name in problem.budgets:
-        limit = problem.budgets[name] + problem.rounding(name)
-    limit -= problem.constants.get(name, 0.0)
-    costs, losses = np.zeros(1), np.zeros(1)
-    taken, parents = [], []
-    for group in range(len(cost)):
-        options = np.flatnonzero(np.isfinite(reduced.losses[group]))
-        total = (costs + cost[group, options][:, None]).ravel()
-        loss = (losses + reduced.losses[group, options][:, None]).ravel()
-        inside = np.flatnonzero(total + rest[group] <= limit)
-        order = inside[np.lexsort((loss[inside], total[inside]))]
-        if not len(order):
-            raise ValueError(
-                f"Budget {name}={problem.budgets[name]:.10g} cannot be met: the least is "
-                f"{problem.range(name)[0]:.10g}. Raise it or leave it out."
-            )
-        falling = np.minimum.accumulate(loss[order])
-        better = np.append(True, falling[1:] < falling[:-1])
-        order = order[better]
-        if len(order) > max_points:
-            raise ValueError(
-                f"The front of {name} has {len(order)} points after {group + 1} of "
-                f"{len(cost)} groups, more than max_points={max_points}. Give a budget, round "
-                "the costs to coarser units, or use pareto_hull."
-            )
-        taken.append(options[order // len(costs)])
-        parents.append(order % len(costs))
-        costs, losses = total[order], loss[order]
-    return Front(
-        name=name,
-        costs=costs + problem.constants.get(name, 0.0),
-        losses=losses,
-        taken=tuple(taken),
-        parents=tuple(parents),
         groups=problem.groups,
         layers=problem.layers,
         choices=problem.choices,

@@ -113,7 +113,7 @@ def best_bound(
     return bounds[best], tried[best]
 
 
-class Relaxed(NamedTuple):
+class BreakSolution(NamedTuple):
     """Where one budget breaks when steps are taken by the loss that they save per cost.
 
     Attributes:
@@ -131,7 +131,7 @@ class Relaxed(NamedTuple):
 
 def linear_relaxation(
     reduced: Reduced, start: Int[np.ndarray, " groups"], steps: Steps
-) -> Relaxed:
+) -> BreakSolution:
     """The break of one budget: the last whole choices before it is filled.
 
     Args:
@@ -147,7 +147,7 @@ def linear_relaxation(
     taken = longest_prefix(priority, steps.change, reduced.limits - reduced.used(start))
     columns = start.copy()
     columns[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
-    return Relaxed(float(priority[~taken].max(initial=0.0)), columns, priority, taken)
+    return BreakSolution(float(priority[~taken].max(initial=0.0)), columns, priority, taken)
 
 
 def _dual_values(reduced: Reduced) -> Multipliers:

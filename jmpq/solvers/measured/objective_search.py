@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jmpq.allocation import Allocation
 from jmpq.problem.problem import Problem, Reduced
@@ -14,8 +14,9 @@ from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.greedy import Greedy
 from jmpq.solvers.quadratic.neighbourhood import Columns, Neighbourhood
-from jmpq.solvers.quadratic.separable_bounds import row_bound
-from jmpq.solvers.solver import Solver
+from jmpq.solvers.quadratic.row_bound import row_bound
+from jmpq.solvers.quadratic.tabu_search import tabu_search
+from jmpq.solvers.solver import Solver, check_options
 
 
 @runtime_checkable
@@ -64,7 +65,7 @@ class ObjectiveSearch:
         restarts: Random kicks of the best allocation after the first walk.
         patience: Steps without a better allocation before the next kick.
         tenure: Steps for which a group may not return to a choice.
-        seed: Of the kicks.
+        seed: Seed of the kicks.
         start: Solves the problem without its cross-layer terms.
     """
 
@@ -81,13 +82,8 @@ class ObjectiveSearch:
     start: Solver = dataclasses.field(default_factory=Greedy)
 
     def __post_init__(self) -> None:
-        counts = (self.max_evaluations, self.batch, self.max_pairs, self.patience, self.tenure)
-        if not (min(counts) >= 1 and self.restarts >= 0 and self.time_limit_s > 0):
-            raise ValueError(
-                "The search needs max_evaluations, batch, max_pairs, patience and tenure of at "
-                f"least 1, restarts of at least 0 and a time limit above 0; got {counts}, "
-                f"{self.restarts} and {self.time_limit_s}."
-            )
+        counts = ("max_evaluations", "batch", "max_pairs", "patience", "tenure")
+        check_options(self, above_0=("time_limit_s",), from_0=("restarts",), from_1=counts)
 
     def __call__(self, problem: Problem) -> Solution:
         """Search.
@@ -99,19 +95,19 @@ class ObjectiveSearch:
         started = time.perf_counter()
         reduced = problem.reduced(interactions=True)
         cheapest = cheapest_allocation(problem, reduced)
-        first = np.unique(problem.groups, return_index=True)[1]
+        columns = reduced.collapse(self.start(problem.separable()).columns)
         scores = _Scores(self, reduced, started + self.time_limit_s)
-        rng, near = np.random.default_rng(self.seed), Neighbourhood(reduced)
-        columns = self.start(problem.separable()).columns[first]
-        best, least = columns, float(scores(columns[None])[0])
-        for _ in range(self.restarts + 1):
-            found, value = self._walk(near, columns, scores, least)
-            if value < least:
-                best, least = found, value
-            if scores.exhausted:
-                break
-            size = int(rng.integers(2, max(3, len(best) // 3) + 1))
-            columns = near.kick(best, cheapest, size, rng)
+        best, least = tabu_search(
+            Neighbourhood(reduced),
+            lambda columns: _Scored(columns, scores, self.max_pairs),
+            columns,
+            cheapest,
+            restarts=self.restarts,
+            patience=self.patience,
+            tenure=self.tenure,
+            seed=self.seed,
+            stop=lambda: scores.exhausted,
+        )
         solution = solution_from_columns(
             problem,
             reduced.expand(best),
@@ -121,39 +117,34 @@ class ObjectiveSearch:
         )
         return dataclasses.replace(solution, objective=self.name, objective_value=least)
 
-    def _walk(
-        self, near: Neighbourhood, columns: Columns, scores: "_Scores", least: float
-    ) -> tuple[Columns, float]:
-        best, lowest = columns, float(scores(columns[None])[0])
-        banned, idle = np.zeros(near.reduced.losses.size, dtype=np.int64), 0
-        for step in range(1, 1 + 100 * self.patience):
-            move = self._best_move(near, columns, scores, banned > step, min(least, lowest))
-            if move is None or idle >= self.patience or scores.exhausted:
-                break
-            taken, value = move
-            for option in taken:
-                group = option // near.reduced.losses.shape[1]
-                left = group * near.reduced.losses.shape[1] + columns[group]
-                banned[left] = step + self.tenure
-            columns, idle = near.apply(columns, taken), idle + 1
-            if value < lowest:
-                best, lowest, idle = columns, value, 0
-        return best, lowest
 
-    def _best_move(
-        self,
-        near: Neighbourhood,
-        columns: Columns,
-        scores: "_Scores",
-        banned: np.ndarray,
-        least: float,
-    ) -> tuple[tuple[int, ...], float] | None:
-        """The best scored move that is not banned or leads below `least`, and its score."""
-        for taken, value in scored_moves(near, columns, scores, self.max_pairs):
-            free = not any(banned[option] for option in taken)
-            if free or value < least:
-                return taken, value
+@dataclasses.dataclass(eq=False)
+class _Scored:
+    """A `Walker` on the objective."""
+
+    columns: Columns
+    scores: "_Scores"
+    max_pairs: int
+
+    @property
+    def value(self) -> float:
+        """The objective; of an allocation that a move led to it is known."""
+        return float(self.scores(self.columns[None])[0])
+
+    def best_move(
+        self, near: Neighbourhood, banned: Bool[np.ndarray, " options"], below: float
+    ) -> tuple[int, ...] | None:
+        """The best scored move of no banned option, or that leads below a value."""
+        for move, value in scored_moves(near, self.columns, self.scores, self.max_pairs):
+            if value < below or not banned[list(move)].any():
+                return move
         return None
+
+    def change(self, option: int) -> None:
+        """Give a group another choice."""
+        group, column = divmod(option, self.scores.reduced.losses.shape[1])
+        self.columns = self.columns.copy()
+        self.columns[group] = column
 
 
 def scored_moves(
@@ -169,10 +160,12 @@ def scored_moves(
     """
     here = float(score(columns[None])[0])
     singles = np.flatnonzero(near.changes(columns))
+    if not len(singles):
+        return []
     values = score(np.array([near.apply(columns, (int(o),)) for o in singles]))
     fits = near.single_changes(columns).ravel()[singles]
     moves: list[tuple[int, ...]] = [(int(o),) for o in singles[fits]]
-    found = values[fits].tolist()
+    scored = values[fits].tolist()
     change = np.full(near.reduced.losses.size, np.inf)
     change[singles] = values - here
     options = near.promising(columns, change.reshape(near.reduced.losses.shape))
@@ -182,10 +175,10 @@ def scored_moves(
     order = order[np.isfinite(promise[order])]
     pairs = [tuple(options[list(divmod(int(k), len(options)))].tolist()) for k in order]
     if pairs:
-        found += score(np.array([near.apply(columns, pair) for pair in pairs])).tolist()
+        scored += score(np.array([near.apply(columns, pair) for pair in pairs])).tolist()
         moves += pairs
-    order = np.argsort(found, kind="stable")
-    return [(moves[k], found[k]) for k in order if np.isfinite(found[k])]
+    order = np.argsort(scored, kind="stable")
+    return [(moves[k], scored[k]) for k in order if np.isfinite(scored[k])]
 
 
 class _Scores:

@@ -99,8 +99,7 @@ def refine(
         raise ValueError(f"The first allocation breaks budget {', '.join(over)}.")
     reduced = problem.reduced(interactions=True)
     measure = _Record(problem, evaluate, record, max_evaluations)
-    first = np.unique(problem.groups, return_index=True)[1]
-    here = columns[first]
+    here = reduced.collapse(columns)
     (start,) = measure([columns])
     path, failed, finished = [start], 0, False
     while not finished:

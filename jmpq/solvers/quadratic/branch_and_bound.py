@@ -14,9 +14,10 @@ from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.quadratic.lifted import Lifted
 from jmpq.solvers.quadratic.neighbourhood import Columns
+from jmpq.solvers.quadratic.row_bound import row_bound
 from jmpq.solvers.quadratic.semidefinite import Iterate, Relaxation
-from jmpq.solvers.quadratic.separable_bounds import row_bound
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
+from jmpq.solvers.solver import check_options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,8 @@ class BranchAndBound:
     search: LocalSearch = dataclasses.field(default_factory=LocalSearch)
 
     def __post_init__(self) -> None:
-        if not (self.time_limit_s > 0 and min(self.max_parts, self.enumerate_up_to) >= 1):
-            raise ValueError(
-                "Branch and bound needs a time limit above 0 and max_parts and "
-                f"enumerate_up_to of at least 1; got time_limit_s={self.time_limit_s}, "
-                f"max_parts={self.max_parts}, enumerate_up_to={self.enumerate_up_to}."
-            )
+        counts = ("max_parts", "enumerate_up_to")
+        check_options(self, above_0=("time_limit_s",), from_1=counts)
 
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
@@ -62,11 +59,10 @@ class BranchAndBound:
         reduced = problem.reduced(interactions=True)
         seconds = min(self.search.time_limit_s, self.time_limit_s / 3)
         search = dataclasses.replace(self.search, time_limit_s=seconds, bound=False)
-        first = np.unique(problem.groups, return_index=True)[1]
         tree = _Tree(
             reduced=reduced,
             cheapest=cheapest_allocation(problem, reduced),
-            best=search(problem).columns[first],
+            best=reduced.collapse(search(problem).columns),
             enumerate_up_to=self.enumerate_up_to,
             deadline=started + self.time_limit_s,
         )
@@ -82,7 +78,11 @@ class BranchAndBound:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class _Tree:
-    """The open parts, by bound, and the best allocation so far."""
+    """The open parts, by bound, and the best allocation so far.
+
+    Invariant: every allocation within budget is in an open part, whose bound it does not beat,
+    or loses at least `closed`, or loses at least what `best` does.
+    """
 
     reduced: Reduced
     cheapest: Columns
@@ -116,7 +116,7 @@ class _Tree:
         self._push(bound, root, None)
         while self.heap and self.parts < max_parts and time.perf_counter() < self.deadline:
             bound, _, part, start = heapq.heappop(self.heap)
-            if bound >= self.enough:
+            if bound >= self.enough:  # what `best` loses has fallen since the part was made
                 self._close(bound)
                 continue
             self.parts += 1
@@ -126,44 +126,50 @@ class _Tree:
         """Close a part, divide it, or put it back with a better bound where time is up."""
         while part.allocations > self.enumerate_up_to:
             relaxation = Relaxation(part)
-            found = relaxation.solve(start, upper=self.enough, deadline=self.deadline)
-            bound, start = max(bound, found.bound), found.last
+            proof = relaxation.solve(start, upper=self.enough, deadline=self.deadline)
+            bound, start = max(bound, proof.bound), proof.last
             self._round(part, start)
             if bound >= self.enough:
                 return self._close(bound)
             if time.perf_counter() > self.deadline:
                 return self._push(bound, part, start)
-            keep = found.needs < self.enough
+            # An option whose own bound reaches the best loss is ruled out; allocations that
+            # take one lose at least the least of these bounds.
+            keep = proof.needs < self.enough
             if keep.all():
-                return self._divide(bound, part, start, found.needs)
-            self._close(float(found.needs[~keep].min()))
+                return self._divide(bound, part, start, proof.needs)
+            self._close(float(proof.needs[~keep].min()))
             before, rest = part.allocations, part.restrict(keep)
-            if rest is None:
+            if rest is None:  # every allocation takes an option that is ruled out
                 return None
-            part, start = rest[0], start.fold(rest[1])
+            part, start = rest[0], start.restrict(rest[1])
+            # Much smaller now: bound it again, which may rule out more. Else divide.
             if part.allocations > 0.3 * before:
-                return self._divide(bound, part, start, found.needs[keep])
+                return self._divide(bound, part, start, proof.needs[keep])
         return self._try_all(part)
 
     def _divide(
         self, bound: float, part: Lifted, start: Iterate, needs: Float[np.ndarray, " options"]
     ) -> None:
         """One part for every option of the group whose options' bounds rise most."""
-        if len(needs) != len(part.of):  # options went after the bounds were found
+        if len(needs) != len(part.of):  # `restrict` has dropped more than was ruled out
             _, needs = Relaxation(part).certify(start.multiplier)
         needs = np.clip(needs, bound, self.enough)
+        # A child's bound is its option's: the group where these lie highest above the part's
+        # own, on average, leaves the least to do. Together the children cover the part.
         rise = np.zeros(part.groups)
         np.add.at(rise, part.of, (needs - bound) / np.bincount(part.of)[part.of])
         group = int(rise.argmax())
         for option in np.flatnonzero(part.of == group):
             keep = (part.of != group) | (np.arange(len(part.of)) == option)
             if (rest := part.restrict(keep)) is not None:
-                self._push(float(needs[option]), rest[0], start.fold(rest[1]))
+                self._push(float(needs[option]), rest[0], start.restrict(rest[1]))
 
     def _close(self, bound: float) -> None:
         self.closed = min(self.closed, bound)
 
     def _try_all(self, part: Lifted) -> None:
+        """The best allocation of a part, if it beats the best so far: the first that fits."""
         for _, taken in part.below(self.loss):
             columns = part.columns(taken, *self.reduced.losses.shape[::-1])
             if self.reduced.fits(columns):
@@ -172,6 +178,7 @@ class _Tree:
 
     def _round(self, part: Lifted, last: Iterate) -> None:
         """An allocation next to the relaxed one, improved by a short local search."""
+        # Of every group the option of largest share, the first row of the relaxed y yᵀ.
         shares = last.product[0, 1 : 1 + len(part.of)]
         order = np.lexsort((-shares, part.of))
         taken = order[np.searchsorted(part.of[order], np.arange(part.groups))]

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from jmpq.problem.problem import Problem
+from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 
@@ -43,6 +43,7 @@ class BruteForce:
                 f"({self.max_allocations}): use the exact solver."
             )
         best, best_loss = None, math.inf
+        limits = reduced.limits + ROUNDING * np.abs(reduced.limits)  # of sums not yet exact
         for first in range(0, total, self.chunk):
             numbers = np.arange(first, min(first + self.chunk, total))
             picks = np.unravel_index(numbers, sizes)
@@ -55,10 +56,12 @@ class BruteForce:
                 if reduced.interactions is not None:
                     for j in range(i):
                         losses += reduced.interactions[i, column, j, columns[j]]
-            losses[(used > reduced.limits[:, None]).any(axis=0)] = np.inf
-            k = int(losses.argmin())
-            if losses[k] < best_loss:
-                best, best_loss = np.array([column[k] for column in columns]), losses[k]
+            losses[(used > limits[:, None]).any(axis=0)] = np.inf
+            while losses[k := int(losses.argmin())] < best_loss:
+                candidate = np.array([column[k] for column in columns])
+                if reduced.fits(candidate):
+                    best, best_loss = candidate, losses[k]
+                losses[k] = np.inf
         if best is None:
             best = cheapest_allocation(problem, reduced)  # raises, with the reason
         return solution_from_columns(

@@ -52,12 +52,15 @@ class Lifted:
         above = (reduced.costs - least[:, :, None]).reshape(len(least), allowed.size)
         above = above[:, options]
         left = reduced.limits - least.sum(axis=1)
+        # A budget that the dearest allocation meets says nothing and needs no slack in y.
         binds = left < (most - least).sum(axis=1)
         spread = above.max(axis=1, initial=0.0)
         unit = np.where(left > 1e-12 * spread, left, np.maximum(spread, 1e-300))[binds]
         size = 1 + len(options) + int(binds.sum())
         matrix = np.zeros((size, size))
         inner = slice(1, 1 + len(options))
+        # ⟨M, y yᵀ⟩ counts every pair of entries twice, (1, option) and (option, option) alike:
+        # so half of the losses and half of the cross terms.
         matrix[0, inner] = matrix[inner, 0] = 0.5 * reduced.losses.ravel()[options]
         if reduced.interactions is not None:
             cross = reduced.interactions.reshape(allowed.size, allowed.size)
@@ -111,13 +114,17 @@ class Lifted:
         """How many there are, budgets ignored."""
         return float(np.prod(np.bincount(self.of).astype(float))) if len(self.of) else 1.0
 
-    def restrict(self, keep: Bool[np.ndarray, " options"]) -> tuple["Lifted", "Fold"] | None:
+    def restrict(
+        self, keep: Bool[np.ndarray, " options"]
+    ) -> tuple["Lifted", "Restriction"] | None:
         """Rule out options, again and again where that leaves others without room.
 
         Groups with one option left are settled. Returns None where a group has none left,
         else what remains and how matrices over y become matrices over the new y.
         """
-        here, at = self, np.arange(len(self.of))  # options that are left, by number in self
+        # Invariant: every allocation of options in `keep` takes the options `fixed` and, of the
+        # open groups, options of `here`; `at` is where those stand in self.
+        here, at = self, np.arange(len(self.of))
         fixed: list[int] = []
         while True:
             counts = np.bincount(here.of[keep], minlength=here.groups)
@@ -135,15 +142,16 @@ class Lifted:
                 limits=here.limits - here.costs[:, taken].sum(axis=1),
                 settled=np.concatenate([here.settled, here.options[taken]]),
             )
+            # What the settled groups have taken of the budgets may leave no room for others.
             keep = here.fits()
             if not keep.all():
                 continue
             size = 1 + len(self.of)
-            fold = Fold(
+            restriction = Restriction(
                 top=np.concatenate([[0], 1 + np.array(fixed, dtype=np.int64)]),
                 rows=np.concatenate([[0], 1 + at, np.arange(size, len(self.matrix))]),
             )
-            return dataclasses.replace(here, matrix=fold.form(self.matrix)), fold
+            return dataclasses.replace(here, matrix=restriction.form(self.matrix)), restriction
 
     def below(self, upper: float) -> Iterator[tuple[float, Int[np.ndarray, " groups"]]]:
         """Every allocation of less loss, by rising loss: loss and options of the open groups.
@@ -154,7 +162,7 @@ class Lifted:
         picks = np.zeros((0, 1), dtype=np.int64)
         loss, used = self.matrix[0, :1].copy(), np.zeros((len(self.limits), 1))
         inner = self.matrix[1:, 1:]
-        for options in members:
+        for options in members:  # every partial allocation with every option of one more group
             own = 2 * self.matrix[0, 1 + options] + np.diagonal(inner)[options]
             with_others = 2 * inner[options][:, picks].sum(axis=1)  # [options, allocations]
             loss = (loss + own[:, None] + with_others).ravel()
@@ -163,8 +171,8 @@ class Lifted:
             new = np.repeat(options, picks.shape[1])
             picks = np.concatenate([np.tile(picks, len(options)), new[None]])
         fits = (used <= self.limits[:, None] + MARGIN).all(axis=0) & (loss < upper)
-        found = np.flatnonzero(fits)
-        for at in found[np.argsort(loss[found], kind="stable")]:
+        below = np.flatnonzero(fits)
+        for at in below[np.argsort(loss[below], kind="stable")]:
             yield float(loss[at]), picks[:, at]
 
     def columns(
@@ -178,7 +186,7 @@ class Lifted:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Fold:
+class Restriction:
     """From y to a shorter one, where some options are taken and others ruled out.
 
     Attributes:
@@ -190,7 +198,10 @@ class Fold:
     rows: Int[np.ndarray, " rows"]
 
     def form(self, matrix: Matrix) -> Float[np.ndarray, "rows rows"]:
-        """A quadratic form in y as one in the shorter y."""
+        """A quadratic form in y as one in the shorter y.
+
+        Entries that equal 1 act like the first: their rows add up to the new first row.
+        """
         out = matrix[np.ix_(self.rows, self.rows)]
         out[0] = out[:, 0] = matrix[self.top].sum(axis=0)[self.rows]
         out[0, 0] = matrix[np.ix_(self.top, self.top)].sum()

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from jmpq.problem import choice_grid, problem_of
-from jmpq.solvers import BitModel, Exact, fit_bit_model, water_filling
+from experiments.water_filling import BitModel, fit_bit_model, water_filling
+from jmpq.formats import choice_grid
+from jmpq.problem import problem_of
+from jmpq.solvers import Exact
 
 
 def model(seed=0, layers=7, spread=3.0):

@@ -4,8 +4,8 @@ Gauss-Newton by derivative over all weight moves, 256 held-out images, activatio
 quantized. One npz a network: `jmpq.load_sensitivities` reads it, the layer table travels
 along as JSON text under ``layers_json``.
 
-Run:     python -m experiments.bench.iqp_matrices --data-dir DIR     (minutes, one core)
-Smoke:   python -m experiments.bench.iqp_matrices --smoke  (seconds, digits, random weights)
+Run:     python -m experiments.iqp_matrices --data-dir DIR     (minutes, one core)
+Smoke:   python -m experiments.iqp_matrices --smoke  (seconds, digits, random weights)
 Writes:  experiments/results/iqp_{resnet20,resnet32,resnet44}.npz
 Expect:  positive semi-definite matrices; the losses are their halved diagonals
 """
@@ -16,7 +16,7 @@ import pathlib
 
 import tyro
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
+RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jmpq.solvers import Exact, Greedy
-from jmpq.solvers.knapsack import mixed_integer as back_ends
+from jmpq.solvers.knapsack import mixed_integer
 from tests.solvers.instances import optimum, random_problem
 
 
@@ -16,12 +16,14 @@ def test_a_solver_that_is_not_installed_is_refused_with_those_that_are():
         ValueError, match=r"finds no mixed-integer solver 'NOPE'; it finds .*HIG"
     ):
         Exact(solver="NOPE")(random_problem(0))
-    assert "HIGHS" in back_ends.installed()
-    back_ends.check_installed("HIGHS")
+    assert "HIGHS" in mixed_integer.installed()
+    mixed_integer.check_installed("HIGHS")
 
 
-@pytest.mark.parametrize("solver", [s for s in back_ends.installed() if s in back_ends.LISTED])
-def test_every_installed_back_end_finds_the_optimum_and_keeps_its_options(solver):
+@pytest.mark.parametrize(
+    "solver", [s for s in mixed_integer.installed() if s in mixed_integer.LISTED]
+)
+def test_every_installed_solver_finds_the_optimum_and_keeps_its_options(solver):
     problem = random_problem(3, layers=6, choices=3, budgets=2)
     best, solution = optimum(problem), Exact(solver=solver, time_limit_s=20.0)(problem)
     assert solution.loss == pytest.approx(best, rel=1e-9)
@@ -30,7 +32,7 @@ def test_every_installed_back_end_finds_the_optimum_and_keeps_its_options(solver
 
 
 def test_time_limit_and_gap_go_by_the_names_of_each_solver():
-    given = {name: back_ends.options(name, 7.0, 0.25) for name in back_ends.LISTED}
+    given = {name: mixed_integer.options(name, 7.0, 0.25) for name in mixed_integer.LISTED}
     given["SCIP"], given["SCIPY"] = (
         given["SCIP"]["scip_params"],
         given["SCIPY"]["scipy_options"],
@@ -46,7 +48,7 @@ def test_time_limit_and_gap_go_by_the_names_of_each_solver():
     assert set(limits) == set(given)
     for name, expected in limits.items():
         assert expected.items() <= given[name].items(), name
-    assert back_ends.options("UNKNOWN", 7.0, 0.25) == {}
+    assert mixed_integer.options("UNKNOWN", 7.0, 0.25) == {}
 
 
 def test_a_dual_bound_is_only_what_a_solver_reports_as_one():
@@ -57,10 +59,10 @@ def test_a_dual_bound_is_only_what_a_solver_reports_as_one():
         "SCIPY": {"mip_dual_bound": 2.5},
         "GUROBI": types.SimpleNamespace(ObjBound=4.0),
     }
-    found = {name: back_ends.dual_bound(name, stats) for name, stats in reported.items()}
+    found = {name: mixed_integer.dual_bound(name, stats) for name, stats in reported.items()}
     assert found == {"HIGHS": 1.5, "SCIP": 3.0, "SCIPY": 2.5, "GUROBI": 4.0}
-    assert back_ends.dual_bound("CBC", {"bound": 1.0}) is None
-    assert back_ends.dual_bound("HIGHS", None) is None
+    assert mixed_integer.dual_bound("CBC", {"bound": 1.0}) is None
+    assert mixed_integer.dual_bound("HIGHS", None) is None
 
 
 def test_statuses_are_mapped_case_by_case():
@@ -76,15 +78,15 @@ def test_statuses_are_mapped_case_by_case():
         ("GUROBI", cvxpy.INFEASIBLE_INACCURATE, None, False),
     ]
     for solver, status, stats, expected in cases:
-        assert back_ends.has_answer(solver, status, stats) == expected, (solver, status)
+        assert mixed_integer.has_answer(solver, status, stats) == expected, (solver, status)
     for status in (cvxpy.UNBOUNDED, cvxpy.SOLVER_ERROR):
         with pytest.raises(RuntimeError, match=f"SCIP ended with status '{status}'"):
-            back_ends.has_answer("SCIP", status, None)
+            mixed_integer.has_answer("SCIP", status, None)
 
 
 @pytest.mark.parametrize("bound", [None, -np.inf])
 def test_without_a_dual_bound_nothing_is_called_optimal(monkeypatch, bound):
-    """The back end's own "optimal" does not count, only bounds do."""
+    """The solver's own "optimal" does not count, only bounds do."""
     monkeypatch.setattr("jmpq.solvers.knapsack.integer_program.dual_bound", lambda *_: bound)
     problem = random_problem(3, layers=6, choices=3, budgets=2)
     best, solution = optimum(problem), Exact()(problem)
