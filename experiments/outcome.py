@@ -294,10 +294,7 @@ def allocations(
     first = stated(setting.network, found["composed"], mode, bits)
 
     def predict(table: Int[np.ndarray, "_ _"]) -> Float[np.ndarray, " _"]:
-        to = composed.layers, composed.choices
-        return composed.predict_columns(
-            translate_columns(table, first.layers, first.choices, *to)
-        )
+        return composed.predict_columns(translate_columns(table, first, composed))
 
     def row(
         method: str, allocation: Allocation, predicted: float, seconds: float

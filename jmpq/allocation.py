@@ -11,7 +11,7 @@ import types
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -213,39 +213,47 @@ def column_table(
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(layers))
 
 
+@runtime_checkable
+class ChoiceTable(Protocol):
+    """Anything with a row a layer and a column a choice: a problem, a joint predictor."""
+
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+    @property
+    def choices(self) -> tuple[Choice, ...]: ...
+
+
 def translate_columns(
-    table: Int[np.ndarray, "allocations _"],
-    layers: Sequence[str],
-    choices: Sequence[Choice],
-    to_layers: Sequence[str],
-    to_choices: Sequence[Choice],
+    columns: Int[np.ndarray, "allocations _"], source: ChoiceTable, target: ChoiceTable
 ) -> Int[np.ndarray, "allocations _"]:
-    """Rows of columns of one table as rows of columns of another, for searches in a hurry.
+    """Allocations, a row each, from columns of one table to those of another.
 
-    A layer that only the other table has is unquantized.
-
-    >>> bits = Choice(1), Choice(2)
-    >>> to = ["b", "head", "a"], [Choice(2), Choice(1), Choice(32)]
-    >>> translate_columns(np.array([[0, 1]]), ["a", "b"], bits, *to).tolist()
-    [[0, 2, 1]]
+    For searches, which have no time for names. A layer that only `target` has is unquantized.
 
     Raises:
-        ValueError: If the other table lacks a layer or a choice, or the unquantized choice
-            where a layer needs it.
+        ValueError: If `target` lacks a layer or a choice of `source`, or the unquantized
+            choice where a layer needs it.
     """
-    row = {layer: i for i, layer in enumerate(to_layers)}
-    column = {choice: c for c, choice in enumerate(to_choices)}
-    if lacking := [layer for layer in layers if layer not in row]:
-        raise ValueError(f"The table has no layer {lacking[0]!r}: it has {_some(to_layers)}.")
-    if missing := [choice for choice in choices if choice not in column]:
-        raise ValueError(f"The table has no {labels(missing)}: it has {labels(to_choices)}.")
-    if (more := set(to_layers) - set(layers)) and UNQUANTIZED not in column:
+    row = {layer: i for i, layer in enumerate(target.layers)}
+    column = {choice: c for c, choice in enumerate(target.choices)}
+    if lacking := [layer for layer in source.layers if layer not in row]:
+        raise ValueError(
+            f"The table has no layer {lacking[0]!r}: it has {_some(target.layers)}."
+        )
+    if missing := [choice for choice in source.choices if choice not in column]:
+        raise ValueError(
+            f"The table has no {labels(missing)}: it has {labels(target.choices)}."
+        )
+    if (more := set(row).difference(source.layers)) and UNQUANTIZED not in column:
         raise ValueError(
             f"Layer {min(more)!r} is not searched, but the table has no unquantized choice for "
-            f"it: it has {labels(to_choices)}."
+            f"it: it has {labels(target.choices)}."
         )
-    out = np.full((len(table), len(to_layers)), column.get(UNQUANTIZED, 0), dtype=np.int64)
-    out[:, [row[layer] for layer in layers]] = np.array([column[c] for c in choices])[table]
+    shape = (len(columns), len(target.layers))
+    out = np.full(shape, column.get(UNQUANTIZED, 0), dtype=np.int64)
+    own = np.array([column[choice] for choice in source.choices])
+    out[:, [row[layer] for layer in source.layers]] = own[columns]
     return out
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ CHOICES = st.sampled_from(GRID)
 NAMES = st.text(min_size=1, max_size=8)  # any characters: spaces, '=', '%', non-ASCII
 ALLOCATIONS = st.dictionaries(NAMES, CHOICES, max_size=6).map(Allocation)
 MIXED = {"conv1": Choice(8, 8), "layer1/0/conv1": Choice(4, 4), "head": Choice(4, 8)}
+
+
+def rows_and_columns(layers, choices):
+    return types.SimpleNamespace(layers=tuple(layers), choices=tuple(choices))
 
 
 @given(ALLOCATIONS)
@@ -87,7 +92,8 @@ def test_translated_columns_are_those_of_the_allocations(data):
     rows = data.draw(st.lists(st.tuples(*[index] * len(searched)), min_size=1, max_size=4))
     table = np.array(rows)
     named = [Allocation.from_columns(searched, choices, row) for row in table]
-    got = translate_columns(table, searched, choices, layers, GRID)
+    source, target = rows_and_columns(searched, choices), rows_and_columns(layers, GRID)
+    got = translate_columns(table, source, target)
     np.testing.assert_array_equal(got, column_table(layers, GRID, named))
 
 
@@ -163,13 +169,16 @@ def test_labels_that_are_none_are_refused_by_layer():
 
 
 def test_tables_that_do_not_cover_a_search_are_refused():
-    table, source = np.array([[0, 1]]), (("a", "b"), (Choice(1), Choice(2)))
+    choices = (Choice(1), Choice(2))
+    table, source = np.array([[0, 1]]), rows_and_columns("ab", choices)
     with pytest.raises(ValueError, match="The table has no layer 'b': it has a, c"):
-        translate_columns(table, *source, ("a", "c"), source[1])
+        translate_columns(table, source, rows_and_columns("ac", choices))
     with pytest.raises(ValueError, match="The table has no W2: it has W1"):
-        translate_columns(table, *source, ("a", "b"), (Choice(1),))
-    with pytest.raises(ValueError, match="Layer 'head' is not searched, but the table has no"):
-        translate_columns(table, *source, ("a", "b", "head"), source[1])
+        translate_columns(table, source, rows_and_columns("ab", choices[:1]))
+    with pytest.raises(ValueError, match="Layer 'c' is not searched, but the table has no"):
+        translate_columns(table, source, rows_and_columns("abc", choices))
+    whole = rows_and_columns("bca", (*choices[::-1], UNQUANTIZED))
+    assert translate_columns(table, source, whole).tolist() == [[0, 2, 1]]
 
 
 def test_a_solution_of_a_million_layers_names_them_only_when_asked():

@@ -39,12 +39,8 @@ def composed_objective(
     predictor = predictors[name := "composed_loss" if own else "composed_kl"]
 
     def objective(problem: "Problem") -> "Objective":
-        source, target = (
-            (problem.layers, problem.choices),
-            (predictor.layers, predictor.choices),
-        )
         return lambda table: predictor.predict_columns(
-            translate_columns(table, *source, *target)
+            translate_columns(table, problem, predictor)
         )
 
     return name, objective

@@ -69,7 +69,7 @@ def test_every_step_leaves_its_artifact_and_nothing_else(digits_run):
 
 def test_plan_reads_without_jmpq(digits_run):
     plan = read(digits_run / "plan.json")
-    assert (plan["schema"], plan["version"], plan["seed"]) == ("jmpq/plan", 1, 0)
+    assert (plan["schema"], plan["version"], plan["seed"]) == ("jmpq/plan", 2, 0)
     assert tuple(plan["layers"]) == LAYERS
     assert plan["choices"] == ["W2A4", "W2A8", "W4A4", "W4A8", "W8A4", "W8A8"]
     assert {"jmpq", "python", "numpy", "cvxpy", "highspy"} <= set(plan["versions"])

@@ -105,18 +105,16 @@ def test_superposed_logits_are_minimised_from_the_knapsack():
     problem = problem_of(
         losses, {"bits": bits}, {"bits": 17.0}, layers=names[:4], choices=choices
     )
-
-    def translate(table):
-        to = superposed.layers, superposed.choices
-        return translate_columns(table, problem.layers, problem.choices, *to)
-
     search = ObjectiveSearch(
-        objective=lambda table: superposed.predict_columns(translate(table)), name="kl"
+        objective=lambda table: superposed.predict_columns(
+            translate_columns(table, problem, superposed)
+        ),
+        name="kl",
     )
     solution = search(problem)
     every = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij")).reshape(4, -1).T
     fits = bits[0][every].sum(axis=1) <= 17
-    best = superposed.predict_columns(translate(every[fits])).min()
+    best = superposed.predict_columns(translate_columns(every[fits], problem, superposed)).min()
     assert solution.objective_value == pytest.approx(best, rel=1e-12)
     named = superposed.predict([solution.allocation])  # the head stays unquantized
     assert named == pytest.approx(best, rel=1e-12)

@@ -25,8 +25,8 @@ class Objective(Protocol):
 
     It takes a table, one allocation a row: a column of `Problem.choices` for every layer of
     the problem, as `Problem.columns` gives it, so that no name is looked up. A joint predictor
-    is one by its `predict_columns` where problem and predictor have the same layers and
-    choices, else after `jmpq.allocation.translate_columns`.
+    serves by its `predict_columns`; where its layers or choices are others than the problem's,
+    translate the table first (`jmpq.allocation.translate_columns`).
     """
 
     def __call__(
