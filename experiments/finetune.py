@@ -32,6 +32,7 @@ from experiments.resnet20_cifar10 import RESULTS
 from jmpq.cli.finetune import training_curve
 from jmpq.cli.scale import Scale
 from jmpq.deploy.correction import Correct
+from jmpq.journal import Journal
 from jmpq.quantizers.spec import Rounding
 
 if TYPE_CHECKING:
@@ -308,26 +309,21 @@ def run(
     """Every row; interrupted, it goes on from what is in `folder`."""
     import jax
 
-    from jmpq.files import append_line, finished_lines, json_sha256
-
     setting = prepare(config, folder, data_dir)
     floats, measure = _measurer(setting)
     # What decides all rows; a fine-tuned one also names its settings.
     shared = ("model", "weights", "data", "w_bits", "a_bits", "bits", "compression", "draws",
               "examples", "calibration_batch", "float_epochs")  # fmt: skip
     identity = {name: getattr(config, name) for name in shared}
-    of = json_sha256(json.loads(json.dumps([identity, setting.evaluation.sha256])))
-    kept = folder / "rows.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = {json.dumps(row["row"]): row for row in finished_lines(kept, of)}
+    journal = Journal(folder / "rows.journal", [identity, setting.evaluation.sha256])
     rows = []
 
     def add(row: dict[str, Any], make: Any) -> None:
-        key = json.dumps(row)
-        if key not in known:
-            known[key] = {"row": row, **make()}
-            append_line(kept, known[key])
-        rows.append({**row, **{k: v for k, v in known[key].items() if k != "row"}})
+        if (entry := journal.get(key := json.dumps(row))) is None:
+            journal.keep(key, result := make())
+        else:
+            result = entry.value
+        rows.append({**row, **result})
 
     first = next(iter(setting.allocations))
     for name in setting.allocations:

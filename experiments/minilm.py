@@ -26,6 +26,7 @@ import tyro
 
 from experiments.arguments import ResumableArguments
 from experiments.provenance import commit, machine, versions
+from jmpq.journal import Journal
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Source, Split
@@ -224,27 +225,18 @@ def specs(groups: int) -> "tuple[QuantizerSpec, QuantizerSpec]":
     return weights, ACTIVATIONS
 
 
-@dataclasses.dataclass(eq=False)
 class Rows:
-    """Results by key, each appended to a file as soon as it is known."""
+    """Results by key, each kept in a journal as soon as it is known."""
 
-    path: pathlib.Path
-    header: Any
-    found: dict[str, Any] = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        from jmpq.files import finished_lines
-
-        self.found = dict(finished_lines(self.path, self.header))
+    def __init__(self, path: pathlib.Path, of: Any) -> None:
+        self.journal = Journal(path, of)
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """The result of a key, made if it is not there."""
-        from jmpq.files import append_line
-
-        if key not in self.found:
-            self.found[key] = make()
-            append_line(self.path, [key, self.found[key]])
-        return self.found[key]
+        if (entry := self.journal.get(key)) is not None:
+            return entry.value
+        self.journal.keep(key, value := make())
+        return value
 
 
 def run(

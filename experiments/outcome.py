@@ -329,7 +329,7 @@ def allocations(
             _kl_of(setting, first, config),
             predict=predict,
             max_evaluations=config.refine,
-            record=folder / f"refined_{bits:g}.jsonl",
+            journal=folder / f"refined_{bits:g}.journal",
         )
         seconds = time.perf_counter() - start
         if measured.fresh < measured.evaluations:  # begun by an interrupted run

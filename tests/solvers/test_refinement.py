@@ -112,9 +112,9 @@ def test_patience_counts_failures_in_a_row():
     assert noisy.path == (noisy.start,)
 
 
-def test_an_interrupted_refinement_goes_on_from_its_record(tmp_path):
+def test_an_interrupted_refinement_goes_on_from_its_journal(tmp_path):
     truth = quadratic_problem(1, "indefinite", layers=8)
-    model, path = truth.separable(), tmp_path / "folder" / "record.jsonl"
+    model, path = truth.separable(), tmp_path / "folder" / "journal"
     start = Exact()(model).choice
     whole = refine(model, start, Measured(truth), max_evaluations=60, patience=1000)
 
@@ -125,32 +125,32 @@ def test_an_interrupted_refinement_goes_on_from_its_record(tmp_path):
             return super().__call__(choice)
 
     with pytest.raises(KeyboardInterrupt):
-        refine(model, start, Interrupted(truth), max_evaluations=60, record=path)
+        refine(model, start, Interrupted(truth), max_evaluations=60, journal=path)
     with path.open("a") as file:
-        file.write('{"choice": [0, 1')  # cut off in the middle of a line
+        file.write('{"key": "[0, 1')  # cut off in the middle of a line
     measured = Measured(truth)
-    rest = refine(model, start, measured, max_evaluations=60, patience=1000, record=path)
+    rest = refine(model, start, measured, max_evaluations=60, patience=1000, journal=path)
     assert rest.path == whole.path
     np.testing.assert_array_equal(rest.choice, whole.choice)
     assert rest.evaluations == whole.evaluations
     assert 0 < rest.fresh == len(measured.seen) < whole.evaluations
-    again = refine(model, start, measured, max_evaluations=60, patience=1000, record=path)
+    again = refine(model, start, measured, max_evaluations=60, patience=1000, journal=path)
     assert again.fresh == 0
     assert again.path == whole.path
     assert len(path.read_text().splitlines()) == 1 + whole.evaluations
-    assert json.loads(path.read_text().splitlines()[1])["choice"] == start.tolist()
+    assert json.loads(json.loads(path.read_text().splitlines()[1])["key"]) == start.tolist()
 
 
-def test_a_record_of_something_else_is_refused(tmp_path):
+def test_a_journal_of_something_else_is_refused(tmp_path):
     problem = random_problem(1)
     choice = Greedy()(problem).choice
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "journal"
     path.write_text("{}\n")
-    with pytest.raises(ValueError, match="is no record of this refinement: its header names"):
-        refine(problem, choice, Measured(problem), record=path)
+    with pytest.raises(ValueError, match="belongs to other work"):
+        refine(problem, choice, Measured(problem), journal=path)
     path.write_text("nonsense\n")
-    with pytest.raises(ValueError, match="is no record of this refinement"):
-        refine(problem, choice, Measured(problem), record=path)
+    with pytest.raises(ValueError, match="belongs to other work: choose another file"):
+        refine(problem, choice, Measured(problem), journal=path)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -14,13 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
-from jmpq.devices import to_host
-from jmpq.files import atomic_file, json_sha256
+from jmpq.devices import shared_journal, to_host
+from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.sensitivity.batch_memory import Placement
 from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.table import Move, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
@@ -90,9 +89,8 @@ class Superposed:
             choices: Candidates of every layer.
             mesh: Devices over which the examples of a batch are spread (`device_mesh`).
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
-            partial: Folder for finished batches, one file each: where it holds some of the
-                same measurement they are not made again. Of several processes 0 writes it.
-                The caller removes it when the result is safe.
+            partial: File of a journal of finished batches: those of the same measurement
+                are not made again. The caller removes it when the result is safe.
             provenance: What identifies network, data and quantizers.
             progress: Called with (finished batches, all batches).
 
@@ -124,19 +122,19 @@ class Superposed:
             "moves": [list(move) for move in moves.moves],
             **(provenance or {}),
         }
+        journal = shared_journal(partial, identity)
         place, done = Placement(moves, mesh), 0
         progress(0, len(batches))
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
             here = slice(done, done + len(t))
-            path = partial and partial / f"{n}.npz"
-            notes = Notes(path, json_sha256(identity))
-            if (kept := notes.get("batch")) is None:
+            if (entry := journal.get(str(n))) is None:
                 placed, spread, _ = place(inputs, t)
-                found, changes = _changes(placed, spread)
-                kept = {"logits": to_host(found), "changes": to_host(changes)}
-                _check_finite(moves.moves, np.moveaxis(kept["changes"], 1, 0))
-                notes.keep("batch", kept)
-            z[here], u[:, here] = kept["logits"], np.moveaxis(kept["changes"], 1, 0)
+                logits, changes = map(to_host, _changes(placed, spread))
+                _check_finite(moves.moves, np.moveaxis(changes, 1, 0))
+                journal.keep(str(n), arrays={"logits": logits, "changes": changes})
+            else:
+                logits, changes = entry.arrays["logits"], entry.arrays["changes"]
+            z[here], u[:, here] = logits, np.moveaxis(changes, 1, 0)
             done += len(t)
             progress(n + 1, len(batches))
         return cls(
