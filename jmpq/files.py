@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -80,3 +82,9 @@ def file_sha256(path: pathlib.Path) -> str:
 def json_sha256(value: Any) -> str:
     """Hash of a JSON value; keys in any order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python, jmpq, NumPy and the `packages` that a result depends on."""
+    known = {name: importlib.metadata.version(name) for name in ("jmpq", "numpy", *packages)}
+    return {"python": platform.python_version(), **known}
