@@ -210,10 +210,10 @@ def problem_of_plan(
     from jmpq.network.layers import layers_from_json
     from jmpq.problem import Overhead, build_problem
     from jmpq.problem.rules import rules_from_json
-    from jmpq.quantizers.spec import QuantizerSpec
+    from jmpq.quantizers.spec import KernelSpec, read_spec
 
     layers = layers_from_json(planned.record["layers"])
-    spec = QuantizerSpec(**planned.plan.quantizers["weights"])
+    spec = read_spec(KernelSpec, planned.plan.quantizers["weights"])
     return build_problem(
         layers,
         table,

@@ -17,7 +17,7 @@ from jmpq.cli.run_folder import (
     versions,
 )
 from jmpq.cli.scale import Scale
-from jmpq.quantizers.spec import ACTIVATIONS, WEIGHTS, QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -98,9 +98,9 @@ class Sensitivity:
     """c of qbert: mean + c · standard deviation of the eigenvalue over batches."""
     seed: int = 0
     """Of calibration examples, sampled activations and probes."""
-    weights: QuantizerSpec = WEIGHTS
+    weights: KernelSpec = KernelSpec()
     """How weights are put on a grid."""
-    activations: QuantizerSpec = ACTIVATIONS
+    activations: InputSpec = InputSpec()
     """How activations are put on a grid."""
     scale: Annotated[Scale, tyro.conf.arg(name="")] = HERE
     """Where it computes."""
@@ -152,8 +152,8 @@ class Sensitivity:
             "calibration": split.record(),
             "quantizers_sha256": quantizers.sha256,
             "quantizers": {
-                "weights": self.weights.to_json(),
-                "activations": self.activations.to_json(),
+                "weights": dataclasses.asdict(self.weights),
+                "activations": dataclasses.asdict(self.activations),
             },
             "batch_size": self.batch_size,
             "loss": self.loss,
@@ -266,7 +266,7 @@ class Sensitivity:
         """Raise `ValueError` for bits that are not on the grid, before anything is loaded."""
         for quantizer, widths in ((self.weights, self.w_bits), (self.activations, self.a_bits)):
             for bits in widths:
-                quantizer.check_bits(bits)
+                check_bits(quantizer, bits)
 
     def calibrate(
         self, network: "Network", inputs: Sequence[Any], *, hidden: bool = False

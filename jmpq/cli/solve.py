@@ -100,7 +100,7 @@ class Solve:
             with_budgets,
             write_plan,
         )
-        from jmpq.quantizers.spec import QuantizerSpec
+        from jmpq.quantizers.spec import KernelSpec, read_spec
         from jmpq.sensitivity.table import load_sensitivities
 
         record = read_layers(self.run)
@@ -113,7 +113,7 @@ class Solve:
                 f"{self.run / SENSITIVITY} belongs to other weights than layers.json: run "
                 f"`jmpq sensitivity {self.run}` again."
             )
-        spec = QuantizerSpec(**lead.provenance["quantizers"]["weights"])
+        spec = read_spec(KernelSpec, lead.provenance["quantizers"]["weights"])
         rules: tuple[Rule, ...] = tuple(parse_rule(text) for text in self.rule)
         if self.first_last_bits:
             rules = (*rules, *self._first_and_last(names, lead.choices))

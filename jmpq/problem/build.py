@@ -12,7 +12,7 @@ from jmpq.problem.budgets import with_budgets
 from jmpq.problem.costs import COST_NAMES, Overhead, constant_cost, cost_table
 from jmpq.problem.problem import Problem
 from jmpq.problem.rules import Rule, apply_rules, tie_groups
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ def build_problem(
     layers: Sequence[Layer] | LayeredNetwork,
     table: LossTable,
     *,
-    overhead: Overhead | QuantizerSpec,
+    overhead: Overhead | KernelSpec,
     rules: Sequence[Rule] = (),
     budgets: Sequence[str] | Mapping[str, float] = (),
     choices: Sequence[Choice] | None = None,
@@ -84,7 +84,7 @@ def build_problem(
         if unquantized_parameters is None:
             unquantized_parameters = layers.other_parameters
         layers = layers.layers
-    if isinstance(overhead, QuantizerSpec):
+    if isinstance(overhead, KernelSpec):
         overhead = Overhead.of(layers, overhead)
     choices = tuple(table.choices if choices is None else choices)
     if missing := [choice for choice in choices if choice not in table.choices]:

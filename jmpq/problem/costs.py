@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.network.layers import Layer
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 
 SCALE_BYTES = 4
 FLOAT_BYTES = 4
@@ -36,7 +36,7 @@ class Overhead:
     zero_points: bool = False
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], spec: QuantizerSpec) -> "Overhead":
+    def of(cls, layers: Sequence[Layer], spec: KernelSpec) -> "Overhead":
         """The overhead of quantizing every kernel by one specification."""
         scales = tuple(spec.layer_scales(layer) for layer in layers)
         return cls(scales, spec.grid == "affine")

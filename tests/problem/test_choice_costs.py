@@ -13,7 +13,7 @@ from jmpq.problem import (
     size_bytes,
 )
 from jmpq.problem.costs import constant_cost
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from tests.problem.tables import GRID, LAYERS, NAMES, conv, embedding
 
 
@@ -47,16 +47,14 @@ def test_grid_is_sorted_without_repeats():
 
 def test_size_counts_codes_scales_and_zero_points():
     choices = (Choice(3), Choice(4, 8), Choice(32))
-    channel = Overhead.of(LAYERS, QuantizerSpec(grid="affine"))
+    channel = Overhead.of(LAYERS, KernelSpec(grid="affine"))
     got = size_bytes(LAYERS, choices, channel)
     # stem/conv: ceil(108*3/8)=41 + 4 scales*4 + ceil(4*3/8)=2; 54 + 16 + 2; 432
     np.testing.assert_array_equal(got[0], [59, 72, 432])
     # head: ceil(15*3/8)=6 + 12 + ceil(9/8)=2; ceil(7.5)=8 + 12 + ceil(1.5)=2; 60
     np.testing.assert_array_equal(got[4], [20, 22, 60])
     assert (
-        size_bytes(LAYERS, choices, Overhead.of(LAYERS, QuantizerSpec(granularity="tensor")))[
-            4, 0
-        ]
+        size_bytes(LAYERS, choices, Overhead.of(LAYERS, KernelSpec(granularity="tensor")))[4, 0]
         == 6 + 4
     )
 
@@ -65,7 +63,7 @@ def test_number_of_scales_of_groups():
     layer = conv("c", 6, 10)  # matrix [10, 54]
 
     def scales(**options):
-        spec = QuantizerSpec(granularity="group", **options)
+        spec = KernelSpec(granularity="group", **options)
         return Overhead.of([layer], spec).num_scales[0]
 
     assert scales(along="output", group_size=5) == 2
@@ -89,7 +87,7 @@ def test_activation_bytes_are_input_and_output_at_their_bits():
 
 
 def test_average_bits_is_all_stored_bits_over_all_weights():
-    overhead = Overhead.of(LAYERS, QuantizerSpec(granularity="tensor"))
+    overhead = Overhead.of(LAYERS, KernelSpec(granularity="tensor"))
     got = average_bits(LAYERS, (Choice(4),), overhead).sum()
     assert got == pytest.approx(8 * (54 + 72 + 8 + 90 + 8 + 5 * 4) / 463)
     plain = Overhead((0,) * 5)
@@ -98,7 +96,7 @@ def test_average_bits_is_all_stored_bits_over_all_weights():
 
 
 def test_costs_of_an_allocation_equal_the_tables():
-    overhead = Overhead.of(LAYERS, QuantizerSpec(grid="affine"))
+    overhead = Overhead.of(LAYERS, KernelSpec(grid="affine"))
     picks = [3, 0, 5, 2, 4]
     bits = {name: GRID[k] for name, k in zip(NAMES, picks, strict=True)}
     got = allocation_costs(LAYERS, bits, overhead, unquantized_parameters=10)
@@ -110,7 +108,7 @@ def test_costs_of_an_allocation_equal_the_tables():
 
 
 def test_a_layer_without_bits_counts_unquantized():
-    overhead = Overhead.of(LAYERS, QuantizerSpec(granularity="tensor"))
+    overhead = Overhead.of(LAYERS, KernelSpec(granularity="tensor"))
     got = allocation_costs(LAYERS, {"head": Choice(4, 4)}, overhead)
     assert got["size_bytes"] == 4 * 448 + 8 + 4
     assert got["average_bits"] == 8 * 12 / 15
@@ -118,7 +116,7 @@ def test_a_layer_without_bits_counts_unquantized():
 
 
 def test_cost_errors_say_what_is_expected():
-    overhead = Overhead.of(LAYERS, QuantizerSpec(granularity="tensor"))
+    overhead = Overhead.of(LAYERS, KernelSpec(granularity="tensor"))
     with pytest.raises(ValueError, match=r"not a cost that adds up.*size_bytes"):
         cost_table(LAYERS, GRID, "activation_bytes", overhead)
     with pytest.raises(ValueError, match="not a cost that adds up"):

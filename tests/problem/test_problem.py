@@ -23,10 +23,10 @@ from jmpq.problem import (
     with_budgets,
 )
 from jmpq.problem.solution import infeasible
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from tests.problem.tables import GRID, LAYERS, NAMES, losses_of
 
-OVERHEAD = Overhead.of(LAYERS, QuantizerSpec())
+OVERHEAD = Overhead.of(LAYERS, KernelSpec())
 
 
 def built(rules=(), budgets=(), **options):
@@ -69,7 +69,7 @@ def test_a_problem_of_a_network_is_that_of_its_layer_table():
         got = build_problem(
             network,
             losses_of(),
-            overhead=QuantizerSpec(),
+            overhead=KernelSpec(),
             budgets=["size_bytes=W4A4"],
             **options,
         )
