@@ -51,9 +51,9 @@ class Refine:
     max_drop: float | None = None
     """Instead of refining: the cheapest allocation, without budgets, whose top-1 on the
     calibration examples is at most so many points (of 100) below the float network's."""
-    minimize: Literal["size_bytes", "average_bits", "bops"] = "size_bytes"
-    """The cost that --max-drop minimises, along the allocations that the metric of
-    --allocation calls best for their cost."""
+    minimize: str = "size_bytes"
+    """The cost, named as in `jmpq solve --budget`, that --max-drop minimises, along the
+    allocations that the metric of --allocation calls best for their cost."""
     batch_size: int = 256
     """Examples per batch."""
     devices: int | None = None
@@ -65,8 +65,9 @@ class Refine:
 
         from jmpq.cli.planned import chosen_allocation, read_planned
         from jmpq.files import check_writable
-        from jmpq.problem import write_plan
+        from jmpq.problem import additive_cost, write_plan
 
+        additive_cost(self.minimize)
         planned = read_planned(self.run)
         start = chosen_allocation(self.run, planned.plan, self.allocation, with_budgets=True)
         check_writable(self.run / PLAN)

@@ -78,8 +78,9 @@ class Solve:
     loss_ceiling: float | None = None
     """Also find the cheapest allocation whose predicted loss increase is at most this (nats
     per example), for every metric and without the budgets."""
-    minimize: Literal["size_bytes", "average_bits", "bops"] = "size_bytes"
-    """The cost that --loss-ceiling minimises, and that --front draws the loss against."""
+    minimize: str = "size_bytes"
+    """The cost, named as in --budget, that --loss-ceiling minimises, and that --front draws
+    the loss against."""
     front: bool = False
     """Write RUN/front.csv: every allocation on the convex hull of loss and cost, by the
     leading metric."""
@@ -92,6 +93,7 @@ class Solve:
         from jmpq.problem import (
             Overhead,
             Plan,
+            additive_cost,
             build_problem,
             describe,
             parse_rule,
@@ -103,6 +105,7 @@ class Solve:
         from jmpq.quantizers.spec import KernelSpec, read_spec
         from jmpq.sensitivity.table import load_sensitivities
 
+        additive_cost(self.minimize)
         record = read_layers(self.run)
         layers = layers_from_json(record["layers"])
         names = [layer.name for layer in layers]
@@ -486,16 +489,26 @@ def _print_solutions(allocations: Sequence["PlannedAllocation"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from jmpq.problem import COSTS
+
+    shown = [
+        a
+        for a in allocations
+        if a.role in ("solution", "baseline") and not a.name.startswith("random/")
+    ]
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("allocation", no_wrap=True)
-    for title in ("status", "predicted", "gap", "kB", "bits", "Gbops"):
+    for title in ("status", "predicted", "gap"):
         table.add_column(title, no_wrap=True, justify="right")
-    for a in allocations:
-        if a.role in ("solution", "baseline") and not a.name.startswith("random/"):
-            found = ["-" if x is None else f"{x:.3g}" for x in (a.predicted_loss, a.gap)]
-            size, bits, bops = (a.costs[k] for k in ("size_bytes", "average_bits", "bops"))
-            costs = [f"{x:.3g}" for x in (size / 1e3, bits, bops / 1e9)]
-            table.add_row(a.name, a.status or "-", *found, *costs)
+    divisors = {}
+    for name in shown[0].costs if shown else ():
+        divisors[name], unit = COSTS[name].scale(max(a.costs[name] for a in shown))
+        title = COSTS[name].title + (f"\n({unit})" if unit else "")
+        table.add_column(title, justify="right")
+    for a in shown:
+        found = ["-" if x is None else f"{x:.3g}" for x in (a.predicted_loss, a.gap)]
+        costs = [f"{a.costs[name] / divisor:.3g}" for name, divisor in divisors.items()]
+        table.add_row(a.name, a.status or "-", *found, *costs)
     console = Console()
     console.width = max(console.width, 90)
     console.print(table)
