@@ -127,10 +127,9 @@ def prepare(
     """Network, quantizers and splits; activation ranges come from training images alone."""
     import jax
 
-    from jmpq.cli.sensitivity import ACTIVATIONS
-    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
     from jmpq.data.splits import calibration_split
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     network, dataset = load_trained(
         name, config.data, config.weights, folder, data_dir, epochs=config.epochs
@@ -146,9 +145,9 @@ def prepare(
     bits = sorted({b for regime in config.regimes for b in regime})
     inputs = [x for x, _ in examples_of(calibration["train"], config.batch_size)]
     quantizers = Quantizers(
-        weights=calibrate_weights(network, KERNELS, bits),
+        weights=calibrate_weights(network, KernelSpec(), bits),
         activations=calibrate_activations(
-            network, ACTIVATIONS, bits, inputs, key=jax.random.key(seed)
+            network, InputSpec(), bits, inputs, key=jax.random.key(seed)
         ),
     )
     halves = tuple(evaluation.take(np.arange(k, size, HALVES)) for k in range(HALVES))

@@ -216,18 +216,18 @@ def calibrated(
     import jax
 
     from experiments.fidelity import examples_of
-    from jmpq.cli.sensitivity import ACTIVATIONS, WEIGHTS
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     inputs = [x for x, _ in examples_of(draw, config.calibration_batch)]
     activations = None
     if config.a_bits != FLOAT:
         activations = calibrate_activations(
-            network, ACTIVATIONS, (config.a_bits, 8), inputs, key=jax.random.key(0)
+            network, InputSpec(), (config.a_bits, 8), inputs, key=jax.random.key(0)
         )
     found: dict[Rounding, Quantizers] = {}
     for rounding in dict.fromkeys(("nearest", *config.roundings, *config.starts)):
-        spec = dataclasses.replace(WEIGHTS, rounding=rounding)
+        spec = KernelSpec(rounding=rounding)
         weights = calibrate_weights(network, spec, config.w_bits, inputs)
         found[rounding] = Quantizers(weights=weights, activations=activations)
     return found
@@ -238,10 +238,10 @@ def allocate(
 ) -> dict[str, Allocation]:
     """The exact allocation at the budget, and uniform ones."""
     from experiments.fidelity import examples_of
-    from jmpq.cli.sensitivity import WEIGHTS
     from jmpq.formats import Choice, choice_grid
-    from jmpq.problem import Overhead, build_problem, first_and_last, with_budgets
+    from jmpq.problem import build_problem, first_and_last, with_budgets
     from jmpq.problem.rules import Allow
+    from jmpq.quantizers.spec import KernelSpec
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -257,7 +257,7 @@ def allocate(
     problem = build_problem(
         network.layers,
         table,
-        overhead=Overhead.of(network.layers, WEIGHTS),
+        overhead=KernelSpec(),
         rules=rules,
         unquantized_parameters=network.other_parameters,
     )

@@ -26,11 +26,10 @@ from experiments.provenance import commit, machine
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.run_folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS
-from jmpq.cli.sensitivity import WEIGHTS as WEIGHT_QUANTIZER
 from jmpq.cli.sensitivity import MetricName, Sensitivity
 from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
-from jmpq.quantizers.spec import Rounding
+from jmpq.quantizers.spec import KernelSpec, Rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ def run_network(
         batch_size=config.batch_size,
         probes=config.probes,
         seed=config.seed,
-        weights=dataclasses.replace(WEIGHT_QUANTIZER, rounding=config.rounding),
+        weights=KernelSpec(rounding=config.rounding),
         scale=dataclasses.replace(Sensitivity(folder).scale, memory=config.memory),
     )
     if not _done(folder / SENSITIVITY, sensitivity):

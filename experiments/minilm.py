@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jmpq.network.network import Network
     from jmpq.problem import Problem
     from jmpq.quantizers.fake_quant import Quantizers, Scales
-    from jmpq.quantizers.spec import QuantizerSpec
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
     from jmpq.sensitivity.table import Sensitivity
     from jmpq.zoo.bert import Bert
 
@@ -214,15 +214,14 @@ def _tiny(config: Config) -> Setting:
     )
 
 
-def specs(groups: int) -> "tuple[QuantizerSpec, QuantizerSpec]":
+def specs(groups: int) -> "tuple[KernelSpec, InputSpec]":
     """Of weights, asymmetric as Q-BERT's with ranges of least squared error; of activations."""
-    from jmpq.cli.sensitivity import ACTIVATIONS
-    from jmpq.quantizers.spec import QuantizerSpec
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
-    weights = QuantizerSpec(
+    weights = KernelSpec(
         grid="affine", granularity="group", group_count=groups, along="output", clipping="mse"
     )
-    return weights, ACTIVATIONS
+    return weights, InputSpec()
 
 
 class Rows:

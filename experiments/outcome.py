@@ -157,17 +157,16 @@ def calibrated(
     import jax
 
     from experiments.fidelity import examples_of
-    from jmpq.cli.sensitivity import ACTIVATIONS
-    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     activations = None
     inputs = [x for x, _ in examples_of(draw, config.batch_size)]
     if has_activations(mode):
         key = jax.random.key(draw.seed or 0)
         bits = sorted({*config.a_bits, 8})
-        activations = calibrate_activations(network, ACTIVATIONS, bits, inputs, key=key)
-    spec = dataclasses.replace(KERNELS, rounding="gptq" if "gptq" in mode else "nearest")
+        activations = calibrate_activations(network, InputSpec(), bits, inputs, key=key)
+    spec = KernelSpec(rounding="gptq" if "gptq" in mode else "nearest")
     weights = calibrate_weights(network, spec, config.w_bits, inputs)
     return Setting(
         network=network,
@@ -250,16 +249,16 @@ def stated(
     network: "Network", table: "Sensitivity", mode: Mode, bits: float, *, cross: bool = False
 ) -> "Problem":
     """The problem at the size, and bit operations, of uniform bits."""
-    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
     from jmpq.formats import Choice
-    from jmpq.problem import Overhead, build_problem, first_and_last, with_budgets
+    from jmpq.problem import build_problem, first_and_last, with_budgets
+    from jmpq.quantizers.spec import KernelSpec
 
     names = [layer.name for layer in network.layers]
     a_bits = min(c.a_bits for c in table.choices) if has_activations(mode) else FLOAT
     problem = build_problem(
         network.layers,
         table,
-        overhead=Overhead.of(network.layers, KERNELS),
+        overhead=KernelSpec(),
         rules=first_and_last(names, table.choices, bits=8),
         interactions=cross,
     )

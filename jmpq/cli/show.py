@@ -44,7 +44,8 @@ def show_plan(plan: Plan) -> None:
     divisors = {}
     for name in shown[0].costs if shown else ():
         divisors[name], unit = COSTS[name].scale(max(a.costs[name] for a in shown))
-        table.add_column(f"{COSTS[name].title}\n({unit})", justify="right")
+        title = COSTS[name].title + (f"\n({unit})" if unit else "")
+        table.add_column(title, justify="right")
     for a in shown:
         numbers = ["-" if x is None else f"{x:.3g}" for x in (a.predicted_loss, a.gap)]
         costs = [f"{a.costs[name] / divisor:.3g}" for name, divisor in divisors.items()]

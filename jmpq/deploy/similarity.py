@@ -17,6 +17,7 @@ from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
 from jmpq.network.tap import Op
 from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
+from jmpq.quantizers.spec import InputSpec
 
 RESAMPLES = 200  # of the bootstrap
 Examples = Float[np.ndarray, " examples"]
@@ -113,7 +114,10 @@ class SimilarityEvaluator:
         return outcome_of(found, *self.reference, seed=self.seed)
 
     def _similarities(
-        self, params: PyTree, a_bits: Int[np.ndarray, " layers"], activations: Scales | None
+        self,
+        params: PyTree,
+        a_bits: Int[np.ndarray, " layers"],
+        activations: Scales[InputSpec] | None,
     ) -> Float[np.ndarray, " examples"]:
         rows = []
         for batch in self.batches():
@@ -172,7 +176,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 @jax.jit
 def _outputs(
     network: Network,
-    activations: Scales | None,
+    activations: Scales[InputSpec] | None,
     params: PyTree,
     a_bits: Int[Array, " layers"],
     inputs: PyTree,

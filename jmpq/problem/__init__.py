@@ -3,16 +3,7 @@
 from jmpq.formats import FLOAT_BITS, Choice, choice_grid
 from jmpq.problem.budgets import Budget, limit_of, parse_budget, with_budgets
 from jmpq.problem.build import LossTable, build_problem
-from jmpq.problem.costs import (
-    COST_NAMES,
-    Overhead,
-    activation_bytes,
-    allocation_costs,
-    average_bits,
-    bops,
-    cost_table,
-    size_bytes,
-)
+from jmpq.problem.costs import COSTS, Cost, Overhead, additive_cost, allocation_costs
 from jmpq.problem.plan import (
     Plan,
     PlannedAllocation,
@@ -49,12 +40,13 @@ from jmpq.problem.solution import (
 from jmpq.problem.transformer_ties import Unit, transformer_units
 
 __all__ = [
-    "COST_NAMES",
+    "COSTS",
     "FLOAT_BITS",
     "OPTIMALITY",
     "Allow",
     "Budget",
     "Choice",
+    "Cost",
     "Exclude",
     "Infeasible",
     "LossTable",
@@ -70,15 +62,12 @@ __all__ = [
     "Status",
     "Tie",
     "Unit",
-    "activation_bytes",
+    "additive_cost",
     "allocation_costs",
     "allocation_from_plan",
     "apply_rules",
-    "average_bits",
-    "bops",
     "build_problem",
     "choice_grid",
-    "cost_table",
     "describe",
     "first_and_last",
     "limit_of",
@@ -92,7 +81,6 @@ __all__ = [
     "rules_from_json",
     "rules_to_json",
     "save_problem",
-    "size_bytes",
     "solution_from_choice",
     "transformer_units",
     "with_budgets",

@@ -1,5 +1,6 @@
 """Integer codes of all kernels at all bit-widths, where rounding to nearest is not it."""
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,13 +15,13 @@ from jmpq.quantizers.adaround import learn_rounding
 from jmpq.quantizers.calibration import to_blocks
 from jmpq.quantizers.gptq import round_by_hessian
 from jmpq.quantizers.layer_hessian import layer_hessians
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.quantizers.uniform import code_range
 
 
 def hessian_codes(
     network: Network,
-    spec: QuantizerSpec,
+    spec: KernelSpec,
     bits: tuple[int, ...],
     scale: Sequence[Float[Array, "bits _"]],
     zero_point: Sequence[Float[Array, "bits _"]],
@@ -54,7 +55,9 @@ def hessian_codes(
     dtype = f"{'u' if spec.grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
     optimise = {"gptq": round_by_hessian, "adaround": learn_rounding}[spec.rounding]
     codes: list[Array | None] = [None] * len(network.layers)
-    journal = shared_journal(partial, {"spec": spec.to_json(), "bits": list(bits)})
+    journal = shared_journal(
+        partial, {"spec": dataclasses.asdict(spec), "bits": list(bits)}
+    )
 
     def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
         matrix = network.to_matrix(layer, network.kernels()[layer])

@@ -13,11 +13,10 @@ from jmpq.report.measured import gap_rows
 from jmpq.report.style import (
     PALETTE,
     NothingToDrawError,
-    count_unit,
+    cost_named,
     metric_colors,
     metric_name,
     new_figure,
-    size_unit,
     solver_marker,
     style,
 )
@@ -76,7 +75,7 @@ def _draw_gaps(
 ) -> None:
     colors = metric_colors(metric for metric, _ in series)
     largest = max(x for points in series.values() for x, _ in points)
-    divisor, label = _budget_axis(cost, largest)
+    divisor, _ = cost_named(cost).scale(largest)
     for (metric, solver), points in series.items():
         axes.plot(
             [x / divisor for x, _ in points], [gap for _, gap in points],
@@ -88,20 +87,10 @@ def _draw_gaps(
     high = max(gap for points in series.values() for _, gap in points)
     axes.set_ylim(min(0.0, *(g for p in series.values() for _, g in p)), max(2 * high, 1.0))
     axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"budget: {cost_named(cost).label(largest)}")
     axes.set_ylabel("gap to the proven bound (%)")
     axes.set_title("optimality gap", loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, columnspacing=1.0)
-
-
-def _budget_axis(cost: str, largest: float) -> tuple[float, str]:
-    if cost == "size_bytes":
-        divisor, unit = size_unit(largest)
-        return divisor, f"size budget ({unit}, 1 {unit} = {count_unit(divisor)[1]} bytes)"
-    if cost == "bops":
-        divisor, unit = count_unit(largest)
-        return divisor, f"budget of bit operations ({unit})"
-    return 1.0, f"budget of {cost.replace('_', ' ')}"
 
 
 def _plain(value: float, _position: Any) -> str:

@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from jmpq.problem.costs import COSTS, Cost
+
 WIDTH = 7.2  # inches: the text width of a page
 
 STYLE: dict[Any, Any] = {
@@ -108,6 +110,20 @@ def metric_name(metric: str | None) -> str:
     return NAMES.get(metric, metric.replace("_", " "))
 
 
+def cost_named(name: str) -> Cost:
+    """Title and unit of a cost of the plan.
+
+    Raises:
+        ValueError: If it is not one of `jmpq.problem.costs.COSTS`.
+    """
+    if name not in COSTS:
+        raise ValueError(
+            f"The plan has a cost {name!r}, which has no title and unit: expected one of "
+            f"{', '.join(COSTS)}. Add it to jmpq.problem.costs.COSTS."
+        )
+    return COSTS[name]
+
+
 def metric_colors(metrics: Iterable[str]) -> dict[str, str]:
     """A colour for each metric: the known ones keep theirs in every figure."""
     given = sorted(set(metrics))
@@ -127,17 +143,6 @@ def bit_colors(bits: Iterable[int]) -> dict[int, str]:
 def solver_marker(solver: str | None) -> str:
     """A marker for each solver; unknown ones are drawn as a pentagon."""
     return MARKERS.get(solver or "", "p")
-
-
-def size_unit(largest: float) -> tuple[float, str]:
-    """Divisor and unit for sizes in bytes (MB = 10⁶ bytes)."""
-    return (1e6, "MB") if largest >= 1e5 else (1e3, "kB")
-
-
-def count_unit(largest: float) -> tuple[float, str]:
-    """Divisor and power of ten for a large count, such as bit operations."""
-    power = max(3 * (math.floor(math.log10(largest)) // 3), 0) if largest > 0 else 0
-    return 10.0**power, f"10{str(power).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def layer_labels(layers: Sequence[str], *, longest: int = 26) -> list[str]:

@@ -13,9 +13,7 @@ from jmpq.report.measured import (
     outcome,
     within_budgets,
 )
-from jmpq.report.style import count_unit, metric_name, size_unit
-
-COSTS: dict[str, str] = {"size_bytes": "size", "bops": "bit operations", "latency_s": "latency"}
+from jmpq.report.style import cost_named, metric_name
 
 
 def summary(artifacts: Artifacts) -> list[tuple[str, str]]:
@@ -42,20 +40,6 @@ def unmeasured(plan: Json, evaluation: Json) -> list[str]:
     return [a["name"] for a in plan["allocations"] if a["name"] not in done]
 
 
-def cost_text(name: str, value: float, *, scale: float | None = None) -> str:
-    """A cost with its unit; `scale` is the value whose unit is used (default: its own)."""
-    largest = value if scale is None else scale
-    if name == "size_bytes":
-        divisor, unit = size_unit(largest)
-        return f"{value / divisor:.4g} {unit}"
-    if name == "bops":
-        divisor, unit = count_unit(largest)
-        return f"{value / divisor:.4g} · {unit}"
-    if name == "average_bits":
-        return f"{value:.3g} bits a weight"
-    return f"{value:.4g} ({name.replace('_', ' ')})"
-
-
 def _network(artifacts: Artifacts) -> str:
     plan = artifacts.plan
     spec = artifacts.layers.get("network", {})
@@ -74,14 +58,14 @@ def _network(artifacts: Artifacts) -> str:
 def _budgets(plan: Json) -> str:
     parts = []
     for name, budget in plan["budgets"].items():
-        text = COSTS.get(name) or str(name).replace("_", " ")
-        text += f" at most {cost_text(name, float(budget['limit']))}"
+        cost = cost_named(name)
+        text = f"{cost.title} at most {cost.text(float(budget['limit']))}"
         if budget.get("asked") is not None:
             text += f", asked as {budget['asked']}"
         if budget.get("least") is not None and budget.get("most") is not None:
             most = float(budget["most"])
-            least = cost_text(name, float(budget["least"]), scale=most)
-            text += f" (reachable: {least} to {cost_text(name, most)})"
+            least = cost.text(float(budget["least"]), largest=most)
+            text += f" (reachable: {least} to {cost.text(most)})"
         parts.append(text)
     return "; ".join(parts) + "." if parts else "No budget."
 

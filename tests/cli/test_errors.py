@@ -126,10 +126,6 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
             ("--weights.granularity", "group", "--weights.group-size", 5),
             "'stem': groups of 5 do not divide.*Choose a divisor",
         ),
-        (
-            ("--activations.rounding", "gptq"),
-            "'gptq' is for weights: activations are rounded to 'nearest'",
-        ),
         (("--devices", 0), "0 devices asked for: give at least 1"),
         (("--devices", 1000), r"1000 devices asked for; there are \d+ \(cpu\). Ask for 1 to"),
         (("--coordinator", "host:1"), "--coordinator is for several processes: add --distrib"),
@@ -374,6 +370,10 @@ def test_a_folder_in_the_place_of_an_artifact_is_refused(run):
         ("solve", "run", "--joint", "few"),
         ("solve", "--jiont"),
         ("sensitivity", "run", "--weights.granularity", "group"),
+        ("sensitivity", "run", "--weights.clipping", "ema"),
+        ("sensitivity", "run", "--weights.decay", "0.9"),
+        ("sensitivity", "run", "--activations.rounding", "gptq"),
+        ("sensitivity", "run", "--activations.along", "output"),
     ],
 )
 def test_wrong_arguments_end_with_code_2(args):

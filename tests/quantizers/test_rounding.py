@@ -18,10 +18,10 @@ from jmpq.quantizers.fake_quant import (
 )
 from jmpq.quantizers.gptq import round_by_hessian
 from jmpq.quantizers.layer_hessian import layer_hessians
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from tests import helpers
 
-GPTQ = QuantizerSpec(rounding="gptq")
+GPTQ = KernelSpec(rounding="gptq")
 BITS = (2, 3, 8)
 
 
@@ -99,8 +99,8 @@ def grouped():
 def test_layers_in_groups_and_layers_used_twice_end_with_less_output_error(rounding):
     network = grouped()
     x = jnp.asarray(np.random.default_rng(2).normal(size=(6, 5, 5, 4)))
-    nearest = calibrate_weights(network, QuantizerSpec(), BITS)
-    codes = calibrate_weights(network, QuantizerSpec(rounding=rounding), BITS, [x])
+    nearest = calibrate_weights(network, KernelSpec(), BITS)
+    codes = calibrate_weights(network, KernelSpec(rounding=rounding), BITS, [x])
     for bits in (2, 3):
         errors = []
         for scales in (codes, nearest):
@@ -120,9 +120,7 @@ def test_embeddings_are_rounded_to_nearest():
         lambda p, x: p["e"][x].mean(1) @ p["w"], params, jnp.zeros((2, 5), int)
     )
     tokens = jnp.asarray(rng.integers(0, 7, (8, 5)))
-    found = [
-        calibrate_weights(network, spec, [3], [tokens]) for spec in (GPTQ, QuantizerSpec())
-    ]
+    found = [calibrate_weights(network, spec, [3], [tokens]) for spec in (GPTQ, KernelSpec())]
     got, want = (quantize_kernel(network, 0, params["e"], jnp.array(3), s) for s in found)
     np.testing.assert_array_equal(got, want)
 
@@ -136,7 +134,7 @@ def test_embeddings_are_rounded_to_nearest():
     ],
 )
 def test_codes_are_integers_within_the_grid(network, batches, grid, blocks):
-    spec = QuantizerSpec(grid=grid, rounding="gptq", **blocks)
+    spec = KernelSpec(grid=grid, rounding="gptq", **blocks)
     found = calibrate_weights(network, spec, [2, 9], batches)
     for i, kernel in enumerate(network.kernels()):
         codes = np.asarray(found.codes[i], int)
@@ -162,7 +160,7 @@ def test_codes_take_one_byte_each_and_survive_the_file(network, weights):
     again = Quantizers.from_arrays(found.to_arrays())
     assert again.sha256 == found.sha256
     assert again.weights.spec == GPTQ
-    plain = calibrate_weights(network, QuantizerSpec(), BITS)
+    plain = calibrate_weights(network, KernelSpec(), BITS)
     assert Quantizers(weights=plain, activations=None).sha256 != found.sha256
     for one, other in zip(again.weights.codes, weights.codes, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -190,7 +188,7 @@ def test_every_stage_sees_the_same_kernels(network, weights):
     ]
     epsilon = jnp.zeros(len(moves.moves)).at[jnp.array(made)].set(1.0)
     np.testing.assert_allclose(jax.jit(moves.logits)(epsilon, x), want)
-    nearest = calibrate_weights(network, QuantizerSpec(), BITS)
+    nearest = calibrate_weights(network, KernelSpec(), BITS)
     assert not np.allclose(run(Quantizers(weights=nearest, activations=None)), want)
 
 

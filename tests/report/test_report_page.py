@@ -290,7 +290,9 @@ def test_rank_correlation_of_constants_and_of_two_points_is_unknown():
 def test_cells_show_units_errors_and_what_is_unknown():
     row = {"size_bytes": 1_234_567.0, "top1": 0.91234, "sem": 0.004, "loss": -0.00123,
            "none": None, "nan": math.nan, "flag": True}  # fmt: skip
-    assert cell(row, Column(key="size_bytes", heading="", format="MB")) == "1.235"
+    assert cell(row, Column(key="size_bytes", heading="", format="cost", divisor=1e6)) == (
+        "1.235"
+    )
     assert cell(row, Column(key="top1", heading="", format="percent", sem="sem")) == (
         "91.23 ± 0.40"
     )

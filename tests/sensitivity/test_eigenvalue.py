@@ -11,7 +11,7 @@ import pytest
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.hawq_eigenvalue import (
     HawqEigenvalue,
@@ -233,7 +233,7 @@ def test_block_of_a_kernel_that_is_used_twice_has_both_uses_and_their_cross_term
     def mean_loss(params):
         return jax.vmap(cross_entropy)(apply(params, tokens), labels).mean()
 
-    weights = calibrate_weights(network, QuantizerSpec(), (4,))
+    weights = calibrate_weights(network, KernelSpec(), (4,))
     moves = MoveNetwork(
         network=network, quantizers=Quantizers(weights=weights, activations=None)
     )
@@ -265,10 +265,10 @@ def test_inputs_that_merge_the_batch_have_no_eigenvalues_of_their_own():
     x = jax.random.normal(jax.random.key(0), (3, 2, 2))
     network = Network.from_function(apply, params, x)
     activations = calibrate_activations(
-        network, QuantizerSpec(grid="affine", granularity="tensor"), (4,), [x],
+        network, InputSpec(), (4,), [x],
         key=jax.random.key(0),
     )  # fmt: skip
-    weights = calibrate_weights(network, QuantizerSpec(), (4,))
+    weights = calibrate_weights(network, KernelSpec(), (4,))
     moves = MoveNetwork(
         network=network, quantizers=Quantizers(weights=weights, activations=activations)
     )

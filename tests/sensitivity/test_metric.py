@@ -9,7 +9,7 @@ import pytest
 
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import Terms, analyse
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
 from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
@@ -48,10 +48,10 @@ def moves():
     return MoveNetwork(
         network=network,
         quantizers=Quantizers(
-            weights=calibrate_weights(network, QuantizerSpec(clipping="minmax"), (2, 4)),
+            weights=calibrate_weights(network, KernelSpec(clipping="minmax"), (2, 4)),
             activations=calibrate_activations(
                 network,
-                QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax"),
+                InputSpec(clipping="minmax"),
                 (8,),
                 [inputs],
                 key=jax.random.key(0),
@@ -209,7 +209,7 @@ def test_nan_everywhere_points_to_the_network(moves, data):
 def test_nothing_to_analyse_is_refused(moves, data):
     with pytest.raises(ValueError, match="Nothing to analyse: 0 batches, 12 moves"):
         analyse(moves, Means(), [], CHOICES)
-    weights = calibrate_weights(moves.network, QuantizerSpec(), ())
+    weights = calibrate_weights(moves.network, KernelSpec(), ())
     none = MoveNetwork(
         network=moves.network, quantizers=Quantizers(weights=weights, activations=None)
     )
