@@ -20,6 +20,8 @@ import tyro
 
 from experiments.arguments import Arguments
 from experiments.provenance import commit, machine, versions
+from jmpq.allocation import Allocation
+from jmpq.formats import Choice
 from jmpq.quantizers.spec import Granularity, InputSpec, KernelSpec
 
 
@@ -96,8 +98,8 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
                 lambda: batches(evaluation, config.batch_size),
                 candidates_per_call=1,
             )
-            bits = np.full((2, 1, len(network.layers)), [[[w_bits]], [[a_bits]]])
-            (outcome,) = evaluator(*bits)
+            names = [layer.name for layer in network.layers]
+            (outcome,) = evaluator([Allocation.uniform(names, Choice(w_bits, a_bits))])
             row = {"network": name, "granularity": granularity, "w_bits": w_bits}
             rows.append({**row, "a_bits": a_bits, "measured": outcome.to_json()})
             floats[name] = evaluator.float_outcome().to_json()

@@ -13,6 +13,7 @@ Expect:  held-out calibration beats training images for every second-order metri
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from jaxtyping import Int
 
 from experiments.networks import load_trained
 from experiments.resnet20_cifar10 import RESULTS, commit
+from jmpq.allocation import Allocation, column_table
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Split
@@ -238,8 +240,10 @@ def measure(
         for start in range(0, len(left), step):
             progress(len(jobs) - len(left) + start, len(jobs))
             chunk = left[start : start + step]
-            bits = np.array([sets[name][i] for name, i in chunk])
-            columns = [evaluate(bits[:, 0], bits[:, 1]) for evaluate in evaluators]
+            allocations = [
+                Allocation.from_bits(setting.layers, sets[name][i]) for name, i in chunk
+            ]
+            columns = [evaluate(allocations) for evaluate in evaluators]
             for job, *halves in zip(chunk, *columns, strict=True):
                 known[job] = halves
                 record = [dataclasses.asdict(outcome) for outcome in halves]
@@ -489,8 +493,8 @@ def from_changes(superposed: "Superposed", like: "Sensitivity") -> "dict[str, Se
     terms = {
         "first_order": (like.first, nothing),
         "gauss_newton_difference": (first, matrix),
-        "measured_kl": (nothing, np.diag(2 * superposed.predict(alone, "kl"))),
-        "measured_loss": (nothing, np.diag(2 * superposed.predict(alone, "loss"))),
+        "measured_kl": (nothing, np.diag(2 * superposed.predict_columns(alone, "kl"))),
+        "measured_loss": (nothing, np.diag(2 * superposed.predict_columns(alone, "loss"))),
     }
     found = {}
     for name, (linear, quadratic) in terms.items():
@@ -515,14 +519,14 @@ def _variants(sensitivity: "Sensitivity", choice: Int[np.ndarray, "_ _"]) -> dic
     plain = dataclasses.replace(sensitivity, use_first=False)
     with_first = dataclasses.replace(sensitivity, use_first=True)
     if sensitivity.use_first:  # the first-order term is the metric
-        return {"sum": _short(with_first.predict(choice))}
-    found = {"sum": _short(plain.predict(choice))}
+        return {"sum": _short(with_first.predict_columns(choice))}
+    found = {"sum": _short(plain.predict_columns(choice))}
     if sensitivity.first.any():
-        found["first"] = _short(with_first.predict(choice))
+        found["first"] = _short(with_first.predict_columns(choice))
     if sensitivity.has_interactions:
-        found["cross"] = _short(plain.predict(choice, interactions=True))
+        found["cross"] = _short(plain.predict_columns(choice, interactions=True))
         if sensitivity.first.any():
-            found["first_cross"] = _short(with_first.predict(choice, interactions=True))
+            found["first_cross"] = _short(with_first.predict_columns(choice, interactions=True))
     return found
 
 
@@ -536,7 +540,7 @@ def _additive(
     regime = dataclasses.replace(superposed, choices=tuple(superposed.choices[c] for c in used))
     counts = [config.batch_size] * (len(superposed.logits) // config.batch_size)
     found = Composed(superposed=regime).main_effects(counts, seed=config.seed)
-    return found.predict(np.searchsorted(used, choice))
+    return found.predict_columns(np.searchsorted(used, choice))
 
 
 def closer_look(
@@ -574,8 +578,8 @@ def closer_look(
                 "gauss_newton_difference": _variants(
                     by_difference["gauss_newton_difference"], choice
                 ),
-                "superposed": {"kl": _short(superposed.predict(choice))},
-                "composed": {"kl": _short(composed.predict(choice))},
+                "superposed": {"kl": _short(superposed.predict_columns(choice))},
+                "composed": {"kl": _short(composed.predict_columns(choice))},
             }
             for key, choice in columns.items()
         },
@@ -636,16 +640,19 @@ def against_subsets(
         (newton,) = analyse_all(config, here, "heldout", [GaussNewton()], at).values()
         columns = {key: _columns(superposed, bits) for key, bits in sets.items()}
         plain = dataclasses.replace(newton, use_first=False)
+        composed = Composed(superposed=superposed)
         rows.append(
             {
                 "split": split.record(),
                 "losses": [_short(row) for row in newton.losses],
                 "predicted": {
                     key: {
-                        "gauss_newton": _short(plain.predict(c)),
-                        "gauss_newton_cross": _short(plain.predict(c, interactions=True)),
-                        "superposed": _short(superposed.predict(c)),
-                        "composed": _short(Composed(superposed=superposed).predict(c)),
+                        "gauss_newton": _short(plain.predict_columns(c)),
+                        "gauss_newton_cross": _short(
+                            plain.predict_columns(c, interactions=True)
+                        ),
+                        "superposed": _short(superposed.predict_columns(c)),
+                        "composed": _short(composed.predict_columns(c)),
                     }
                     for key, c in columns.items()
                 },
@@ -709,7 +716,8 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
         0, len(setting.choices), (1000, len(setting.layers))
     )
     for name, predictor in (("composed", Composed(superposed=whole)), ("superposed", whole)):
-        found[f"{name}_1000_predictions"] = seconds(lambda p=predictor: p.predict(thousand), 3)
+        predict = functools.partial(predictor.predict_columns, thousand)
+        found[f"{name}_1000_predictions"] = seconds(predict, 3)
     write_json(path, found)
     return found
 
@@ -717,10 +725,8 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
 def _columns(
     superposed: "Superposed", bits: Int[np.ndarray, "allocations 2 layers"]
 ) -> Int[np.ndarray, "allocations layers"]:
-    index = {(c.w_bits, c.a_bits): k for k, c in enumerate(superposed.choices)}
-    return np.array(
-        [[index[int(w), int(a)] for w, a in zip(*row, strict=True)] for row in bits]
-    )
+    allocations = [Allocation.from_bits(superposed.layers, row) for row in bits]
+    return column_table(superposed.layers, superposed.choices, allocations)
 
 
 def _measured(outcomes: "Sequence[Sequence[Outcome]]") -> dict[str, Any]:

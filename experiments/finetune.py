@@ -21,7 +21,7 @@ import functools
 import json
 import math
 import pathlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -29,6 +29,7 @@ import tyro
 from experiments import outcome
 from experiments.provenance import commit, machine, versions
 from experiments.resnet20_cifar10 import RESULTS
+from jmpq.allocation import Allocation, bit_arrays
 from jmpq.cli.finetune import training_curve
 from jmpq.cli.scale import Scale
 from jmpq.deploy.correction import Correct
@@ -165,22 +166,20 @@ SCHEDULES = {"short": Config(), "full": FULL}
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Setting:
-    """Network, images, quantizers by rounding of weights, and bits by name of allocation."""
+    """Network, images, quantizers by rounding of weights, and allocations by name."""
 
     network: "Network"
     training: "Split"
     calibration: "Split"
     evaluation: "Split"
     quantizers: "dict[Rounding, Quantizers]"
-    allocations: dict[str, "Allocation"]
+    allocations: "dict[str, Sized]"
 
 
-@dataclasses.dataclass(frozen=True)
-class Allocation:
-    """Bits of every layer's weights and input, and bytes of the weights."""
+class Sized(NamedTuple):
+    """An allocation, and bytes of its weights."""
 
-    w_bits: tuple[int, ...]
-    a_bits: tuple[int, ...]
+    allocation: Allocation
     size_bytes: float
 
 
@@ -235,7 +234,7 @@ def calibrated(
 
 def allocate(
     config: Config, network: "Network", quantizers: "Quantizers", draw: "Split"
-) -> dict[str, Allocation]:
+) -> dict[str, Sized]:
     """The exact allocation at the budget, and uniform ones."""
     from experiments.fidelity import examples_of
     from jmpq.formats import Choice, choice_grid
@@ -262,13 +261,11 @@ def allocate(
         unquantized_parameters=network.other_parameters,
     )
 
-    def named(choice: np.ndarray) -> Allocation:
-        bits = problem.bits(choice)
-        w_bits, a_bits = zip(*((bits[n].w_bits, bits[n].a_bits) for n in names), strict=True)
-        return Allocation(w_bits, a_bits, problem.evaluate(choice)[1]["size_bytes"])
+    def sized(allocation: Allocation) -> Sized:
+        return Sized(allocation, problem.evaluate(allocation)[1]["size_bytes"])
 
-    def uniform(bits: int) -> Allocation:
-        return named(problem.uniform(Choice(bits, config.a_bits)))
+    def uniform(bits: int) -> Sized:
+        return sized(problem.allocation(problem.uniform(Choice(bits, config.a_bits))))
 
     if config.compression is None:
         low, part = int(config.bits), config.bits - int(config.bits)
@@ -279,7 +276,8 @@ def allocate(
         budget = [f"size_bytes={1 / config.compression:.9f}x"]
         name = f"exact, {config.compression:g} times smaller"
     found = solve(with_budgets(problem, budget))
-    return {name: named(found.choice)} | {f"uniform W{b}": uniform(b) for b in config.uniform}
+    level = {f"uniform W{b}": uniform(b) for b in config.uniform}
+    return {name: sized(found.allocation), **level}
 
 
 def settings_of(config: Config, method: Method) -> "FinetuneConfig":
@@ -374,10 +372,17 @@ def run(
                    "calibration": setting.calibration.record(),
                    "evaluation": setting.evaluation.record()},
         "layers": [layer.name for layer in setting.network.layers],
-        "allocations": {k: dataclasses.asdict(a) for k, a in setting.allocations.items()},
+        "allocations": {k: _bits(setting, *a) for k, a in setting.allocations.items()},
         "float": floats,
         "rows": rows,
     }  # fmt: skip
+
+
+def _bits(setting: Setting, allocation: Allocation, size_bytes: float) -> dict[str, Any]:
+    """Bits of every layer's weights and input, in the order of the network."""
+    names = [layer.name for layer in setting.network.layers]
+    w_bits, a_bits = bit_arrays(names, [allocation])[0].tolist()
+    return {"w_bits": w_bits, "a_bits": a_bits, "size_bytes": size_bytes}
 
 
 def _measurer(setting: Setting) -> tuple[dict[str, Any], Any]:
@@ -405,11 +410,9 @@ def _measurer(setting: Setting) -> tuple[dict[str, Any], Any]:
         name: "str | Finetuned", rounding: Rounding = "nearest", correct: Correct = "none"
     ) -> dict[str, Any]:
         if isinstance(name, Finetuned):
-            pairs = name.w_bits[None], name.a_bits[None]
-            return name.evaluator(plain)(*pairs)[0].to_json()
-        allocation = setting.allocations[name]
-        pairs = np.array([allocation.w_bits]), np.array([allocation.a_bits])
-        return evaluator(rounding, correct)(*pairs)[0].to_json()
+            return name.evaluator(plain)([name.allocation])[0].to_json()
+        allocation = setting.allocations[name].allocation
+        return evaluator(rounding, correct)([allocation])[0].to_json()
 
     return plain.float_outcome().to_json(), measure
 
@@ -446,7 +449,7 @@ def _finetuned(
     from jmpq.data.batches import batches
     from jmpq.deploy.finetune import finetune
 
-    allocation = setting.allocations[name]
+    allocation = setting.allocations[name].allocation
     words = ["checkpoints", name, method, start, f"{config.learning_rate:g}", str(seed)]
     at = folder / "_".join(words).replace(" ", "_").replace(",", "")
     began = time.perf_counter()
@@ -454,8 +457,7 @@ def _finetuned(
         found = finetune(
             setting.network,
             setting.quantizers[start],
-            allocation.w_bits,
-            allocation.a_bits,
+            allocation,
             setting.training,
             settings_of(config, method),
             examples=batches(setting.calibration, len(setting.calibration))[0].inputs,

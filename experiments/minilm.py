@@ -26,10 +26,13 @@ import tyro
 
 from experiments.arguments import ResumableArguments
 from experiments.provenance import commit, machine, versions
+from jmpq.allocation import Allocation, bit_arrays
+from jmpq.formats import Choice, choice_grid
 from jmpq.journal import Journal
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Source, Split
+    from jmpq.deploy.similarity import SimilarityEvaluator
     from jmpq.network.network import Network
     from jmpq.problem import Problem
     from jmpq.quantizers.fake_quant import Quantizers, Scales
@@ -125,9 +128,10 @@ class Setting:
         """Names of the encoder's matrices."""
         return [x.name for x in self.network.layers if x.name.startswith("encoder/")]
 
-    def bits(self, encoder: Mapping[str, int]) -> np.ndarray:
-        """Weight bits of every layer: as given, 8 for embeddings."""
-        return np.array([encoder.get(x.name, EMBEDDING_BITS) for x in self.network.layers])
+    def allocation(self, encoder: Mapping[str, int], a_bits: int = FLOAT) -> Allocation:
+        """Weight bits as given, 8 for embeddings; all inputs at `a_bits`."""
+        names = [layer.name for layer in self.network.layers]
+        return Allocation({x: Choice(encoder.get(x, EMBEDDING_BITS), a_bits) for x in names})
 
 
 def load(config: Config, data_dir: pathlib.Path | None) -> Setting:
@@ -313,16 +317,15 @@ def run(
         planned = _allocations(config, setting, tables, groups, eigenvalues)
         with bar(f"{groups} groups", "outcomes") as progress:
             for done, row in enumerate(planned):
-                w_bits = setting.bits(row["w_bits"])
                 for mode, a in (("w", FLOAT), ("wa", ACTIVATION_BITS)):
                     brief = row["method"] in BRIEF and groups in config.activation_groups
                     if mode == "wa" and not brief:
                         continue
-                    key = f"{groups} {mode} {w_bits.tolist()}"
-                    a_bits = np.full(len(w_bits), a)
-                    measure = functools.partial(evaluator, w_bits, a_bits)
-                    found = rows.get(key, lambda m=measure: m().to_json())
-                    predicted = _predicted(setting, tables, w_bits, a)
+                    allocation = setting.allocation(row["w_bits"], a)
+                    key = f"{groups} {allocation.label}"
+                    measure = functools.partial(_measured, evaluator, allocation)
+                    found = rows.get(key, measure)
+                    predicted = _predicted(tables, allocation)
                     joint.append(
                         {**row, "mode": mode, "predicted": predicted, "measured": found}
                     )
@@ -409,7 +412,6 @@ def _tables(
 ) -> "dict[str, Sensitivity]":
     """Gauss-Newton and Fisher of every encoder matrix, embedding and input."""
     from jmpq.cli.progress import bar
-    from jmpq.formats import choice_grid
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -449,7 +451,6 @@ def _problem(
     unit: str = "matrix",
 ) -> "Problem":
     """Weights alone at the bytes of uniform bits, embeddings at 8 bits."""
-    from jmpq.formats import Choice, choice_grid
     from jmpq.problem import (
         Overhead,
         Pin,
@@ -489,7 +490,6 @@ def _allocations(
     eigenvalues: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Every method's bits of the encoder at every budget."""
-    from jmpq.formats import Choice
     from jmpq.problem import Overhead, allocation_costs
     from jmpq.solvers import LocalSearch, solve
 
@@ -510,26 +510,22 @@ def _allocations(
         }
         for name, table in tables.items():
             own = stated(table)
-            chosen[f"exact/{name}"] = _encoder_bits(own, solve(own).choice)
+            chosen[f"exact/{name}"] = _encoder_bits(solve(own).allocation)
         whole = stated(tables["gauss_newton"], unit="encoder_layer")
-        chosen["exact/gauss_newton/encoder_layer"] = _encoder_bits(whole, solve(whole).choice)
+        chosen["exact/gauss_newton/encoder_layer"] = _encoder_bits(solve(whole).allocation)
         crossed = stated(tables["gauss_newton"], cross=True)
-        chosen["local_search/gauss_newton"] = _encoder_bits(
-            crossed, LocalSearch()(crossed).choice
-        )
+        chosen["local_search/gauss_newton"] = _encoder_bits(LocalSearch()(crossed).allocation)
         if groups in config.brief_groups:
             chosen = {method: chosen[method] for method in BRIEF}
         for method, w_bits in chosen.items():
-            every = zip(layers, setting.bits(w_bits).tolist(), strict=True)
             costs = allocation_costs(
                 layers,
-                {x.name: Choice(b) for x, b in every},
+                setting.allocation(w_bits),
                 overhead,
                 unquantized_parameters=setting.network.other_parameters,
             )
-            of_encoder = allocation_costs(
-                layers, {name: Choice(b) for name, b in w_bits.items()}, overhead
-            )
+            encoder = Allocation({name: Choice(b) for name, b in w_bits.items()})
+            of_encoder = allocation_costs(layers, encoder, overhead)
             found.append(
                 {
                     "groups": groups,
@@ -544,12 +540,8 @@ def _allocations(
     return found
 
 
-def _encoder_bits(problem: "Problem", choice: np.ndarray) -> dict[str, int]:
-    return {
-        name: c.w_bits
-        for name, c in problem.bits(choice).items()
-        if name.startswith("encoder/")
-    }
+def _encoder_bits(allocation: Allocation) -> dict[str, int]:
+    return {x: c.w_bits for x, c in allocation.items() if x.startswith("encoder/")}
 
 
 def qbert_rule(
@@ -566,53 +558,49 @@ def qbert_rule(
     Returns:
         Bits of the encoder's matrices.
     """
-    from jmpq.formats import Choice
-
     ranked = [(abs(np.mean(v)) + np.std(v, ddof=1), name) for name, v in eigenvalues.items()]
     bits = {x: low for x in problem.layers if x.startswith("encoder/")}
     for _, layer in sorted(ranked, reverse=True):
         more = bits | {name: high for name in bits if name.startswith(f"{layer}/")}
-        choice = np.array(
-            [problem.choices.index(Choice(more.get(x, EMBEDDING_BITS))) for x in problem.layers]
-        )
-        if problem.evaluate(choice)[1]["size_bytes"] > problem.budgets["size_bytes"]:
+        choices = {x: Choice(more.get(x, EMBEDDING_BITS)) for x in problem.layers}
+        _, costs = problem.evaluate(Allocation(choices))
+        if costs["size_bytes"] > problem.budgets["size_bytes"]:
             break
         bits = more
     return bits
 
 
-def _predicted(
-    setting: Setting, tables: "dict[str, Sensitivity]", w_bits: np.ndarray, a_bits: int
-) -> dict[str, float]:
+def _predicted(tables: "dict[str, Sensitivity]", allocation: Allocation) -> dict[str, float]:
     """Loss of a joint allocation by each metric; ``_full`` with cross-layer terms."""
-    from jmpq.formats import Choice
-
-    found = {}
+    values = {}
     for name, table in tables.items():
-        choice = np.array([[table.choices.index(Choice(int(b), a_bits)) for b in w_bits]])
-        found[name] = float(table.predict(choice)[0])
-        found[f"{name}_full"] = float(table.predict(choice, interactions=True)[0])
-    return found
+        values[name] = float(table.predict([allocation])[0])
+        values[f"{name}_full"] = float(table.predict([allocation], interactions=True)[0])
+    return values
+
+
+def _measured(evaluator: "SimilarityEvaluator", allocation: Allocation) -> dict[str, Any]:
+    return evaluator([allocation])[0].to_json()
 
 
 def _alone(config: Config, setting: Setting, evaluator: Any, rows: Rows) -> dict[str, Any]:
     """Embeddings alone, and activations alone, all else float."""
     layers = [x.name for x in setting.network.layers]
-    still = np.full(len(layers), FLOAT)
 
-    def measure(key: str, w_bits: np.ndarray, a_bits: np.ndarray) -> Any:
-        return rows.get(key, lambda: evaluator(w_bits, a_bits).to_json())
+    def measure(key: str, allocation: Allocation) -> Any:
+        return rows.get(key, functools.partial(_measured, evaluator, allocation))
 
     embeddings = []
     for bits in config.lone_bits:
         for tables in (*((name,) for name in EMBEDDINGS), EMBEDDINGS):
             names = [f"embeddings/{name}_embeddings" for name in tables]
-            w_bits = np.where([x in names for x in layers], bits, FLOAT)
-            found = measure(f"embedding {tables} {bits}", w_bits, still)
+            allocation = Allocation.uniform(names, Choice(bits))
+            found = measure(f"embedding {tables} {bits}", allocation)
             embeddings.append({"tables": list(tables), "bits": bits, "measured": found})
     activations = []
     for bits in config.lone_a_bits:
-        found = measure(f"activations {bits}", still, np.full(len(layers), bits))
+        allocation = Allocation.uniform(layers, Choice(FLOAT, bits))
+        found = measure(f"activations {bits}", allocation)
         activations.append({"bits": bits, "measured": found})
     return {"embeddings": embeddings, "activations": activations}
 
@@ -628,10 +616,8 @@ def _single(
     from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.similarity import SimilarityEvaluator
-    from jmpq.formats import Choice
 
     layers = [x.name for x in setting.network.layers]
-    still = np.full(len(layers), FLOAT)
     evaluator = SimilarityEvaluator(
         setting.network, quantizers, lambda: batches(setting.calibration, config.batch_size)
     )
@@ -640,10 +626,9 @@ def _single(
     with bar("single matrices", "outcomes") as progress:
         for number, (i, bits) in enumerate(np.ndindex(len(layers), len(widths))):
             b = widths[bits]
-            w_bits = still.copy()
-            w_bits[i] = b
+            allocation = Allocation({layers[i]: Choice(b)})
             measured = rows.get(
-                f"single {layers[i]} {b}", lambda w=w_bits: evaluator(w, still).to_json()
+                f"single {layers[i]} {b}", functools.partial(_measured, evaluator, allocation)
             )
             predicted = {
                 name: float(table.losses[i, table.choices.index(Choice(b))])
@@ -671,7 +656,10 @@ def _attention(
 
     batch = batches(setting.calibration, config.batch_size)[-1]
 
-    def measure(w_bits: np.ndarray) -> list[float]:
+    names = [layer.name for layer in setting.network.layers]
+
+    def measure(allocation: Allocation) -> list[float]:
+        ((w_bits, _),) = bit_arrays(names, [allocation])
         params = quantize_params(setting.network, weights, jnp.asarray(w_bits))
         reference = setting.network.params
         kl = attention_divergence(setting.module, reference, params, batch.inputs)
@@ -680,8 +668,9 @@ def _attention(
     found = []
     for row in planned:
         if row["bits"] == config.attention_bits:
-            w_bits = setting.bits(row["w_bits"])
-            values = rows.get(f"attention {w_bits.tolist()}", lambda w=w_bits: measure(w))
+            allocation = setting.allocation(row["w_bits"])
+            key = f"attention {allocation.label}"
+            values = rows.get(key, functools.partial(measure, allocation))
             found.append({"method": row["method"], "bits": row["bits"], "kl": values})
     return found
 

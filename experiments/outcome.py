@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from experiments.networks import load_trained
 from experiments.provenance import commit
 from experiments.resnet20_cifar10 import RESULTS
+from jmpq.allocation import Allocation, bit_arrays, translate_columns
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from jmpq.sensitivity.logits.composed import Composed
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.sensitivity.table import Sensitivity
+    from jmpq.solvers import Measurement
 
 Mode = Literal["w", "w gptq", "wa", "wa gptq"]
 FLOAT = 32
@@ -285,21 +287,23 @@ def allocations(
     composed: "Composed",
     folder: pathlib.Path,
 ) -> Iterator[dict[str, Any]]:
-    """Every method's allocation at one budget: choice, own prediction, seconds."""
-    from jmpq.solvers import Greedy, LocalSearch, ObjectiveSearch, columns_of, refine, solve
+    """Every method's allocation at one budget: it, its own prediction, seconds."""
+    from jmpq.solvers import Greedy, LocalSearch, ObjectiveSearch, refine, solve
 
     first = stated(setting.network, found["composed"], mode, bits)
-    translate = columns_of(first, composed.superposed.layers, composed.superposed.choices)
 
-    def predict(choice: Int[np.ndarray, "_ _"]) -> Float[np.ndarray, " _"]:
-        return composed.predict(translate(choice))
+    def predict(table: Int[np.ndarray, "_ _"]) -> Float[np.ndarray, " _"]:
+        to = composed.layers, composed.choices
+        return composed.predict_columns(
+            translate_columns(table, first.layers, first.choices, *to)
+        )
 
     def row(
-        method: str, choice: np.ndarray, predicted: float, seconds: float
+        method: str, allocation: Allocation, predicted: float, seconds: float
     ) -> dict[str, Any]:
         return {
             "method": method,
-            "choice": choice,
+            "allocation": allocation,
             "predicted": predicted,
             "wall_s": seconds,
         }
@@ -308,24 +312,23 @@ def allocations(
         problem = stated(setting.network, table, mode, bits)
         for solver, call in (("exact", solve), ("greedy", Greedy())):
             s = call(problem)
-            yield row(f"{solver}/{metric}", s.choice, s.loss, s.wall_s)
+            yield row(f"{solver}/{metric}", s.allocation, s.loss, s.wall_s)
     crossed = {m: found[m] for m in ("gauss_newton", "measured_pairs_loss") if m in found}
     if (pairs := crossed.get("measured_pairs_loss")) is not None:
         crossed["measured_pairs_loss_psd"] = pairs.positive_semidefinite()
     for metric, table in crossed.items():
         s = LocalSearch()(stated(setting.network, table, mode, bits, cross=True))
-        yield row(f"local_search/{metric}", s.choice, s.loss, s.wall_s)
+        yield row(f"local_search/{metric}", s.allocation, s.loss, s.wall_s)
     s = ObjectiveSearch(
         objective=predict, name="composed_kl", max_evaluations=5000, start=solve
     )(first)
-    assert s.objective_value is not None
-    yield row("search/composed", s.choice, s.objective_value, s.wall_s)
+    yield row("search/composed", s.allocation, s.objective_value, s.wall_s)
     if config.refine:
         start = time.perf_counter()
         measured = refine(
             first,
-            s.choice,
-            _kl_of(setting, first, config),
+            s.allocation,
+            _kl_of(setting, config),
             predict=predict,
             max_evaluations=config.refine,
             journal=folder / f"refined_{bits:g}.journal",
@@ -334,13 +337,11 @@ def allocations(
         if measured.fresh < measured.evaluations:  # begun by an interrupted run
             share = measured.fresh / measured.evaluations
             seconds = seconds / share if share else float("nan")
-        found_one = row("refined/composed", measured.choice, measured.measured, seconds)
+        found_one = row("refined/composed", measured.allocation, measured.measured, seconds)
         yield {**found_one, "evaluations": measured.evaluations}
 
 
-def _kl_of(
-    setting: Setting, problem: "Problem", config: Config
-) -> Callable[[np.ndarray], np.ndarray]:
+def _kl_of(setting: Setting, config: Config) -> "Measurement":
     """Measured KL on the calibration examples."""
     from jmpq.data.batches import batches
     from jmpq.deploy.measure import Evaluator
@@ -353,24 +354,7 @@ def _kl_of(
         mesh=setting.mesh,
     )
 
-    def measure(choice: np.ndarray) -> np.ndarray:
-        pairs = _bits(setting.network, problem, choice)
-        return np.array([o.kl for o in evaluator(pairs[:, 0], pairs[:, 1])])
-
-    return measure
-
-
-def _bits(
-    network: "Network", problem: "Problem", choice: Int[np.ndarray, "allocations _"]
-) -> Int[np.ndarray, "allocations 2 layers"]:
-    """Weight and activation bits of every layer of the network."""
-    from jmpq.deploy.measure import bits_of
-
-    named = [
-        {layer: (c.w_bits, c.a_bits) for layer, c in problem.bits(row).items()}
-        for row in choice
-    ]
-    return np.stack(bits_of(network, named), axis=1)
+    return lambda allocations: np.array([o.kl for o in evaluator(allocations)])
 
 
 class Outcomes:
@@ -393,30 +377,27 @@ class Outcomes:
         for line in path.read_text().splitlines() if path.is_file() else ():
             row = json.loads(line) if line.endswith("}") else {}  # the last one may be cut
             if row.get("of") == self.identity:
-                self.known[row["bits"]] = row["outcome"]
+                self.known[row["allocation"]] = row["outcome"]  # by label
 
-    def __call__(self, bits: Int[np.ndarray, "allocations 2 layers"]) -> list[dict[str, Any]]:
+    def __call__(self, allocations: Sequence[Allocation]) -> list[dict[str, Any]]:
         from jmpq.cli.progress import bar
 
-        keys = [_words(pair) for pair in bits]
-        left = {
-            key: pair for key, pair in zip(keys, bits, strict=True) if key not in self.known
-        }
+        left = [a for a in dict.fromkeys(allocations) if a.label not in self.known]
         if not left:
-            return [self.known[key] for key in keys]
-        names, pairs = list(left), np.array(list(left.values()))
+            return [self.known[allocation.label] for allocation in allocations]
         with bar("Measuring", "allocations") as progress, self.path.open("a") as file:
             progress(0, len(left))
 
             def keep(index: int, outcome: Any) -> None:
-                self.known[names[index]] = outcome.to_json()
-                row = {"of": self.identity, "bits": names[index], "outcome": outcome.to_json()}
+                label = left[index].label
+                self.known[label] = outcome.to_json()
+                row = {"of": self.identity, "allocation": label, "outcome": self.known[label]}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 progress(index + 1, len(left))
 
-            self.evaluator(pairs[:, 0], pairs[:, 1], done=keep)
-        return [self.known[key] for key in keys]
+            self.evaluator(left, done=keep)
+        return [self.known[allocation.label] for allocation in allocations]
 
 
 def _words(pair: Int[np.ndarray, "2 layers"]) -> str:
@@ -433,13 +414,15 @@ def baselines(problem: "Problem", bits: float, num: int | None) -> Iterator[dict
         nearest = min(
             (c for c in problem.choices if c.w_bits == int(bits)), key=lambda c: c.a_bits
         )
-        yield {"method": "uniform", "choice": problem.uniform(nearest), "predicted": nan}
+        uniform = problem.allocation(problem.uniform(nearest))
+        yield {"method": "uniform", "allocation": uniform, "predicted": nan}
     if num is None:
         return
-    yield {"method": "reversed", "choice": reversed_search(problem).choice, "predicted": nan}
+    worst = reversed_search(problem).allocation
+    yield {"method": "reversed", "allocation": worst, "predicted": nan}
     for seed in range(num):
-        choice = random_search(problem, seed=seed).choice
-        yield {"method": f"random/{seed}", "choice": choice, "predicted": nan}
+        drawn = random_search(problem, seed=seed).allocation
+        yield {"method": f"random/{seed}", "allocation": drawn, "predicted": nan}
 
 
 def run(
@@ -463,7 +446,6 @@ def run(
     import jax
 
     from jmpq.cli.run_folder import versions
-    from jmpq.solvers import columns_of
 
     network, draws, split = load(config, name, folder, data_dir)
     rows: list[dict[str, Any]] = []
@@ -500,19 +482,18 @@ def run(
             here += baselines(curved, bits, config.random if seed == 0 else None)
             planned += [(bits, problem, row) for row in here]
         # All budgets at once: the compiled program takes several allocations a call.
-        pairs = [_bits(network, p, np.array([row["choice"]])) for _, p, row in planned]
-        measured = outcomes(np.concatenate(pairs))
-        data = composed.superposed
-        for (bits, problem, row), (pair,), outcome in zip(
-            planned, pairs, measured, strict=True
+        chosen = [row["allocation"] for _, _, row in planned]
+        measured = outcomes(chosen)
+        pairs = bit_arrays(result["layers"], chosen)
+        predicted = composed.predict(chosen).tolist()
+        for (bits, problem, row), pair, kl, outcome in zip(
+            planned, pairs, predicted, measured, strict=True
         ):
-            _, costs = problem.evaluate(choice := row.pop("choice"))
-            assert not problem.violated(costs), (row["method"], choice)
-            translate = columns_of(problem, data.layers, data.choices)
-            (kl,) = composed.predict(translate(choice[None])).tolist()
+            _, costs = problem.evaluate(row["allocation"])
+            assert not problem.violated(costs), (row["method"], row["allocation"])
             rows.append(
-                {"mode": mode, "seed": seed, "bits": bits, **_plain(row),
-                 "composed_kl": kl, "allocation": _words(pair),
+                {"mode": mode, "seed": seed, "bits": bits, **_plain(row), "composed_kl": kl,
+                 "allocation": _words(pair),
                  "size_bytes": costs["size_bytes"], "bops": costs["bops"],
                  "measured": outcome}
             )  # fmt: skip

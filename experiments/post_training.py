@@ -21,7 +21,9 @@ import tyro
 
 from experiments.arguments import Arguments
 from experiments.provenance import commit, machine, versions
+from jmpq.allocation import Allocation
 from jmpq.deploy.correction import Correct
+from jmpq.formats import Choice, choice_grid
 from jmpq.quantizers.spec import Rounding
 
 
@@ -80,8 +82,7 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     from jmpq.data.batches import batches
     from jmpq.data.load import load_dataset
     from jmpq.data.splits import calibration_split
-    from jmpq.deploy.measure import Evaluator, bits_of
-    from jmpq.formats import Choice, choice_grid
+    from jmpq.deploy.measure import Evaluator
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
     from jmpq.quantizers.spec import KernelSpec
@@ -120,19 +121,13 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
         for bits in config.uniform:
             problem = _problem(network, table, spec, bits)
             uniform = _uniform(network, bits)
-            allocations[f"uniform W{bits}"] = (
-                uniform,
-                problem.evaluate(
-                    np.array([choices.index(Choice(uniform[name])) for name in problem.layers])
-                )[1]["size_bytes"],
-            )
+            size = problem.evaluate(uniform)[1]["size_bytes"]
+            allocations[f"uniform W{bits}"] = uniform, size
             found = _exact(problem)
-            bits_found = {n: c.w_bits for n, c in problem.bits(found.choice).items()}
-            allocations[f"exact, size of W{bits}"] = bits_found, found.costs["size_bytes"]
-        pairs = [{n: (b, 32) for n, b in bits.items()} for bits, _ in allocations.values()]
-        w_bits, a_bits = bits_of(network, pairs)
+            allocations[f"exact, size of W{bits}"] = found.allocation, found.costs["size_bytes"]
+        chosen = [allocation for allocation, _ in allocations.values()]
         for correct in config.corrections:
-            print(f"{rounding}, {correct}: {len(pairs)} allocations", flush=True)
+            print(f"{rounding}, {correct}: {len(chosen)} allocations", flush=True)
             evaluator = Evaluator(
                 network,
                 quantizers,
@@ -141,15 +136,15 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
                 examples=None if correct == "none" else examples,
             )
             outcome = evaluator.float_outcome()
-            for (name, (bits, size)), measured in zip(
-                allocations.items(), evaluator(w_bits, a_bits), strict=True
+            for (name, (allocation, size)), measured in zip(
+                allocations.items(), evaluator(chosen), strict=True
             ):
                 rows.append(
                     {
                         "rounding": rounding,
                         "correct": correct,
                         "allocation": name,
-                        "w_bits": bits,
+                        "w_bits": {layer: c.w_bits for layer, c in allocation.items()},
                         "size_bytes": size,
                         "measured": measured.to_json(),
                     }
@@ -167,10 +162,11 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     }
 
 
-def _uniform(network: Any, bits: int) -> dict[str, int]:
+def _uniform(network: Any, bits: int) -> Allocation:
     """The same bits everywhere, 8 in the first and the last layer."""
     names = [layer.name for layer in network.layers]
-    return {name: 8 if name in (names[0], names[-1]) else bits for name in names}
+    ends = (names[0], names[-1])
+    return Allocation({name: Choice(8 if name in ends else bits) for name in names})
 
 
 def _problem(network: Any, table: Any, spec: Any, bits: int) -> Any:

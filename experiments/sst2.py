@@ -30,7 +30,9 @@ from experiments.arguments import ResumableArguments
 from experiments.minilm import ENCODER_LAYER, FLOAT, Rows, qbert_rule
 from experiments.minilm import specs as specs_of
 from experiments.provenance import commit, machine, versions
+from jmpq.allocation import Allocation
 from jmpq.cli.finetune import training_curve
+from jmpq.formats import Choice, choice_grid
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Source, Split
@@ -130,9 +132,12 @@ class Setting:
     calibration: "Split"
     evaluation: "Split"
 
-    def bits(self, chosen: Mapping[str, int], rest: int = EMBEDDING_BITS) -> np.ndarray:
-        """Weight bits of every layer: as given, the others' at `rest`."""
-        return np.array([chosen.get(x.name, rest) for x in self.network.layers])
+    def allocation(
+        self, w_bits: Mapping[str, int], rest: int = EMBEDDING_BITS, a_bits: int = FLOAT
+    ) -> Allocation:
+        """Weight bits as given, the other layers' at `rest`; all inputs at `a_bits`."""
+        names = [layer.name for layer in self.network.layers]
+        return Allocation({x: Choice(w_bits.get(x, rest), a_bits) for x in names})
 
 
 def load(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> Setting:
@@ -293,12 +298,8 @@ def run(
         candidates_per_call=1,
     )
 
-    def measured(w_bits: np.ndarray, a_bits: int) -> dict[str, Any]:
-        inputs = np.full(len(w_bits), a_bits)
-        return rows.get(
-            f"W {w_bits.tolist()} A {a_bits}",
-            lambda: evaluator(w_bits[None], inputs[None])[0].to_json(),
-        )
+    def measured(allocation: Allocation) -> dict[str, Any]:
+        return rows.get(allocation.label, lambda: evaluator([allocation])[0].to_json())
 
     layers = setting.network.layers
     result: dict[str, Any] = {
@@ -318,11 +319,14 @@ def run(
     eigenvalues = _eigenvalues(config, setting, quantizers, rows)
     tables = _tables(setting, quantizers, data, folder)
     planned = allocations(config, setting, tables, eigenvalues)
-    still = setting.bits({}, FLOAT)
     result |= {
         "eigenvalues": eigenvalues,
         "joint": [
-            {**row, "mode": mode, "measured": measured(setting.bits(row["w_bits"]), a_bits)}
+            {
+                **row,
+                "mode": mode,
+                "measured": measured(setting.allocation(row["w_bits"], a_bits=a_bits)),
+            }
             for row in planned
             for mode, a_bits in (("w", FLOAT), ("wa", ACTIVATION_BITS))
         ],
@@ -330,16 +334,16 @@ def run(
             {
                 "bits": bits,
                 "measured": measured(
-                    setting.bits(
+                    setting.allocation(
                         {x.name: bits for x in layers if x.kind == "embedding"}, FLOAT
-                    ),
-                    FLOAT,
+                    )
                 ),
             }
             for bits in config.lone_bits
         ],
         "activations": [
-            {"bits": bits, "measured": measured(still, bits)} for bits in config.lone_a_bits
+            {"bits": bits, "measured": measured(setting.allocation({}, FLOAT, bits))}
+            for bits in config.lone_a_bits
         ],
     }
     write(result)
@@ -350,7 +354,7 @@ def run(
             continue
         for method in config.methods:
             for seed in range(config.seeds):
-                key = f"{method} {seed} {setting.bits(row['w_bits']).tolist()}"
+                key = f"{method} {seed} {setting.allocation(row['w_bits']).label}"
                 found = rows.get(key, functools.partial(tune, row["w_bits"], method, seed))
                 of = {"allocation": row["method"], "bits": row["bits"]}
                 result["tuned"].append({**of, "method": method, "seed": seed, **found})
@@ -408,7 +412,6 @@ def _tables(
 ) -> "dict[str, Sensitivity]":
     """Gauss-Newton and empirical Fisher of every matrix and embedding."""
     from jmpq.cli.progress import bar
-    from jmpq.formats import choice_grid
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -454,7 +457,6 @@ def stated(
         bits: Of the uniform encoder.
         embeddings: Whether bits of embeddings are searched too, at the same bytes.
     """
-    from jmpq.formats import Choice, choice_grid
     from jmpq.problem import Overhead, Pin, build_problem, with_budgets
 
     layers = setting.network.layers
@@ -486,7 +488,6 @@ def allocations(
     eigenvalues: Mapping[str, list[float]],
 ) -> list[dict[str, Any]]:
     """Every method's bits at every budget, with their bytes."""
-    from jmpq.formats import Choice
     from jmpq.problem import Overhead, allocation_costs
     from jmpq.solvers import solve
 
@@ -503,13 +504,13 @@ def allocations(
         for end, embeddings in (("", False), ("/embeddings", True)):
             for name, table in tables.items():
                 own = stated(config, setting, table, bits, embeddings=embeddings)
-                choice = own.bits(solve(own).choice)
-                chosen[f"exact/{name}{end}"] = {k: c.w_bits for k, c in choice.items()}
+                best = solve(own).allocation
+                chosen[f"exact/{name}{end}"] = {k: c.w_bits for k, c in best.items()}
         for method, w_bits in chosen.items():
-            every = zip(layers, setting.bits(w_bits).tolist(), strict=True)
+            allocation = setting.allocation(w_bits)
             costs = allocation_costs(
                 layers,
-                {x.name: Choice(b) for x, b in every},
+                allocation,
                 overhead,
                 unquantized_parameters=setting.network.other_parameters,
             )
@@ -520,24 +521,19 @@ def allocations(
                     "w_bits": w_bits,
                     "size_bytes": costs["size_bytes"],
                     "budget_bytes": problem.budgets["size_bytes"],
-                    "predicted": _predicted(setting, tables, setting.bits(w_bits)),
+                    "predicted": _predicted(tables, allocation),
                 }
             )
     return found
 
 
-def _predicted(
-    setting: Setting, tables: "dict[str, Sensitivity]", w_bits: np.ndarray
-) -> dict[str, float]:
+def _predicted(tables: "dict[str, Sensitivity]", allocation: Allocation) -> dict[str, float]:
     """Loss of a joint allocation by each metric; ``_full`` with cross-layer terms."""
-    from jmpq.formats import Choice
-
-    found = {}
+    values = {}
     for name, table in tables.items():
-        choice = np.array([[table.choices.index(Choice(int(b))) for b in w_bits]])
-        found[name] = float(table.predict(choice)[0])
-        found[f"{name}_full"] = float(table.predict(choice, interactions=True)[0])
-    return found
+        values[name] = float(table.predict([allocation])[0])
+        values[f"{name}_full"] = float(table.predict([allocation], interactions=True)[0])
+    return values
 
 
 def _tuned(
@@ -564,15 +560,14 @@ def _tuned(
         checkpoint_steps=100,
     )
     settings = FinetuneConfig(training=training, method=method, temperature=2.0, correct="none")
-    bits = setting.bits(w_bits)
-    of = [dataclasses.asdict(settings), bits.tolist(), seed, setting.training.sha256]
+    allocation = setting.allocation(w_bits)
+    of = [dataclasses.asdict(settings), allocation.label, seed, setting.training.sha256]
     began = time.perf_counter()
     with bar(f"{method}, seed {seed}", "steps") as progress:
         found = finetune(
             setting.network,
             quantizers,
-            bits.tolist(),
-            [FLOAT] * len(bits),
+            allocation,
             setting.training,
             settings,
             seed=seed,
@@ -580,9 +575,8 @@ def _tuned(
             progress=lambda done, total, loss: progress(done, total),
         )
     seconds = time.perf_counter() - began
-    pairs = found.w_bits[None], found.a_bits[None]
     return {
-        "measured": found.evaluator(evaluator)(*pairs)[0].to_json(),
+        "measured": found.evaluator(evaluator)([found.allocation])[0].to_json(),
         "seconds": seconds,
         "steps": len(found.losses),
         "curve": training_curve(found.losses),

@@ -51,6 +51,9 @@ class Choice:
         return self.label
 
 
+UNQUANTIZED = Choice(FLOAT_BITS, FLOAT_BITS)
+
+
 def choice_grid(
     w_bits: Iterable[int], a_bits: Iterable[int] = (FLOAT_BITS,)
 ) -> tuple[Choice, ...]:

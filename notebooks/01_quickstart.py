@@ -62,7 +62,7 @@ fractions = np.linspace(0.05, 0.95, 10)
 solutions = [
     jmpq.Exact()(with_budgets(problem, [f"size_bytes={100 * f:.3g}%"])) for f in fractions
 ]
-uniform = [problem.uniform(choice) for choice in problem.choices]
+uniform = [problem.allocation(problem.uniform(choice)) for choice in problem.choices]
 [(s.status, round(s.gap, 12)) for s in solutions]
 
 # %% [markdown]
@@ -72,15 +72,14 @@ uniform = [problem.uniform(choice) for choice in problem.choices]
 evaluate = jmpq.Evaluator(network, quantizers, lambda: batches(evaluation, 256))
 
 
-def measured(columns):
-    bits = [problem.bits(c) for c in columns]
-    return [outcome.kl for outcome in evaluate(*jmpq.bits_of(network, bits))]
+def measured(allocations):
+    return [outcome.kl for outcome in evaluate(allocations)]
 
 
 figure, axes = plt.subplots(figsize=(6, 4))
 size = [s.costs["size_bytes"] / 1e3 for s in solutions]
-axes.plot(size, measured([s.choice for s in solutions]), "o-", label="exact, Gauss-Newton")
-size = [problem.evaluate(c)[1]["size_bytes"] / 1e3 for c in uniform]
+axes.plot(size, measured([s.allocation for s in solutions]), "o-", label="exact, Gauss-Newton")
+size = [problem.evaluate(a)[1]["size_bytes"] / 1e3 for a in uniform]
 axes.plot(size, measured(uniform), "s--", label="uniform")
 axes.set(xlabel="size (kB)", ylabel="measured KL (nats per example)", yscale="log")
 axes.legend()

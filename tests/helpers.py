@@ -6,8 +6,10 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.allocation import Allocation
 from jmpq.network.network import Network
 
 
@@ -42,6 +44,12 @@ def residual_cnn(seed: int = 0, activation: str = "softplus", dtype=jnp.float64)
         variables = module.init(jax.random.key(seed), example)
     variables = jax.tree.map(lambda x: x.astype(dtype), variables)  # statistics too
     return Network.from_linen(module, shake(variables, seed + 1), example)
+
+
+def allocations(network: Network, bits) -> list[Allocation]:
+    """Allocations from arrays of weight bits and of activation bits, a row each."""
+    names = [layer.name for layer in network.layers]
+    return [Allocation.from_bits(names, row) for row in np.stack(bits, axis=1)]
 
 
 def shake(tree: PyTree, seed: int) -> PyTree:

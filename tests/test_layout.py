@@ -28,8 +28,9 @@ STAGES = (
     "cli",
 )
 OWN = ("jmpq", "experiments")
-FREE = ("devices", "files", "formats", "journal")  # helpers of all stages
+FREE = ("allocation", "artifact", "devices", "files", "formats", "journal")  # for all stages
 WITHOUT_JAX = (
+    "allocation",
     "files",
     "formats",
     "journal",

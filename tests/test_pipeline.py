@@ -5,7 +5,6 @@ import numpy as np
 
 import jmpq
 from jmpq.data.batches import Batch
-from jmpq.deploy.measure import bits_of
 from jmpq.problem import (
     Overhead,
     first_and_last,
@@ -46,9 +45,9 @@ def test_from_a_network_to_measured_allocations(tmp_path):
     solutions = {"exact": jmpq.Exact()(problem), "greedy": jmpq.Greedy()(problem)}
     assert solutions["exact"].loss <= solutions["greedy"].loss * (1 + 1e-9)
     assert solutions["exact"].bound <= solutions["exact"].loss * (1 + 1e-9)
-    allocations = {name: problem.bits(s.choice) for name, s in solutions.items()}
-    for bits in allocations.values():
-        assert bits["stem"] == bits["head"] == jmpq.Choice(8, 8)
+    allocations = {name: s.allocation for name, s in solutions.items()}
+    for allocation in allocations.values():
+        assert allocation["stem"] == allocation["head"] == jmpq.Choice(8, 8)
     plan = jmpq.Plan(
         jmpq=jmpq.__version__,
         versions={},
@@ -69,20 +68,18 @@ def test_from_a_network_to_measured_allocations(tmp_path):
     )
     write_plan(tmp_path / "plan.json", plan)
     read = jmpq.read_plan(tmp_path / "plan.json")
-    assert {a.name: a.bits for a in read.allocations} == allocations
+    assert {a.name: a.allocation for a in read.allocations} == allocations
 
     def batches():
         for x, y in data:
             yield Batch(np.asarray(x), np.asarray(y), np.ones(len(y), np.float32))
 
     evaluator = jmpq.Evaluator(network, quantizers, batches)
-    uniform = [dict.fromkeys(names, (w, a)) for w, a in ((2, 4), (8, 8))]
-    chosen = [a.bits for a in read.allocations]
-    outcomes = evaluator(*bits_of(network, [*uniform, *chosen]))
+    bits = jmpq.Choice(2, 4), jmpq.Choice(8, 8)
+    uniform = [jmpq.Allocation.uniform(names, choice) for choice in bits]
+    outcomes = evaluator([*uniform, *(a.allocation for a in read.allocations)])
     least, most, *rest = (outcome.kl for outcome in outcomes)
     assert most < min(rest)
     assert max(rest) < least
-    predicted = table.predict(
-        np.array([[choices.index(jmpq.Choice(8, 8))] * 4]), interactions=True
-    )
+    predicted = table.predict(uniform[1:], interactions=True)
     np.testing.assert_allclose(most, predicted[0], rtol=0.2)  # small changes: quadratic

@@ -87,8 +87,8 @@ def test_a_network_nobody_here_wrote_goes_through_in_the_ten_lines_of_the_readme
     exec(code, names)
 
     # What came out, by hand: size, and the module's own logits with rounded kernels.
-    problem, solution, outcome = (names[k] for k in ("problem", "solution", "outcome"))
-    bits = {layer: c.w_bits for layer, c in problem.bits(solution.choice).items()}
+    solution, outcome = names["solution"], names["outcome"]
+    bits = {layer: c.w_bits for layer, c in solution.allocation.items()}
     assert list(bits) == ["Conv_0", "Conv_1", "Dense_0", "Dense_1"]
     sizes = {name: params[name]["kernel"].size for name in bits}
     channels = {name: params[name]["bias"].size for name in bits}

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from experiments.arguments import Arguments
 from experiments.bench.part import pin
 from experiments.provenance import commit, machine, versions
+from jmpq.allocation import Allocation
 
 if TYPE_CHECKING:
     from jmpq.data.batches import Batch
@@ -164,9 +165,11 @@ def one_program(setting: Setting) -> Callable[[int], Losses]:
         candidates_per_call=setting.config.candidates,
     )
 
+    names = [layer.name for layer in evaluator.network.layers]
+    allocations = [Allocation.from_bits(names, bits) for bits in setting.bits]
+
     def measure(count: int) -> Losses:
-        chosen = setting.bits[:count]
-        return np.array([o.loss for o in evaluator(chosen[:, 0], chosen[:, 1])])
+        return np.array([o.loss for o in evaluator(allocations[:count])])
 
     return measure
 

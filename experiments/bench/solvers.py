@@ -37,8 +37,9 @@ import tyro
 
 from experiments.bench.iqp import network_problem
 from experiments.provenance import commit, machine, versions
+from jmpq.allocation import Allocation
 from jmpq.files import write_json
-from jmpq.problem import Choice, Problem, problem_of, solution_from_choice, with_budgets
+from jmpq.problem import Choice, Problem, problem_of, solution_from_columns, with_budgets
 from jmpq.solvers import (
     CoreSearch,
     DynamicProgramming,
@@ -243,15 +244,15 @@ def plain_highs(problem: Problem, time_limit_s: float) -> dict[str, Any]:
     nothing = {"loss": None, "bound": None, "gap": None, "back_end_status": program.status}
     if take.value is None:
         return {**nothing, "status": "no answer"}
-    choice = take.value.argmax(axis=1)
-    loss, costs = problem.evaluate(choice)
+    columns = take.value.argmax(axis=1)
+    loss, costs = problem.evaluate(columns)
     if problem.violated(costs):
         return {**nothing, "status": "infeasible answer"}
     stats: Any = program.solver_stats.extra_stats if program.solver_stats else None
     bound = dual_bound("HIGHS", stats)
-    solution = solution_from_choice(
+    solution = solution_from_columns(
         problem,
-        choice,
+        columns,
         bound=-math.inf if bound is None else min(bound, loss),
         solver="HIGHS_plain",
         wall_s=0.0,  # the caller's
@@ -377,17 +378,17 @@ def published_instances(data: dict[str, Any]) -> list[dict[str, Any]]:
     for published in data["instances"]:
         problem = _hawq_v3(data, published["constraint"], published["budget"])
         bits = [Choice(b, b) for b in published["published"]]
-        columns = problem.columns(dict(zip(problem.layers, bits, strict=True)))
+        allocation = Allocation(dict(zip(problem.layers, bits, strict=True)))
         exact = CoreSearch()(problem)
         rows.append(
             {
                 "constraint": published["constraint"],
                 "fraction": published["fraction"],
                 "budget": published["budget"],
-                "published": problem.evaluate(columns)[0],
+                "published": problem.evaluate(allocation)[0],
                 "optimum": exact.loss,
                 "status": exact.status,
-                "same_allocation": bool((columns == exact.choice).all()),
+                "same_allocation": allocation == exact.allocation,
                 "lp_bound": lp_bound(problem.reduced())[0],
                 "losses": {key: solve(problem).loss for key, solve in VARIANTS.items()},
                 "wall_s": exact.wall_s,

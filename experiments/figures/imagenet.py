@@ -114,7 +114,7 @@ def imagenet_figure(result: Json) -> Figure:
         for axes, (name, found) in zip(panels, result["networks"].items(), strict=True):
             rows = [r for o in found["budgets"].values() for r in o["allocations"]]
             groups = {
-                "uniform": [r for r in rows if r["solver"] == "uniform"],
+                "uniform": [r for r in rows if r["asked"] == "uniform"],
                 **{
                     f"exact, {metric_name(metric)}": [
                         r for r in rows if r["name"] == f"exact/{metric}"

@@ -19,11 +19,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.allocation import Allocation, bit_arrays
 from jmpq.data.dataset import Split
 from jmpq.deploy.correction import (
     Correct,
@@ -139,8 +139,7 @@ class Fixed(NamedTuple):
 def finetune(
     network: Network,
     quantizers: Quantizers,
-    w_bits: Sequence[int],
-    a_bits: Sequence[int],
+    allocation: Allocation,
     split: Split,
     config: FinetuneConfig | None = None,
     *,
@@ -159,8 +158,8 @@ def finetune(
     Args:
         network: The float network; it teaches, and its parameters are the start.
         quantizers: Its calibrated quantizers; the scales are the start.
-        w_bits: Weight bits of every layer; 32 leaves it unquantized.
-        a_bits: Activation bits of every layer's input.
+        allocation: The allocation to train for; layers that it does not name stay
+            unquantized.
         split: Training examples.
         config: How to fine-tune; None for the defaults.
         examples: Calibration inputs in one batch, for `FinetuneConfig.correct`.
@@ -173,15 +172,19 @@ def finetune(
         progress: Called with finished steps, all steps, and a recent loss (NaN at first).
 
     Raises:
-        ValueError: If a layer is given bits that were not calibrated, nothing is quantized,
-            there is no batch of examples or nothing to correct by, a grid does not fit LSQ,
-            sentences are to be shifted or mirrored, the loss stops being finite, or
-            `checkpoints` belongs to another fine-tuning.
+        ValueError: If the allocation names a layer that the network does not have or gives
+            one bits that were not calibrated, nothing is quantized, there is no batch of
+            examples or nothing to correct by, a grid does not fit LSQ, sentences are to be
+            shifted or mirrored, the loss stops being finite, or `checkpoints` belongs to
+            another fine-tuning.
         OSError: If `checkpoints` cannot be written.
     """
     config = config or FinetuneConfig()
-    w_bits, a_bits = [int(b) for b in w_bits], [int(b) for b in a_bits]
+    names = [layer.name for layer in network.layers]
+    (bits,) = bit_arrays(names, [allocation])
+    w_bits, a_bits = bits.tolist()
     quantizers.check(network, w_bits, a_bits)
+    allocation = Allocation.from_bits(names, bits)  # names every layer
     check_augmentation(split, config.training)
     if {*w_bits, *a_bits} == {FLOAT_BITS}:
         raise ValueError(
@@ -202,7 +205,7 @@ def finetune(
             "seed": seed,
             "network": weights_sha256((network.params, network.state)),
             "quantizers": quantizers.sha256,
-            "bits": " ".join(f"W{w}A{a}" for w, a in zip(w_bits, a_bits, strict=True)),
+            "allocation": allocation.label,
             "data": split.record(),
             "examples": None if config.correct == "none" else weights_sha256(examples),
         }
@@ -229,8 +232,7 @@ def finetune(
     return Finetuned(
         network=dataclasses.replace(network, params=_tied(network, learned["params"])),
         quantizers=with_rows(quantizers, rows, fixed.zero_point),
-        w_bits=np.array(w_bits),
-        a_bits=np.array(a_bits),
+        allocation=allocation,
         corrections=fixed.corrections,
         losses=losses,
     )

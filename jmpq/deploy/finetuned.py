@@ -1,4 +1,4 @@
-"""A fine-tuned network: parameters, learned scales and bits, as a value and as a file."""
+"""A fine-tuned network: parameters, learned scales, allocation, as a value and as a file."""
 
 import dataclasses
 import pathlib
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.allocation import Allocation, bit_arrays
 from jmpq.deploy.correction import Correction, Corrections, corrected_logits
 from jmpq.deploy.measure import Evaluator
-from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.quantizers.fake_quant import Quantizers, Scales
@@ -30,25 +31,31 @@ class Finetuned:
 
     Attributes:
         network: The network with its new parameters, not yet quantized.
-        quantizers: The scales, meant for these bits and no others.
-        w_bits: Weight bits of every layer.
-        a_bits: Activation bits of every layer's input.
+        quantizers: The scales, meant for this allocation and no other.
+        allocation: Choice of every layer, unquantized ones included.
         corrections: Of the layers' outputs, found before the first step, by site.
         losses: Of every step, nats per example.
     """
 
     network: Network
     quantizers: Quantizers
-    w_bits: Int[np.ndarray, " layers"]
-    a_bits: Int[np.ndarray, " layers"]
+    allocation: Allocation
     corrections: Corrections
     losses: Float[np.ndarray, " steps"]
 
+    @property
+    def bits(self) -> Int[np.ndarray, "2 layers"]:
+        """Weight and activation bits of every layer."""
+        names = [layer.name for layer in self.network.layers]
+        return bit_arrays(names, [self.allocation])[0]
+
     def logits(self, inputs: PyTree) -> Float[Array, "batch classes"]:
         """Of the quantized network."""
-        bits = jnp.array(self.w_bits), jnp.array(self.a_bits)
+        w_bits, a_bits = map(jnp.array, self.bits)
         inputs = jax.tree.map(jnp.asarray, inputs)
-        return corrected_logits(self.network, self.quantizers, *bits, inputs, self.corrections)
+        return corrected_logits(
+            self.network, self.quantizers, w_bits, a_bits, inputs, self.corrections
+        )
 
     def evaluator(self, like: Evaluator) -> Evaluator:
         """Measures this network on the examples and by the loss of another evaluator.
@@ -64,13 +71,6 @@ class Finetuned:
             corrections=self.corrections,
             reference=like.float_network,
         )
-
-    def allocation(self) -> dict[str, Choice]:
-        """Bits by layer."""
-        return {
-            layer.name: Choice(int(w), int(a))
-            for layer, w, a in zip(self.network.layers, self.w_bits, self.a_bits, strict=True)
-        }
 
 
 def save_finetuned(
@@ -98,8 +98,8 @@ def save_finetuned(
         for name, leaf in _named(tree)
     }
     names = [layer.name for layer in network.layers], network.site_names()
-    bits = tensor_bits(network, finetuned.w_bits.tolist(), finetuned.a_bits.tolist())
-    both = rows_of(network, quantizers, finetuned.w_bits.tolist(), finetuned.a_bits.tolist())
+    bits = tensor_bits(network, *finetuned.bits.tolist())
+    both = rows_of(network, quantizers, *finetuned.bits.tolist())
     specs: dict[str, Any] = {}
     for i, kind in enumerate(KINDS):
         scales: Scales | None = getattr(quantizers, kind)
@@ -121,7 +121,7 @@ def save_finetuned(
         metadata={
             **(metadata or {}),
             "kind": ARCHITECTURE,
-            "bits": {name: c.label for name, c in finetuned.allocation().items()},
+            "bits": finetuned.allocation.to_json(),
             "quantizers": specs,
         },
     )
@@ -159,10 +159,8 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
     names = [layer.name for layer in network.layers], network.site_names()
     if lacking := [name for name in names[0] if name not in record["bits"]]:
         raise ValueError(f"{path} is of another network: layer {lacking[0]!r} has no bits.")
-    choices = [Choice.parse(record["bits"][name]) for name in names[0]]
-    w_bits = np.array([c.w_bits for c in choices])
-    a_bits = np.array([c.a_bits for c in choices])
-    bits = tensor_bits(network, w_bits.tolist(), a_bits.tolist())
+    allocation = Allocation.from_json(record["bits"])
+    bits = tensor_bits(network, *bit_arrays(names[0], [allocation])[0].tolist())
     dtype = network.kernels()[0].dtype
     scales: dict[str, Scales] = {}
     for i, kind in enumerate(KINDS):
@@ -190,8 +188,7 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
             network, params=jax.tree.unflatten(jax.tree.structure(network.params), leaves)
         ),
         quantizers=Quantizers(weights=scales["weights"], activations=scales.get("activations")),
-        w_bits=w_bits,
-        a_bits=a_bits,
+        allocation=allocation,
         corrections=corrections,
         losses=np.zeros(0),
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jmpq.allocation import Allocation, bit_arrays
 from jmpq.data.batches import Batch
 from jmpq.deploy.correction import (
     Correct,
@@ -22,7 +23,6 @@ from jmpq.deploy.correction import (
     output_moments,
 )
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
-from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
@@ -165,22 +165,21 @@ class Evaluator:
 
     def __call__(
         self,
-        w_bits: Int[np.ndarray, "allocations layers"],
-        a_bits: Int[np.ndarray, "allocations layers"],
+        allocations: Sequence[Allocation],
         *,
         done: Callable[[int, Outcome], None] = lambda index, outcome: None,
     ) -> list[Outcome]:
         """Measure allocations.
 
         Args:
-            w_bits: Weight bits of every layer; 32 leaves it as it is.
-            a_bits: Activation bits of every layer's input.
-            done: Called with (allocation, outcome) as soon as one is known.
+            allocations: The allocations.
+            done: Called with (index of the allocation, outcome) as soon as one is known.
 
         Raises:
-            ValueError: If a layer is given bits that were not calibrated.
+            ValueError: If an allocation names a layer that the network does not have, or
+                gives one bits that were not calibrated.
         """
-        bits = self.check(w_bits, a_bits)
+        bits = self.bits(allocations)
         outcomes: list[Outcome] = []
         for start in range(0, len(bits), self.candidates_per_call):
             chunk = bits[start : start + self.candidates_per_call]
@@ -191,19 +190,19 @@ class Evaluator:
                 done(len(outcomes) - 1, outcomes[-1])
         return outcomes
 
-    def check(
-        self,
-        w_bits: Int[np.ndarray, "allocations layers"],
-        a_bits: Int[np.ndarray, "allocations layers"],
+    def bits(
+        self, allocations: Sequence[Allocation]
     ) -> Int[np.ndarray, "allocations 2 layers"]:
-        """Weight and activation bits in one array.
+        """Weight and activation bits of every layer, checked.
 
         Raises:
-            ValueError: If a layer is given bits that were not calibrated.
+            ValueError: If an allocation names a layer that the network does not have, or
+                gives one bits that were not calibrated.
         """
-        for w, a in zip(w_bits, a_bits, strict=True):
-            self.quantizers.check(self.network, w.tolist(), a.tolist())
-        return np.stack([w_bits, a_bits], axis=1)
+        bits = bit_arrays([layer.name for layer in self.network.layers], allocations)
+        for w_bits, a_bits in bits.tolist():
+            self.quantizers.check(self.network, w_bits, a_bits)
+        return bits
 
     def corrections(self, bits: Int[np.ndarray, "allocations 2 layers"]) -> Corrections:
         """Of at most `candidates_per_call` allocations, which are the first axis."""
@@ -260,33 +259,6 @@ class Evaluator:
         found = to_host(found)[: len(bits)].astype(np.float64)
         base = np.broadcast_to(losses, (len(bits), 1, len(losses)))
         return np.concatenate([found, base], axis=1)[:, :, counts]
-
-
-def bits_of(
-    network: Network, allocations: Sequence[Mapping[str, Choice | tuple[int, int]]]
-) -> tuple[Int[np.ndarray, "allocations layers"], Int[np.ndarray, "allocations layers"]]:
-    """Weight and activation bits by layer from {layer: choice, or (w_bits, a_bits)}.
-
-    Layers that an allocation does not name stay unquantized.
-
-    Raises:
-        ValueError: If an allocation names a layer that the network does not have.
-    """
-    names = [layer.name for layer in network.layers]
-    for allocation in allocations:
-        if unknown := [name for name in allocation if name not in names]:
-            raise ValueError(
-                f"An allocation names layer {unknown[0]!r}, which the network does not have "
-                f"({', '.join(names[:5])}, ...). Is it a plan of another network?"
-            )
-    unquantized = (FLOAT_BITS, FLOAT_BITS)
-    pairs = [[_pair(a.get(name, unquantized)) for name in names] for a in allocations]
-    table = np.array(pairs, int).reshape(len(allocations), len(names), 2)
-    return table[..., 0], table[..., 1]
-
-
-def _pair(bits: Choice | tuple[int, int]) -> tuple[int, int]:
-    return (bits.w_bits, bits.a_bits) if isinstance(bits, Choice) else bits
 
 
 def _unpadded(batches: Sequence[tuple[PyTree, Any]]) -> Iterator[Batch]:

@@ -1,13 +1,15 @@
 """Racing: the best of many allocations, the hopeless ones dropped after a few batches."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import numpy as np
 import scipy.stats
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
+from jmpq.allocation import Allocation
 from jmpq.deploy.measure import Evaluator, Outcome, outcome_of
 
 
@@ -16,7 +18,7 @@ class Race:
     """How a race ended.
 
     Attributes:
-        best: The allocation of least mean among those that finished.
+        best: Index of the allocation of least mean among those that finished.
         finished: Whether an allocation was measured on all examples.
         outcomes: Of every allocation, on the examples it was measured on.
     """
@@ -34,8 +36,7 @@ class Race:
 
 def race(
     evaluator: Evaluator,
-    w_bits: Int[np.ndarray, "allocations layers"],
-    a_bits: Int[np.ndarray, "allocations layers"],
+    allocations: Sequence[Allocation],
     *,
     by: Literal["loss", "kl"] = "loss",
     error: float = 0.01,
@@ -50,8 +51,7 @@ def race(
 
     Args:
         evaluator: Measures; its batches should hold some 50 examples or more, in random order.
-        w_bits: Weight bits of every layer.
-        a_bits: Activation bits of every layer's input.
+        allocations: The allocations.
         by: What is to be least: the loss, or the KL divergence to the float network.
         error: Probability of losing the best allocation.
 
@@ -62,7 +62,7 @@ def race(
     References:
         Maron, Moore (1994), Hoeffding races; Moore, Lee (1994), for paired differences.
     """
-    bits = evaluator.check(w_bits, a_bits)
+    bits = evaluator.bits(allocations)
     if not len(bits) or not 0 < error < 0.5:
         raise ValueError(
             f"A race needs an allocation and an error between 0 and 0.5; got {len(bits)} "

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.allocation import Allocation, bit_arrays
 from jmpq.data.batches import Batch
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
@@ -86,18 +87,18 @@ class SimilarityEvaluator:
         idle = np.full(len(self.network.layers), FLOAT_BITS)
         return self._similarities(self.network.params, idle, None), np.concatenate(labels)
 
-    def similarities(
-        self, w_bits: Int[np.ndarray, " layers"], a_bits: Int[np.ndarray, " layers"]
-    ) -> Float[np.ndarray, " examples"]:
-        """Of every pair under an allocation, float64.
+    def similarities(self, allocation: Allocation) -> Float[np.ndarray, " examples"]:
+        """Similarity of every pair under an allocation, float64.
 
         Raises:
-            ValueError: If a layer is given bits that were not calibrated, or the network has
-                not one output.
+            ValueError: If the allocation names a layer that the network does not have, or
+                gives one bits that were not calibrated; if the network has not one output.
         """
+        names = [layer.name for layer in self.network.layers]
+        ((w_bits, a_bits),) = bit_arrays(names, [allocation])
         self.quantizers.check(self.network, w_bits.tolist(), a_bits.tolist())
         params = quantize_params(self.network, self.quantizers.weights, jnp.asarray(w_bits))
-        moved = np.any(a_bits != 32)
+        moved = np.any(a_bits != FLOAT_BITS)
         return self._similarities(
             params, a_bits, self.quantizers.activations if moved else None
         )
@@ -106,12 +107,12 @@ class SimilarityEvaluator:
         """The float network itself."""
         return outcome_of(self.reference[0], *self.reference, seed=self.seed)
 
-    def __call__(
-        self, w_bits: Int[np.ndarray, " layers"], a_bits: Int[np.ndarray, " layers"]
-    ) -> SimilarityOutcome:
-        """Measure an allocation: weight bits, and activation bits of every layer's input."""
-        found = self.similarities(w_bits, a_bits)
-        return outcome_of(found, *self.reference, seed=self.seed)
+    def __call__(self, allocations: Sequence[Allocation]) -> list[SimilarityOutcome]:
+        """Measure allocations; raises as `similarities` does."""
+        return [
+            outcome_of(self.similarities(allocation), *self.reference, seed=self.seed)
+            for allocation in allocations
+        ]
 
     def _similarities(
         self,

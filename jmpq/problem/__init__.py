@@ -9,7 +9,6 @@ from jmpq.problem.plan import (
     PlannedAllocation,
     PlannedBudget,
     SolveTime,
-    allocation_from_plan,
     planned_allocation,
     planned_budgets,
     read_plan,
@@ -35,7 +34,7 @@ from jmpq.problem.solution import (
     Infeasible,
     Solution,
     Status,
-    solution_from_choice,
+    solution_from_columns,
 )
 from jmpq.problem.transformer_ties import Unit, transformer_units
 
@@ -64,7 +63,6 @@ __all__ = [
     "Unit",
     "additive_cost",
     "allocation_costs",
-    "allocation_from_plan",
     "apply_rules",
     "build_problem",
     "choice_grid",
@@ -81,7 +79,7 @@ __all__ = [
     "rules_from_json",
     "rules_to_json",
     "save_problem",
-    "solution_from_choice",
+    "solution_from_columns",
     "transformer_units",
     "with_budgets",
     "write_plan",

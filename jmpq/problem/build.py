@@ -6,10 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from jmpq.formats import Choice, labels
+from jmpq.formats import UNQUANTIZED, Choice, labels
 from jmpq.network.layers import Layer
 from jmpq.problem.budgets import with_budgets
-from jmpq.problem.costs import COSTS, UNQUANTIZED, Cost, Overhead, additive_costs
+from jmpq.problem.costs import COSTS, Cost, Overhead, additive_costs
 from jmpq.problem.problem import Problem
 from jmpq.problem.rules import Rule, apply_rules, tie_groups
 from jmpq.quantizers.spec import KernelSpec

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.allocation import Allocation
+from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
 from jmpq.network.layers import Layer
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.quantizers.spec import KernelSpec
 
 SCALE_BYTES = 4
 FLOAT_BYTES = 4
-UNQUANTIZED = Choice(FLOAT_BITS, FLOAT_BITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def additive_cost(name: str) -> Cost:
 
 def allocation_costs(
     layers: Sequence[Layer],
-    bits: Mapping[str, Choice],
+    allocation: Allocation,
     overhead: Overhead,
     *,
     unquantized_parameters: int = 0,
@@ -159,25 +159,25 @@ def allocation_costs(
 
     Args:
         layers: The layer table.
-        bits: Choice of every searched layer, by name. A layer that is not named is left
+        allocation: Choice of every searched layer. A layer that it does not name is left
             unquantized: it counts at 32 bits, and not at all in `average_bits`.
         overhead: Scales and zero points, in the order of `layers`.
         unquantized_parameters: Parameters outside the table (biases, norms), 4 bytes each.
 
     Raises:
-        ValueError: If `bits` names a layer that is not in the table.
+        ValueError: If `allocation` names a layer that is not in the table.
     """
     _check_overhead(layers, overhead)
-    if unknown := sorted(set(bits) - {layer.name for layer in layers}):
+    if unknown := sorted(set(allocation) - {layer.name for layer in layers}):
         raise ValueError(
             f"No layer is called {', '.join(map(repr, unknown))}; the layers are "
             f"{', '.join(layer.name for layer in layers)}."
         )
-    rows = [row for row, layer in enumerate(layers) if layer.name in bits]
+    rows = [row for row, layer in enumerate(layers) if layer.name in allocation]
     searched = [layers[row] for row in rows]
-    excluded = [layer for layer in layers if layer.name not in bits]
-    choices = tuple(dict.fromkeys(bits.values()))
-    columns = [choices.index(bits[layer.name]) for layer in searched]
+    excluded = [layer for layer in layers if layer.name not in allocation]
+    choices = tuple(dict.fromkeys(allocation.values()))
+    columns = [choices.index(allocation[layer.name]) for layer in searched]
     found = {}
     for name, cost in COSTS.items():
         table = cost.table(searched, choices, overhead.part(rows))

@@ -75,12 +75,12 @@ def mask(
 
 def chosen_interactions(
     interactions: Float[np.ndarray, "layers choices layers choices"],
-    choice: Int[np.ndarray, " layers"],
+    columns: Int[np.ndarray, " layers"],
 ) -> Float[np.ndarray, " pairs"]:
     """The cross term of every unordered pair of layers under one allocation."""
-    rows = np.arange(len(choice))
-    taken = interactions[rows, choice][:, rows, choice]
-    return taken[np.triu_indices(len(choice), 1)]
+    rows = np.arange(len(columns))
+    taken = interactions[rows, columns][:, rows, columns]
+    return taken[np.triu_indices(len(columns), 1)]
 
 
 def interactions_over_groups(

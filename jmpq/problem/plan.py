@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jmpq.allocation import Allocation
 from jmpq.files import write_text
 from jmpq.formats import Choice
 from jmpq.problem.problem import Problem
 from jmpq.problem.solution import Solution, Status
 
 SCHEMA = "jmpq/plan"
-VERSION = 1
+VERSION = 2
 
 Role = Literal["solution", "baseline", "sweep", "single", "random"]
 
@@ -30,24 +31,45 @@ class PlannedBudget:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedAllocation:
-    """One allocation: who found it, what it promises, the bits of every searched layer.
+    """One allocation of a plan: what it is, who made it and how, and what it promises.
 
-    Losses are nats per example. `bound`, `gap` and `status` are None where no solver stands
-    behind the allocation. `solver` is who was asked (exact, greedy, ...), `back_end` what did
-    it. `predictions` holds the loss that every metric predicts.
+    Losses are nats per example; None stands where there is nothing to say.
+
+    Attributes:
+        name: Name in the plan.
+        role: Purpose in the plan.
+        allocation: Choice of every layer of the plan.
+        costs: Total of every cost.
+        metric: Metric whose losses the allocation was made by.
+        predicted_loss: Loss increase that this metric predicts.
+        bound: Proven lower bound on `predicted_loss` within the budgets.
+        gap: Relative distance of the two, as in a `Solution`.
+        status: Whether the distance is closed; with `bound` and `gap` None where no solver
+            proves anything.
+        asked: Solver that was asked for: ``exact``, ``greedy``, ``uniform``, ...
+        solver: Solver that did the work: ``core``, ``branch_and_bound``, ...
+        objective: Name of what was minimised: the metric, or something else such as a cost
+            or a measured loss.
+        objective_value: Value of the objective.
+        wall_s: Seconds that the solver took.
+        seed: Seed of a random allocation.
+        budgets: Limits that it had to hold, by cost.
+        predictions: Loss increase that every metric predicts, by metric.
     """
 
     name: str
     role: Role
-    bits: dict[str, Choice]
+    allocation: Allocation
     costs: dict[str, float]
     metric: str | None = None
-    solver: str | None = None
-    back_end: str | None = None
-    status: Status | None = None
     predicted_loss: float | None = None
     bound: float | None = None
     gap: float | None = None
+    status: Status | None = None
+    asked: str | None = None
+    solver: str | None = None
+    objective: str | None = None
+    objective_value: float | None = None
     wall_s: float | None = None
     seed: int | None = None
     budgets: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -56,11 +78,11 @@ class PlannedAllocation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolveTime:
-    """How long one solve took, for the figure of solve time against layers."""
+    """How long the solver that was asked for took, for the figure of time against layers."""
 
     layers: int
     choices: int
-    solver: str
+    asked: str
     wall_s: float
     gap: float
 
@@ -92,11 +114,29 @@ class Plan:
                 f"Two allocations of the plan are called {twice[0]!r}: rename one."
             )
         for allocation in self.allocations:
-            if wrong := set(allocation.bits) ^ set(self.layers):
+            if wrong := set(allocation.allocation) ^ set(self.layers):
                 raise ValueError(
                     f"Allocation {allocation.name!r} and the plan disagree on layers: "
                     f"{', '.join(sorted(wrong))}."
                 )
+
+    def named(self, name: str) -> PlannedAllocation:
+        """The allocation of a name.
+
+        Raises:
+            ValueError: If the plan has no allocation of that name.
+        """
+        by_name = {allocation.name: allocation for allocation in self.allocations}
+        if name in by_name:
+            return by_name[name]
+        close = difflib.get_close_matches(name, by_name, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        known = _some(list(by_name)) or "none"
+        raise ValueError(f"The plan has no allocation {name!r}.{hint} It has {known}.")
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def planned_budgets(problem: Problem) -> dict[str, PlannedBudget]:
@@ -118,55 +158,46 @@ def planned_allocation(
     problem: Problem,
     solution: Solution,
     *,
-    metric: str | None,
+    metric: str,
     predictions: Mapping[str, float],
-    solver: str | None = None,
+    asked: str | None = None,
     seed: int | None = None,
 ) -> PlannedAllocation:
-    """A solution as the plan keeps it; `solver` is the solution's own where not given.
+    """A solution as the plan keeps it.
 
     Where another objective than the problem's loss was minimised, its value is the predicted
     loss, and there is no bound, gap or status.
+
+    Args:
+        name: Name in the plan.
+        role: Purpose in the plan.
+        problem: The problem that was solved.
+        solution: The answer.
+        metric: Metric of the problem's losses, or name of the other objective.
+        predictions: Loss increase by every metric.
+        asked: Solver that was asked for; the one that did the work where not given.
+        seed: Seed of a random allocation.
     """
     own = solution.objective == "loss"
     return PlannedAllocation(
         name=name,
         role=role,
-        bits=problem.bits(solution.choice),
+        allocation=solution.allocation,
         costs=dict(solution.costs),
         metric=metric,
-        solver=solver or solution.solver,
-        back_end=solution.solver,
-        status=solution.status if own else None,
-        predicted_loss=solution.loss if own else solution.objective_value,
+        predicted_loss=solution.objective_value,
         bound=solution.bound if own else None,
         gap=solution.gap if own else None,
+        status=solution.status if own else None,
+        asked=asked or solution.solver,
+        solver=solution.solver,
+        objective=metric if own else solution.objective,
+        objective_value=solution.objective_value,
         wall_s=solution.wall_s,
         seed=seed,
         budgets=dict(problem.budgets),
         predictions=dict(predictions),
     )
-
-
-def allocation_from_plan(plan: Plan, name: str) -> dict[str, Choice]:
-    """The bits of every searched layer in one allocation of a plan.
-
-    Raises:
-        ValueError: If the plan has no allocation of that name.
-    """
-    for allocation in plan.allocations:
-        if allocation.name == name:
-            return dict(allocation.bits)
-    names = [allocation.name for allocation in plan.allocations]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(
-        f"The plan has no allocation {name!r}.{hint} It has {_some(names) or 'none'}."
-    )
-
-
-def _some(names: list[str], most: int = 12) -> str:
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -199,7 +230,7 @@ def read_plan(path: Path) -> Plan:
     if data.get("version") != VERSION:
         raise ValueError(
             f"{path} is a plan of version {data.get('version')!r}, this jmpq reads version "
-            f"{VERSION}: write it again with `jmpq solve`."
+            f"{VERSION}: run `jmpq solve {path.parent}` again."
         )
     try:
         fields = _known(Plan, data, "the plan", ignore=("schema", "version"))
@@ -234,7 +265,10 @@ def _allocation(row: dict[str, Any]) -> PlannedAllocation:
                 f"allocation {name!r} has {key} {fields.get(key)!r}: expected one of "
                 f"{accepted}."
             )
-    fields["bits"] = {layer: Choice.parse(text) for layer, text in row["bits"].items()}
+    try:
+        fields["allocation"] = Allocation.from_json(row["allocation"])
+    except ValueError as error:
+        raise ValueError(f"allocation {name!r}: {error}") from error
     return PlannedAllocation(**fields)
 
 
@@ -255,7 +289,9 @@ def _known(
 
 
 def _plain(value: object) -> object:
-    """JSON for what JSON does not know: choices by label, records by field."""
+    """JSON for what JSON does not know: choices and allocations by label, records by field."""
+    if isinstance(value, Allocation):
+        return value.to_json()
     if isinstance(value, Choice):
         return value.label
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jmpq.allocation import Allocation
 from jmpq.formats import Choice, labels
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.interactions import (
@@ -52,18 +53,18 @@ class Reduced:
         """Which choices each group may take."""
         return np.isfinite(self.losses)
 
-    def expand(self, choice: Int[np.ndarray, " groups"]) -> Int[np.ndarray, " layers"]:
-        """Choice of every layer from the choice of every group."""
-        return choice[self.groups]
+    def expand(self, columns: Int[np.ndarray, " groups"]) -> Int[np.ndarray, " layers"]:
+        """Column of every layer from the column of every group."""
+        return columns[self.groups]
 
-    def used(self, choice: Int[np.ndarray, " groups"]) -> Float[np.ndarray, " budgets"]:
+    def used(self, columns: Int[np.ndarray, " groups"]) -> Float[np.ndarray, " budgets"]:
         """Costs of one allocation, each sum correctly rounded."""
-        rows = np.arange(len(choice))
-        return np.array([exact_sum(table[rows, choice]) for table in self.costs])
+        rows = np.arange(len(columns))
+        return np.array([exact_sum(table[rows, columns]) for table in self.costs])
 
-    def fits(self, choice: Int[np.ndarray, " groups"]) -> bool:
+    def fits(self, columns: Int[np.ndarray, " groups"]) -> bool:
         """Whether one allocation meets every budget."""
-        return bool((self.used(choice) <= self.limits).all())
+        return bool((self.used(columns) <= self.limits).all())
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,13 +125,15 @@ class Problem:
         if self.interactions is not None:
             check_interactions(self.layers, self.choices, self.allowed, self.interactions)
 
-    def evaluate(self, choice: Int[np.ndarray, " _"]) -> tuple[float, dict[str, float]]:
+    def evaluate(
+        self, allocation: Allocation | Int[np.ndarray, " _"]
+    ) -> tuple[float, dict[str, float]]:
         """Loss and all costs of an allocation, each a correctly rounded sum.
 
         Independent of every solver; does not ask whether the budgets are met (`violated`).
 
         Args:
-            choice: Column of `losses` for each layer.
+            allocation: The allocation, or its columns (`columns`).
 
         Returns:
             Loss, nats per example, and the total of every cost, constants included.
@@ -139,14 +142,16 @@ class Problem:
             ValueError: If a layer has no choice, one that is not allowed, or tied layers
                 differ.
         """
-        self._check_allocation(choice)
+        named = isinstance(allocation, Allocation)
+        columns = self.columns(allocation) if named else allocation
+        self._check_columns(columns)
         rows = np.arange(len(self.layers))
-        terms = self.losses[rows, choice]
+        terms = self.losses[rows, columns]
         if self.interactions is not None:
-            terms = np.append(terms, chosen_interactions(self.interactions, choice))
+            terms = np.append(terms, chosen_interactions(self.interactions, columns))
         loss = exact_sum(terms)
         costs = {
-            name: exact_sum(np.append(table[rows, choice], self.constants.get(name, 0.0)))
+            name: exact_sum(np.append(table[rows, columns], self.constants.get(name, 0.0)))
             for name, table in self.costs.items()
         }
         return loss, costs
@@ -185,7 +190,7 @@ class Problem:
         return exact_sum(np.append(least, constant)), exact_sum(np.append(most, constant))
 
     def uniform(self, choice: Choice) -> Int[np.ndarray, " layers"]:
-        """The allocation nearest to one choice everywhere that the rules allow.
+        """Columns of the allocation nearest to one choice everywhere that the rules allow.
 
         A group that may not take it (a pinned layer) takes its dearest allowed choice with
         bits not above it, or else its first in order of bits.
@@ -259,26 +264,18 @@ class Problem:
         """Names of the layers of one group."""
         return tuple(self.layers[i] for i in np.flatnonzero(self.groups == group))
 
-    def bits(self, choice: Int[np.ndarray, " layers"]) -> dict[str, Choice]:
-        """An allocation by names: the choice of every layer."""
-        return {
-            name: self.choices[column] for name, column in zip(self.layers, choice, strict=True)
-        }
+    def allocation(self, columns: Int[np.ndarray, " layers"]) -> Allocation:
+        """The allocation that takes one column of the tables for every layer."""
+        return Allocation.from_columns(self.layers, self.choices, columns)
 
-    def columns(self, bits: dict[str, Choice]) -> Int[np.ndarray, " layers"]:
-        """Inverse of `bits`.
+    def columns(self, allocation: Allocation) -> Int[np.ndarray, " layers"]:
+        """Inverse of `allocation`.
 
         Raises:
-            ValueError: If a layer has no choice or one that is not a candidate.
+            ValueError: If a layer has no choice or one that is not a candidate, or the
+                allocation names a layer that is not searched.
         """
-        for name in self.layers:
-            if bits.get(name) not in self.choices:
-                got = bits[name].label if name in bits else "no choice"
-                raise ValueError(
-                    f"Layer {name!r} has {got}: expected one of {labels(self.choices)}."
-                )
-        index = {choice: column for column, choice in enumerate(self.choices)}
-        return np.array([index[bits[name]] for name in self.layers], dtype=np.int64)
+        return allocation.columns(self.layers, self.choices)
 
     def _over_groups(
         self, table: Float[np.ndarray, "_ _"]
@@ -345,28 +342,28 @@ class Problem:
                 "the data, or exclude the layer."
             )
 
-    def _check_allocation(self, choice: Int[np.ndarray, " _"]) -> None:
-        if choice.shape != (len(self.layers),):
+    def _check_columns(self, columns: Int[np.ndarray, " _"]) -> None:
+        if columns.shape != (len(self.layers),):
             raise ValueError(
                 f"An allocation has one choice for each of the {len(self.layers)} layers, "
-                f"got shape {choice.shape}."
+                f"got shape {columns.shape}."
             )
-        outside = (choice < 0) | (choice >= len(self.choices))
+        outside = (columns < 0) | (columns >= len(self.choices))
         for i in np.flatnonzero(outside)[:1]:
             raise ValueError(
-                f"Layer {self.layers[i]!r} has choice {choice[i]}: expected a column 0 to "
+                f"Layer {self.layers[i]!r} has choice {columns[i]}: expected a column 0 to "
                 f"{len(self.choices) - 1}."
             )
-        for i in np.flatnonzero(~self.allowed[np.arange(len(choice)), choice])[:1]:
+        for i in np.flatnonzero(~self.allowed[np.arange(len(columns)), columns])[:1]:
             raise ValueError(
-                f"Layer {self.layers[i]!r} may not take {self.choices[choice[i]].label}: it "
+                f"Layer {self.layers[i]!r} may not take {self.choices[columns[i]].label}: it "
                 "allows "
                 + labels(c for c, ok in zip(self.choices, self.allowed[i], strict=True) if ok)
                 + "."
             )
         first = np.zeros(int(self.groups.max()) + 1, dtype=np.int64)
-        first[self.groups[::-1]] = np.arange(len(choice))[::-1]  # the earliest member stays
-        for i in np.flatnonzero(choice != choice[first[self.groups]])[:1]:
+        first[self.groups[::-1]] = np.arange(len(columns))[::-1]  # the earliest member stays
+        for i in np.flatnonzero(columns != columns[first[self.groups]])[:1]:
             raise ValueError(
                 f"Layer {self.layers[i]!r} is tied to {self.layers[first[self.groups[i]]]!r} "
                 "but takes another choice."

@@ -1,12 +1,15 @@
-"""What a solver answers: a `Solution`, recomputed from its choice, or `Infeasible`."""
+"""What a solver answers: a `Solution`, recomputed from its columns, or `Infeasible`."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jmpq.allocation import Allocation
+from jmpq.formats import Choice
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.interactions import least_with_interactions, mask
 from jmpq.problem.problem import Problem
@@ -18,26 +21,31 @@ Status = Literal["optimal", "feasible"]
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Solution:
-    """What a solver found; `loss`, `costs`, `gap` and `status` follow from choice and bound.
+    """What a solver found; `loss`, `costs`, `gap` and `status` follow from columns and bound.
 
     Attributes:
-        choice: Column of `Problem.losses`, one per layer.
+        layers: Layers of the problem.
+        choices: Candidates of the problem.
+        columns: Index of the choice that each layer takes, a column of `Problem.losses`.
         loss: Predicted loss increase, nats per example.
         costs: Total of every cost of the problem, constants included.
         bound: Proven lower bound on the loss of any allocation within the budgets.
-        gap: ``(loss - bound) / scale`` with scale = max(Σ|losses of the choice|, Σ|least
+        gap: ``(loss - bound) / scale`` with scale = max(Σ|losses of the columns|, Σ|least
             loss of each layer|), cross-layer terms left out, or |loss| or |bound| where one
             of them is larger: for losses that are not negative, the part of the loss that
             might be saved. Defined for zero and negative losses too; 0 where all are 0.
         status: ``optimal`` where the gap is at most `OPTIMALITY`, else ``feasible``.
-        solver: Name of the solver.
+        solver: Name of the solver that did the work.
         wall_s: Seconds that the solver took.
-        objective: What the solver minimised: the problem's loss, or another function of the
-            allocation, of which `loss`, `bound`, `gap` and `status` say nothing.
-        objective_value: Of that other function.
+        objective: Name of what the solver minimised: ``loss``, the problem's own, or another
+            function of the allocation, of which `loss`, `bound`, `gap` and `status` say
+            nothing.
+        objective_value: Value of the objective; `loss` where that is the objective.
     """
 
-    choice: Int[np.ndarray, " layers"]
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    columns: Int[np.ndarray, " layers"]
     loss: float
     costs: dict[str, float]
     bound: float
@@ -45,8 +53,13 @@ class Solution:
     status: Status
     solver: str
     wall_s: float
-    objective: str = "loss"
-    objective_value: float | None = None
+    objective: str
+    objective_value: float
+
+    @functools.cached_property
+    def allocation(self) -> Allocation:
+        """The choice of every layer, by name; made when it is first asked for."""
+        return Allocation.from_columns(self.layers, self.choices, self.columns)
 
 
 class Infeasible(ValueError):
@@ -72,25 +85,25 @@ class Infeasible(ValueError):
         self.cheapest = dict(cheapest or {})
 
 
-def solution_from_choice(
+def solution_from_columns(
     problem: Problem,
-    choice: Int[np.ndarray, " layers"],
+    columns: Int[np.ndarray, " layers"],
     *,
     bound: float,
     solver: str,
     wall_s: float,
 ) -> Solution:
-    """Make a solution by evaluating its choice anew; the bound is the solver's word.
+    """Make a solution by evaluating its columns anew; the bound is the solver's word.
 
     A bound below the least that all layers (and pairs of layers) can come to, each by
     itself, is raised to it. One that lies above the loss by no more than rounding is lowered
     to it.
 
     Raises:
-        ValueError: If the choice is not an allocation of the problem or breaks a budget.
+        ValueError: If the columns are not an allocation of the problem or break a budget.
         AssertionError: If the bound lies above the loss: the solver's proof is wrong.
     """
-    loss, costs = problem.evaluate(choice)
+    loss, costs = problem.evaluate(columns)
     if over := problem.violated(costs):
         raise ValueError(
             "The allocation breaks its budgets: "
@@ -100,7 +113,7 @@ def solution_from_choice(
             + "."
         )
     least = least_losses(problem)
-    picked = problem.losses[np.arange(len(choice)), choice]
+    picked = problem.losses[np.arange(len(columns)), columns]
     scale = float(max(np.abs(picked).sum(), np.abs(least).sum(), abs(loss)))
     if problem.interactions is None:
         bound = max(bound, exact_sum(least))
@@ -114,7 +127,9 @@ def solution_from_choice(
     bound = min(bound, loss)
     gap = float((loss - bound) / scale) if loss > bound else 0.0
     return Solution(
-        choice=choice,
+        layers=problem.layers,
+        choices=problem.choices,
+        columns=columns,
         loss=loss,
         costs=costs,
         bound=bound,
@@ -122,6 +137,8 @@ def solution_from_choice(
         status="optimal" if gap <= OPTIMALITY else "feasible",
         solver=solver,
         wall_s=wall_s,
+        objective="loss",
+        objective_value=loss,
     )
 
 

@@ -97,7 +97,7 @@ def accuracy_points(plan: Json, evaluation: Json, split: Split) -> list[dict[str
                 "name": allocation["name"],
                 "kind": kind(allocation),
                 "metric": allocation.get("metric"),
-                "solver": allocation.get("solver"),
+                "asked": allocation.get("asked"),
                 "a_bits": _activation_bits(allocation),
                 "costs": allocation["costs"],
                 "top1": 100 * found.top1,
@@ -109,7 +109,7 @@ def accuracy_points(plan: Json, evaluation: Json, split: Split) -> list[dict[str
 
 def _activation_bits(allocation: Json) -> int:
     """The activation bits that most layers have."""
-    bits = [Choice.parse(label).a_bits for label in allocation["bits"].values()]
+    bits = [Choice.parse(label).a_bits for label in allocation["allocation"].values()]
     return statistics.mode(bits)
 
 
@@ -165,10 +165,10 @@ def _label_uniform(
 def _draw_lines(axes: Axes, points: Sequence[Json], cost: str, divisor: float) -> None:
     """The solvers: a line over all budgets and a large marker at the plan's own."""
     colors = metric_colors(p["metric"] for p in points if p["metric"])
-    pairs = sorted({(p["metric"] or "", p["solver"] or "") for p in points
+    pairs = sorted({(p["metric"] or "", p["asked"] or "") for p in points
                     if p["kind"] in ("solution", "sweep")})  # fmt: skip
     for metric, solver in pairs:
-        mine = [p for p in points if (p["metric"] or "", p["solver"] or "") == (metric, solver)]
+        mine = [p for p in points if (p["metric"] or "", p["asked"] or "") == (metric, solver)]
         color, marker = colors.get(metric, "#7f7f7f"), solver_marker(solver)
         dash = "-" if solver == "exact" else (0, (2, 1.2))
         label = f"{solver} · {metric_name(metric)}"

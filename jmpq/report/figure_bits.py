@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.allocation import Allocation, bit_arrays
+from jmpq.formats import FLOAT_BITS
 from jmpq.report.artifacts import Json
 from jmpq.report.measured import kind, within_budgets
 from jmpq.report.style import (
@@ -54,7 +56,7 @@ def bits_figure(plan: Json, *, names: Sequence[str] | None = None) -> Figure:
         for axes, row in zip(panels, rows, strict=True):
             color = colors.get(row[0]["metric"] or "", "#9a9a9a")
             _draw_row(axes, row[0], layers, color)
-            if uniform is not None and row[0]["bits"] != uniform["bits"]:
+            if uniform is not None and _value(row[0]) != _value(uniform):
                 weights = _bits(uniform, layers)[:, 0]
                 edges = np.arange(len(layers) + 1) - 0.5
                 axes.stairs(np.log2(weights), edges, baseline=None, ls="--", lw=0.9, color="k")
@@ -78,16 +80,18 @@ def reference_uniform(plan: Json) -> Json | None:
 
 
 def _distinct(allocations: Sequence[Json]) -> list[list[Json]]:
-    rows: dict[Any, list[Json]] = {}
+    rows: dict[Allocation, list[Json]] = {}
     for allocation in allocations:
-        rows.setdefault(tuple(sorted(allocation["bits"].items())), []).append(allocation)
+        rows.setdefault(_value(allocation), []).append(allocation)
     return list(rows.values())
 
 
-def _bits(allocation: Json, layers: Sequence[str]) -> np.ndarray:
-    plain = f"W{FLOAT_BITS}"
-    choices = [Choice.parse(allocation["bits"].get(name, plain)) for name in layers]
-    return np.array([(choice.w_bits, choice.a_bits) for choice in choices])
+def _value(allocation: Json) -> Allocation:
+    return Allocation.from_json(allocation["allocation"])
+
+
+def _bits(allocation: Json, layers: Sequence[str]) -> Int[np.ndarray, "layers 2"]:
+    return bit_arrays(layers, [_value(allocation)])[0].T
 
 
 def _draw_row(axes: Axes, allocation: Json, layers: Sequence[str], color: str) -> None:
@@ -114,7 +118,7 @@ def _bit_axis(axes: Axes, rows: Sequence[Sequence[Json]], layers: Sequence[str])
 
 def _title(row: Sequence[Json], largest: float) -> str:
     who = ", ".join(
-        f"{a['solver']} · {metric_name(a['metric'])}" if a["metric"] else a["name"]
+        f"{a['asked']} · {metric_name(a['metric'])}" if a["metric"] else a["name"]
         for a in row[:3]
     )
     who += f" and {len(row) - 3} more" if len(row) > 3 else ""
@@ -129,9 +133,8 @@ def _title(row: Sequence[Json], largest: float) -> str:
 
 def _legend(rows: Sequence[Sequence[Json]], uniform: Json | None) -> list[Any]:
     handles: list[Any] = [Patch(color="#9a9a9a", alpha=0.75, label="weights")]
-    if any(
-        Choice.parse(b).a_bits != FLOAT_BITS for row in rows for b in row[0]["bits"].values()
-    ):
+    taken = [choice for row in rows for choice in _value(row[0]).values()]
+    if any(choice.a_bits != FLOAT_BITS for choice in taken):
         circle = {"marker": "o", "ls": "", "mfc": "w", "mec": "k", "ms": 3.4}
         handles.append(Line2D([], [], label="activations", **circle))
     if uniform is not None:

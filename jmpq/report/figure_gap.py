@@ -57,7 +57,7 @@ def _gap_series(plan: Json) -> tuple[str, dict[tuple[str, str], list[tuple[float
     series: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
         if key in row:
-            points = series.setdefault((row["metric"], row["solver"]), [])
+            points = series.setdefault((row["metric"], row["asked"]), [])
             points.append((float(row[key]), 100 * row["gap"]))
     return key.removeprefix("budget_"), {k: sorted(set(v)) for k, v in sorted(series.items())}
 
@@ -65,7 +65,7 @@ def _gap_series(plan: Json) -> tuple[str, dict[tuple[str, str], list[tuple[float
 def _time_series(plan: Json) -> dict[tuple[str, int], list[tuple[float, float]]]:
     series: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for row in plan.get("solve_times", ()):
-        points = series.setdefault((row["solver"], row["choices"]), [])
+        points = series.setdefault((row["asked"], row["choices"]), [])
         points.append((float(row["layers"]), float(row["wall_s"])))
     return {key: sorted(points) for key, points in sorted(series.items())}
 

@@ -114,7 +114,7 @@ def _measured_label(target: Target) -> str:
 def _single_bits(plan: Json, name: str) -> int:
     """The fewest weight bits of an allocation: those of the layer that it quantizes."""
     allocation = next(a for a in plan["allocations"] if a["name"] == name)
-    return min(Choice.parse(label).w_bits for label in allocation["bits"].values())
+    return min(Choice.parse(label).w_bits for label in allocation["allocation"].values())
 
 
 def _single_colors(plan: Json, comparison: Comparison) -> dict[str, str]:

@@ -62,12 +62,13 @@ def kind(allocation: Json) -> str:
     """What an allocation is in a figure: its role, or which baseline it is.
 
     ``"solution"``, ``"sweep"``, ``"single"``, ``"random"`` (drawn jointly without a budget),
-    or of a baseline its solver: ``"uniform"``, ``"random baseline"``, ``"reversed"``, ...
+    or of a baseline the solver that was asked for: ``"uniform"``, ``"random baseline"``,
+    ``"reversed"``, ...
     """
     if allocation["role"] != "baseline":
         return allocation["role"]
-    solver = str(allocation.get("solver") or allocation["name"].split("/")[0])
-    return "random baseline" if solver == "random" else solver
+    asked = str(allocation.get("asked") or allocation["name"].split("/")[0])
+    return "random baseline" if asked == "random" else asked
 
 
 def within_budgets(allocation: Json, plan: Json) -> bool:
@@ -224,7 +225,7 @@ def gap_rows(plan: Json) -> list[dict[str, Any]]:
         {
             "name": allocation["name"],
             "metric": allocation["metric"],
-            "solver": allocation["solver"],
+            "asked": allocation["asked"],
             **{f"budget_{key}": limit for key, limit in allocation["budgets"].items()},
             "predicted_loss": number(allocation.get("predicted_loss")),
             "best_bound": best.get(_problem(allocation), math.nan),

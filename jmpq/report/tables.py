@@ -77,7 +77,7 @@ def allocation_rows(
         row: Row = {
             "name": allocation["name"],
             "kind": kind(allocation),
-            "solver": allocation.get("solver"),
+            "asked": allocation.get("asked"),
             "metric": allocation.get("metric"),
             "status": allocation.get("status"),
             "seed": allocation.get("seed"),
@@ -109,7 +109,7 @@ def bits_rows(plan: Json) -> list[Row]:
     """One row a layer: its choice in every solution and baseline."""
     chosen = [a for a in plan["allocations"] if a["role"] in ("solution", "baseline")]
     return [
-        {"layer": layer, **{a["name"]: a["bits"].get(layer) for a in chosen}}
+        {"layer": layer, **{a["name"]: a["allocation"].get(layer) for a in chosen}}
         for layer in plan["layers"]
     ]
 

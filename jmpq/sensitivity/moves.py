@@ -8,7 +8,7 @@ second-order terms of every move and of every pair of moves.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jmpq.formats import FLOAT_BITS
+from jmpq.allocation import Allocation, bit_arrays
+from jmpq.formats import UNQUANTIZED, Choice
 from jmpq.network.network import Network
 from jmpq.network.tap import Op
 from jmpq.quantizers.fake_quant import (
@@ -142,14 +143,13 @@ class MoveNetwork:
 
         return self.network.run(inputs, at_site)
 
-    def allocation_bits(self, moves: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Weight and activation bits of every layer when just `moves` are made."""
-        names = [layer.name for layer in self.network.layers]
-        bits = {"w": np.full(len(names), FLOAT_BITS), "a": np.full(len(names), FLOAT_BITS)}
-        for m in moves:
-            move = self.moves[m]
-            bits[move.kind][names.index(move.layer)] = move.bits
-        return bits["w"], bits["a"]
+    def allocation(self, moves: Iterable[int]) -> Allocation:
+        """The allocation that makes just these moves, given by their indices."""
+        made: dict[str, Choice] = {}
+        for move in (self.moves[m] for m in moves):
+            before = made.get(move.layer, UNQUANTIZED)
+            made[move.layer] = dataclasses.replace(before, **{f"{move.kind}_bits": move.bits})
+        return Allocation(made)
 
     def changes_by_difference(
         self, inputs: PyTree
@@ -237,7 +237,9 @@ class MoveNetwork:
     @property
     def _single_moves(self) -> Int[Array, "moves 2 layers"]:
         """Weight and activation bits of the allocations that make one move each."""
-        return jnp.array(np.array([self.allocation_bits([m]) for m in range(len(self.moves))]))
+        names = [layer.name for layer in self.network.layers]
+        alone = [self.allocation([m]) for m in range(len(self.moves))]
+        return jnp.array(bit_arrays(names, alone))
 
     def _input_columns(self, site: int, layer: int) -> np.ndarray:
         if not self.network.sites[site][1].has_input:

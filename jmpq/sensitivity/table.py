@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jmpq.allocation import Allocation, column_table
 from jmpq.files import atomic_file
-from jmpq.formats import Choice
+from jmpq.formats import UNQUANTIZED, Choice
 
 SCHEMA, VERSION = "jmpq/sensitivity", 1
 
@@ -110,29 +111,56 @@ class Sensitivity:
         return choice_members(self.layers, self.choices, self.moves)
 
     def indicator(
-        self, choice: Int[np.ndarray, "allocations layers"]
+        self, table: Int[np.ndarray, "allocations layers"]
     ) -> Float[np.ndarray, "allocations moves"]:
         """Which moves each allocation (a column of `choices` per layer) makes."""
-        chosen = self.members[np.arange(len(self.layers)), np.asarray(choice)]
+        chosen = self.members[np.arange(len(self.layers)), np.asarray(table)]
         return chosen.sum(axis=-2)
 
+    @functools.cached_property
+    def with_unquantized(self) -> "Sensitivity":
+        """The same with the unquantized choice, which costs nothing, among the candidates."""
+        if UNQUANTIZED in self.choices:
+            return self
+
+        def pad(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, np.zeros_like(x[..., :1])], axis=-1)
+
+        return dataclasses.replace(
+            self,
+            choices=(*self.choices, UNQUANTIZED),
+            batch_first=pad(self.batch_first),
+            batch_second=pad(self.batch_second),
+            sampling_sem=None if self.sampling_sem is None else pad(self.sampling_sem),
+        )
+
     def predict(
-        self, choice: Int[np.ndarray, "allocations layers"], *, interactions: bool = False
+        self, allocations: Sequence[Allocation], *, interactions: bool = False
     ) -> Float[np.ndarray, " allocations"]:
-        """Predicted loss increase of joint allocations.
+        """Predicted loss increase of joint allocations; unquantized layers add nothing.
 
         Args:
-            choice: Columns of `choices`, one per layer.
+            allocations: The allocations.
             interactions: Add the cross-layer terms (the whole quadratic form).
 
         Raises:
-            ValueError: If `interactions` are asked of a metric that has none.
+            ValueError: If an allocation names a layer or takes a choice that is not known,
+                or `interactions` are asked of a metric that has none.
         """
+        whole = self.with_unquantized
+        table = column_table(whole.layers, whole.choices, allocations)
+        return whole.predict_columns(table, interactions=interactions)
+
+    def predict_columns(
+        self, table: Int[np.ndarray, "allocations layers"], *, interactions: bool = False
+    ) -> Float[np.ndarray, " allocations"]:
+        """`predict` for searches: of rows of columns of `choices`, one per layer."""
+        table = np.asarray(table)
         if not interactions:
-            return self.losses[np.arange(len(self.layers)), np.asarray(choice)].sum(axis=-1)
+            return self.losses[np.arange(len(self.layers)), table].sum(axis=-1)
         if not self.has_interactions:
             raise ValueError(f"Metric {self.metric!r} has no cross-layer terms.")
-        made = self.indicator(choice)
+        made = self.indicator(table)
         quadratic = 0.5 * np.einsum("am,mk,ak->a", made, self.second, made)
         return quadratic + (made @ self.first if self.use_first else 0.0)
 

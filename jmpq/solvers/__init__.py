@@ -25,8 +25,8 @@ from jmpq.solvers.knapsack.water_filling import (
     fit_bit_model,
     water_filling,
 )
-from jmpq.solvers.measured.accuracy_floor import FloorSearch, cheapest_above
-from jmpq.solvers.measured.objective_search import ObjectiveSearch, columns_of
+from jmpq.solvers.measured.accuracy_floor import CheapestAbove, cheapest_above
+from jmpq.solvers.measured.objective_search import Measurement, Objective, ObjectiveSearch
 from jmpq.solvers.measured.refinement import Refinement, refine
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
 from jmpq.solvers.quadratic.brute_force import BruteForce
@@ -40,23 +40,24 @@ __all__ = [
     "BitModel",
     "BranchAndBound",
     "BruteForce",
+    "CheapestAbove",
     "CoreSearch",
     "DynamicProgramming",
     "Exact",
-    "FloorSearch",
     "Front",
     "Greedy",
     "Hull",
     "LeastCost",
     "Linearized",
     "LocalSearch",
+    "Measurement",
     "MultiplierSearch",
+    "Objective",
     "ObjectiveSearch",
     "Refinement",
     "Solver",
     "WaterFilling",
     "cheapest_above",
-    "columns_of",
     "convex_bound",
     "draw_allocations",
     "exact_solver",

@@ -24,7 +24,7 @@ def test_saved_file_gives_the_measured_network(run):
     found = read(run / "finetuning.json")
     plan = read(run / "plan.json")
     first = next(a for a in plan["allocations"] if a["role"] == "solution")
-    assert (found["allocation"], found["bits"]) == (first["name"], first["bits"])
+    assert (found["allocation"], found["bits"]) == (first["name"], first["allocation"])
     import jax
 
     with (
@@ -36,7 +36,7 @@ def test_saved_file_gives_the_measured_network(run):
         tuned = load_finetuned(run / "finetuned.safetensors", planned.network)
         split = planned.evaluation.take(np.arange(20))
         logits = np.asarray(tuned.logits(split.normalization(split.inputs)))
-    assert {k: str(v) for k, v in tuned.allocation().items()} == first["bits"]
+    assert tuned.allocation.to_json() == first["allocation"]
     right = (logits.argmax(1) == split.labels).mean()
     assert right == pytest.approx(found["outcomes"]["finetuned"]["top1"])
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_fine_tuned_is_refused_and_leaves_nothing(run):
     plan = read(run / "plan.json")
     plan["allocations"].append(
         plan["allocations"][0]
-        | {"name": "float", "bits": {layer: "W32" for layer in plan["layers"]}}
+        | {"name": "float", "allocation": {layer: "W32" for layer in plan["layers"]}}
     )
     (run / "plan.json").write_text(json.dumps(plan))
     before = contents(run)

@@ -153,7 +153,7 @@ def test_evaluate_goes_on_from_the_last_finished_allocation(run, bars, split):
     works(*args)
     counts = {description: total for description, done, total in bars.moves if done == 0}
     all_of_it = {
-        name: len({json.dumps(a["bits"]) for a in allocations(run, expected, name)})
+        name: len({json.dumps(a["allocation"]) for a in allocations(run, expected, name)})
         for name in ("calibration", "evaluation")
     }
     finished = {"calibration": all_of_it["calibration"], "evaluation": 5}

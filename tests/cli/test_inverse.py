@@ -25,7 +25,7 @@ def test_least_cost_and_front_are_found_from_saved_sensitivities(run):
     losses = [float(point["loss"]) for point in points]
     assert costs == sorted(costs)
     assert losses == sorted(losses, reverse=True)
-    assert set(exact["bits"]) <= set(points[0])
+    assert set(exact["allocation"]) <= set(points[0])
     # no point of the hull beats the exact answer at its own cost
     inside = [loss for cost, loss in zip(costs, losses, strict=True)
               if cost <= exact["costs"]["size_bytes"]]  # fmt: skip

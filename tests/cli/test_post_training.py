@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
 from jmpq.cli.run_folder import network_of
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
-from jmpq.deploy.measure import Evaluator, bits_of
+from jmpq.deploy.measure import Evaluator
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.sensitivity.table import load_arrays, load_sensitivities
 from tests.cli.command import FEW, SMALL, TINY, works
@@ -56,14 +57,7 @@ def test_evaluation_measures_the_stored_codes_corrected(rounded_run):
             examples=batch.inputs,
         )
         rows = [a for a in plan["allocations"] if a["role"] == "solution"]
-        pairs = [
-            {
-                name: tuple(int(b) for b in label[1:].split("A"))
-                for name, label in row["bits"].items()
-            }
-            for row in rows
-        ]
-        outcomes = evaluator(*bits_of(network, pairs))
+        outcomes = evaluator([Allocation.from_json(row["allocation"]) for row in rows])
     for row, outcome in zip(rows, outcomes, strict=True):
         found = evaluation["measured"][row["name"]]["evaluation"]
         assert found["kl"] == pytest.approx(outcome.kl, rel=1e-4)

@@ -24,8 +24,8 @@ def test_the_exact_optimum_is_found_by_the_solver_that_is_named(run, solver):
     works("solve", run, *ONE, *FREE, "--metrics", "gauss_newton", "--solver", solver)
     found = rows(run)["exact/gauss_newton"]
     back_ends = {"HIGHS": "exact", "SCIP": "exact/SCIP"}
-    assert found["back_end"] == back_ends.get(solver, solver)
-    assert (want["back_end"], want["status"], found["status"]) == ("core", "optimal", "optimal")
+    assert found["solver"] == back_ends.get(solver, solver)
+    assert (want["solver"], want["status"], found["status"]) == ("core", "optimal", "optimal")
     assert found["predicted_loss"] == pytest.approx(want["predicted_loss"], rel=1e-9)
 
 

@@ -81,8 +81,8 @@ def test_plan_reads_without_jmpq(digits_run):
     allocations = {a["name"]: a for a in plan["allocations"]}
     for solver in ("exact", "greedy"):
         found = allocations[f"{solver}/gauss_newton"]
-        assert tuple(found["bits"]) == LAYERS
-        assert set(found["bits"].values()) <= set(plan["choices"])
+        assert tuple(found["allocation"]) == LAYERS
+        assert set(found["allocation"].values()) <= set(plan["choices"])
         assert found["status"] in ("optimal", "feasible")
         assert found["bound"] <= found["predicted_loss"] * (1 + 1e-9)
         assert 0 <= found["gap"] <= 1
@@ -92,7 +92,7 @@ def test_plan_reads_without_jmpq(digits_run):
     exact, greedy = (allocations[f"{s}/gauss_newton"] for s in ("exact", "greedy"))
     assert exact["predicted_loss"] <= greedy["predicted_loss"] * (1 + 1e-9)
     assert [allocations[f"random/{i}"]["seed"] for i in range(2)] == [0, 1]
-    assert {(t["layers"], t["solver"]) for t in plan["solve_times"]} == {
+    assert {(t["layers"], t["asked"]) for t in plan["solve_times"]} == {
         (layers, solver) for layers in (8, 16) for solver in ("exact", "greedy")
     }
 
@@ -295,14 +295,14 @@ def test_a_loss_of_the_users_is_predicted_and_measured(run):
     assert set(predictions) == {a["name"] for a in plan["allocations"]}
     labels = [choice.label for choice in superposed.choices]
     for allocation in plan["allocations"][::5]:
-        bits = [allocation["bits"].get(layer, "W32") for layer in superposed.layers]
+        bits = [allocation["allocation"].get(layer, "W32") for layer in superposed.layers]
         row = np.array([[labels.index(label) for label in bits]])
         got = predictions[allocation["name"]]
         np.testing.assert_allclose(
-            got["superposed_kl"], superposed.predict(row)[0], rtol=1e-3, atol=1e-7
+            got["superposed_kl"], superposed.predict_columns(row)[0], rtol=1e-3, atol=1e-7
         )
         for name, predictor in (("superposed_loss", superposed), ("composed_loss", composed)):
-            brier = predictor.predict(row, "loss", loss=losses.brier)[0]
+            brier = predictor.predict_columns(row, "loss", loss=losses.brier)[0]
             np.testing.assert_allclose(got[name], brier, rtol=1e-3, atol=1e-7)
     names = [a["name"] for a in plan["allocations"] if a["role"] in ("single", "random")]
     measured = [found["measured"][name]["calibration"] for name in names]
@@ -372,7 +372,7 @@ def test_ready_made_ties_are_printed_and_kept(digits_run, tmp_path):
     plan = read(run / "plan.json")
     for allocation in plan["allocations"]:
         if allocation["role"] in ("solution", "sweep"):
-            assert len({allocation["bits"][name] for name in tied}) == 1
+            assert len({allocation["allocation"][name] for name in tied}) == 1
     assert f"tie {' '.join(tied)}" in plan["rules"]
     result = jmpq("solve", run, *SMALL, "--tie", "downsample")
     assert result.code == 1

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmpq.allocation import Allocation
 from jmpq.data.dataset import Normalization, whole_split
 from jmpq.deploy.finetune import FinetuneConfig, finetune
 from jmpq.devices import device_mesh
@@ -70,10 +71,15 @@ def small(*, dtype=jnp.float32, weights=None, activations=True) -> tuple[Network
     )
 
 
+def allocation_of(network, bits):
+    return Allocation.from_bits([layer.name for layer in network.layers], np.array(bits))
+
+
 def run(config=SHORT, *, network=None, quantizers=None, split=None, bits=BITS, **options):
     if network is None:
         network, quantizers = small()
-    return finetune(network, quantizers, *bits, split or toy(), config, **options)
+    allocation = allocation_of(network, bits)
+    return finetune(network, quantizers, allocation, split or toy(), config, **options)
 
 
 def main(out):

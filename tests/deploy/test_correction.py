@@ -155,13 +155,14 @@ def test_the_evaluator_corrects_every_allocation_by_itself(network, quantizers, 
     )
     w_bits = np.array([[2, 3, 2, 4], [4, 4, 4, 4], [3, 2, 32, 2]])
     a_bits = np.array([[32, 4, 4, 32], [4, 4, 4, 4], [32, 32, 32, 32]])
-    outcomes = evaluator(w_bits, a_bits)
+    allocations = helpers.allocations(network, (w_bits, a_bits))
+    outcomes = evaluator(allocations)
     for w, a, outcome in zip(jnp.array(w_bits), jnp.array(a_bits), outcomes, strict=True):
         own = corrections(network, quantizers, inputs, kind, w, a)
         logits = corrected_logits(network, quantizers, w, a, x, own)
         loss = jax.vmap(cross_entropy)(logits, labels).mean()
         np.testing.assert_allclose(outcome.loss, loss, rtol=1e-9)
-    uncorrected = Evaluator(network, quantizers, data)(w_bits, a_bits)
+    uncorrected = Evaluator(network, quantizers, data)(allocations)
     assert all(abs(a.loss - b.loss) > 1e-6 for a, b in zip(outcomes, uncorrected, strict=True))
     assert dataclasses.asdict(evaluator.float_outcome())["increase"] == 0
 

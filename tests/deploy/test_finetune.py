@@ -19,6 +19,7 @@ from jmpq.deploy.finetune import (
 )
 from jmpq.deploy.finetuned import Finetuned, load_finetuned, save_finetuned
 from jmpq.deploy.measure import Evaluator
+from jmpq.formats import Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import (
     Quantizers,
@@ -31,7 +32,7 @@ from jmpq.quantizers.uniform import code_range
 from jmpq.training.loop import TrainConfig
 from jmpq.training.losses import cross_entropy, kl_divergence
 from jmpq.zoo.weights import save_tensors, weights_sha256
-from tests.deploy.finetuning import BITS, SHORT, Small, inputs, run, small, toy
+from tests.deploy.finetuning import BITS, SHORT, Small, allocation_of, inputs, run, small, toy
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -72,8 +73,7 @@ def untrained(config, network, quantizers, bits=BITS):
     return Finetuned(
         network=dataclasses.replace(network, params=state["learned"]["params"]),
         quantizers=fixed.quantizers,
-        w_bits=np.array(bits[0]),
-        a_bits=np.array(bits[1]),
+        allocation=allocation_of(network, bits),
         corrections=fixed.corrections,
         losses=np.zeros(0),
     )
@@ -174,7 +174,9 @@ def test_checkpoints_of_another_fine_tuning_are_refused(made, tmp_path):
     run(**made, checkpoints=tmp_path)
     changes = {
         "config is": {"config": dataclasses.replace(SHORT, temperature=3.0)},
-        "bits is 'W4A8 W2A4' there and 'W2A8 W2A4' here": {"bits": ((2, 2), (8, 4))},
+        "allocation is 'head=W2A4 stem=W4A8' there and 'head=W2A4 stem=W2A8' here": {
+            "bits": ((2, 2), (8, 4))
+        },
         "seed is 0 there and 1 here": {"seed": 1},
         "data is": {"split": toy(seed=1)},
     }
@@ -273,14 +275,11 @@ def test_a_saved_network_is_the_same_when_read(tmp_path, grid):
     path = tmp_path / "finetuned.safetensors"
     save_finetuned(path, found, architecture="small", metadata={"allocation": "mine"})
     read = load_finetuned(path, network)
-    assert {k: str(v) for k, v in read.allocation().items()} == {
-        "stem": "W4A8",
-        "head": "W32A4",
-    }
+    assert read.allocation == found.allocation
+    assert read.allocation == {"stem": Choice(4, 8), "head": Choice(32, 4)}
     np.testing.assert_allclose(read.logits(inputs()), found.logits(inputs()), rtol=1e-6)
     reference = Evaluator(network, quantizers, lambda: batches(toy(), 8))
-    pairs = read.w_bits[None], read.a_bits[None]
-    a, b = (f.evaluator(reference)(*pairs)[0] for f in (found, read))
+    a, b = (f.evaluator(reference)([read.allocation])[0] for f in (found, read))
     assert a.kl == pytest.approx(b.kl, rel=1e-6)
     assert a.kl > 1e-3
     z = np.asarray(network.apply(network.params, toy().normalization(toy().inputs)))

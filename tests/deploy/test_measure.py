@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.special
 
+from jmpq.allocation import Allocation
 from jmpq.data.batches import Batch
-from jmpq.deploy.measure import Evaluator, among, bits_of
+from jmpq.deploy.measure import Evaluator, among
 from jmpq.formats import Choice
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import InputSpec, KernelSpec
@@ -54,7 +55,7 @@ def data(size, dtype=np.float64, garbage=0.0):
 
 def measure(network, quantizers, w_bits, a_bits, size=EXAMPLES, garbage=0.0, **options):
     evaluator = Evaluator(network, quantizers, lambda: data(size, garbage=garbage), **options)
-    return evaluator(np.array(w_bits), np.array(a_bits))
+    return evaluator(helpers.allocations(network, (w_bits, a_bits)))
 
 
 def logits_by_hand(network, quantizers, w_bits, a_bits):
@@ -153,13 +154,19 @@ def random_bits(count, seed=0):
     return rng.choice([*W_BITS, 32], (count, 4)), rng.choice([*A_BITS, 32], (count, 4))
 
 
+def drawn(network, count, seed=0):
+    return helpers.allocations(network, random_bits(count, seed))
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 5, 20])
 def test_allocations_per_call_do_not_matter(network, quantizers, chunk):
     bits = random_bits(5)
     want = measure(network, quantizers, *bits, candidates_per_call=2)
     calls = []
     evaluator = Evaluator(network, quantizers, lambda: data(6), candidates_per_call=chunk)
-    got = evaluator(*bits, done=lambda index, outcome: calls.append((index, outcome)))
+    got = evaluator(
+        drawn(network, 5), done=lambda index, outcome: calls.append((index, outcome))
+    )
     assert calls == list(enumerate(got))
     for one, other in zip(got, want, strict=True):
         np.testing.assert_allclose(
@@ -176,11 +183,11 @@ def test_fifty_allocations_compile_once(network, quantizers):
 
     evaluator = Evaluator(network, quantizers, lambda: data(4), loss=loss)
     evaluator.float_outcome()
-    evaluator(*random_bits(1))
+    evaluator(drawn(network, 1))
     before = len(traces)
-    outcomes = evaluator(*random_bits(50, seed=1))
+    outcomes = evaluator(drawn(network, 50, seed=1))
     other = Evaluator(network, quantizers, lambda: data(4), loss=loss)  # as for another split
-    other(*random_bits(2))
+    other(drawn(network, 2))
     assert len(traces) == before
     assert len({outcome.loss for outcome in outcomes}) > 40
 
@@ -188,23 +195,25 @@ def test_fifty_allocations_compile_once(network, quantizers):
 def test_bits_that_were_not_calibrated_are_refused_by_layer(network, quantizers):
     evaluator = Evaluator(network, quantizers, lambda: data(4))
     with pytest.raises(ValueError, match="'conv1': weight bits 5 were not calibrated"):
-        evaluator(np.array([[2, 5, 2, 2]]), np.array([[8] * 4]))
+        evaluator(helpers.allocations(network, ([[2, 5, 2, 2]], [[8] * 4])))
     with pytest.raises(ValueError, match="'head': activation bits 2 were not calibrated"):
-        evaluator(np.array([[2] * 4, [2] * 4]), np.array([[8] * 4, [8, 8, 8, 2]]))
+        evaluator(helpers.allocations(network, ([[2] * 4] * 2, [[8] * 4, [8, 8, 8, 2]])))
+    with pytest.raises(ValueError, match="names layer 'body', which is not among stem, conv1"):
+        evaluator([Allocation({"body": Choice(2)})])
 
 
 def test_no_allocations_are_no_work(network, quantizers):
     def nothing():
         raise AssertionError("read data")
 
-    assert Evaluator(network, quantizers, nothing)(*bits_of(network, [])) == []
+    assert Evaluator(network, quantizers, nothing)([]) == []
 
 
 def test_a_destroyed_network_is_none_in_json(network, quantizers):
     huge = jax.tree.map(lambda x: x * 1e200, network.params)
     destroyed = dataclasses.replace(network, params=huge)
     evaluator = Evaluator(destroyed, quantizers, lambda: data(4))
-    (got,) = evaluator(np.array([[32] * 4]), np.array([[32] * 4]))
+    (got,) = evaluator([Allocation({})])
     record = json.loads(json.dumps(got.to_json(), allow_nan=False))
     assert record["loss"] is None
     assert record["increase"] is None
@@ -213,7 +222,7 @@ def test_a_destroyed_network_is_none_in_json(network, quantizers):
 
 def test_one_example_has_no_standard_error(network, quantizers):
     one = [Batch(*(np.asarray(x)[:1] for x in next(data(1))))]
-    (got,) = Evaluator(network, quantizers, lambda: iter(one))(*random_bits(1))
+    (got,) = Evaluator(network, quantizers, lambda: iter(one))(drawn(network, 1))
     assert got.examples == 1
     assert np.isnan(got.loss_sem)
     assert got.to_json()["loss_sem"] is None
@@ -222,21 +231,16 @@ def test_one_example_has_no_standard_error(network, quantizers):
 def test_arrays_are_measured_as_batches_are(network, quantizers):
     inputs, labels = helpers.images(5, EXAMPLES)
     pairs = [(inputs[:6], labels[:6]), (inputs[6:], labels[6:])]
-    (got,) = Evaluator(network, quantizers, pairs)(*random_bits(1))
-    (want,) = Evaluator(network, quantizers, lambda: data(4))(*random_bits(1))
+    (got,) = Evaluator(network, quantizers, pairs)(drawn(network, 1))
+    (want,) = Evaluator(network, quantizers, lambda: data(4))(drawn(network, 1))
     assert got.examples == want.examples == EXAMPLES
     assert got.kl == pytest.approx(want.kl, rel=1e-9)
     assert (got.top1, got.agreement) == (want.top1, want.agreement)
 
 
-def test_bits_by_layer_of_allocations_by_name(network):
-    w_bits, a_bits = bits_of(network, [{"head": (4, 8), "stem": (2, 32)}, {}])
-    assert w_bits.tolist() == [[2, 32, 32, 4], [32] * 4]
-    assert a_bits.tolist() == [[32, 32, 32, 8], [32] * 4]
-    chosen = {"head": Choice(4, 8), "stem": Choice(2)}  # as `Problem.bits` gives them
-    for got, want in zip(bits_of(network, [chosen, {}]), (w_bits, a_bits), strict=True):
-        np.testing.assert_array_equal(got, want)
-    with pytest.raises(
-        ValueError, match=r"layer 'body', which the network does not have.*stem"
-    ):
-        bits_of(network, [{"body": (4, 8)}])
+def test_layers_that_an_allocation_does_not_name_stay_unquantized(network, quantizers):
+    named = Allocation({"head": Choice(3, 8), "stem": Choice(2)})
+    every = ((2, 32, 32, 3), (32, 32, 32, 8))
+    (got,) = Evaluator(network, quantizers, lambda: data(EXAMPLES))([named])
+    (want,) = measure(network, quantizers, [every[0]], [every[1]])
+    assert got == want

@@ -36,16 +36,17 @@ def evaluator():
     return Evaluator(network, quantizers, data, candidates_per_call=4)
 
 
-def allocations(count, seed):
+def allocations(evaluator, count, seed):
     rng = np.random.default_rng(seed)
-    return rng.choice([2, 3, 4, 8], (count, 4)), rng.choice([3, 8], (count, 4))
+    bits = rng.choice([2, 3, 4, 8], (count, 4)), rng.choice([3, 8], (count, 4))
+    return helpers.allocations(evaluator.network, bits)
 
 
 @pytest.mark.parametrize("by", ["loss", "kl"])
 def test_the_winner_is_that_of_the_full_measurement(evaluator, by):
-    bits = allocations(14, 0)
-    every = evaluator(*bits)
-    found = race(evaluator, *bits, by=by)
+    runners = allocations(evaluator, 14, 0)
+    every = evaluator(runners)
+    found = race(evaluator, runners, by=by)
     assert found.best == int(np.argmin([getattr(o, by) for o in every]))
     assert found.finished[found.best]
     assert 1 <= found.finished.sum() < 14
@@ -58,7 +59,7 @@ def test_the_winner_is_that_of_the_full_measurement(evaluator, by):
 
 
 def test_one_allocation_wins_alone(evaluator):
-    found = race(evaluator, *allocations(1, 1))
+    found = race(evaluator, allocations(evaluator, 1, 1))
     assert (found.best, found.finished.tolist(), found.share) == (0, [True], 1.0)
 
 
@@ -72,8 +73,8 @@ def test_corrections_follow_their_allocations(evaluator):
         correct="bias",
         examples=examples,
     )
-    bits = allocations(6, 2)
-    every, found = corrected(*bits), race(corrected, *bits)
+    runners = allocations(evaluator, 6, 2)
+    every, found = corrected(runners), race(corrected, runners)
     assert found.best == int(np.argmin([o.loss for o in every]))
     for finished, got, want in zip(found.finished, found.outcomes, every, strict=True):
         if finished:
@@ -101,6 +102,6 @@ def test_a_destroyed_network_is_dropped_and_one_example_decides_nothing():
 
 def test_a_race_without_runners_or_with_a_wrong_error_is_refused(evaluator):
     with pytest.raises(ValueError, match="A race needs an allocation"):
-        race(evaluator, *allocations(0, 0))
+        race(evaluator, [])
     with pytest.raises(ValueError, match=r"error=0\.5"):
-        race(evaluator, *allocations(2, 0), error=0.5)
+        race(evaluator, allocations(evaluator, 2, 0), error=0.5)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from jmpq.allocation import Allocation
 from jmpq.data.batches import batches
 from jmpq.data.dataset import TrimPadding, whole_split
 from jmpq.deploy.similarity import SimilarityEvaluator, outcome_of
+from jmpq.formats import Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import (
     Quantizers,
@@ -16,6 +18,7 @@ from jmpq.quantizers.fake_quant import (
 )
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.zoo.bert import Bert
+from tests import helpers
 from tests.zoo import bert_reference
 
 
@@ -81,13 +84,12 @@ def test_an_allocation_is_measured_as_the_quantized_network_says(pairs):
     layers = len(network.layers)
     assert evaluator.float_outcome().drop == 0.0
     for w, a in ((3, 32), (8, 4), (32, 32)):
-        w_bits, a_bits = np.full(layers, w), np.full(layers, a)
-        want = quantized_logits(
-            network, quantizers, jnp.array(w_bits), jnp.array(a_bits), split.inputs
-        )
-        got = evaluator.similarities(w_bits, a_bits)
+        bits = np.full(layers, w), np.full(layers, a)
+        (allocation,) = helpers.allocations(network, [x[None] for x in bits])
+        want = quantized_logits(network, quantizers, *map(jnp.array, bits), split.inputs)
+        got = evaluator.similarities(allocation)
         np.testing.assert_allclose(got, want[:, 0], atol=1e-6)
-        outcome = evaluator(w_bits, a_bits)
+        (outcome,) = evaluator([allocation])
         assert outcome.examples == 5
         assert (outcome.loss > 1e-9) == (w != 32)
 
@@ -95,10 +97,10 @@ def test_an_allocation_is_measured_as_the_quantized_network_says(pairs):
 def test_wrong_networks_and_bits_are_refused(pairs):
     network, quantizers, split = pairs
     evaluator = SimilarityEvaluator(network, quantizers, lambda: batches(split, 5))
-    full = np.full(len(network.layers), 32)
+    names = [layer.name for layer in network.layers]
     with pytest.raises(ValueError, match="weight bits 5 were not calibrated"):
-        evaluator(np.full(len(network.layers), 5), full)
+        evaluator([Allocation.uniform(names, Choice(5))])
     module = Bert(bert_reference.TINY, "embedding")
     other = Network.from_linen(module, {"params": network.params}, split.inputs)
     with pytest.raises(ValueError, match="expected one similarity an example"):
-        SimilarityEvaluator(other, quantizers, lambda: batches(split, 5))(full, full)
+        SimilarityEvaluator(other, quantizers, lambda: batches(split, 5))([Allocation({})])

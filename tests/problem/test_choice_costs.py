@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
 from jmpq.problem import COSTS, Choice, Overhead, additive_cost, allocation_costs, choice_grid
 from jmpq.quantizers.spec import KernelSpec
 from tests.problem.tables import GRID, LAYERS, NAMES, conv, embedding, reference_costs
@@ -92,17 +93,18 @@ def test_average_bits_is_all_stored_bits_over_all_weights():
 def test_costs_of_an_allocation_are_those_of_the_definitions_layer_by_layer():
     overhead = Overhead.of(LAYERS, KernelSpec(grid="affine"))
     picks = [3, 0, 5, 2, 4]
-    bits = {name: GRID[k] for name, k in zip(NAMES, picks, strict=True)}
-    got = allocation_costs(LAYERS, bits, overhead, unquantized_parameters=10)
-    assert got == pytest.approx(reference_costs(bits, overhead, 10), rel=1e-14)
-    del bits["block0/conv1"]  # as an excluded layer is
-    got = allocation_costs(LAYERS, bits, overhead, unquantized_parameters=10)
-    assert got == pytest.approx(reference_costs(bits, overhead, 10), rel=1e-14)
+    whole = Allocation.from_columns(NAMES, GRID, np.array(picks))
+    got = allocation_costs(LAYERS, whole, overhead, unquantized_parameters=10)
+    assert got == pytest.approx(reference_costs(whole, overhead, 10), rel=1e-14)
+    # without a layer, as where one is excluded
+    part = Allocation({k: v for k, v in whole.items() if k != "block0/conv1"})
+    got = allocation_costs(LAYERS, part, overhead, unquantized_parameters=10)
+    assert got == pytest.approx(reference_costs(part, overhead, 10), rel=1e-14)
 
 
 def test_a_layer_without_bits_counts_unquantized():
     overhead = Overhead.of(LAYERS, KernelSpec(granularity="tensor"))
-    got = allocation_costs(LAYERS, {"head": Choice(4, 4)}, overhead)
+    got = allocation_costs(LAYERS, Allocation({"head": Choice(4, 4)}), overhead)
     assert got["size_bytes"] == 4 * 448 + 8 + 4
     assert got["average_bits"] == 8 * 12 / 15
     assert got["bops"] == (1728 + 2304 + 256 + 2880) * 1024 + 15 * 16
@@ -140,4 +142,4 @@ def test_cost_errors_say_what_is_expected():
     with pytest.raises(ValueError, match="scales of 5 layers, the table has 2"):
         table("size_bytes", LAYERS[:2], GRID, PLAIN)
     with pytest.raises(ValueError, match=r"No layer is called 'tail'.*stem/conv"):
-        allocation_costs(LAYERS, {"tail": Choice(4)}, PLAIN)
+        allocation_costs(LAYERS, Allocation({"tail": Choice(4)}), PLAIN)

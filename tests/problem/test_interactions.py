@@ -13,7 +13,7 @@ from jmpq.problem import (
     load_problem,
     problem_of,
     save_problem,
-    solution_from_choice,
+    solution_from_columns,
 )
 from jmpq.problem.interactions import least_with_interactions
 from jmpq.quantizers.spec import KernelSpec
@@ -88,9 +88,9 @@ def test_a_built_problem_predicts_what_the_sensitivity_predicts():
     full.batch_second[:, 0] = 0.0
     for choice, loss in allocations(problem):
         columns = np.zeros(5, int)
-        for layer, taken in problem.bits(choice).items():
+        for layer, taken in problem.allocation(choice).items():
             columns[full.layers.index(layer)] = full.choices.index(taken)
-        want = full.predict(columns[None], interactions=True)[0]
+        want = full.predict_columns(columns[None], interactions=True)[0]
         assert loss == pytest.approx(want, rel=1e-12)
 
 
@@ -146,7 +146,7 @@ def test_entries_that_are_not_allowed_may_be_anything():
     choice = np.array([0, 1, 0])
     assert problem.evaluate(choice)[0] == want.evaluate(choice)[0]
     assert np.isfinite(problem.reduced(interactions=True).interactions).all()
-    solution = solution_from_choice(problem, choice, bound=-np.inf, solver="", wall_s=0.0)
+    solution = solution_from_columns(problem, choice, bound=-np.inf, solver="", wall_s=0.0)
     assert -np.inf < solution.bound <= solution.loss
 
 
@@ -181,7 +181,7 @@ def test_the_gap_is_measured_on_the_larger_of_loss_and_bound():
     interactions = np.zeros((2, 1, 2, 1))
     interactions[0, 0, 1, 0] = interactions[1, 0, 0, 0] = -4.0
     problem = problem_of(np.ones((2, 1)), {}, {}, interactions=interactions)
-    solution = solution_from_choice(
+    solution = solution_from_columns(
         problem, np.zeros(2, int), bound=-np.inf, solver="", wall_s=0.0
     )
     assert solution.loss == -2.0  # one choice: the trivial bound is tight up to rounding

@@ -1,24 +1,25 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
 from jmpq.problem import (
     Choice,
     Plan,
     PlannedAllocation,
     SolveTime,
-    allocation_from_plan,
     planned_allocation,
     planned_budgets,
     problem_of,
     read_plan,
-    solution_from_choice,
+    solution_from_columns,
     write_plan,
 )
 
 
-def plan():
+def solved():
     problem = problem_of(
         np.array([[3.0, 1.0], [5.0, 2.0]]),
         {"size_bytes": np.array([[1.0, 2.0], [1.0, 4.0]])},
@@ -26,16 +27,27 @@ def plan():
         layers=("a", "b"),
         choices=(Choice(2, 4), Choice(8)),
     )
-    solution = solution_from_choice(
-        problem, np.array([0, 1]), bound=5.0, solver="exact", wall_s=0.5
+    solution = solution_from_columns(
+        problem, np.array([0, 1]), bound=5.0, solver="core", wall_s=0.5
     )
+    return problem, solution
+
+
+def plan():
+    problem, solution = solved()
     found = planned_allocation(
-        "exact/gn", "solution", problem, solution, metric="gn", predictions={"gn": 5.0}
+        "exact/gn",
+        "solution",
+        problem,
+        solution,
+        metric="gn",
+        predictions={"gn": 5.0},
+        asked="exact",
     )
     drawn = PlannedAllocation(
         name="random/0",
         role="random",
-        bits={"a": Choice(8), "b": Choice(8)},
+        allocation=Allocation.uniform(["a", "b"], Choice(8)),
         costs={"size_bytes": 6.0},
         seed=0,
     )
@@ -54,7 +66,7 @@ def plan():
         unquantized={"size_bytes": 4.0},
         allocations=(found, drawn),
         excluded=("c",),
-        solve_times=(SolveTime(layers=2, choices=2, solver="exact", wall_s=0.5, gap=0.0),),
+        solve_times=(SolveTime(layers=2, choices=2, asked="exact", wall_s=0.5, gap=0.0),),
     )
 
 
@@ -77,31 +89,55 @@ def test_a_plan_reads_back_as_written(path):
 
 def test_a_plan_file_reads_without_jmpq(path):
     data = json.loads(path.read_text())
-    assert (data["schema"], data["version"]) == ("jmpq/plan", 1)
-    assert data["allocations"][0]["bits"] == {"a": "W2A4", "b": "W8"}
+    assert (data["schema"], data["version"]) == ("jmpq/plan", 2)
+    assert data["allocations"][0]["allocation"] == {"a": "W2A4", "b": "W8"}
     assert data["allocations"][0]["predicted_loss"] == 5.0
     assert data["budgets"]["size_bytes"] == {"limit": 5, "asked": "5", "least": 2, "most": 6}
 
 
 def test_an_allocation_is_found_by_name():
-    assert allocation_from_plan(plan(), "exact/gn") == {"a": Choice(2, 4), "b": Choice(8)}
+    chosen = plan().named("exact/gn")
+    assert chosen.allocation == Allocation({"b": Choice(8), "a": Choice(2, 4)})
     with pytest.raises(ValueError, match=r"no allocation 'exact/g'. Did you mean 'exact/gn'"):
-        allocation_from_plan(plan(), "exact/g")
+        plan().named("exact/g")
+
+
+def test_a_planned_solution_says_who_did_what():
+    chosen = plan().named("exact/gn")
+    assert (chosen.asked, chosen.solver) == ("exact", "core")
+    assert (chosen.objective, chosen.objective_value) == ("gn", 5.0)
+    assert (chosen.metric, chosen.predicted_loss, chosen.bound) == ("gn", 5.0, 5.0)
+    problem, solution = solved()
+    other = dataclasses.replace(solution, objective="kl", objective_value=0.5)
+    found = planned_allocation(
+        "search/kl", "solution", problem, other, metric="kl", predictions={}
+    )
+    assert (found.objective, found.objective_value, found.predicted_loss) == ("kl", 0.5, 0.5)
+    assert found.bound is found.gap is found.status is None
+    assert found.asked == found.solver == "core"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"schema": "other"}, "is no plan: expected schema 'jmpq/plan', got 'other'"),
-        ({"version": 2}, "plan of version 2, this jmpq reads version 1"),
+        ({"version": 1}, "of version 1, this jmpq reads version 2: run `jmpq solve .*` again"),
         ({"extra": 1}, "the plan has unknown fields: extra"),
         ({"choices": ["4"]}, "is no choice of bits"),
         ({"layers": ["a"]}, "disagree on layers: b"),
         ({"budgets": {"bops": {"limit": 1}}}, "budget 'bops' has no field 'asked'"),
         ({"allocations": [{"name": "x"}]}, "allocation 'x' has no field 'role'"),
         (
-            {"allocations": [{"name": "x", "role": "y", "bits": {}, "costs": {}}]},
+            {"allocations": [{"name": "x", "role": "y", "allocation": {}, "costs": {}}]},
             "allocation 'x' has role 'y': expected one of",
+        ),
+        (
+            {
+                "allocations": [
+                    {"name": "x", "role": "random", "allocation": {"a": "4"}, "costs": {}}
+                ]
+            },
+            "allocation 'x': Layer 'a': '4' is no choice of bits",
         ),
         ({"allocations": 3}, "not iterable"),
     ],

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
 from jmpq.problem import (
     Allow,
     Choice,
@@ -18,7 +19,7 @@ from jmpq.problem import (
     limit_of,
     parse_budget,
     problem_of,
-    solution_from_choice,
+    solution_from_columns,
     with_budgets,
 )
 from jmpq.problem.solution import infeasible
@@ -50,14 +51,15 @@ def test_a_built_problem_agrees_with_the_definitions():
     problem = built(rules)
     assert problem.layers == ("stem/conv", "block0/conv1", "block0/down", "head")
     assert problem.groups.tolist() == [0, 1, 1, 2]
-    choice = problem.uniform(Choice(4, 4))
-    bits = problem.bits(choice)
-    assert [str(c) for c in bits.values()] == ["W8A8", "W4A4", "W4A4", "W8A8"]
-    assert problem.columns(bits).tolist() == choice.tolist()
-    loss, costs = problem.evaluate(choice)
-    want = reference_costs(bits, OVERHEAD, 7)
+    columns = problem.uniform(Choice(4, 4))
+    allocation = problem.allocation(columns)
+    assert [str(c) for c in allocation.values()] == ["W8A8", "W4A4", "W4A4", "W8A8"]
+    assert problem.columns(allocation).tolist() == columns.tolist()
+    loss, costs = problem.evaluate(columns)
+    assert problem.evaluate(allocation) == (loss, costs)
+    want = reference_costs(allocation, OVERHEAD, 7)
     assert costs == pytest.approx({k: want[k] for k in costs}, rel=1e-14)
-    rows = [losses_of().losses[NAMES.index(n), GRID.index(c)] for n, c in bits.items()]
+    rows = [losses_of().losses[NAMES.index(n), GRID.index(c)] for n, c in allocation.items()]
     assert loss == pytest.approx(sum(rows), rel=1e-14)
 
 
@@ -171,8 +173,8 @@ def test_range_respects_rules_and_constants():
 
 def test_uniform_takes_the_nearest_below_where_rules_forbid_it():
     problem = built([Allow("head", ("W8A8", "W2A4")), Pin("stem/conv", Choice(8, 8))])
-    bits = problem.bits(problem.uniform(Choice(4, 8)))
-    assert (bits["head"], bits["stem/conv"]) == (Choice(2, 4), Choice(8, 8))
+    nearest = problem.allocation(problem.uniform(Choice(4, 8)))
+    assert (nearest["head"], nearest["stem/conv"]) == (Choice(2, 4), Choice(8, 8))
     with pytest.raises(ValueError, match="W3 is not a candidate"):
         problem.uniform(Choice(3))
 
@@ -249,13 +251,13 @@ def test_evaluate_refuses_a_forbidden_choice():
     problem = small(allowed=np.array([[True, True], [False, True]]))
     with pytest.raises(ValueError, match="'b' may not take W1: it allows W2"):
         problem.evaluate(np.array([0, 0]))
-    with pytest.raises(ValueError, match="'b' has no choice: expected one of W1, W2"):
-        problem.columns({"a": Choice(1)})
+    with pytest.raises(ValueError, match=r"'b' is not named by .*: expected one of W1, W2"):
+        problem.columns(Allocation({"a": Choice(1)}))
 
 
-def solved(choice, bound, **changes):
-    return solution_from_choice(
-        small(**changes), np.array(choice), bound=bound, solver="test", wall_s=0.0
+def solved(columns, bound, **changes):
+    return solution_from_columns(
+        small(**changes), np.array(columns), bound=bound, solver="test", wall_s=0.0
     )
 
 

@@ -121,7 +121,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
                 "name": name,
                 "role": role,
                 "metric": metric,
-                "solver": solver,
+                "asked": solver,
                 "status": "optimal" if solver == "exact" else "feasible",
                 "predicted_loss": loss,
                 "bound": bound,
@@ -137,7 +137,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
                     / float(parameters(count).sum()),
                 },
                 "predictions": {m: float(found[m].losses[rows, choice].sum()) for m in metrics},
-                "bits": {
+                "allocation": {
                     name: CHOICES[c].label for name, c in zip(layers, choice, strict=True)
                 },
             }
@@ -172,11 +172,11 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
         for i, choice in enumerate(CHOICES):
             add(f"single/{layers[layer]}/{choice.label}", "single", np.full(count, i))
             row = allocations[-1]
-            row["bits"] = dict.fromkeys(layers, "W32") | {layers[layer]: choice.label}
+            row["allocation"] = dict.fromkeys(layers, "W32") | {layers[layer]: choice.label}
             row["predictions"] = {m: float(found[m].losses[layer, i]) for m in metrics}
     return {
         "schema": "jmpq/plan",
-        "version": 1,
+        "version": 2,
         "jmpq": "0.1.0",
         "versions": {"numpy": np.__version__},
         "seed": 0,
@@ -199,7 +199,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
         "unquantized": {"size_bytes": 5544.0},
         "allocations": allocations,
         "solve_times": [
-            {"layers": n, "choices": 8, "solver": s, "wall_s": k * n**p, "gap": 0.0}
+            {"layers": n, "choices": 8, "asked": s, "wall_s": k * n**p, "gap": 0.0}
             for s, k, p in (("exact", 4e-3, 0.6), ("greedy", 2e-6, 1.1))
             for n in (10, 20, 50, 110, 1000)
         ],

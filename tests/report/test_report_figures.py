@@ -40,9 +40,9 @@ def texts(axes):
 
 def test_synthetic_solutions_meet_their_bound_and_budget(plan):
     for row in plan["allocations"]:
-        if row["solver"] == "exact":
+        if row["asked"] == "exact":
             assert row["gap"] == 0.0
-        if row["solver"] in ("exact", "greedy"):
+        if row["asked"] in ("exact", "greedy"):
             assert row["costs"]["size_bytes"] <= row["budgets"]["size_bytes"]
             assert row["predicted_loss"] >= row["bound"]
 
@@ -51,18 +51,18 @@ def test_bits_figure_draws_the_bits_of_the_plan(plan):
     figure = bits_figure(plan, names=["exact/gauss_newton"])
     (axes,) = figure.axes
     row = next(a for a in plan["allocations"] if a["name"] == "exact/gauss_newton")
-    weights = [int(row["bits"][layer][1]) for layer in plan["layers"]]
+    weights = [int(row["allocation"][layer][1]) for layer in plan["layers"]]
     tops = [bar.get_y() + bar.get_height() for bar in axes.patches[: len(weights)]]
     np.testing.assert_allclose(np.exp2(tops), weights)
     np.testing.assert_allclose(
         np.exp2(axes.lines[0].get_ydata()),
-        [int(row["bits"][layer][3]) for layer in plan["layers"]],
+        [int(row["allocation"][layer][3]) for layer in plan["layers"]],
     )
 
 
 def test_bits_figure_shares_a_row_between_equal_allocations(plan):
     same = [a for a in plan["allocations"] if a["role"] == "solution"]
-    twin = {**same[0], "name": "twin", "solver": "twin"}
+    twin = {**same[0], "name": "twin", "asked": "twin"}
     both = {**plan, "allocations": [same[0], twin]}
     (axes,) = bits_figure(both).axes
     assert "twin" in axes.get_title("left")
@@ -76,7 +76,7 @@ def test_reference_uniform_is_the_largest_within_the_budget(plan):
 
 
 def test_weights_only_plans_have_no_activation_marks(plan):
-    row = dict(plan["allocations"][0], bits=dict.fromkeys(plan["layers"], "W4"))
+    row = dict(plan["allocations"][0], allocation=dict.fromkeys(plan["layers"], "W4"))
     (axes,) = bits_figure({**plan, "allocations": [row]}).axes
     assert not [line for line in axes.lines if line.get_marker() == "o"]
 
@@ -160,7 +160,7 @@ def test_gap_figure_sets_greedy_against_the_exact_bound(plan):
     rows = {a["name"]: a for a in plan["allocations"] if a["metric"] == "gauss_newton"}
     expected = []
     for name, row in rows.items():
-        if row["solver"] == "greedy":
+        if row["asked"] == "greedy":
             best = rows[name.replace("greedy", "exact")]["predicted_loss"]
             gap = 100 * (row["predicted_loss"] - best) / row["predicted_loss"]
             expected.append((row["budgets"]["size_bytes"] / 1e6, gap))

@@ -210,10 +210,10 @@ def test_mismatching_artifacts_are_refused(copy):
     (copy / "plan.json").write_text(plan[:100])
     with pytest.raises(ValueError, match=r"not readable JSON .*run `jmpq solve"):
         write_report(copy)
-    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 2}')
+    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 1}')
     with pytest.raises(ValueError, match=r"schema and version .*expected"):
         write_report(copy)
-    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 1}')
+    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 2}')
     with pytest.raises(ValueError, match="lacks layers, choices"):
         write_report(copy)
 
@@ -262,8 +262,8 @@ def test_gap_uses_the_scale_of_the_plan_and_the_best_bound():
     assert math.isnan(gap_to(greedy, math.nan))
     row = {"role": "sweep", "metric": "m", "budgets": {"size_bytes": 1.0}, "name": "",
            "wall_s": 0.0}  # fmt: skip
-    exact = {**row, "solver": "exact", "predicted_loss": 2.0, "bound": 2.0, "gap": 0.0}
-    other = {**row, "solver": "greedy", "predicted_loss": 2.5, "bound": 1.0, "gap": 0.6}
+    exact = {**row, "asked": "exact", "predicted_loss": 2.0, "bound": 2.0, "gap": 0.0}
+    other = {**row, "asked": "greedy", "predicted_loss": 2.5, "bound": 1.0, "gap": 0.6}
     gaps = [r["gap"] for r in gap_rows({"allocations": [exact, other]})]
     assert gaps == [0.0, pytest.approx(0.2)]
 

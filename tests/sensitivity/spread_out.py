@@ -41,6 +41,7 @@ from jmpq.sensitivity.metrics.taylor import (
     GaussNewton,
 )
 from jmpq.sensitivity.moves import MoveNetwork
+from tests import helpers
 
 # So many products whatever their rounding; the reference takes as many.
 PRODUCTS = Search(tolerance=0.0, max_products=5)
@@ -114,9 +115,8 @@ def outcomes(moves, batches, correct, mesh) -> np.ndarray:
         examples=batches[0][0],
         mesh=mesh,
     )
-    found = evaluator(
-        np.array([[2, 4], [4, 2], [32, 32]]), np.array([[8, 4], [32, 8], [32, 32]])
-    )
+    bits = [[2, 4], [4, 2], [32, 32]], [[8, 4], [32, 8], [32, 32]]
+    found = evaluator(helpers.allocations(moves.network, bits))
     return np.array([list(o.to_json().values()) for o in found])
 
 

@@ -34,7 +34,7 @@ def test_single_moves_are_exact(dense, superposed, kind):
     rows = np.full((16, 4), 8)
     for m, (layer, choice) in enumerate(itertools.product(range(4), choices)):
         rows[m, layer] = CHOICES.index(choice)
-    got = Composed(superposed=superposed).predict(rows, kind)
+    got = Composed(superposed=superposed).predict_columns(rows, kind)
     sets = [[m] for m in range(16)]
     measured = measured_increases(dense.moves, sets, dense.inputs, dense.labels, kind=kind)
     np.testing.assert_allclose(got, measured, rtol=0, atol=1e-12)
@@ -55,12 +55,12 @@ def test_moves_are_composed_input_before_kernel_and_layer_by_layer(superposed):
                     q = q + q @ maps[m] + u[:, m] - z @ maps[m]
         labels = superposed.targets[:, None]
         want.append((np.square(q - labels) - np.square(z - labels)).sum() / len(z))
-    got = composed.predict(choice, "loss", loss=squared)
+    got = composed.predict_columns(choice, "loss", loss=squared)
     np.testing.assert_allclose(got, want, rtol=1e-9)
     one = superposed.logits.nbytes * 4
-    chunked = composed.predict(choice, "loss", loss=squared, memory_bytes=3 * one)
+    chunked = composed.predict_columns(choice, "loss", loss=squared, memory_bytes=3 * one)
     np.testing.assert_allclose(chunked, got, rtol=1e-12)
-    assert composed.predict(choice[:0]).shape == (0,)
+    assert composed.predict_columns(choice[:0]).shape == (0,)
 
 
 def test_a_move_that_is_linear_in_the_logits_is_found_and_composed_exactly():
@@ -79,8 +79,9 @@ def test_a_move_that_is_linear_in_the_logits_is_found_and_composed_exactly():
     np.testing.assert_allclose(composed.maps, maps, atol=1e-10)
     q = z @ (np.eye(3) + maps[0]) @ (np.eye(3) + maps[1])
     want = (jax.nn.softmax(z) * (jax.nn.log_softmax(z) - jax.nn.log_softmax(q))).sum(1).mean()
-    np.testing.assert_allclose(composed.predict(np.array([[0, 0]])), want, rtol=1e-9)
-    assert abs(data.predict(np.array([[0, 0]])) / want - 1) > 0.01  # added changes miss it
+    np.testing.assert_allclose(composed.predict_columns(np.array([[0, 0]])), want, rtol=1e-9)
+    added = data.predict_columns(np.array([[0, 0]]))
+    assert abs(added / want - 1) > 0.01  # added changes miss it
 
 
 def test_a_large_ridge_leaves_one_gain_per_move(superposed):
@@ -93,7 +94,9 @@ def test_a_large_ridge_leaves_one_gain_per_move(superposed):
     np.testing.assert_allclose(alone.maps, (gains - 1)[:, None, None], rtol=1e-12)
     np.testing.assert_allclose(alone.gains, gains, rtol=1e-12)
     choice = np.random.default_rng(0).integers(0, 9, (11, 4))
-    np.testing.assert_allclose(alone.predict(choice), composed.predict(choice), rtol=1e-8)
+    np.testing.assert_allclose(
+        alone.predict_columns(choice), composed.predict_columns(choice), rtol=1e-8
+    )
 
 
 def test_many_classes_take_one_gain_a_move():
@@ -117,8 +120,8 @@ def test_main_effects_are_the_nearest_additive_losses(superposed):
     assert found.metric == "composed"
     assert found.use_first
     every = np.array(list(itertools.product(range(4), repeat=4)))
-    values = composed.predict(every)
-    rest = values - found.predict(every)
+    values = composed.predict_columns(every)
+    rest = values - found.predict_columns(every)
     # The full factorial: main effects leave a rest that the bits of one kernel don't explain.
     w_bits = np.array([choice.w_bits for choice in composed.superposed.choices])
     for layer, bits in itertools.product(range(4), (2, 4)):
@@ -141,7 +144,7 @@ def test_main_effects_of_one_layer_are_its_measured_increases(superposed):
     )
     composed = Composed(superposed=one)
     found = composed.main_effects([1, 1, 1])
-    want = composed.predict(np.array([[0], [1]]))
+    want = composed.predict_columns(np.array([[0], [1]]))
     np.testing.assert_allclose(found.losses[0], want, rtol=1e-6)
     assert np.isfinite(found.sem).all()
 
@@ -155,4 +158,4 @@ def test_what_makes_no_sense_is_refused(superposed):
     with pytest.raises(ValueError, match="draws=15: 16 moves take at least as many"):
         composed.main_effects([3], draws=15)
     with pytest.raises(ValueError, match=r"must be \[allocations, 4 layers\]"):
-        composed.predict(np.zeros((1, 3), int))
+        composed.predict_columns(np.zeros((1, 3), int))

@@ -6,6 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
+from jmpq.formats import UNQUANTIZED
 from jmpq.sensitivity.logits.composed import Composed
 from jmpq.sensitivity.logits.joint_predictors import JointPredictor, Quadratic, Saturated
 from jmpq.sensitivity.logits.saturation import saturate, unsaturate
@@ -21,6 +23,10 @@ def positive(scale=1.0, seed=0):
     """A diagonal metric with positive losses, three layers and four choices."""
     found = sensitivity(seed, whole=False)
     return dataclasses.replace(found, batch_second=scale * np.abs(found.batch_second))
+
+
+def named(table, rows):
+    return [Allocation.from_columns(table.layers, table.choices, row) for row in rows]
 
 
 def test_every_predictor_has_one_interface(dense):
@@ -39,22 +45,41 @@ def test_every_predictor_has_one_interface(dense):
     ]
     for predictor in predictors:
         assert isinstance(predictor, JointPredictor)
-        found = predictor.predict(rows)
+        found = predictor.predict_columns(rows)
         assert found.shape == (7,)
         assert np.all(np.isfinite(found))
-        np.testing.assert_allclose(predictor.predict(rows[3:4]), found[3:4], rtol=1e-9)
+        np.testing.assert_allclose(predictor.predict_columns(rows[3:4]), found[3:4], rtol=1e-9)
+        assert (predictor.layers, predictor.choices) == (newton.layers, newton.choices)
+        np.testing.assert_allclose(predictor.predict(named(newton, rows)), found, rtol=1e-12)
     q = superposed.logits + np.einsum(
         "m,nmc->nc", newton.indicator(rows[:1])[0], superposed.changes
     )
     log_p = [x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (q, superposed.logits)]
     want = -(log_p[0] - log_p[1])[np.arange(3), dense.labels].mean()
-    np.testing.assert_allclose(predictors[-1].predict(rows[:1]), want, rtol=1e-9)
+    np.testing.assert_allclose(predictors[-1].predict_columns(rows[:1]), want, rtol=1e-9)
     own = PredictedLoss(logits=superposed, loss=twice)
-    np.testing.assert_allclose(own.predict(rows[:1]), 2 * want, rtol=1e-9)
+    np.testing.assert_allclose(own.predict_columns(rows[:1]), 2 * want, rtol=1e-9)
 
 
 def twice(logits, label):
     return cross_entropy(logits, label) * 2.0
+
+
+def test_unquantized_layers_add_nothing_and_need_no_candidate():
+    found = sensitivity(use_first=True)
+    layer, other, _ = found.layers
+    assert UNQUANTIZED not in found.choices
+    taken = [Allocation({layer: found.choices[1]}),
+             Allocation({layer: found.choices[1], other: UNQUANTIZED})]  # fmt: skip
+    np.testing.assert_allclose(found.predict(taken), found.losses[0, 1], rtol=1e-12)
+    full = Quadratic(sensitivity=found).predict(taken)
+    np.testing.assert_allclose(full, found.losses[0, 1], rtol=1e-12)  # no pair is left
+    positive_one = positive()
+    saturated = Saturated(sensitivity=positive_one, c=2 * float(positive_one.losses.max()))
+    got = saturated.predict(taken)
+    np.testing.assert_allclose(got, positive_one.losses[0, 1], rtol=1e-12)
+    with pytest.raises(ValueError, match="names layer 'nobody', which is not among"):
+        found.predict([Allocation({"nobody": found.choices[0]})])
 
 
 def test_quadratic_is_the_whole_form():
@@ -62,7 +87,9 @@ def test_quadratic_is_the_whole_form():
     rows = ALLOCATIONS[::5]
     e = found.indicator(rows)
     want = e @ found.first + 0.5 * np.einsum("am,mk,ak->a", e, found.second, e)
-    np.testing.assert_allclose(Quadratic(sensitivity=found).predict(rows), want, rtol=1e-12)
+    np.testing.assert_allclose(
+        Quadratic(sensitivity=found).predict_columns(rows), want, rtol=1e-12
+    )
     with pytest.raises(ValueError, match="'diagonal' has no cross-layer terms: use"):
         Quadratic(sensitivity=positive())
 
@@ -72,11 +99,11 @@ def test_saturated_is_the_product_of_what_each_layer_leaves():
     c = 1.5 * found.losses.max()
     rows = ALLOCATIONS
     left = np.prod([1 - found.losses[i, rows[:, i]] / c for i in range(3)], axis=0)
-    got = Saturated(sensitivity=found, c=c).predict(rows)
+    got = Saturated(sensitivity=found, c=c).predict_columns(rows)
     np.testing.assert_allclose(got, c * (1 - left), rtol=1e-12)
     assert np.all(got < c)
-    far = Saturated(sensitivity=found, c=1e9 * c).predict(rows)
-    np.testing.assert_allclose(far, found.predict(rows), rtol=1e-6)
+    far = Saturated(sensitivity=found, c=1e9 * c).predict_columns(rows)
+    np.testing.assert_allclose(far, found.predict_columns(rows), rtol=1e-6)
     with pytest.raises(ValueError, match="is not below the greatest damage"):
         Saturated(sensitivity=found, c=found.losses.max())
 
@@ -86,12 +113,14 @@ def test_the_ceiling_is_found_from_a_few_measured_allocations(ratio):
     found = positive(seed=3)
     true = Saturated(sensitivity=found, c=ratio * found.losses.max())
     rows = ALLOCATIONS[::7]
-    got = Saturated.fit(found, rows, true.predict(rows))
+    got = Saturated.fit(found, named(found, rows), true.predict_columns(rows))
     np.testing.assert_allclose(got.c, true.c, rtol=1e-5)
-    noisy = true.predict(rows) * (1 + 0.05 * np.random.default_rng(0).normal(size=len(rows)))
-    fitted = Saturated.fit(found, rows, noisy)
+    noisy = true.predict_columns(rows) * (
+        1 + 0.05 * np.random.default_rng(0).normal(size=len(rows))
+    )
+    fitted = Saturated.fit(found, named(found, rows), noisy)
     errors = [
-        np.square(p.predict(rows) - noisy).sum()
+        np.square(p.predict_columns(rows) - noisy).sum()
         for p in (fitted, true, Saturated(sensitivity=found, c=1.1 * fitted.c))
     ]
     assert errors[0] <= min(errors) * (1 + 1e-9)
@@ -103,12 +132,12 @@ def test_the_fit_refuses_what_it_cannot_use():
         with pytest.raises(ValueError, match="give at least two, each with its measured"):
             Saturated.fit(
                 found,
-                ALLOCATIONS[:2] if len(measured) > 1 else ALLOCATIONS[:1],
+                named(found, ALLOCATIONS[: 2 if len(measured) > 1 else 1]),
                 np.array(measured),
             )
     none = dataclasses.replace(found, batch_second=-found.batch_second)
     with pytest.raises(ValueError, match="'diagonal' predicts no increase at all"):
-        Saturated.fit(none, ALLOCATIONS[:2], np.ones(2))
+        Saturated.fit(none, named(none, ALLOCATIONS[:2]), np.ones(2))
 
 
 def test_saturated_losses_add_up_to_the_saturating_damage():

@@ -4,11 +4,18 @@ import jax
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
+from jmpq.formats import Choice
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.sensitivity.metrics.path_attribution import PathAttribution, path_attribution
 from tests.sensitivity.dense import Dense
 
+LAYERS = "stem", "conv1", "conv2", "head"
 W2, W4, A3, A8 = (list(range(k, 16, 4)) for k in range(4))  # each layer has w2 w4 a3 a8
+
+
+def everywhere(w_bits, a_bits=32):
+    return Allocation.uniform(LAYERS, Choice(w_bits, a_bits))
 
 
 class Smooth(Dense):
@@ -57,20 +64,20 @@ def test_bit_width_of_weights_and_activations_is_one_path(dense):
     moves = type(dense.moves)(network=dense.network, quantizers=renamed)
     args = (dense.inputs, dense.labels)
     got = PathAttribution()(moves, *args, jax.random.key(0)).first
-    want = sum(path_attribution(moves, np.full(4, b), np.full(4, b), *args) for b in (2, 4))
+    want = sum(path_attribution(moves, everywhere(b, b), *args) for b in (2, 4))
     np.testing.assert_allclose(got, want, rtol=1e-10)
-    apart = path_attribution(moves, np.full(4, 2), np.full(4, 32), *args)
+    apart = path_attribution(moves, everywhere(2), *args)
     assert np.abs(apart - want)[W2].max() > 1e-3 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("made", [W2, W2 + A3, [0, 6, 9, 14]])
 def test_shares_add_up_to_the_damage_with_error_as_one_over_points_squared(dense, made):
-    w_bits, a_bits = dense.moves.allocation_bits(made)
+    allocation = dense.moves.allocation(made)
     damage = dense.mean(dense.point + dense.deltas[made].sum(axis=0)) - dense.mean(dense.point)
     errors = []
     for points in (16, 32):
         got = path_attribution(
-            dense.moves, w_bits, a_bits, dense.inputs, dense.labels, points=points
+            dense.moves, allocation, dense.inputs, dense.labels, points=points
         )
         np.testing.assert_allclose(got, shares(dense, made, points), rtol=1e-8, atol=1e-14)
         errors.append(abs(got.sum() - damage))
@@ -80,13 +87,13 @@ def test_shares_add_up_to_the_damage_with_error_as_one_over_points_squared(dense
 
 def test_path_of_no_move_and_unknown_bits(dense):
     args = (dense.inputs, dense.labels)
-    none = path_attribution(dense.moves, np.full(4, 32), np.full(4, 32), *args)
+    none = path_attribution(dense.moves, Allocation({}), *args)
     np.testing.assert_array_equal(none, 0)
     with pytest.raises(ValueError, match="'stem': weight bits 5 were not calibrated"):
-        path_attribution(dense.moves, np.full(4, 5), np.full(4, 32), *args)
+        path_attribution(dense.moves, everywhere(5), *args)
     for call in (
         lambda: PathAttribution(points=0),
-        lambda: path_attribution(dense.moves, np.full(4, 2), np.full(4, 3), *args, points=0),
+        lambda: path_attribution(dense.moves, everywhere(2, 3), *args, points=0),
     ):
         with pytest.raises(ValueError, match="points=0: the path needs at least one point"):
             call()

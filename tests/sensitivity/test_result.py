@@ -133,7 +133,10 @@ def test_losses_are_the_quadratic_form_of_one_layer(use_first):
 def test_predictions_of_joint_allocations(use_first):
     found = sensitivity(2, use_first=use_first)
     choices = np.array([[0, 3, 2], [1, 1, 1]])
-    alone, together = found.predict(choices), found.predict(choices, interactions=True)
+    alone, together = (
+        found.predict_columns(choices),
+        found.predict_columns(choices, interactions=True),
+    )
     for n, row in enumerate(choices):
         e = sum(found.members[i, c] for i, c in enumerate(row))
         want = 0.5 * e @ found.second @ e + (found.first @ e if use_first else 0)
@@ -149,11 +152,11 @@ def test_a_diagonal_has_no_interactions():
     found = sensitivity(whole=False)
     assert not found.has_interactions
     with pytest.raises(ValueError, match="'diagonal' has no cross-layer terms"):
-        found.predict(np.zeros((1, 3), int), interactions=True)
+        found.predict_columns(np.zeros((1, 3), int), interactions=True)
     with pytest.raises(ValueError, match="'diagonal' has no cross-layer terms"):
         found.interactions()
     np.testing.assert_allclose(
-        found.predict(np.zeros((1, 3), int)), found.losses[:, 0].sum(), rtol=1e-12
+        found.predict_columns(np.zeros((1, 3), int)), found.losses[:, 0].sum(), rtol=1e-12
     )
 
 
@@ -169,7 +172,8 @@ def test_projection_is_the_nearest_positive_semidefinite_matrix():
     choice = np.random.default_rng(0).integers(len(CHOICES), size=(20, len(LAYERS)))
     made = table.indicator(choice)
     np.testing.assert_allclose(
-        projected.predict(choice, interactions=True), 0.5 * np.sum((made @ p) * made, axis=1)
+        projected.predict_columns(choice, interactions=True),
+        0.5 * np.sum((made @ p) * made, axis=1),
     )
     blocks = np.einsum("icm,mk,ick->ic", table.members, p, table.members) / 2
     np.testing.assert_allclose(projected.losses, blocks)

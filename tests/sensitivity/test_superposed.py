@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jmpq.allocation import Allocation
 from jmpq.formats import Choice, choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
 from jmpq.quantizers.spec import KernelSpec
@@ -37,7 +38,7 @@ def alone(layer, choice):
 def test_single_moves_are_exact(dense, superposed, kind):
     choices = [Choice(2), Choice(4), Choice(32, 3), Choice(32, 8)]
     rows = np.stack([alone(layer, choice) for layer in range(4) for choice in choices])
-    got = superposed.predict(rows, kind)
+    got = superposed.predict_columns(rows, kind)
     z = dense.logits(dense.point)
     want = []
     for delta in dense.deltas:
@@ -70,13 +71,13 @@ def test_joint_allocations_are_the_loss_of_added_changes(dense, superposed, kind
             want.append(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
         else:
             want.append(-np.mean((log_q - log_p)[np.arange(3), dense.labels]))
-    got = superposed.predict(choice, kind)
+    got = superposed.predict_columns(choice, kind)
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
     one = superposed.logits.nbytes * 4
     assert superposed.allocations_per_chunk(3 * one + 1) == 3
-    chunked = superposed.predict(choice, kind, memory_bytes=3 * one)
+    chunked = superposed.predict_columns(choice, kind, memory_bytes=3 * one)
     np.testing.assert_allclose(chunked, got, rtol=1e-12)
-    assert superposed.predict(choice[:0], kind).shape == (0,)
+    assert superposed.predict_columns(choice[:0], kind).shape == (0,)
 
 
 def test_any_loss(superposed):
@@ -89,7 +90,7 @@ def test_any_loss(superposed):
     ].sum(axis=1)
     labels = superposed.targets[:, None]
     want = (np.square(q - labels) - np.square(superposed.logits - labels)).sum() / 3
-    np.testing.assert_allclose(superposed.predict(choice, "loss", loss=squared), want)
+    np.testing.assert_allclose(superposed.predict_columns(choice, "loss", loss=squared), want)
 
 
 def test_second_order_is_the_gauss_newton_form_by_difference(dense, superposed):
@@ -98,10 +99,10 @@ def test_second_order_is_the_gauss_newton_form_by_difference(dense, superposed):
     choice = np.random.default_rng(1).integers(0, 9, (20, 4))
     scale = 1e-3
     both = [
-        dataclasses.replace(superposed, changes=s * superposed.changes).predict(choice)
+        dataclasses.replace(superposed, changes=s * superposed.changes).predict_columns(choice)
         for s in (scale, -scale)  # the cubic term cancels
     ]
-    want = newton.predict(choice, interactions=True)
+    want = newton.predict_columns(choice, interactions=True)
     np.testing.assert_allclose(np.mean(both, axis=0) / scale**2, want, rtol=1e-5, atol=1e-9)
 
 
@@ -111,7 +112,9 @@ def test_saved_and_loaded(superposed, tmp_path):
     for field in dataclasses.fields(again):
         np.testing.assert_equal(getattr(again, field.name), getattr(superposed, field.name))
     choice = np.random.default_rng(2).integers(0, 9, (5, 4))
-    np.testing.assert_array_equal(again.predict(choice), superposed.predict(choice))
+    np.testing.assert_array_equal(
+        again.predict_columns(choice), superposed.predict_columns(choice)
+    )
 
 
 def test_files_that_are_none_are_refused(superposed, tmp_path):
@@ -141,14 +144,17 @@ def test_memory_limits(dense, superposed):
             dense.moves, [(dense.inputs, dense.labels)], CHOICES, memory_bytes=1151
         )
     with pytest.raises(ValueError, match="One allocation takes about 288 bytes"):
-        superposed.predict(np.zeros((1, 4), int), memory_bytes=287)
+        superposed.predict_columns(np.zeros((1, 4), int), memory_bytes=287)
 
 
 def test_wrong_tables_are_refused(superposed):
     with pytest.raises(ValueError, match=r"\[allocations, 4 layers\]; got \(2, 3\)"):
-        superposed.predict(np.zeros((2, 3), int))
+        superposed.predict_columns(np.zeros((2, 3), int))
+    some = dataclasses.replace(superposed, choices=superposed.choices[:-1])
+    with pytest.raises(ValueError, match="'conv1' is not named by the allocation"):
+        some.predict([Allocation({"stem": CHOICES[0]})])
     with pytest.raises(ValueError, match="holds columns 0 to 9; there are choices 0 to 8"):
-        superposed.predict(np.array([[0, 0, 9, 0]]))
+        superposed.predict_columns(np.array([[0, 0, 9, 0]]))
     with pytest.raises(ValueError, match=r"must be .* = .3, 16, 3. .* got .3, 15, 3."):
         dataclasses.replace(superposed, changes=superposed.changes[:, 1:])
     with pytest.raises(ValueError, match="`targets` hold one per example"):
@@ -193,5 +199,7 @@ def test_progress_is_told_and_losses_default_to_cross_entropy(dense):
     )
     assert done == [(0, 1), (1, 1)]
     choice = np.array([[0, 1, 2, 3]])
-    got = found.predict(choice, "loss")
-    np.testing.assert_array_equal(got, found.predict(choice, "loss", loss=cross_entropy))
+    got = found.predict_columns(choice, "loss")
+    np.testing.assert_array_equal(
+        got, found.predict_columns(choice, "loss", loss=cross_entropy)
+    )

@@ -152,5 +152,5 @@ def test_losses_and_interactions_add_up_to_the_quadratic_form(dense):
             made[4 * i + W_BITS.index(got.choices[c].w_bits)] = 1
             made[4 * i + 2 + A_BITS.index(got.choices[c].a_bits)] = 1
         np.testing.assert_allclose(total, 0.5 * made @ got.second @ made, rtol=1e-10)
-        np.testing.assert_allclose(got.predict(row[None], interactions=True)[0], total)
-    np.testing.assert_allclose(got.predict(choice)[1], got.losses[:, 3].sum())
+        np.testing.assert_allclose(got.predict_columns(row[None], interactions=True)[0], total)
+    np.testing.assert_allclose(got.predict_columns(choice)[1], got.losses[:, 3].sum())

@@ -155,7 +155,7 @@ def test_branch_and_bound_is_the_enumerated_optimum(name):
     for solve in (BranchAndBound(search=QUICK), DIVIDE):
         solution = solve(problem)
         assert solution.loss == pytest.approx(best, rel=1e-9, abs=1e-12)
-        assert solution.loss == pytest.approx(loss_of(problem, solution.choice), rel=1e-12)
+        assert solution.loss == pytest.approx(loss_of(problem, solution.columns), rel=1e-12)
         assert solution.bound <= best + 1e-12 * abs(best)
         assert solution.status == "optimal"
         assert not problem.violated(solution.costs)
@@ -241,7 +241,7 @@ def test_permuted_layers_give_the_permuted_answer():
         interactions=problem.interactions[order][:, :, order],
     )
     want, got = DIVIDE(problem), DIVIDE(permuted)
-    np.testing.assert_array_equal(got.choice, want.choice[order])
+    np.testing.assert_array_equal(got.columns, want.columns[order])
 
 
 def test_options_that_make_no_sense_are_refused():

@@ -19,11 +19,11 @@ def test_the_first_point_above_the_floor_is_found_where_quality_rises(seed):
     problem, hull = hull_of(seed)
     calls = []
 
-    def quality(rows):
-        calls.append(len(rows))
-        return np.array([-loss_of(problem, row) for row in rows])
+    def quality(allocations):
+        calls.append(len(allocations))
+        return np.array([-loss_of(problem, problem.columns(a)) for a in allocations])
 
-    every = [-loss_of(problem, hull.allocation(k)) for k in range(len(hull.costs))]
+    every = [-loss_of(problem, hull.columns(k)) for k in range(len(hull.costs))]
     assert every == sorted(every)
     for wanted in (0, 1, len(every) // 2, len(every) - 1):
         calls.clear()
@@ -31,15 +31,18 @@ def test_the_first_point_above_the_floor_is_found_where_quality_rises(seed):
         assert found.point == wanted
         assert found.cost == hull.costs[wanted]
         assert found.quality == every[wanted]
-        np.testing.assert_array_equal(found.choice, hull.allocation(wanted))
+        assert found.allocation == hull.allocation(wanted)
         assert found.bracketed == (wanted > 0)
         assert len(calls) == len(found.measured) <= 2 + math.ceil(math.log2(len(every)))
 
 
 def test_few_steps_end_on_a_point_that_measured_enough_above_one_that_did_not():
     problem, hull = hull_of(0)
-    quality = lambda rows: np.array([-loss_of(problem, row) for row in rows])  # noqa: E731
-    middle = float(quality(hull.allocation(len(hull.costs) // 2)[None])[0])
+
+    def quality(allocations):
+        return np.array([-loss_of(problem, problem.columns(a)) for a in allocations])
+
+    middle = float(quality([hull.allocation(len(hull.costs) // 2)])[0])
     told = []
     found = cheapest_above(
         hull, quality, middle, steps=2, progress=lambda *point: told.append(point)

@@ -47,7 +47,7 @@ def test_least_cost_is_the_enumerated_one(name):
         assert found.cost == pytest.approx(want, rel=1e-9)
         assert found.loss <= ceiling + 1e-11 * size
         assert found.status == "optimal"
-        assert found.bound <= found.cost == problem.evaluate(found.choice)[1][cost]
+        assert found.bound <= found.cost == problem.evaluate(found.allocation)[1][cost]
         assert found.gap <= 1e-9
 
 
@@ -176,8 +176,7 @@ def test_a_sweep_is_a_table_of_budgets_and_solvers(tmp_path):
         r["loss"] for r in records if r["loss"] is not None
     ]
     assert rows[0]["choices"].split() == [
-        c.label
-        for c in problem.bits(Exact()(with_budgets(problem, ["cost0=40%"])).choice).values()
+        c.label for c in Exact()(with_budgets(problem, ["cost0=40%"])).allocation.values()
     ]
 
 

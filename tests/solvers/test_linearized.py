@@ -28,7 +28,7 @@ def test_two_exact_solvers_that_share_no_bound_agree_beyond_brute_force():
     problem = quadratic_problem(1, "psd", layers=8, choices=4, budgets=2)
     one, other = BranchAndBound(enumerate_up_to=100, search=POOR.search)(problem), POOR(problem)
     assert one.status == "optimal"
-    np.testing.assert_array_equal(one.choice, other.choice)
+    np.testing.assert_array_equal(one.columns, other.columns)
     assert other.bound <= one.loss * (1 + 1e-12)
     assert one.bound <= other.loss * (1 + 1e-12)
 

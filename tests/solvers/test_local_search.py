@@ -14,7 +14,7 @@ def test_brute_force_with_interactions_is_the_enumerated_optimum(name):
     problem = QUADRATIC[name]
     solution = BruteForce()(problem)
     assert solution.loss == pytest.approx(optimum(problem), rel=1e-12)
-    assert solution.loss == pytest.approx(loss_of(problem, solution.choice), rel=1e-12)
+    assert solution.loss == pytest.approx(loss_of(problem, solution.columns), rel=1e-12)
     assert solution.status == "optimal"
 
 
@@ -25,7 +25,7 @@ def test_local_search_finds_the_optimum_of_small_problems(name):
     solution = LocalSearch(restarts=8)(problem)
     assert solution.bound <= best
     assert solution.loss == pytest.approx(best, rel=1e-9)
-    assert solution.loss == pytest.approx(loss_of(problem, solution.choice), rel=1e-12)
+    assert solution.loss == pytest.approx(loss_of(problem, solution.columns), rel=1e-12)
     assert not problem.violated(solution.costs)
     bound = row_bound(problem.reduced(interactions=True))
     assert bound <= best
@@ -55,9 +55,11 @@ def test_separable_solvers_refuse_interactions():
 def test_search_depends_on_its_seed_alone_and_stops_in_time():
     problem = quadratic_problem(3, "indefinite", layers=30, choices=4)
     first = LocalSearch(restarts=3, seed=1)(problem)
-    np.testing.assert_array_equal(first.choice, LocalSearch(restarts=3, seed=1)(problem).choice)
+    np.testing.assert_array_equal(
+        first.columns, LocalSearch(restarts=3, seed=1)(problem).columns
+    )
     short = LocalSearch(time_limit_s=1e-6)(problem)
-    assert short.loss <= problem.evaluate(Greedy()(problem.separable()).choice)[0]
+    assert short.loss <= problem.evaluate(Greedy()(problem.separable()).columns)[0]
     assert short.loss > first.loss
     assert short.status == "feasible"
 
@@ -68,7 +70,7 @@ def test_fields_are_kept_up_to_date():
     state = LossField.of(reduced, np.zeros(9, int))
     for option in rng.integers(0, 27, 50):
         state.change(int(option))
-        fresh = LossField.of(reduced, state.choice)
+        fresh = LossField.of(reduced, state.columns)
         np.testing.assert_allclose(state.field, fresh.field, atol=1e-12)
         assert state.loss == pytest.approx(fresh.loss, rel=1e-10)
 
@@ -76,7 +78,7 @@ def test_fields_are_kept_up_to_date():
 def test_every_pair_is_priced_as_the_sum_of_two_changes():
     problem = quadratic_problem(2, "indefinite", layers=5, budgets=2)
     reduced = problem.reduced(interactions=True)
-    choice = BruteForce()(problem).choice
+    choice = BruteForce()(problem).columns
     near, state = Neighbourhood(reduced), LossField.of(reduced, choice)
     change = state.field - state.field[np.arange(5), choice][:, None]
     options = near.promising(choice, change)
@@ -97,7 +99,7 @@ def test_every_pair_is_priced_as_the_sum_of_two_changes():
 def test_a_large_problem_looks_at_promising_pairs_only():
     problem = quadratic_problem(4, layers=40, choices=4)
     near = Neighbourhood(problem.reduced(interactions=True), max_options=20)
-    choice = Greedy()(problem.separable()).choice
+    choice = Greedy()(problem.separable()).columns
     change = np.random.default_rng(0).normal(size=(40, 4))
     options = near.promising(choice, change)
     assert len(options) == 20

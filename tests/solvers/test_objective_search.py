@@ -3,11 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jmpq.allocation import translate_columns
 from jmpq.formats import choice_grid
 from jmpq.problem import Choice, problem_of
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.table import Move
-from jmpq.solvers import Exact, Greedy, ObjectiveSearch, columns_of
+from jmpq.solvers import Exact, Greedy, ObjectiveSearch
 from tests.solvers.instances import (
     QUADRATIC,
     loss_of,
@@ -43,14 +44,14 @@ def test_the_search_finds_the_optimum_of_a_callback(name):
 
 def test_loss_is_the_problems_whatever_was_minimised():
     problem = random_problem(3, layers=8)
-    target = Greedy()(problem).choice
+    target = Greedy()(problem).columns
     target[:2] = 0
 
     def distance(choice):
         return np.abs(choice - target).sum(axis=1).astype(float)
 
     solution = ObjectiveSearch(objective=distance, name="distance", start=Exact())(problem)
-    np.testing.assert_array_equal(solution.choice, target)
+    np.testing.assert_array_equal(solution.columns, target)
     assert solution.objective_value == 0.0
     assert solution.loss == pytest.approx(loss_of(problem, target), rel=1e-12)
     assert solution.bound <= Exact()(problem).loss < solution.loss
@@ -60,7 +61,7 @@ def test_loss_is_the_problems_whatever_was_minimised():
 
 def test_evaluations_batches_and_time_are_limited():
     problem = quadratic_problem(1, layers=10, choices=4)
-    start = Greedy()(problem.separable()).choice
+    start = Greedy()(problem.separable()).columns
     for limit in (1, 7, 100):
         objective = Counted(problem)
         search = ObjectiveSearch(objective=objective, max_evaluations=limit, batch=16)
@@ -70,7 +71,7 @@ def test_evaluations_batches_and_time_are_limited():
         assert solution.objective_value <= loss_of(problem, start)
     objective = Counted(problem)
     search = ObjectiveSearch(objective=objective, time_limit_s=1e-9)
-    np.testing.assert_array_equal(search(problem).choice, start)
+    np.testing.assert_array_equal(search(problem).columns, start)
     assert len(objective.seen) == 1
 
 
@@ -101,30 +102,26 @@ def test_superposed_logits_are_minimised_from_the_knapsack():
     )
     alone = np.full((4, 3, 5), 3)
     alone[np.arange(4), :, np.arange(4)] = np.arange(3)
-    losses = superposed.predict(alone.reshape(12, 5)).reshape(4, 3)
+    losses = superposed.predict_columns(alone.reshape(12, 5)).reshape(4, 3)
     bits = np.array([[2.0, 4.0, 8.0]] * 4)
     problem = problem_of(
         losses, {"bits": bits}, {"bits": 17.0}, layers=names[:4], choices=choices
     )
-    translate = columns_of(problem, superposed.layers, superposed.choices)
+
+    def translate(table):
+        to = superposed.layers, superposed.choices
+        return translate_columns(table, problem.layers, problem.choices, *to)
+
     search = ObjectiveSearch(
-        objective=lambda choice: superposed.predict(translate(choice)), name="kl"
+        objective=lambda table: superposed.predict_columns(translate(table)), name="kl"
     )
     solution = search(problem)
     every = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij")).reshape(4, -1).T
     fits = bits[0][every].sum(axis=1) <= 17
-    best = superposed.predict(translate(every[fits])).min()
+    best = superposed.predict_columns(translate(every[fits])).min()
     assert solution.objective_value == pytest.approx(best, rel=1e-12)
-
-
-def test_tables_that_do_not_cover_a_problem_are_refused():
-    problem = problem_of(np.zeros((2, 2)), {}, {}, layers=["a", "b"])
-    with pytest.raises(ValueError, match="knows no layer 'b': it has a, c"):
-        columns_of(problem, ["a", "c"], problem.choices)
-    with pytest.raises(ValueError, match="knows no W2: it has W1"):
-        columns_of(problem, ["a", "b"], [Choice(1)])
-    with pytest.raises(ValueError, match="Layer 'head' is excluded from the problem, but"):
-        columns_of(problem, ["a", "b", "head"], problem.choices)
+    named = superposed.predict([solution.allocation])  # the head stays unquantized
+    assert named == pytest.approx(best, rel=1e-12)
 
 
 def test_kicks_find_what_one_walk_does_not():

@@ -62,18 +62,18 @@ def test_dynamic_programming_takes_the_first_of_the_optimal_allocations(name):
     solution = DynamicProgramming()(SHORT[name])
     check(SHORT[name], solution, best_of(name))
     assert solution.status == "optimal"
-    np.testing.assert_array_equal(solution.choice, BruteForce()(SHORT[name]).choice)
+    np.testing.assert_array_equal(solution.columns, BruteForce()(SHORT[name]).columns)
 
 
 def test_published_instances_are_solved(shared_data):
     for problem, assignment, best in published(shared_data):
         solution = CoreSearch()(problem)
-        assert problem.bits(solution.choice) == assignment
+        assert solution.allocation == assignment
         assert solution.loss == pytest.approx(best, rel=1e-12)
         assert solution.status == "optimal"
         if whole(problem):
             np.testing.assert_array_equal(
-                DynamicProgramming(memory_limit_bytes=1e8)(problem).choice, solution.choice
+                DynamicProgramming(memory_limit_bytes=1e8)(problem).columns, solution.columns
             )
 
 
@@ -181,7 +181,7 @@ def test_a_relative_gap_ends_the_search_early_and_is_kept():
 
 def test_the_core_solver_is_deterministic():
     problem = random_problem(5, layers=100, choices=8)
-    np.testing.assert_array_equal(CoreSearch()(problem).choice, CoreSearch()(problem).choice)
+    np.testing.assert_array_equal(CoreSearch()(problem).columns, CoreSearch()(problem).columns)
 
 
 def test_rounded_sums_do_not_break_the_budget():
@@ -303,7 +303,7 @@ def test_hard_problems_of_few_layers_are_compiled_too(monkeypatch):
     )
     found = CoreSearch()(problem)
     assert 0 < sum(len(a[0]) * len(a[2]) for a in calls) <= 100
-    np.testing.assert_array_equal(found.choice, want.choice)
+    np.testing.assert_array_equal(found.columns, want.columns)
 
 
 def test_the_compiled_loop_is_kept_for_the_next_process():

@@ -47,12 +47,14 @@ def best_of(name):
 def check(problem, solution, best):
     """What holds of any solution; loss and costs recomputed here from the choice."""
     rows = np.arange(len(problem.layers))
-    assert problem.allowed[rows, solution.choice].all()
+    assert problem.allowed[rows, solution.columns].all()
     for group in range(problem.groups.max() + 1):
-        assert len(set(solution.choice[problem.groups == group])) == 1
-    assert solution.loss == pytest.approx(problem.losses[rows, solution.choice].sum(), rel=1e-9)
+        assert len(set(solution.columns[problem.groups == group])) == 1
+    assert solution.loss == pytest.approx(
+        problem.losses[rows, solution.columns].sum(), rel=1e-9
+    )
     for name, limit in problem.budgets.items():
-        total = problem.costs[name][rows, solution.choice].sum()
+        total = problem.costs[name][rows, solution.columns].sum()
         total += problem.constants.get(name, 0.0)
         assert solution.costs[name] == pytest.approx(total, rel=1e-12)
         assert total <= limit * (1 + 1e-11)
@@ -99,10 +101,10 @@ def test_uniform_is_the_best_of_the_uniform_allocations(name):
 def test_exact_equals_the_nine_published_assignments(shared_data):
     for problem, assignment, best in published(shared_data):
         solution = Exact()(problem)
-        assert problem.bits(solution.choice) == assignment
+        assert solution.allocation == assignment
         assert solution.loss == pytest.approx(best, rel=1e-12)
         assert solution.status == "optimal"
-        np.testing.assert_array_equal(BruteForce()(problem).choice, solution.choice)
+        np.testing.assert_array_equal(BruteForce()(problem).columns, solution.columns)
         for search in SEARCHES.values():
             check(problem, search(problem), solution.loss)
 
@@ -172,7 +174,7 @@ def test_permuted_layers_give_the_permuted_answer(solve):
         problem.budgets,
     )
     want, got = solve(problem), solve(permuted)
-    np.testing.assert_array_equal(got.choice, want.choice[order])
+    np.testing.assert_array_equal(got.columns, want.columns[order])
     assert got.loss == want.loss
 
 
@@ -181,7 +183,7 @@ def test_exact_closes_instances_beyond_brute_force():
     solution, greedy = Exact()(problem), Greedy()(problem)
     assert solution.status == "optimal"
     assert greedy.bound <= solution.loss <= greedy.loss
-    np.testing.assert_array_equal(Exact()(problem).choice, solution.choice)
+    np.testing.assert_array_equal(Exact()(problem).columns, solution.columns)
 
 
 def test_out_of_time_is_feasible_with_a_real_bound():
@@ -363,7 +365,7 @@ def test_very_many_groups_take_the_compiled_frontiers(monkeypatch):
     monkeypatch.setattr(frontier, "_COMPILED", 300)
     monkeypatch.setattr(frontier, "_hulls", None)
     found = Greedy()(problem)
-    np.testing.assert_array_equal(found.choice, want.choice)
+    np.testing.assert_array_equal(found.columns, want.columns)
     assert found.bound == want.bound
 
 
@@ -373,9 +375,9 @@ def test_the_criterion_orders_the_upgrades():
         {"cost": np.array([[0.0, 1.0], [0.0, 1.0]])},
         {"cost": 1.0},
     )
-    assert Greedy()(problem).choice.tolist() == [1, 0]
-    assert reversed_search(problem).choice.tolist() == [0, 1]
-    seen = {tuple(random_search(problem, seed=seed).choice) for seed in range(20)}
+    assert Greedy()(problem).columns.tolist() == [1, 0]
+    assert reversed_search(problem).columns.tolist() == [0, 1]
+    seen = {tuple(random_search(problem, seed=seed).columns) for seed in range(20)}
     assert seen == {(1, 0), (0, 1)}
     names = [Greedy(start=s)(problem).solver for s in ("upgrade", "downgrade")]
     assert names == ["greedy", "greedy/downgrade"]
@@ -383,9 +385,9 @@ def test_the_criterion_orders_the_upgrades():
 
 def test_random_search_depends_on_its_seed_alone():
     problem = random_problem(2, layers=12)
-    first = random_search(problem, seed=1).choice
-    np.testing.assert_array_equal(first, random_search(problem, seed=1).choice)
-    assert any((random_search(problem, seed=s).choice != first).any() for s in range(2, 6))
+    first = random_search(problem, seed=1).columns
+    np.testing.assert_array_equal(first, random_search(problem, seed=1).columns)
+    assert any((random_search(problem, seed=s).columns != first).any() for s in range(2, 6))
 
 
 def test_random_search_spends_the_budget_whatever_the_losses_say():
@@ -393,7 +395,7 @@ def test_random_search_spends_the_budget_whatever_the_losses_say():
     problem = problem_of(np.array([[0.0, 1.0, 2.0]] * 3), costs, {"cost": 4.0})
     found = [random_search(problem, seed=seed) for seed in range(20)]
     assert {s.costs["cost"] for s in found} == {4.0}
-    assert {tuple(sorted(s.choice.tolist())) for s in found} == {(0, 2, 2), (1, 1, 2)}
+    assert {tuple(sorted(s.columns.tolist())) for s in found} == {(0, 2, 2), (1, 1, 2)}
     assert all(s.loss == 4.0 and s.bound == 0.0 for s in found)
 
 

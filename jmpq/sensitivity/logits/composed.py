@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jmpq.allocation import Allocation, column_table
+from jmpq.formats import Choice
 from jmpq.sensitivity.logits.superposed import MEMORY_BYTES, Superposed, in_chunks, increases
 from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.metrics.taylor import NATS
@@ -83,9 +85,17 @@ class Composed:
         """How much of the logits each move transmits: 1 + the mean diagonal of B_m."""
         return 1.0 + np.trace(self.maps, axis1=1, axis2=2) / self.maps.shape[1]
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.superposed.layers
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return self.superposed.choices
+
     def predict(
         self,
-        choice: Int[np.ndarray, "allocations layers"],
+        allocations: Sequence[Allocation],
         kind: Kind = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
@@ -94,32 +104,45 @@ class Composed:
         """Predicted increase of joint allocations, mean nats per example.
 
         Args:
-            choice: Columns of the choices, one per layer.
+            allocations: The allocations; one that leaves out a layer needs the unquantized
+                choice among the choices.
             kind: ``kl``, KL(p_float ‖ p_quantized), or the increase of the ``loss``.
             loss: Loss of one example.
             memory_bytes: Limit of a chunk's working memory.
 
         Raises:
-            ValueError: If `choice` is no table of allocations, or one allocation alone
-                exceeds the memory.
+            ValueError: If an allocation names a layer or takes a choice that is not known, or
+                one allocation alone exceeds the memory.
         """
-        found = self.predict_examples(choice, kind, loss=loss, memory_bytes=memory_bytes)
-        return found.mean(axis=1)
+        table = column_table(self.layers, self.choices, allocations)
+        return self.predict_columns(table, kind, loss=loss, memory_bytes=memory_bytes)
+
+    def predict_columns(
+        self,
+        table: Int[np.ndarray, "allocations layers"],
+        kind: Kind = "kl",
+        *,
+        loss: ExampleLoss = cross_entropy,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> Float[np.ndarray, " allocations"]:
+        """`predict` for searches: of rows of columns of the choices, one per layer."""
+        each = self.predict_examples(table, kind, loss=loss, memory_bytes=memory_bytes)
+        return each.mean(axis=1)
 
     def predict_examples(
         self,
-        choice: Int[np.ndarray, "allocations layers"],
+        table: Int[np.ndarray, "allocations layers"],
         kind: Kind = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
     ) -> Float[np.ndarray, "allocations examples"]:
-        """`predict`, example by example."""
-        choice = self.superposed.checked(choice)
+        """`predict_columns`, example by example."""
+        table = self.superposed.checked(table)
         steps = np.arange(len(self._options))
         return in_chunks(
             lambda taken: _increases(kind, loss, taken, *self._on_device),
-            self._options[steps, choice[:, self._layer]],
+            self._options[steps, table[:, self._layer]],
             self.superposed.allocations_per_chunk(memory_bytes),
         )
 
@@ -172,12 +195,12 @@ class Composed:
             raise ValueError(f"draws={draws}: {moves} moves take at least as many.")
         rng = np.random.default_rng(seed)
         even = np.arange(draws) % len(data.choices)
-        choice = np.stack([rng.permutation(even) for _ in data.layers], axis=1)
-        found = self.predict_examples(choice, kind, loss=loss)
+        table = np.stack([rng.permutation(even) for _ in data.layers], axis=1)
+        found = self.predict_examples(table, kind, loss=loss)
         ends = np.cumsum([0, *batch_examples])
         means = np.stack([found[:, a:b].mean(axis=1) for a, b in itertools.pairwise(ends)])
         members = choice_members(data.layers, data.choices, data.moves)
-        made = members[np.arange(len(data.layers)), choice].sum(axis=1)
+        made = members[np.arange(len(data.layers)), table].sum(axis=1)
         gram = made.T @ made
         # Where every layer moves, columns are dependent: the least solution, up to rounding.
         gram += 1e-9 * np.trace(gram) / moves * np.eye(moves)

@@ -1,12 +1,15 @@
 """Joint predictors: the loss increase of whole allocations, behind one interface. No JAX."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import scipy.optimize
 from jaxtyping import Float, Int
 
+from jmpq.allocation import Allocation, column_table
+from jmpq.formats import Choice
 from jmpq.sensitivity.logits.saturation import saturate, unsaturate
 from jmpq.sensitivity.table import Sensitivity
 
@@ -15,8 +18,9 @@ from jmpq.sensitivity.table import Sensitivity
 class JointPredictor(Protocol):
     """Predicts the loss increase of a batch of allocations, nats per example.
 
-    An allocation is a column of the choices for every layer. Search, experiments and report
-    call all predictors alike:
+    Experiments and report call all predictors alike by `predict`. Searches, which ask many
+    thousand times a second, call `predict_columns` with tables of one allocation a row: a
+    column of `choices` for every layer of `layers`.
 
     - a `Sensitivity` itself: the sum of its single-layer losses;
     - `Quadratic`: its whole second-order form, cross-layer terms included;
@@ -25,8 +29,18 @@ class JointPredictor(Protocol):
       `superposed.PredictedLoss`.
     """
 
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+    @property
+    def choices(self) -> tuple[Choice, ...]: ...
+
     def predict(
-        self, choice: Int[np.ndarray, "allocations layers"], /
+        self, allocations: Sequence[Allocation], /
+    ) -> Float[np.ndarray, " allocations"]: ...
+
+    def predict_columns(
+        self, table: Int[np.ndarray, "allocations layers"], /
     ) -> Float[np.ndarray, " allocations"]: ...
 
 
@@ -47,11 +61,23 @@ class Quadratic:
                 "sensitivity itself, the sum of its losses."
             )
 
-    def predict(
-        self, choice: Int[np.ndarray, "allocations layers"]
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.sensitivity.layers
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return self.sensitivity.choices
+
+    def predict(self, allocations: Sequence[Allocation]) -> Float[np.ndarray, " allocations"]:
+        """Predicted increase, nats per example; unquantized layers add nothing."""
+        return self.sensitivity.predict(allocations, interactions=True)
+
+    def predict_columns(
+        self, table: Int[np.ndarray, "allocations layers"]
     ) -> Float[np.ndarray, " allocations"]:
-        """Predicted increase, nats per example."""
-        return self.sensitivity.predict(choice, interactions=True)
+        """`predict` for searches: of rows of columns of `choices`."""
+        return self.sensitivity.predict_columns(table, interactions=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,7 +108,7 @@ class Saturated:
     def fit(
         cls,
         sensitivity: Sensitivity,
-        choice: Int[np.ndarray, "_ _"],
+        allocations: Sequence[Allocation],
         measured: Float[np.ndarray, " _"],
     ) -> "Saturated":
         """The c of least squares from a few measured increases, nats per example.
@@ -95,10 +121,11 @@ class Saturated:
                 or no loss in the table is positive.
         """
         measured = np.asarray(measured, np.float64)
-        if len(measured) < 2 or len(choice) != len(measured) or not np.isfinite(measured).all():
+        count, finite = len(allocations), int(np.isfinite(measured).sum())
+        if not 2 <= count == finite == len(measured):
             raise ValueError(
-                f"{len(choice)} allocations with {int(np.isfinite(measured).sum())} finite "
-                "measurements: give at least two, each with its measured increase."
+                f"{count} allocations with {finite} finite measurements: give at least two, "
+                "each with its measured increase."
             )
         if not (least := sensitivity.losses.max()) > 0:
             raise ValueError(
@@ -108,7 +135,7 @@ class Saturated:
 
         def error(log_ratio: float) -> float:
             found = cls(sensitivity=sensitivity, c=float(least * np.exp(log_ratio)))
-            return float(np.square(found.predict(choice) - measured).sum())
+            return float(np.square(found.predict(allocations) - measured).sum())
 
         # A grid first: the error may have several minima.
         grid = np.linspace(1e-6, np.log(1e6), 200)
@@ -119,10 +146,23 @@ class Saturated:
         )
         return cls(sensitivity=sensitivity, c=float(least * np.exp(found.x)))
 
-    def predict(
-        self, choice: Int[np.ndarray, "allocations layers"]
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.sensitivity.layers
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return self.sensitivity.choices
+
+    def predict(self, allocations: Sequence[Allocation]) -> Float[np.ndarray, " allocations"]:
+        """Predicted increase, nats per example; unquantized layers add nothing."""
+        whole = dataclasses.replace(self, sensitivity=self.sensitivity.with_unquantized)
+        return whole.predict_columns(column_table(whole.layers, whole.choices, allocations))
+
+    def predict_columns(
+        self, table: Int[np.ndarray, "allocations layers"]
     ) -> Float[np.ndarray, " allocations"]:
-        """Predicted increase, nats per example."""
+        """`predict` for searches: of rows of columns of `choices`."""
         shares = saturate(self.sensitivity.losses, self.c)
-        layers = np.arange(len(self.sensitivity.layers))
-        return unsaturate(shares[layers, np.asarray(choice)].sum(axis=-1), self.c)
+        rows = np.arange(len(self.layers))
+        return unsaturate(shares[rows, np.asarray(table)].sum(axis=-1), self.c)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
+from jmpq.allocation import Allocation, column_table
 from jmpq.devices import shared_journal, to_host
 from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, Choice
@@ -149,7 +150,7 @@ class Superposed:
 
     def predict(
         self,
-        choice: Int[np.ndarray, "allocations layers"],
+        allocations: Sequence[Allocation],
         kind: Kind = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
@@ -158,18 +159,31 @@ class Superposed:
         """Predicted increase of joint allocations, mean nats per example.
 
         Args:
-            choice: Columns of `choices`, one per layer.
+            allocations: The allocations; one that leaves out a layer needs the unquantized
+                choice among `choices`.
             kind: ``kl``, KL(p_float ‖ p_quantized), or the increase of the ``loss``.
             loss: Loss of one example.
             memory_bytes: Limit of a chunk's working memory; allocations are predicted in
                 chunks of `allocations_per_chunk`.
 
         Raises:
-            ValueError: If `choice` is no table of allocations, or one allocation alone
-                exceeds the memory.
+            ValueError: If an allocation names a layer or takes a choice that is not known, or
+                one allocation alone exceeds the memory.
         """
-        choice = self.checked(choice)
-        made = self._members[np.arange(len(self.layers)), choice].sum(axis=1)
+        table = column_table(self.layers, self.choices, allocations)
+        return self.predict_columns(table, kind, loss=loss, memory_bytes=memory_bytes)
+
+    def predict_columns(
+        self,
+        table: Int[np.ndarray, "allocations layers"],
+        kind: Kind = "kl",
+        *,
+        loss: ExampleLoss = cross_entropy,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> Float[np.ndarray, " allocations"]:
+        """`predict` for searches: of rows of columns of `choices`, one per layer."""
+        table = self.checked(table)
+        made = self._members[np.arange(len(self.layers)), table].sum(axis=1)
         found = in_chunks(
             lambda chunk: _increases(kind, loss, chunk, *self._on_device),
             made,
@@ -178,25 +192,24 @@ class Superposed:
         return found.mean(axis=1)
 
     def checked(
-        self, choice: Int[np.ndarray, "allocations layers"]
+        self, table: Int[np.ndarray, "allocations layers"]
     ) -> Int[np.ndarray, "allocations layers"]:
-        """Allocations as an array of columns of `choices`.
+        """A table of columns of `choices`, one allocation a row.
 
         Raises:
-            ValueError: If `choice` is no table of allocations.
+            ValueError: If it is not such a table.
         """
-        choice = np.asarray(choice)
-        if choice.ndim != 2 or choice.shape[1] != len(self.layers):
+        table = np.asarray(table)
+        if table.ndim != 2 or table.shape[1] != len(self.layers):
             raise ValueError(
-                f"`choice` must be [allocations, {len(self.layers)} layers]; got "
-                f"{choice.shape}."
+                f"`table` must be [allocations, {len(self.layers)} layers]; got {table.shape}."
             )
-        if choice.size and not (choice.min() >= 0 and choice.max() < len(self.choices)):
+        if table.size and not (table.min() >= 0 and table.max() < len(self.choices)):
             raise ValueError(
-                f"`choice` holds columns {choice.min()} to {choice.max()}; there are choices 0 "
+                f"`table` holds columns {table.min()} to {table.max()}; there are choices 0 "
                 f"to {len(self.choices) - 1}."
             )
-        return choice
+        return table
 
     def allocations_per_chunk(self, memory_bytes: int = MEMORY_BYTES) -> int:
         """How many allocations are predicted at once within `memory_bytes`.
@@ -285,9 +298,23 @@ class Superposed:
 class LogitPredictor(Protocol):
     """Predicts the logits of joint allocations: `Superposed`, `Composed`."""
 
+    @property
+    def layers(self) -> tuple[str, ...]: ...
+
+    @property
+    def choices(self) -> tuple[Choice, ...]: ...
+
     def predict(
         self,
-        choice: Int[np.ndarray, "allocations layers"],
+        allocations: Sequence[Allocation],
+        kind: Kind = "kl",
+        *,
+        loss: ExampleLoss = cross_entropy,
+    ) -> Float[np.ndarray, " allocations"]: ...
+
+    def predict_columns(
+        self,
+        table: Int[np.ndarray, "allocations layers"],
         kind: Kind = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
@@ -304,11 +331,23 @@ class PredictedLoss:
     logits: LogitPredictor
     loss: ExampleLoss = cross_entropy
 
-    def predict(
-        self, choice: Int[np.ndarray, "allocations layers"]
-    ) -> Float[np.ndarray, " allocations"]:
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.logits.layers
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return self.logits.choices
+
+    def predict(self, allocations: Sequence[Allocation]) -> Float[np.ndarray, " allocations"]:
         """Predicted increase, nats per example."""
-        return self.logits.predict(choice, "loss", loss=self.loss)
+        return self.logits.predict(allocations, "loss", loss=self.loss)
+
+    def predict_columns(
+        self, table: Int[np.ndarray, "allocations layers"]
+    ) -> Float[np.ndarray, " allocations"]:
+        """`predict` for searches: of rows of columns of `choices`."""
+        return self.logits.predict_columns(table, "loss", loss=self.loss)
 
 
 def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.allocation import bit_arrays
 from jmpq.devices import to_host
 from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.sensitivity.analyse import Terms
@@ -141,7 +142,8 @@ def measured_increases(
         loss: Loss of one example.
     """
     z = float_logits(moves, inputs)
-    bits = np.array([moves.allocation_bits(s) for s in sets])  # [sets, 2, layers]
+    names = [layer.name for layer in moves.network.layers]
+    bits = bit_arrays(names, [moves.allocation(made) for made in sets])
     found = []
     for start in range(0, len(sets), SETS_PER_CALL):
         chunk = bits[start : start + SETS_PER_CALL]

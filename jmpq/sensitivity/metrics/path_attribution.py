@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.allocation import Allocation, bit_arrays
 from jmpq.devices import to_host
 from jmpq.network.tap import Op
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
@@ -69,9 +70,8 @@ class PathAttribution:
         first = np.zeros(len(moves.moves))
         for b in sorted({move.bits for move in moves.moves}):
             of = [m for m, move in enumerate(moves.moves) if move.bits == b]
-            w_bits, a_bits = moves.allocation_bits(of)
             first += path_attribution(
-                moves, w_bits, a_bits, inputs, targets, points=self.points, loss=self.loss
+                moves, moves.allocation(of), inputs, targets, points=self.points, loss=self.loss
             )
         dtype = jax.tree.leaves(moves.network.params)[0].dtype
         return Terms(jnp.asarray(first, dtype), jnp.zeros(len(moves.moves), dtype))
@@ -79,8 +79,7 @@ class PathAttribution:
 
 def path_attribution(
     moves: MoveNetwork,
-    w_bits: Int[np.ndarray, " layers"],
-    a_bits: Int[np.ndarray, " layers"],
+    allocation: Allocation,
     inputs: PyTree,
     targets: Array,
     *,
@@ -91,8 +90,7 @@ def path_attribution(
 
     Args:
         moves: Network and quantizers.
-        w_bits: Weight bits of every layer; 32 leaves it as it is.
-        a_bits: Activation bits of every layer's input.
+        allocation: The allocation at the end of the path.
         inputs: One batch.
         targets: One per example.
         points: Midpoints of the path.
@@ -105,19 +103,19 @@ def path_attribution(
         ValueError: If there is no point, or a layer is given bits that were not calibrated.
     """
     _check_points(points)
-    w_bits, a_bits = np.asarray(w_bits), np.asarray(a_bits)
-    moves.quantizers.check(moves.network, w_bits.tolist(), a_bits.tolist())
+    names = [layer.name for layer in moves.network.layers]
+    (bits,) = bit_arrays(names, [allocation])
+    moves.quantizers.check(moves.network, *bits.tolist())
     dtype = jax.tree.leaves(moves.network.params)[0].dtype
-    bits = jnp.array(np.stack([w_bits, a_bits]))
-    shares = np.zeros((2, len(w_bits)))
+    shares = np.zeros(bits.shape)
     for k in range(points):
         t = jnp.asarray((k + 0.5) / points, dtype)
-        shares += to_host(_slopes(moves, loss, bits, t, inputs, targets)).astype(np.float64)
+        slopes = _slopes(moves, loss, jnp.array(bits), t, inputs, targets)
+        shares += to_host(slopes).astype(np.float64)
     found = np.zeros(len(moves.moves))
-    names = [layer.name for layer in moves.network.layers]
     for m, move in enumerate(moves.moves):
         kind, layer = "wa".index(move.kind), names.index(move.layer)
-        if move.bits == (w_bits, a_bits)[kind][layer]:
+        if move.bits == bits[kind, layer]:
             found[m] = shares[kind, layer] / points
     return found
 

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from jmpq.formats import labels
 from jmpq.problem.problem import Problem
-from jmpq.problem.solution import Infeasible, Solution, solution_from_choice
+from jmpq.problem.solution import Infeasible, Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.greedy import Greedy
 from jmpq.solvers.knapsack.relaxation_bounds import lp_bound
@@ -42,7 +42,7 @@ def uniform(problem: Problem) -> Solution:
             ranges={name: problem.range(name) for name in problem.budgets},
         )
     best = min(fitting, key=lambda k: values[k][0])
-    return solution_from_choice(
+    return solution_from_columns(
         problem,
         allocations[best],
         bound=-math.inf if problem.interactions is not None else lp_bound(reduced)[0],
@@ -69,9 +69,9 @@ def random_search(problem: Problem, *, seed: int) -> Solution:
     losses = -np.sqrt(price)  # the root keeps every choice on the frontier that is walked
     blind = dataclasses.replace(problem, losses=losses, interactions=None)
     found = Greedy(criterion="random", seed=seed)(blind)
-    return solution_from_choice(
+    return solution_from_columns(
         problem,
-        found.choice,
+        found.columns,
         bound=-math.inf if problem.interactions is not None else lp_bound(reduced)[0],
         solver="random",
         wall_s=time.perf_counter() - started,

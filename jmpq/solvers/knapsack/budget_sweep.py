@@ -48,14 +48,13 @@ def sweep(
             except Infeasible as error:
                 record |= {"status": "infeasible", "error": str(error)}
             else:
-                bits = here.bits(found.choice)
                 record |= {
                     "status": found.status,
                     "loss": found.loss,
                     "bound": found.bound,
                     "gap": found.gap,
                     "wall_s": found.wall_s,
-                    "choices": " ".join(choice.label for choice in bits.values()),
+                    "choices": " ".join(here.choices[c].label for c in found.columns),
                     **{f"cost_{k}": value for k, value in found.costs.items()},
                 }
             records.append(record)

@@ -55,11 +55,11 @@ def extend(
     rounding = np.where(price < np.inf, 2e-15 * (np.abs(new_loss) + np.abs(price)), 0.0)
     stays = (new_loss < least) & (new_loss + price - rounding < incumbent)
     kept = np.flatnonzero(stays)[:capacity]
-    choice, parent = np.divmod(order[kept], len(excess))
+    columns, parent = np.divmod(order[kept], len(excess))
     return (
         new_excess[kept],
         new_loss[kept],
         parent.astype(np.int32),
-        choice.astype(np.int16),
+        columns.astype(np.int16),
         len(kept) == int(stays.sum()),
     )

@@ -17,7 +17,7 @@ def _extend(excess, loss, cost_steps, loss_steps, least_slope, most_slope, incum
     new_excess = np.empty(size)
     new_loss = np.empty(size)
     parent = np.empty(size, dtype=np.int32)
-    choice = np.empty(size, dtype=np.int16)
+    columns = np.empty(size, dtype=np.int16)
     count = 0
     least = np.inf
     while True:
@@ -42,16 +42,16 @@ def _extend(excess, loss, cost_steps, loss_steps, least_slope, most_slope, incum
         if best_loss + price - rounding >= incumbent:
             continue
         if count == size:
-            return new_excess, new_loss, parent, choice, False
+            return new_excess, new_loss, parent, columns, False
         new_excess[count], new_loss[count] = best_excess, best_loss
-        parent[count], choice[count] = row, best
+        parent[count], columns[count] = row, best
         count += 1
     # copies, so that the room for the worst case is given back
     return (
         new_excess[:count].copy(),
         new_loss[:count].copy(),
         parent[:count].copy(),
-        choice[:count].copy(),
+        columns[:count].copy(),
         True,
     )
 

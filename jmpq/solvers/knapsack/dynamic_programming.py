@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import Solution, solution_from_choice
+from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.one_budget import IntegerCosts, integer_costs, one_budget
 
@@ -47,22 +47,22 @@ class DynamicProgramming:
         """
         started = time.perf_counter()
         reduced = problem.reduced()
-        choice = cheapest_allocation(problem, reduced)
+        columns = cheapest_allocation(problem, reduced)
         reduced = one_budget(reduced, "Dynamic programming")
         if len(reduced.limits) == 0:
-            choice = reduced.losses.argmin(axis=1)
+            columns = reduced.losses.argmin(axis=1)
         else:
             integer = integer_costs(reduced)
             if integer is None:
                 raise ValueError(_not_integer(problem, reduced))
             self._check_memory(reduced, integer)
-            choice = _cheapest_path(reduced, integer)
-        loss, _ = problem.evaluate(reduced.expand(choice))
+            columns = _cheapest_path(reduced, integer)
+        loss, _ = problem.evaluate(reduced.expand(columns))
         above = loss - math.fsum(reduced.losses.min(axis=1))
-        rounding = (2 + len(choice)) * np.finfo(np.float64).eps * above
-        return solution_from_choice(
+        rounding = (2 + len(columns)) * np.finfo(np.float64).eps * above
+        return solution_from_columns(
             problem,
-            reduced.expand(choice),
+            reduced.expand(columns),
             bound=loss - rounding,
             solver="dynamic_programming",
             wall_s=time.perf_counter() - started,
@@ -100,11 +100,11 @@ def _cheapest_path(reduced: Reduced, integer: IntegerCosts) -> Int[np.ndarray, "
                 np.copyto(new[cost:], candidate, where=better)
                 picks[i, cost:][better] = column
         value = new
-    choice, left = np.zeros(groups, dtype=np.int64), integer.room
+    columns, left = np.zeros(groups, dtype=np.int64), integer.room
     for i in range(groups):
-        choice[i] = picks[i, left]
-        left -= costs[i, choice[i]]
-    return choice
+        columns[i] = picks[i, left]
+        left -= costs[i, columns[i]]
+    return columns
 
 
 def _not_integer(problem: Problem, reduced: Reduced) -> str:

@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
 from jmpq.solvers.knapsack.frontier_steps import upgrades
@@ -53,7 +53,7 @@ _CHUNK = 4096  # groups
 _FEW = 1 << 20  # states that are extended before numba is worth its import
 _FEW_GROUPS = 512  # fewer groups are tried without it
 
-Choice = Int[np.ndarray, " groups"]
+Columns = Int[np.ndarray, " groups"]  # of one allocation
 Table = Float[np.ndarray, "rows choices"]
 
 
@@ -99,7 +99,7 @@ class CoreSearch:
         """
         started = time.perf_counter()
         reduced = problem.reduced()
-        choice = cheapest_allocation(problem, reduced)
+        columns = cheapest_allocation(problem, reduced)
         reduced = one_budget(reduced, "The core solver")
         if len(reduced.limits):
             if len(reduced.losses) >= _FEW_GROUPS:  # off the clock
@@ -109,23 +109,23 @@ class CoreSearch:
             integer = integer_costs(reduced)
             if integer:
                 reduced = dataclasses.replace(reduced, limits=np.array([integer.limit]))
-            choice, bound = self._search(reduced, choice, deadline)
+            columns, bound = self._search(reduced, columns, deadline)
         else:
-            choice = reduced.losses.argmin(axis=1)
+            columns = reduced.losses.argmin(axis=1)
             bound = lagrangian_bound(reduced, np.zeros(0))
-        return solution_from_choice(
+        return solution_from_columns(
             problem,
-            reduced.expand(choice),
+            reduced.expand(columns),
             bound=bound,
             solver="core",
             wall_s=time.perf_counter() - started,
         )
 
     def _search(
-        self, reduced: Reduced, choice: Choice, deadline: float
-    ) -> tuple[Choice, float]:
+        self, reduced: Reduced, columns: Columns, deadline: float
+    ) -> tuple[Columns, float]:
         """The best choice found and a proven bound, stated anew while that makes it finer."""
-        loss, bound, reach = _loss(reduced, choice), -math.inf, math.inf
+        loss, bound, reach = _loss(reduced, columns), -math.inf, math.inf
         reduced = _affordable(reduced)
         while True:
             least = reduced.losses.min(axis=1)
@@ -134,21 +134,21 @@ class CoreSearch:
                 loss - bound <= 0.1 * OPTIMALITY * max(size, abs(loss))
                 or 2 * (loss - base) > reach
             ):
-                return choice, bound
+                return columns, bound
             reach = loss - base
             near = reduced.losses - least[:, None] <= reach + 1e-12 * max(size, abs(loss))
             reduced = _restricted(reduced, near)
             core = _Core.of(reduced, loss)
-            choice = core.single_change(choice)
-            loss = _loss(reduced, choice)
+            columns = core.single_change(columns)
+            loss = _loss(reduced, columns)
             tolerance = max(self.relative_gap * (loss - base), _TIE * max(size, abs(loss)))
-            choice, proven, complete = core.search(
-                choice, tolerance, deadline, self.memory_limit_bytes
+            columns, proven, complete = core.search(
+                columns, tolerance, deadline, self.memory_limit_bytes
             )
-            loss = _loss(reduced, choice)
+            loss = _loss(reduced, columns)
             bound = max(bound, min(proven, loss))
             if not complete:
-                return choice, bound
+                return columns, bound
 
 
 def _affordable(reduced: Reduced) -> Reduced:
@@ -168,8 +168,8 @@ def _restricted(reduced: Reduced, keep: Bool[np.ndarray, "groups choices"]) -> R
     return dataclasses.replace(reduced, losses=np.where(keep, reduced.losses, np.inf))
 
 
-def _loss(reduced: Reduced, choice: Choice) -> float:
-    return exact_sum(reduced.losses[np.arange(len(choice)), choice])
+def _loss(reduced: Reduced, columns: Columns) -> float:
+    return exact_sum(reduced.losses[np.arange(len(columns)), columns])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -182,7 +182,7 @@ class _Core:
     """
 
     reduced: Reduced
-    start: Choice  # the break solution
+    start: Columns  # the break solution
     loss: float  # of the break solution
     excess: float  # its cost above the limit, lowered by `band`; never above 0
     band: float  # what rounding may have added to a sum of costs; 0 for integers
@@ -247,8 +247,8 @@ class _Core:
         )
 
     def search(
-        self, incumbent: Choice, tolerance: float, deadline: float, memory: float
-    ) -> tuple[Choice, float, bool]:
+        self, incumbent: Columns, tolerance: float, deadline: float, memory: float
+    ) -> tuple[Columns, float, bool]:
         """The best allocation, a bound, and whether the search came to its end.
 
         Args:
@@ -292,7 +292,7 @@ class _Core:
             trace.append(
                 _Layer(
                     group=int(self.groups[row]),
-                    choice=columns[pick].astype(np.int16),
+                    columns=columns[pick].astype(np.int16),
                     parent=parent,
                 )
             )
@@ -323,19 +323,19 @@ class _Core:
             return best, self.bound, complete
         return best, max(self.bound, self.loss + proven), complete
 
-    def single_change(self, incumbent: Choice) -> Choice:
+    def single_change(self, incumbent: Columns) -> Columns:
         """The better of an allocation and the best within one change of the break solution."""
         fits = np.where(
             self.excess + self.cost_steps <= -2 * self.band, self.loss_steps, np.inf
         )
-        choice = self.start.copy()
+        columns = self.start.copy()
         if fits.size and fits.min() < 0:
             row, column = np.unravel_index(fits.argmin(), fits.shape)
-            choice[self.groups[row]] = column
-        if not self.reduced.fits(choice):  # the break solution itself, up to rounding
+            columns[self.groups[row]] = column
+        if not self.reduced.fits(columns):  # the break solution itself, up to rounding
             return incumbent
-        better = _loss(self.reduced, choice) < _loss(self.reduced, incumbent)
-        return choice if better else incumbent
+        better = _loss(self.reduced, columns) < _loss(self.reduced, incumbent)
+        return columns if better else incumbent
 
     def _todo(
         self, rows: Int[np.ndarray, " rows"], target: float
@@ -358,17 +358,17 @@ class _Core:
         least = np.minimum.accumulate(np.append(least, np.inf)[::-1])[::-1]
         return rows, np.stack([most, least])
 
-    def _traced(self, trace: "list[_Layer]", state: int) -> Choice:
+    def _traced(self, trace: "list[_Layer]", state: int) -> Columns:
         """The allocation of a state of the last layer."""
-        choice = self.start.copy()
+        columns = self.start.copy()
         for layer in reversed(trace):
-            choice[layer.group] = layer.choice[state]
+            columns[layer.group] = layer.columns[state]
             state = layer.parent[state]
-        return choice
+        return columns
 
 
 def _changes(
-    reduced: Reduced, slope: float, start: Choice, rows: Int[np.ndarray, " rows"]
+    reduced: Reduced, slope: float, start: Columns, rows: Int[np.ndarray, " rows"]
 ) -> tuple[Table, Table, Table, bool]:
     """What the choices of some groups change against the break solution.
 
@@ -392,7 +392,7 @@ class _Layer:
     """How the states of one step of the dynamic program came about."""
 
     group: int
-    choice: Int[np.ndarray, " states"]
+    columns: Int[np.ndarray, " states"]
     parent: Int[np.ndarray, " states"]  # row in the layer before
 
 

@@ -27,9 +27,9 @@ def cheapest_allocation(problem: Problem, reduced: Reduced) -> Int[np.ndarray, "
         if exact_sum(row) > limit:
             raise infeasible(problem, (name,))
     price = combined_costs(reduced)
-    choice = price.argmin(axis=1)
-    if reduced.fits(choice):
-        return choice
+    columns = price.argmin(axis=1)
+    if reduced.fits(columns):
+        return columns
     for tighter in (0.0, 1e-9, 1e-7):  # integer programs hold limits up to a tolerance
         limits = reduced.limits * (1 - tighter)
         found = _least(reduced, price, limits)
@@ -72,9 +72,9 @@ def _conflict(problem: Problem, reduced: Reduced) -> Infeasible:
             names = others
     joint = {}
     for name in names:
-        choice = _least_of(reduced, name, [n for n in names if n != name])
-        if choice is not None:
-            used = reduced.used(choice)[reduced.names.index(name)]
+        columns = _least_of(reduced, name, [n for n in names if n != name])
+        if columns is not None:
+            used = reduced.used(columns)[reduced.names.index(name)]
             joint[name] = math.fsum([used, problem.constants.get(name, 0.0)])
     return infeasible(problem, tuple(names), joint)
 
@@ -103,12 +103,12 @@ def _least(
     """The allocation of least price within limits, up to the solver's tolerance, or None."""
     from scipy import optimize, sparse
 
-    rows, columns = np.nonzero(np.isfinite(price))
+    rows, options = np.nonzero(np.isfinite(price))
     one_each = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))))
     scale = np.maximum(np.abs(reduced.limits), 1e-300)
-    use = reduced.costs[:, rows, columns] / scale[:, None]
+    use = reduced.costs[:, rows, options] / scale[:, None]
     most: Any = limits / scale  # SciPy's annotation forgets arrays
-    objective = price[rows, columns]
+    objective = price[rows, options]
     top = objective.max()
     result = optimize.milp(
         objective / top if top > 0 else objective,
@@ -121,7 +121,7 @@ def _least(
     )
     if result.x is None:
         return None
-    choice = np.zeros(len(price), dtype=np.int64)
+    columns = np.zeros(len(price), dtype=np.int64)
     taken = result.x > 0.5
-    choice[rows[taken]] = columns[taken]
-    return choice
+    columns[rows[taken]] = options[taken]
+    return columns

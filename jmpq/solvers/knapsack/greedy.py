@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import Solution, solution_from_choice
+from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation, combined_costs
 from jmpq.solvers.knapsack.frontier import convex_frontiers
 from jmpq.solvers.knapsack.frontier_steps import (
@@ -68,26 +68,26 @@ class Greedy:
         """
         started = time.perf_counter()
         reduced = problem.reduced()
-        choice, relaxed = cheapest_allocation(problem, reduced), None
+        columns, relaxed = cheapest_allocation(problem, reduced), None
         price = combined_costs(reduced)
         frontiers = convex_frontiers(reduced.losses, price)
         if len(reduced.limits) == 1:  # these frontiers serve the bound too
-            choice = frontiers[:, 0]
-            steps = upgrades(reduced, frontiers, choice)
-            relaxed = linear_relaxation(reduced, choice, steps)
+            columns = frontiers[:, 0]
+            steps = upgrades(reduced, frontiers, columns)
+            relaxed = linear_relaxation(reduced, columns, steps)
             bound = best_bound(reduced, [np.array([relaxed.slope])])[0]
         else:
             bound = lp_bound(reduced)[0]
-            steps = upgrades(reduced, frontiers, choice)
+            steps = upgrades(reduced, frontiers, columns)
         if self.start == "downgrade":
-            choice = self._downgrade(reduced, price, frontiers, choice)
-            steps, relaxed = upgrades(reduced, frontiers, choice), None
+            columns = self._downgrade(reduced, price, frontiers, columns)
+            steps, relaxed = upgrades(reduced, frontiers, columns), None
         if self.start == "upgrade" or self.fill:
-            choice = self._upgrade(reduced, price, steps, choice, relaxed)
+            columns = self._upgrade(reduced, price, steps, columns, relaxed)
         name = "greedy" if self.criterion == "ratio" else self.criterion
-        return solution_from_choice(
+        return solution_from_columns(
             problem,
-            reduced.expand(choice),
+            reduced.expand(columns),
             bound=bound,
             solver=name if self.start == "upgrade" else f"{name}/downgrade",
             wall_s=time.perf_counter() - started,
@@ -98,7 +98,7 @@ class Greedy:
         reduced: Reduced,
         price: Float[np.ndarray, "groups choices"],
         steps: Steps,
-        choice: Int[np.ndarray, " groups"],
+        columns: Int[np.ndarray, " groups"],
         relaxed: Relaxed | None,
     ) -> Int[np.ndarray, " groups"]:
         """Take steps that save loss until none fits (`fill`) or one does not.
@@ -107,12 +107,12 @@ class Greedy:
         """
         if relaxed and self.criterion == "ratio":
             order, first = relaxed.priority, relaxed.taken
-            return upgrade(reduced, steps, order, choice, fill=self.fill, first=first)
+            return upgrade(reduced, steps, order, columns, fill=self.fill, first=first)
         saved, added = steps.saved(reduced.losses), -steps.saved(price)
         with np.errstate(divide="ignore", over="ignore"):
             ratio = np.where(added > 0, saved / added, np.inf)
         priority = steps.priority(self._order(steps, ratio))
-        return upgrade(reduced, steps, priority, choice, fill=self.fill)
+        return upgrade(reduced, steps, priority, columns, fill=self.fill)
 
     def _downgrade(
         self,
@@ -122,19 +122,19 @@ class Greedy:
         cheapest: Int[np.ndarray, " groups"],
     ) -> Int[np.ndarray, " groups"]:
         """Take steps that save cost until every budget is met; `cheapest` if none does."""
-        steps, choice = downgrades(reduced, frontiers), frontier_ends(frontiers)
+        steps, columns = downgrades(reduced, frontiers), frontier_ends(frontiers)
         added, saved = -steps.saved(reduced.losses), steps.saved(price)
         priority = steps.priority(self._order(steps, -added / saved))
         order = np.argsort(-priority, kind="stable")
-        used = reduced.used(choice)[:, None] + np.cumsum(steps.change[:, order], axis=1)
+        used = reduced.used(columns)[:, None] + np.cumsum(steps.change[:, order], axis=1)
         met = np.atleast_1d((used <= reduced.limits[:, None]).all(axis=0))
-        count = 0 if reduced.fits(choice) else int(met.argmax()) + 1 if met.any() else len(met)
-        choice[steps.group[order[:count]]] = steps.after[order[:count]]  # the last step stays
+        count = 0 if reduced.fits(columns) else int(met.argmax()) + 1 if met.any() else len(met)
+        columns[steps.group[order[:count]]] = steps.after[order[:count]]  # the last step stays
         for step in order[count:]:
-            if reduced.fits(choice):  # by exact sums
-                return choice
-            choice[steps.group[step]] = steps.after[step]
-        return choice if reduced.fits(choice) else cheapest
+            if reduced.fits(columns):  # by exact sums
+                return columns
+            columns[steps.group[step]] = steps.after[step]
+        return columns if reduced.fits(columns) else cheapest
 
     def _order(
         self, steps: Steps, ratio: Float[np.ndarray, " steps"]
@@ -151,7 +151,7 @@ def upgrade(
     reduced: Reduced,
     steps: Steps,
     priority: Float[np.ndarray, " steps"],
-    choice: Int[np.ndarray, " groups"],
+    columns: Int[np.ndarray, " groups"],
     *,
     fill: bool,
     first: Bool[np.ndarray, " steps"] | None = None,
@@ -160,13 +160,13 @@ def upgrade(
 
     Args:
         reduced: The problem.
-        steps: Steps from `choice`.
+        steps: Steps from `columns`.
         priority: Their order, never rising within a group; equal steps in their order.
-        choice: Where to start: within the budgets.
+        columns: Where to start: within the budgets.
         fill: Go on past a step that does not fit, without the later ones of its group.
         first: The steps before the first that does not fit, where they are known.
     """
-    used, taken = reduced.used(choice), np.zeros(len(priority), dtype=bool)
+    used, taken = reduced.used(columns), np.zeros(len(priority), dtype=bool)
     left = np.arange(len(priority))
     monotone = not (steps.change < 0).any()
     for _ in range(_ROUNDS if fill and monotone else 1):
@@ -181,11 +181,11 @@ def upgrade(
         taken[left[fits]] = True
         left = left[~fits]
         if monotone:
-            left = _reachable(steps, left, reduced.limits - used, len(choice))
+            left = _reachable(steps, left, reduced.limits - used, len(columns))
     if fill:
         _fill(reduced, steps, left[np.argsort(-priority[left], kind="stable")], used, taken)
     order = np.flatnonzero(taken)
-    moved = choice.copy()
+    moved = columns.copy()
     moved[steps.group[order]] = steps.after[order]  # the last step of a group stays
     if not reduced.fits(moved):  # sums of many numbers that are not integers are rounded
         order = order[np.argsort(-priority[order], kind="stable")]

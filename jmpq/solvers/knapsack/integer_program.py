@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.knapsack.frontier import undominated
 from jmpq.solvers.knapsack.greedy import Greedy
 from jmpq.solvers.knapsack.mixed_integer import (
@@ -89,7 +89,7 @@ class Exact:
         greedy = Greedy()(problem)
         reduced = problem.reduced()
         first = np.unique(problem.groups, return_index=True)[1]
-        best, loss, bound = greedy.choice[first], greedy.loss, greedy.bound
+        best, loss, bound = greedy.columns[first], greedy.loss, greedy.bound
         deadline, scale = started + self.time_limit_s, 0.0
         while loss - bound > OPTIMALITY * abs(loss):
             program = _Program.of(reduced, _useful(reduced, loss), loss, self.solver)
@@ -97,13 +97,13 @@ class Exact:
             if program.scale <= 2 * scale:  # a better answer has not made it any finer
                 break
             scale = program.scale
-            choice, proven = program.search(deadline, self.relative_gap)
+            columns, proven = program.search(deadline, self.relative_gap)
             bound = max(bound, min(proven, loss))
-            if choice is None:
+            if columns is None:
                 break
-            found = problem.evaluate(reduced.expand(choice))[0]
-            best, loss = (choice, found) if found < loss else (best, loss)
-        return solution_from_choice(
+            found = problem.evaluate(reduced.expand(columns))[0]
+            best, loss = (columns, found) if found < loss else (best, loss)
+        return solution_from_columns(
             problem,
             reduced.expand(best),
             bound=min(bound, loss),
@@ -170,14 +170,14 @@ class _Program:
         cuts: list[Bool[np.ndarray, " options"]] = []
         bound = -math.inf
         while len(cuts) <= _CUTS and (left := deadline - time.perf_counter()) > 0:
-            choice, proven = self.solve(cuts, left, gap)
+            columns, proven = self.solve(cuts, left, gap)
             bound = max(bound, proven)
-            if choice is None:
+            if columns is None:
                 break
-            excess = self.reduced.used(choice) - self.reduced.limits
+            excess = self.reduced.used(columns) - self.reduced.limits
             if (excess <= 0).all():
-                return choice, bound
-            cuts.append(self.cut(choice, int(excess.argmax())))
+                return columns, bound
+            cuts.append(self.cut(columns, int(excess.argmax())))
         return None, bound
 
     def solve(
@@ -211,14 +211,14 @@ class _Program:
                 bound = self.base + (dual - margin) / self.scale
         if not found or take.value is None:
             return None, bound
-        return self._choice(take.value), bound
+        return self._columns(take.value), bound
 
     def cut(
-        self, choice: Int[np.ndarray, " groups"], budget: int
+        self, columns: Int[np.ndarray, " groups"], budget: int
     ) -> Bool[np.ndarray, " options"]:
-        """Options as dear as `choice` in its groups: taking only such breaks the budget."""
+        """Options as dear as `columns` in its groups: taking only such breaks the budget."""
         cost = self.reduced.costs[budget]
-        return cost[self.rows, self.columns] >= cost[self.rows, choice[self.rows]]
+        return cost[self.rows, self.columns] >= cost[self.rows, columns[self.rows]]
 
     def _constraints(self, take: Any, cuts: list[Bool[np.ndarray, " options"]]) -> list[Any]:
         from scipy import sparse
@@ -237,7 +237,7 @@ class _Program:
         constraints += [cut.astype(float) @ take <= groups - 1.0 for cut in cuts]
         return constraints
 
-    def _choice(self, values: Float[np.ndarray, " options"]) -> Int[np.ndarray, " groups"]:
+    def _columns(self, values: Float[np.ndarray, " options"]) -> Int[np.ndarray, " groups"]:
         """The option of every group with the largest value."""
         table = np.full(self.reduced.losses.shape, -np.inf)
         table[self.rows, self.columns] = values

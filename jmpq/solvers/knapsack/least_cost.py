@@ -1,12 +1,15 @@
 """The inverse problem: the least cost under a ceiling on the loss."""
 
 import dataclasses
+import functools
 import math
 import time
 
 import numpy as np
 from jaxtyping import Int
 
+from jmpq.allocation import Allocation
+from jmpq.formats import Choice
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Infeasible, Status, least_losses
 from jmpq.solvers.knapsack.integer_program import Exact
@@ -20,7 +23,9 @@ class LeastCost:
     """The cheapest allocation under a ceiling on the loss; all but the bound follows from it.
 
     Attributes:
-        choice: Column of `Problem.losses`, one per layer.
+        layers: Layers of the problem.
+        choices: Candidates of the problem.
+        columns: Index of the choice that each layer takes, a column of `Problem.losses`.
         name: The cost that was minimised.
         cost: Its total, constants included.
         bound: Proven lower bound on it.
@@ -33,7 +38,9 @@ class LeastCost:
         wall_s: Seconds.
     """
 
-    choice: Int[np.ndarray, " layers"]
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
+    columns: Int[np.ndarray, " layers"]
     name: str
     cost: float
     bound: float
@@ -44,6 +51,11 @@ class LeastCost:
     costs: dict[str, float]
     solver: str
     wall_s: float
+
+    @functools.cached_property
+    def allocation(self) -> Allocation:
+        """The choice of every layer, by name; made when it is first asked for."""
+        return Allocation.from_columns(self.layers, self.choices, self.columns)
 
 
 def least_cost(
@@ -101,13 +113,15 @@ def least_cost(
         float_costs={},
     )
     solution = (solver or Exact())(exchanged)
-    loss, costs = problem.evaluate(solution.choice)
+    loss, costs = problem.evaluate(solution.columns)
     if loss > loss_ceiling + 4 * slack + ROUNDING * room:
         raise AssertionError(f"{solution.solver}: loss {loss} above {loss_ceiling}")
     cost = costs[name]
     bound = min(problem.constants.get(name, 0.0) + solution.bound, cost)
     return LeastCost(
-        choice=solution.choice,
+        layers=problem.layers,
+        choices=problem.choices,
+        columns=solution.columns,
         name=name,
         cost=cost,
         bound=bound,

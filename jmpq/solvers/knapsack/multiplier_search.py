@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.relaxation_bounds import (
     Multipliers,
@@ -67,12 +67,12 @@ class MultiplierSearch:
         ranked = self.multipliers(reduced, started + self.time_limit_s)
         bound = max(lagrangian_bound(reduced, prices) for prices in ranked)
         for prices in ranked:
-            choice = fill(reduced, repair(reduced, prices, best), prices)
-            if (found := _loss(reduced, choice)) < loss and reduced.fits(choice):
-                best, loss = choice, found
+            columns = fill(reduced, repair(reduced, prices, best), prices)
+            if (found := _loss(reduced, columns)) < loss and reduced.fits(columns):
+                best, loss = columns, found
             if loss - bound <= OPTIMALITY * abs(loss):
                 break
-        return solution_from_choice(
+        return solution_from_columns(
             problem,
             reduced.expand(best),
             bound=bound,
@@ -141,24 +141,24 @@ def repair(
         if high - low <= 1e-9 * high:
             break
         middle = 0.5 * (low + high)
-        choice = at(middle)
-        if reduced.fits(choice):
-            found, high = choice, middle
+        columns = at(middle)
+        if reduced.fits(columns):
+            found, high = columns, middle
         else:
             low = middle
     return found
 
 
 def fill(
-    reduced: Reduced, choice: Int[np.ndarray, " groups"], prices: Multipliers
+    reduced: Reduced, columns: Int[np.ndarray, " groups"], prices: Multipliers
 ) -> Int[np.ndarray, " groups"]:
     """Give away what is left of the budgets: most loss saved per price first."""
-    rows, choice = np.arange(len(choice)), choice.copy()
+    rows, columns = np.arange(len(columns)), columns.copy()
     worth = np.maximum(prices, 1e-12 * prices.max(initial=0.0))
     while True:
-        left = reduced.limits - reduced.used(choice)
-        saved = reduced.losses[rows, choice][:, None] - reduced.losses
-        extra = reduced.costs - reduced.costs[:, rows, choice][:, :, None]
+        left = reduced.limits - reduced.used(columns)
+        saved = reduced.losses[rows, columns][:, None] - reduced.losses
+        extra = reduced.costs - reduced.costs[:, rows, columns][:, :, None]
         able = (saved > 0) & (extra <= left[:, None, None]).all(axis=0)
         price = np.tensordot(worth, np.maximum(extra, 0.0), axes=1)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -168,15 +168,15 @@ def fill(
         order = order[np.isfinite(saved[order, column[order]]) & able[order, column[order]]]
         taken = _prefixes(extra[:, order, column[order]], left)
         if not len(taken):
-            return choice
-        after = choice.copy()
+            return columns
+        after = columns.copy()
         after[order[taken]] = column[order[taken]]
         if not reduced.fits(after):  # rounding at the limit: one by one is exact
-            after = choice.copy()
+            after = columns.copy()
             after[order[taken[0]]] = column[order[taken[0]]]
             if not reduced.fits(after):
-                return choice
-        choice = after
+                return columns
+        columns = after
 
 
 def _prefixes(
@@ -211,10 +211,10 @@ def _lagrangian(
 ) -> tuple[float, Float[np.ndarray, " budgets"]]:
     """Value and a subgradient, use less limits, in floating point."""
     priced = reduced.losses + np.tensordot(prices, reduced.costs, axes=1)
-    rows, choice = np.arange(len(priced)), priced.argmin(axis=1)
-    slope = reduced.costs[:, rows, choice].sum(axis=1) - reduced.limits
-    return float(priced[rows, choice].sum() - prices @ reduced.limits), slope
+    rows, columns = np.arange(len(priced)), priced.argmin(axis=1)
+    slope = reduced.costs[:, rows, columns].sum(axis=1) - reduced.limits
+    return float(priced[rows, columns].sum() - prices @ reduced.limits), slope
 
 
-def _loss(reduced: Reduced, choice: Int[np.ndarray, " groups"]) -> float:
-    return math.fsum(reduced.losses[np.arange(len(choice)), choice])
+def _loss(reduced: Reduced, columns: Int[np.ndarray, " groups"]) -> float:
+    return math.fsum(reduced.losses[np.arange(len(columns)), columns])

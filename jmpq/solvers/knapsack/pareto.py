@@ -6,6 +6,8 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
+from jmpq.allocation import Allocation
+from jmpq.formats import Choice
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.solvers.knapsack.frontier import convex_frontiers
 from jmpq.solvers.knapsack.frontier_steps import upgrades
@@ -22,9 +24,11 @@ class Hull:
         name: The cost.
         costs: Total cost of every point, constants included.
         losses: Total loss of every point.
-        first: Choice of every group at the first point.
-        steps: (group, choice) that leads from each point to the next.
+        first: Column of every group at the first point.
+        steps: (group, column) that leads from each point to the next.
         groups: Group of every layer.
+        layers: Layers of the problem.
+        choices: Candidates of the problem.
     """
 
     name: str
@@ -33,15 +37,21 @@ class Hull:
     first: Int[np.ndarray, " groups"]
     steps: Int[np.ndarray, "_ 2"]
     groups: Int[np.ndarray, " layers"]
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
 
-    def allocation(self, point: int) -> Int[np.ndarray, " layers"]:
-        """The choice of every layer at one point, counted from 0."""
+    def allocation(self, point: int) -> Allocation:
+        """The allocation at one point, counted from 0."""
+        return Allocation.from_columns(self.layers, self.choices, self.columns(point))
+
+    def columns(self, point: int) -> Int[np.ndarray, " layers"]:
+        """The column of every layer at one point, counted from 0."""
         if not 0 <= point < len(self.costs):
             raise ValueError(f"The hull has points 0 to {len(self.costs) - 1}, not {point}.")
-        choice = self.first.copy()
+        columns = self.first.copy()
         for group, column in self.steps[:point]:
-            choice[group] = column
-        return choice[self.groups]
+            columns[group] = column
+        return columns[self.groups]
 
     def within(self, limit: float) -> int:
         """The last point of cost at most `limit`.
@@ -67,27 +77,35 @@ class Front:
         name: The cost.
         costs: Total cost of every point, constants included.
         losses: Total loss of every point.
-        choices: For every group, the choice at each point of the partial front up to it.
+        taken: For every group, its column at each point of the partial front up to it.
         parents: For every group, the point of the partial front before it.
         groups: Group of every layer.
+        layers: Layers of the problem.
+        choices: Candidates of the problem.
     """
 
     name: str
     costs: Float[np.ndarray, " points"]
     losses: Float[np.ndarray, " points"]
-    choices: tuple[Int[np.ndarray, " _"], ...]
+    taken: tuple[Int[np.ndarray, " _"], ...]
     parents: tuple[Int[np.ndarray, " _"], ...]
     groups: Int[np.ndarray, " layers"]
+    layers: tuple[str, ...]
+    choices: tuple[Choice, ...]
 
-    def allocation(self, point: int) -> Int[np.ndarray, " layers"]:
-        """The choice of every layer at one point, counted from 0."""
+    def allocation(self, point: int) -> Allocation:
+        """The allocation at one point, counted from 0."""
+        return Allocation.from_columns(self.layers, self.choices, self.columns(point))
+
+    def columns(self, point: int) -> Int[np.ndarray, " layers"]:
+        """The column of every layer at one point, counted from 0."""
         if not 0 <= point < len(self.costs):
             raise ValueError(f"The front has points 0 to {len(self.costs) - 1}, not {point}.")
-        choice = np.zeros(len(self.choices), dtype=np.int64)
-        for group in reversed(range(len(self.choices))):
-            choice[group] = self.choices[group][point]
+        columns = np.zeros(len(self.taken), dtype=np.int64)
+        for group in reversed(range(len(self.taken))):
+            columns[group] = self.taken[group][point]
             point = int(self.parents[group][point])
-        return choice[self.groups]
+        return columns[self.groups]
 
 
 def pareto_hull(problem: Problem, name: str) -> Hull:
@@ -117,6 +135,8 @@ def pareto_hull(problem: Problem, name: str) -> Hull:
         first=first,
         steps=np.stack([group[order], column[order]], axis=1),
         groups=problem.groups,
+        layers=problem.layers,
+        choices=problem.choices,
     )
 
 
@@ -141,7 +161,7 @@ def pareto_front(problem: Problem, name: str, *, max_points: int = 2_000_000) ->
         limit = problem.budgets[name] + problem.rounding(name)
     limit -= problem.constants.get(name, 0.0)
     costs, losses = np.zeros(1), np.zeros(1)
-    choices, parents = [], []
+    taken, parents = [], []
     for group in range(len(cost)):
         options = np.flatnonzero(np.isfinite(reduced.losses[group]))
         total = (costs + cost[group, options][:, None]).ravel()
@@ -162,16 +182,18 @@ def pareto_front(problem: Problem, name: str, *, max_points: int = 2_000_000) ->
                 f"{len(cost)} groups, more than max_points={max_points}. Give a budget, round "
                 "the costs to coarser units, or use pareto_hull."
             )
-        choices.append(options[order // len(costs)])
+        taken.append(options[order // len(costs)])
         parents.append(order % len(costs))
         costs, losses = total[order], loss[order]
     return Front(
         name=name,
         costs=costs + problem.constants.get(name, 0.0),
         losses=losses,
-        choices=tuple(choices),
+        taken=tuple(taken),
         parents=tuple(parents),
         groups=problem.groups,
+        layers=problem.layers,
+        choices=problem.choices,
     )
 
 

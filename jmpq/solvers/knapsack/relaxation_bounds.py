@@ -118,13 +118,13 @@ class Relaxed(NamedTuple):
 
     Attributes:
         slope: Loss saved per cost of the step that breaks the budget; 0 where all steps fit.
-        choice: Of every group, after the steps before it.
+        columns: Of every group, after the steps before it.
         priority: Loss saved per cost of every step, never rising within a group.
         taken: The steps before the break.
     """
 
     slope: float
-    choice: Int[np.ndarray, " groups"]
+    columns: Int[np.ndarray, " groups"]
     priority: Float[np.ndarray, " steps"]
     taken: Bool[np.ndarray, " steps"]
 
@@ -145,9 +145,9 @@ def linear_relaxation(
     with np.errstate(over="ignore", divide="ignore"):
         priority = steps.priority(steps.saved(reduced.losses) / steps.change[0])
     taken = longest_prefix(priority, steps.change, reduced.limits - reduced.used(start))
-    choice = start.copy()
-    choice[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
-    return Relaxed(float(priority[~taken].max(initial=0.0)), choice, priority, taken)
+    columns = start.copy()
+    columns[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
+    return Relaxed(float(priority[~taken].max(initial=0.0)), columns, priority, taken)
 
 
 def _dual_values(reduced: Reduced) -> Multipliers:

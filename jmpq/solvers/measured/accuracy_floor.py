@@ -4,19 +4,20 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from jmpq.allocation import Allocation
 from jmpq.solvers.knapsack.pareto import Hull
-from jmpq.solvers.measured.objective_search import Objective
+from jmpq.solvers.measured.objective_search import Measurement
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class FloorSearch:
-    """What a bisection along the hull has measured.
+class CheapestAbove:
+    """The cheapest allocation above a floor, by bisection along the hull.
 
     Attributes:
         point: The cheapest point of the hull that measured at least the floor.
-        choice: Its allocation, one column per layer.
+        allocation: Its allocation.
         cost: Its cost.
         quality: Its measured quality.
         floor: What it had to stay above.
@@ -26,7 +27,7 @@ class FloorSearch:
     """
 
     point: int
-    choice: Int[np.ndarray, " layers"]
+    allocation: Allocation
     cost: float
     quality: float
     floor: float
@@ -36,13 +37,13 @@ class FloorSearch:
 
 def cheapest_above(
     hull: Hull,
-    evaluate: Objective,
+    evaluate: Measurement,
     floor: float,
     *,
     limit: float | None = None,
     steps: int = 8,
     progress: Callable[[int, float], None] = lambda point, quality: None,
-) -> FloorSearch:
+) -> CheapestAbove:
     """Bisect the model's trade-offs of loss and cost by real measurements.
 
     The measured quality need not rise from point to point: what comes back measured at least
@@ -68,7 +69,7 @@ def cheapest_above(
     def quality(point: int) -> float:
         if point not in known:
             values: Float[np.ndarray, " one"] = np.asarray(
-                evaluate(hull.allocation(point)[None]), np.float64
+                evaluate([hull.allocation(point)]), np.float64
             )
             if values.shape != (1,) or np.isnan(values[0]):
                 raise ValueError(f"The evaluation must return one number, got {values}.")
@@ -90,9 +91,9 @@ def cheapest_above(
             break
         middle = (low + high) // 2
         low, high = (low, middle) if quality(middle) >= floor else (middle, high)
-    return FloorSearch(
+    return CheapestAbove(
         point=high,
-        choice=hull.allocation(high),
+        allocation=hull.allocation(high),
         cost=float(hull.costs[high]),
         quality=known[high],
         floor=floor,

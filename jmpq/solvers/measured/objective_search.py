@@ -3,27 +3,50 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jmpq.formats import FLOAT_BITS, Choice, labels
+from jmpq.allocation import Allocation
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import Solution, solution_from_choice
+from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.greedy import Greedy
-from jmpq.solvers.quadratic.neighbourhood import Allocation, Neighbourhood
+from jmpq.solvers.quadratic.neighbourhood import Columns, Neighbourhood
 from jmpq.solvers.quadratic.separable_bounds import row_bound
 from jmpq.solvers.solver import Solver
 
-Objective = Callable[[Int[np.ndarray, "allocations layers"]], Float[np.ndarray, " allocations"]]
+
+@runtime_checkable
+class Objective(Protocol):
+    """Scores allocations in the inner loop of a search, thousands a second; less is better.
+
+    It takes a table, one allocation a row: a column of `Problem.choices` for every layer of
+    the problem, as `Problem.columns` gives it, so that no name is looked up. A joint predictor
+    is one by its `predict_columns` where problem and predictor have the same layers and
+    choices, else after `jmpq.allocation.translate_columns`.
+    """
+
+    def __call__(
+        self, table: Int[np.ndarray, "allocations layers"], /
+    ) -> Float[np.ndarray, " allocations"]: ...
+
+
+@runtime_checkable
+class Measurement(Protocol):
+    """Measures allocations, a few at a time: where one takes long, names cost nothing."""
+
+    def __call__(
+        self, allocations: Sequence[Allocation], /
+    ) -> Float[np.ndarray, " allocations"]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSearch:
     """Tabu search that minimises a callback, from the knapsack's answer: a `Solver`.
 
-    Superposed logits, a measured loss, or any other function of joint allocations. A step
+    Superposed logits or any other function of joint allocations that is quick. A step
     scores every single change in one call (also those that break a budget, which pairs may
     mend), then the pairs of changes whose separate effects promise most, and takes the best
     that holds every budget. No allocation is scored twice.
@@ -32,7 +55,7 @@ class ObjectiveSearch:
     the problem's own loss.
 
     Attributes:
-        objective: Scores allocations, rows of columns of `Problem.choices`, one per layer.
+        objective: Scores tables of allocations (`Objective`).
         name: What it is called in the solution.
         max_evaluations: Allocations scored, all calls together.
         time_limit_s: Seconds; a call of `objective` is not interrupted.
@@ -79,17 +102,17 @@ class ObjectiveSearch:
         first = np.unique(problem.groups, return_index=True)[1]
         scores = _Scores(self, reduced, started + self.time_limit_s)
         rng, near = np.random.default_rng(self.seed), Neighbourhood(reduced)
-        choice = self.start(problem.separable()).choice[first]
-        best, least = choice, float(scores(choice[None])[0])
+        columns = self.start(problem.separable()).columns[first]
+        best, least = columns, float(scores(columns[None])[0])
         for _ in range(self.restarts + 1):
-            found, value = self._walk(near, choice, scores, least)
+            found, value = self._walk(near, columns, scores, least)
             if value < least:
                 best, least = found, value
             if scores.exhausted:
                 break
             size = int(rng.integers(2, max(3, len(best) // 3) + 1))
-            choice = near.kick(best, cheapest, size, rng)
-        solution = solution_from_choice(
+            columns = near.kick(best, cheapest, size, rng)
+        solution = solution_from_columns(
             problem,
             reduced.expand(best),
             bound=row_bound(reduced),
@@ -99,34 +122,34 @@ class ObjectiveSearch:
         return dataclasses.replace(solution, objective=self.name, objective_value=least)
 
     def _walk(
-        self, near: Neighbourhood, choice: Allocation, scores: "_Scores", least: float
-    ) -> tuple[Allocation, float]:
-        best, lowest = choice, float(scores(choice[None])[0])
+        self, near: Neighbourhood, columns: Columns, scores: "_Scores", least: float
+    ) -> tuple[Columns, float]:
+        best, lowest = columns, float(scores(columns[None])[0])
         banned, idle = np.zeros(near.reduced.losses.size, dtype=np.int64), 0
         for step in range(1, 1 + 100 * self.patience):
-            move = self._best_move(near, choice, scores, banned > step, min(least, lowest))
+            move = self._best_move(near, columns, scores, banned > step, min(least, lowest))
             if move is None or idle >= self.patience or scores.exhausted:
                 break
             taken, value = move
             for option in taken:
                 group = option // near.reduced.losses.shape[1]
-                left = group * near.reduced.losses.shape[1] + choice[group]
+                left = group * near.reduced.losses.shape[1] + columns[group]
                 banned[left] = step + self.tenure
-            choice, idle = near.apply(choice, taken), idle + 1
+            columns, idle = near.apply(columns, taken), idle + 1
             if value < lowest:
-                best, lowest, idle = choice, value, 0
+                best, lowest, idle = columns, value, 0
         return best, lowest
 
     def _best_move(
         self,
         near: Neighbourhood,
-        choice: Allocation,
+        columns: Columns,
         scores: "_Scores",
         banned: np.ndarray,
         least: float,
     ) -> tuple[tuple[int, ...], float] | None:
         """The best scored move that is not banned or leads below `least`, and its score."""
-        for taken, value in scored_moves(near, choice, scores, self.max_pairs):
+        for taken, value in scored_moves(near, columns, scores, self.max_pairs):
             free = not any(banned[option] for option in taken)
             if free or value < least:
                 return taken, value
@@ -135,7 +158,7 @@ class ObjectiveSearch:
 
 def scored_moves(
     near: Neighbourhood,
-    choice: Allocation,
+    columns: Columns,
     score: Callable[[Int[np.ndarray, "rows groups"]], Float[np.ndarray, " rows"]],
     max_pairs: int,
 ) -> list[tuple[tuple[int, ...], float]]:
@@ -144,22 +167,22 @@ def scored_moves(
     All single changes are scored, also those that break a budget; then those pairs of them,
     at most `max_pairs`, whose separate effects promise most.
     """
-    here = float(score(choice[None])[0])
-    singles = np.flatnonzero(near.changes(choice))
-    values = score(np.array([near.apply(choice, (int(o),)) for o in singles]))
-    fits = near.single_changes(choice).ravel()[singles]
+    here = float(score(columns[None])[0])
+    singles = np.flatnonzero(near.changes(columns))
+    values = score(np.array([near.apply(columns, (int(o),)) for o in singles]))
+    fits = near.single_changes(columns).ravel()[singles]
     moves: list[tuple[int, ...]] = [(int(o),) for o in singles[fits]]
     found = values[fits].tolist()
     change = np.full(near.reduced.losses.size, np.inf)
     change[singles] = values - here
-    options = near.promising(choice, change.reshape(near.reduced.losses.shape))
+    options = near.promising(columns, change.reshape(near.reduced.losses.shape))
     promise = change[options][:, None] + change[options][None, :]
-    promise = np.where(near.pairs(choice, options), promise, np.inf).ravel()
+    promise = np.where(near.pairs(columns, options), promise, np.inf).ravel()
     order = np.argsort(promise, kind="stable")[:max_pairs]
     order = order[np.isfinite(promise[order])]
     pairs = [tuple(options[list(divmod(int(k), len(options)))].tolist()) for k in order]
     if pairs:
-        found += score(np.array([near.apply(choice, pair) for pair in pairs])).tolist()
+        found += score(np.array([near.apply(columns, pair) for pair in pairs])).tolist()
         moves += pairs
     order = np.argsort(found, kind="stable")
     return [(moves[k], found[k]) for k in order if np.isfinite(found[k])]
@@ -179,10 +202,10 @@ class _Scores:
         return used or time.perf_counter() > self.deadline
 
     def __call__(
-        self, choices: Int[np.ndarray, "allocations groups"]
+        self, table: Int[np.ndarray, "allocations groups"]
     ) -> Float[np.ndarray, " allocations"]:
         """Scores; +inf for what is no longer asked because the limits are reached."""
-        keys = [row.tobytes() for row in choices]
+        keys = [row.tobytes() for row in table]
         new = {key: k for k, key in enumerate(keys) if key not in self.known}
         asked = list(new.values())[: self.search.max_evaluations - len(self.known)]
         for start in range(0, len(asked), self.search.batch):
@@ -190,7 +213,7 @@ class _Scores:
                 break
             rows = asked[start : start + self.search.batch]
             values = np.asarray(
-                self.search.objective(choices[rows][:, self.reduced.groups]), dtype=np.float64
+                self.search.objective(table[rows][:, self.reduced.groups]), dtype=np.float64
             )
             if values.shape != (len(rows),) or np.isnan(values).any():
                 raise ValueError(
@@ -200,48 +223,3 @@ class _Scores:
                 )
             self.known |= {keys[k]: float(v) for k, v in zip(rows, values, strict=True)}
         return np.array([self.known.get(key, np.inf) for key in keys])
-
-
-def columns_of(
-    problem: Problem, layers: Sequence[str], choices: Sequence[Choice]
-) -> Callable[[Int[np.ndarray, "allocations layers"]], Int[np.ndarray, "allocations others"]]:
-    """From allocations of a problem to columns of another table of layers and choices.
-
-    `jmpq.Superposed` and sensitivities know every layer of the network; a problem may exclude
-    some, which then are unquantized.
-
-    >>> from jmpq.problem import problem_of
-    >>> problem = problem_of(np.zeros((2, 2)), {}, {}, layers=["a", "b"])  # W1 and W2
-    >>> translate = columns_of(problem, ["b", "head", "a"], [Choice(2), Choice(1), Choice(32)])
-    >>> translate(np.array([[0, 1]])).tolist()  # a at W1, b at W2, the head unquantized
-    [[0, 2, 1]]
-
-    Raises:
-        ValueError: If the table lacks a layer or choice of the problem, or has a layer that
-            the problem excludes but no unquantized choice.
-    """
-    if lacking := [name for name in problem.layers if name not in layers]:
-        raise ValueError(
-            f"The table knows no layer {lacking[0]!r}: it has {', '.join(layers)}."
-        )
-    if missing := [choice for choice in problem.choices if choice not in choices]:
-        raise ValueError(f"The table knows no {labels(missing)}: it has {labels(choices)}.")
-    excluded = [name for name in layers if name not in problem.layers]
-    unquantized = Choice(FLOAT_BITS, FLOAT_BITS)
-    if excluded and unquantized not in choices:
-        raise ValueError(
-            f"Layer {excluded[0]!r} is excluded from the problem, but the table has no "
-            f"unquantized choice for it: it has {labels(choices)}."
-        )
-    column = np.array([list(choices).index(choice) for choice in problem.choices])
-    at = np.array([list(layers).index(name) for name in problem.layers])
-    default = list(choices).index(unquantized) if excluded else 0
-
-    def translate(
-        choice: Int[np.ndarray, "allocations layers"],
-    ) -> Int[np.ndarray, "allocations others"]:
-        out = np.full((len(choice), len(layers)), default)
-        out[:, at] = column[choice]
-        return out
-
-    return translate

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Int
 
+from jmpq.allocation import Allocation
 from jmpq.journal import Journal
 from jmpq.problem.problem import Problem
-from jmpq.solvers.measured.objective_search import Objective, scored_moves
+from jmpq.solvers.measured.objective_search import Measurement, Objective, scored_moves
 from jmpq.solvers.quadratic.neighbourhood import Neighbourhood
 from jmpq.solvers.quadratic.tabu_search import LossField
 
@@ -23,7 +24,7 @@ class Refinement:
     """What measurement made of an allocation.
 
     Attributes:
-        choice: The allocation of least measured loss, one column per layer.
+        allocation: The allocation of least measured loss.
         measured: Its measured loss.
         start: Measured loss of the first allocation.
         path: Measured loss after every accepted swap, the first allocation's first.
@@ -33,7 +34,7 @@ class Refinement:
             where the evaluations ran out.
     """
 
-    choice: Int[np.ndarray, " layers"]
+    allocation: Allocation
     measured: float
     start: float
     path: tuple[float, ...]
@@ -44,8 +45,8 @@ class Refinement:
 
 def refine(
     problem: Problem,
-    choice: Int[np.ndarray, " layers"],
-    evaluate: Objective,
+    allocation: Allocation,
+    evaluate: Measurement,
     *,
     max_evaluations: int = 200,
     patience: int = 40,
@@ -66,14 +67,14 @@ def refine(
 
     Args:
         problem: Proposes; its budgets hold for every allocation measured.
-        choice: First allocation, a solver's answer.
-        evaluate: Measured losses of a batch of allocations (rows of columns per layer).
+        allocation: First allocation, a solver's answer.
+        evaluate: Measured losses of a batch of allocations.
         max_evaluations: Most allocations measured, the first included, and those in the
             journal too.
         patience: Proposals that fail in a row before the search ends.
         batch: Allocations in one call of `evaluate`.
         least_gain: What a swap has to gain, in the unit of the measurement: its noise.
-        predict: Predicted losses of a batch of allocations, in the place of the problem's; of
+        predict: Predicted losses of a table of allocations, in the place of the problem's; of
             the swaps the `MOST_PAIRS` that promise most by their single changes are ranked.
         journal: File of a journal, one entry an evaluation. Where it is there, its evaluations
             are not repeated: an interrupted refinement resumes, and a longer one builds on a
@@ -93,13 +94,14 @@ def refine(
             f"least_gain of at least 0; got {max_evaluations}, {patience}, {batch} and "
             f"{least_gain}."
         )
-    if over := problem.violated(problem.evaluate(choice)[1]):
+    columns = problem.columns(allocation)
+    if over := problem.violated(problem.evaluate(columns)[1]):
         raise ValueError(f"The first allocation breaks budget {', '.join(over)}.")
     reduced = problem.reduced(interactions=True)
     measure = _Measurements(problem, evaluate, journal, max_evaluations)
     first = np.unique(problem.groups, return_index=True)[1]
-    here = choice[first]
-    (start,) = measure([choice])
+    here = columns[first]
+    (start,) = measure([columns])
     path, failed, finished = [start], 0, False
     while not finished:
         finished, taken = True, None
@@ -123,7 +125,7 @@ def refine(
             finished = finished and failed >= patience
             break
     return Refinement(
-        choice=here[problem.groups],
+        allocation=problem.allocation(here[problem.groups]),
         measured=path[-1],
         start=start,
         path=tuple(path),
@@ -134,28 +136,28 @@ def refine(
 
 
 def _proposals(
-    near: Neighbourhood, choice: Int[np.ndarray, " groups"], predict: Objective | None
+    near: Neighbourhood, columns: Int[np.ndarray, " groups"], predict: Objective | None
 ) -> Iterator[Int[np.ndarray, " groups"]]:
     """Neighbours within the budgets, by the loss that the model predicts."""
     if predict is not None:
         groups = near.reduced.groups
-        moves = scored_moves(near, choice, lambda rows: predict(rows[:, groups]), MOST_PAIRS)
-        yield from (near.apply(choice, taken) for taken, _ in moves)
+        moves = scored_moves(near, columns, lambda rows: predict(rows[:, groups]), MOST_PAIRS)
+        yield from (near.apply(columns, taken) for taken, _ in moves)
         return
-    field = LossField.of(near.reduced, choice)
-    change = field.field - field.field[np.arange(len(choice)), choice][:, None]
-    single = np.where(near.single_changes(choice), change, np.inf).ravel()
-    options = near.promising(choice, change)
+    field = LossField.of(near.reduced, columns)
+    change = field.field - field.field[np.arange(len(columns)), columns][:, None]
+    single = np.where(near.single_changes(columns), change, np.inf).ravel()
+    options = near.promising(columns, change)
     pair = field.pair_changes(near, options, change.ravel()[options]).ravel()
     both = np.concatenate([single, pair])
     for at in np.argsort(both, kind="stable"):
         if not np.isfinite(both[at]):
             return
         if at < len(single):
-            yield near.apply(choice, (int(at),))
+            yield near.apply(columns, (int(at),))
         else:
             a, b = divmod(int(at) - len(single), len(options))
-            yield near.apply(choice, (int(options[a]), int(options[b])))
+            yield near.apply(columns, (int(options[a]), int(options[b])))
 
 
 def _better(
@@ -174,9 +176,9 @@ class _Measurements:
     """Measured losses by allocation, kept in the journal; no more than the limit."""
 
     def __init__(
-        self, problem: Problem, evaluate: Objective, path: pathlib.Path | None, limit: int
+        self, problem: Problem, evaluate: Measurement, path: pathlib.Path | None, limit: int
     ) -> None:
-        self.evaluate, self.limit = evaluate, limit
+        self.problem, self.evaluate, self.limit = problem, evaluate, limit
         choices = [choice.label for choice in problem.choices]
         work = {"refinement of": list(problem.layers), "choices": choices}
         self.journal = Journal(path, work, anew=False)
@@ -190,14 +192,15 @@ class _Measurements:
     def evaluations(self) -> int:
         return len(self.known)
 
-    def __call__(self, choices: list[Int[np.ndarray, " layers"]]) -> list[float]:
+    def __call__(self, rows: list[Int[np.ndarray, " layers"]]) -> list[float]:
         """Measured losses; +inf for what the limit leaves unmeasured."""
-        keys = [tuple(choice.tolist()) for choice in choices]
+        keys = [tuple(columns.tolist()) for columns in rows]
         asked = [key for key in dict.fromkeys(keys) if key not in self.known]
         left = max(self.limit - self.evaluations, 0)
         self.full, asked = self.full or len(asked) > left, asked[:left]
         if asked:
-            values = np.asarray(self.evaluate(np.array(asked)), dtype=np.float64)
+            allocations = [self.problem.allocation(np.array(key)) for key in asked]
+            values = np.asarray(self.evaluate(allocations), dtype=np.float64)
             if values.shape != (len(asked),) or not np.isfinite(values).all():
                 raise ValueError(
                     f"The evaluation must return one finite loss for each of the {len(asked)} "

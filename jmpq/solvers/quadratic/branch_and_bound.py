@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.quadratic.lifted import Lifted
-from jmpq.solvers.quadratic.neighbourhood import Allocation
+from jmpq.solvers.quadratic.neighbourhood import Columns
 from jmpq.solvers.quadratic.semidefinite import Iterate, Relaxation
 from jmpq.solvers.quadratic.separable_bounds import row_bound
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
@@ -66,12 +66,12 @@ class BranchAndBound:
         tree = _Tree(
             reduced=reduced,
             cheapest=cheapest_allocation(problem, reduced),
-            best=search(problem).choice[first],
+            best=search(problem).columns[first],
             enumerate_up_to=self.enumerate_up_to,
             deadline=started + self.time_limit_s,
         )
         tree.grow(Lifted.of_problem(reduced), row_bound(reduced), self.max_parts)
-        return solution_from_choice(
+        return solution_from_columns(
             problem,
             reduced.expand(tree.best),
             bound=min(tree.bound, tree.loss),
@@ -85,8 +85,8 @@ class _Tree:
     """The open parts, by bound, and the best allocation so far."""
 
     reduced: Reduced
-    cheapest: Allocation
-    best: Allocation
+    cheapest: Columns
+    best: Columns
     enumerate_up_to: int
     deadline: float
     loss: float = math.inf
@@ -165,9 +165,9 @@ class _Tree:
 
     def _try_all(self, part: Lifted) -> None:
         for _, taken in part.below(self.loss):
-            choice = part.choice(taken, *self.reduced.losses.shape[::-1])
-            if self.reduced.fits(choice):
-                self._offer(choice)
+            columns = part.columns(taken, *self.reduced.losses.shape[::-1])
+            if self.reduced.fits(columns):
+                self._offer(columns)
                 break
 
     def _round(self, part: Lifted, last: Iterate) -> None:
@@ -175,22 +175,22 @@ class _Tree:
         shares = last.product[0, 1 : 1 + len(part.of)]
         order = np.lexsort((-shares, part.of))
         taken = order[np.searchsorted(part.of[order], np.arange(part.groups))]
-        choice = part.choice(taken, *self.reduced.losses.shape[::-1])
-        if self.reduced.fits(choice):
+        columns = part.columns(taken, *self.reduced.losses.shape[::-1])
+        if self.reduced.fits(columns):
             short = LocalSearch(restarts=0, patience=10)
-            self._offer(short.search(self.reduced, choice, self.cheapest, self.deadline)[0])
+            self._offer(short.search(self.reduced, columns, self.cheapest, self.deadline)[0])
 
-    def _offer(self, choice: Allocation) -> None:
-        if (loss := self._loss(choice)) < self.loss:
-            self.best, self.loss = choice, loss
+    def _offer(self, columns: Columns) -> None:
+        if (loss := self._loss(columns)) < self.loss:
+            self.best, self.loss = columns, loss
 
     def _push(self, bound: float, part: Lifted, start: Iterate | None) -> None:
         heapq.heappush(self.heap, (bound, next(self.count), part, start))
 
-    def _loss(self, choice: Allocation) -> float:
-        rows = np.arange(len(choice))
-        loss = math.fsum(self.reduced.losses[rows, choice])
+    def _loss(self, columns: Columns) -> float:
+        rows = np.arange(len(columns))
+        loss = math.fsum(self.reduced.losses[rows, columns])
         if self.reduced.interactions is not None:
-            taken = self.reduced.interactions[rows, choice][:, rows, choice]
+            taken = self.reduced.interactions[rows, columns][:, rows, columns]
             loss = math.fsum([loss, 0.5 * math.fsum(taken.ravel())])
         return loss

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from jmpq.problem.problem import Problem
-from jmpq.problem.solution import Solution, solution_from_choice
+from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 
 
@@ -61,7 +61,7 @@ class BruteForce:
                 best, best_loss = np.array([column[k] for column in columns]), losses[k]
         if best is None:
             best = cheapest_allocation(problem, reduced)  # raises, with the reason
-        return solution_from_choice(
+        return solution_from_columns(
             problem,
             reduced.expand(best),
             bound=problem.evaluate(reduced.expand(best))[0],

@@ -167,7 +167,7 @@ class Lifted:
         for at in found[np.argsort(loss[found], kind="stable")]:
             yield float(loss[at]), picks[:, at]
 
-    def choice(
+    def columns(
         self, taken: Int[np.ndarray, " groups"], choices: int, groups: int
     ) -> Int[np.ndarray, " all_groups"]:
         """The whole allocation when the open groups take these options."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_choice
+from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.quadratic.separable_bounds import linear_program, row_bound
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 
@@ -62,7 +62,7 @@ class Linearized:
         seconds = min(self.search.time_limit_s, self.time_limit_s / 3)
         search = dataclasses.replace(self.search, time_limit_s=seconds, bound=False)
         best, bound = search(problem), row_bound(reduced)
-        choice, loss = best.choice, best.loss
+        columns, loss = best.columns, best.loss
         if loss - bound > OPTIMALITY * abs(loss):
             deadline = started + self.time_limit_s
             found, proven = _search(reduced, loss, bound, deadline)
@@ -70,10 +70,10 @@ class Linearized:
             if found is not None and reduced.fits(found):
                 other = reduced.expand(found)
                 if (least := problem.evaluate(other)[0]) < loss:
-                    choice, loss = other, least
-        return solution_from_choice(
+                    columns, loss = other, least
+        return solution_from_columns(
             problem,
-            choice,
+            columns,
             bound=min(bound, loss),
             solver="linearized",
             wall_s=time.perf_counter() - started,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from jmpq.problem.problem import Reduced
 from jmpq.solvers.knapsack.feasibility import combined_costs
 
-Allocation = Int[np.ndarray, " groups"]
+Columns = Int[np.ndarray, " groups"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,41 +34,41 @@ class Neighbourhood:
         """One cost from all budgets, +inf where not allowed."""
         return combined_costs(self.reduced)
 
-    def cost_changes(self, choice: Allocation) -> Float[np.ndarray, "budgets groups choices"]:
+    def cost_changes(self, columns: Columns) -> Float[np.ndarray, "budgets groups choices"]:
         """What every single change adds to the costs."""
-        rows = np.arange(len(choice))
-        return self.reduced.costs - self.reduced.costs[:, rows, choice][:, :, None]
+        rows = np.arange(len(columns))
+        return self.reduced.costs - self.reduced.costs[:, rows, columns][:, :, None]
 
-    def left(self, choice: Allocation) -> Float[np.ndarray, " budgets"]:
+    def left(self, columns: Columns) -> Float[np.ndarray, " budgets"]:
         """What the budgets leave."""
-        return self.reduced.limits - self.reduced.used(choice)
+        return self.reduced.limits - self.reduced.used(columns)
 
-    def single_changes(self, choice: Allocation) -> Bool[np.ndarray, "groups choices"]:
+    def single_changes(self, columns: Columns) -> Bool[np.ndarray, "groups choices"]:
         """Single changes that are allowed and hold every budget."""
-        left = self.left(choice)[:, None, None]
-        return self.changes(choice) & (self.cost_changes(choice) <= left).all(axis=0)
+        left = self.left(columns)[:, None, None]
+        return self.changes(columns) & (self.cost_changes(columns) <= left).all(axis=0)
 
-    def changes(self, choice: Allocation) -> Bool[np.ndarray, "groups choices"]:
+    def changes(self, columns: Columns) -> Bool[np.ndarray, "groups choices"]:
         """Single changes that are allowed, budgets ignored."""
         allowed = np.isfinite(self.reduced.losses)
-        allowed[np.arange(len(choice)), choice] = False
+        allowed[np.arange(len(columns)), columns] = False
         return allowed
 
     def promising(
-        self, choice: Allocation, change: Float[np.ndarray, "groups choices"]
+        self, columns: Columns, change: Float[np.ndarray, "groups choices"]
     ) -> Int[np.ndarray, " options"]:
         """Options worth trying in pairs: all of them, or those of least priced change.
 
         Args:
-            choice: The present allocation.
+            columns: The present allocation.
             change: What each single change adds to the objective.
         """
         groups = len(change)
-        options = np.flatnonzero(self.changes(choice))
+        options = np.flatnonzero(self.changes(columns))
         if len(options) <= self.max_options:
             return options
         rows = np.arange(groups)
-        price = self.price - self.price[rows, choice][:, None]
+        price = self.price - self.price[rows, columns][:, None]
         spent = np.ptp(np.where(np.isfinite(self.price), self.price, 0.0), axis=1).sum()
         worth = np.abs(np.where(np.isfinite(change), change, 0.0)).sum() / max(spent, 1e-300)
         priced = (change + worth * price).ravel()[options]
@@ -76,34 +76,34 @@ class Neighbourhood:
         return np.sort(options[kept])
 
     def pairs(
-        self, choice: Allocation, options: Int[np.ndarray, " options"]
+        self, columns: Columns, options: Int[np.ndarray, " options"]
     ) -> Bool[np.ndarray, "options options"]:
         """Pairs of changes in two groups that hold every budget, each once."""
         groups, choices = self.reduced.losses.shape
         of = options // choices
         fits = of[:, None] < of[None, :]  # options ascend: the upper triangle
-        changes = self.cost_changes(choice).reshape(-1, groups * choices)[:, options]
-        for row, left in zip(changes, self.left(choice), strict=True):
+        changes = self.cost_changes(columns).reshape(-1, groups * choices)[:, options]
+        for row, left in zip(changes, self.left(columns), strict=True):
             fits &= row[:, None] + row[None, :] <= left
         return fits
 
-    def apply(self, choice: Allocation, move: tuple[int, ...]) -> Allocation:
+    def apply(self, columns: Columns, move: tuple[int, ...]) -> Columns:
         """The allocation after a move: one option, or two of different groups."""
-        after = choice.copy()
+        after = columns.copy()
         for option in move:
             group, column = divmod(option, self.reduced.losses.shape[1])
             after[group] = column
         return after
 
     def kick(
-        self, choice: Allocation, cheapest: Allocation, changes: int, rng: np.random.Generator
-    ) -> Allocation:
+        self, columns: Columns, cheapest: Columns, changes: int, rng: np.random.Generator
+    ) -> Columns:
         """Give some groups a random choice, then cheapen random groups until it fits."""
-        after = choice.copy()
-        groups = rng.permutation(len(choice))
+        after = columns.copy()
+        groups = rng.permutation(len(columns))
         for group in groups[:changes]:
             after[group] = rng.choice(np.flatnonzero(np.isfinite(self.reduced.losses[group])))
-        for group in rng.permutation(len(choice)):
+        for group in rng.permutation(len(columns)):
             if self.reduced.fits(after):
                 break
             after[group] = cheapest[group]

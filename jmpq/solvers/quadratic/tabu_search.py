@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.problem.problem import Problem, Reduced
-from jmpq.problem.solution import Solution, solution_from_choice
+from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.greedy import Greedy
-from jmpq.solvers.quadratic.neighbourhood import Allocation, Neighbourhood
+from jmpq.solvers.quadratic.neighbourhood import Columns, Neighbourhood
 from jmpq.solvers.quadratic.separable_bounds import row_bound
 from jmpq.solvers.solver import Solver
 
@@ -36,7 +36,7 @@ class LocalSearch:
         time_limit_s: Seconds for the search.
         start: Solves the problem without its cross-layer terms.
         bound: Compute a (cheap) lower bound, `row_bound`; where False the bound is that of
-            `solution_from_choice`.
+            `solution_from_columns`.
 
     References:
         Glover (1989), Tabu search, part I.
@@ -74,9 +74,9 @@ class LocalSearch:
         reduced = problem.reduced(interactions=True)
         cheapest = cheapest_allocation(problem, reduced)
         first = np.unique(problem.groups, return_index=True)[1]
-        choice = self.start(problem.separable()).choice[first]
-        best, _ = self.search(reduced, choice, cheapest, started + self.time_limit_s)
-        return solution_from_choice(
+        columns = self.start(problem.separable()).columns[first]
+        best, _ = self.search(reduced, columns, cheapest, started + self.time_limit_s)
+        return solution_from_columns(
             problem,
             reduced.expand(best),
             bound=row_bound(reduced) if self.bound else -np.inf,
@@ -85,35 +85,35 @@ class LocalSearch:
         )
 
     def search(
-        self, reduced: Reduced, choice: Allocation, cheapest: Allocation, deadline: float
-    ) -> tuple[Allocation, float]:
-        """The best allocation found from `choice`, and its loss.
+        self, reduced: Reduced, columns: Columns, cheapest: Columns, deadline: float
+    ) -> tuple[Columns, float]:
+        """The best allocation found from `columns`, and its loss.
 
         Args:
             reduced: The problem over groups.
-            choice: A first allocation within the budgets.
+            columns: A first allocation within the budgets.
             cheapest: Another that kicks fall back on.
             deadline: By `time.perf_counter`.
         """
         rng = np.random.default_rng(self.seed)
         near = Neighbourhood(reduced, self.max_options)
-        best, least = choice, LossField.of(reduced, choice).loss
+        best, least = columns, LossField.of(reduced, columns).loss
         for _ in range(self.restarts + 1):
-            found, loss = self._tabu(near, choice, least, deadline)
+            found, loss = self._tabu(near, columns, least, deadline)
             if loss < least - 1e-12 * abs(least):
                 best, least = found, loss
             if time.perf_counter() > deadline:
                 break
             size = int(rng.integers(2, max(3, len(best) // 3) + 1))
-            choice = near.kick(best, cheapest, size, rng)
+            columns = near.kick(best, cheapest, size, rng)
         return best, least
 
     def _tabu(
-        self, near: Neighbourhood, choice: Allocation, least: float, deadline: float
-    ) -> tuple[Allocation, float]:
+        self, near: Neighbourhood, columns: Columns, least: float, deadline: float
+    ) -> tuple[Columns, float]:
         """One walk; `least` is the loss that a tabu move has to beat."""
-        state = LossField.of(near.reduced, choice)
-        best, loss = choice, state.loss
+        state = LossField.of(near.reduced, columns)
+        best, loss = columns, state.loss
         banned = np.zeros(near.reduced.losses.size, dtype=np.int64)  # until this step
         tenure = min(self.tenure, 1 + int(np.isfinite(near.reduced.losses).sum()) // 4)
         idle = 0
@@ -124,8 +124,8 @@ class LocalSearch:
             for option in move:
                 banned[state.change(option)] = step + tenure
             idle += 1
-            if state.loss < loss - 1e-12 * abs(loss) and near.reduced.fits(state.choice):
-                best, loss, idle = state.choice.copy(), state.loss, 0
+            if state.loss < loss - 1e-12 * abs(loss) and near.reduced.fits(state.columns):
+                best, loss, idle = state.columns.copy(), state.loss, 0
             if idle >= self.patience:
                 break
         return best, loss
@@ -136,43 +136,43 @@ class LossField:
     """An allocation with the loss that every option would add to it, kept up to date."""
 
     reduced: Reduced
-    choice: Allocation
+    columns: Columns
     field: Float[np.ndarray, "groups choices"]  # own loss and cross terms with the others
 
     @classmethod
-    def of(cls, reduced: Reduced, choice: Allocation) -> "LossField":
+    def of(cls, reduced: Reduced, columns: Columns) -> "LossField":
         field = reduced.losses.copy()
         if reduced.interactions is not None:
-            field += reduced.interactions[np.arange(len(choice)), choice].sum(axis=0)
-        return cls(reduced, choice.copy(), field)
+            field += reduced.interactions[np.arange(len(columns)), columns].sum(axis=0)
+        return cls(reduced, columns.copy(), field)
 
     @property
     def loss(self) -> float:
         """Half of every cross term stands in each of its two groups' fields."""
-        rows = np.arange(len(self.choice))
-        halves = self.reduced.losses[rows, self.choice] + self.field[rows, self.choice]
+        rows = np.arange(len(self.columns))
+        halves = self.reduced.losses[rows, self.columns] + self.field[rows, self.columns]
         return 0.5 * float(halves.sum())
 
     def change(self, option: int) -> int:
         """Give a group another choice; returns the option that it leaves."""
         group, column = divmod(option, self.field.shape[1])
-        old = int(self.choice[group])
+        old = int(self.columns[group])
         cross = self.reduced.interactions
         if cross is not None:
             self.field += cross[group, column] - cross[group, old]
-        self.choice[group] = column
+        self.columns[group] = column
         return group * self.field.shape[1] + old
 
     def best_move(
         self, near: Neighbourhood, banned: np.ndarray, least: float
     ) -> tuple[int, ...] | None:
         """The move of least loss that is not banned, or leads below `least`."""
-        rows = np.arange(len(self.choice))
-        change = self.field - self.field[rows, self.choice][:, None]
+        rows = np.arange(len(self.columns))
+        change = self.field - self.field[rows, self.columns][:, None]
         below = least - self.loss - 1e-12 * abs(least)
-        single = np.where(near.single_changes(self.choice), change, np.inf).ravel()
+        single = np.where(near.single_changes(self.columns), change, np.inf).ravel()
         single[banned & (single >= below)] = np.inf
-        options = near.promising(self.choice, change)
+        options = near.promising(self.columns, change)
         pair = self.pair_changes(near, options, change.ravel()[options])
         held = banned[options]
         pair[(held[:, None] | held[None, :]) & (pair >= below)] = np.inf
@@ -194,8 +194,8 @@ class LossField:
             size = self.reduced.losses.size
             cross = self.reduced.interactions.reshape(size, size)
             choices = self.field.shape[1]
-            now = options // choices * choices + self.choice[options // choices]
+            now = options // choices * choices + self.columns[options // choices]
             total += cross[options[:, None], options] + cross[now[:, None], now]
             mixed = cross[now[:, None], options]
             total -= mixed + mixed.T
-        return np.where(near.pairs(self.choice, options), total, np.inf)
+        return np.where(near.pairs(self.columns, options), total, np.inf)
