@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class ArtifactKind:
     """One kind of artifact.
 
     Attributes:

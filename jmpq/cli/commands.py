@@ -74,9 +74,7 @@ def solve(
     from jmpq.run.steps.solve import solve
 
     reporter = progress.TERMINAL
-    show_plan(
-        solve(run, options, comparison=comparison, inverse=inverse, reporter=reporter)
-    )
+    show_plan(solve(run, options, comparison=comparison, inverse=inverse, reporter=reporter))
 
 
 def race(run: RunPath, options: Annotated[o.Race, arg(name="")] = o.Race()) -> None:
@@ -122,9 +120,7 @@ def floor(run: RunPath, options: Annotated[o.Floor, arg(name="")] = o.Floor()) -
     floor(run, options, reporter=progress.TERMINAL)
 
 
-def evaluate(
-    run: RunPath, options: Annotated[o.Evaluate, arg(name="")] = o.Evaluate()
-) -> None:
+def evaluate(run: RunPath, options: Annotated[o.Evaluate, arg(name="")] = o.Evaluate()) -> None:
     """Measure the allocations of the plan: RUN/evaluation.json.
 
     Loss (that of the sensitivities), KL divergence to the float network and top-1, on the
@@ -139,9 +135,7 @@ def evaluate(
     evaluate(run, options, reporter=progress.TERMINAL)
 
 
-def finetune(
-    run: RunPath, options: Annotated[o.Finetune, arg(name="")] = o.Finetune()
-) -> None:
+def finetune(run: RunPath, options: Annotated[o.Finetune, arg(name="")] = o.Finetune()) -> None:
     """Train the network for an allocation's bits: RUN/finetuned.safetensors, finetuning.json.
 
     The network is quantized in every forward pass; batch statistics are frozen, their scale

@@ -14,7 +14,7 @@ DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven boun
 Steps, in order: train (built-in networks), layers, sensitivity, solve, then if wanted race,
 refine or floor, evaluate, if wanted finetune, report. Each writes one artifact into the run
 folder and can be restarted there; demo runs them all on embedded data. Losses are mean nats
-per example, sizes bytes (MB = 10^6)."""
+per example, sizes bytes (MB = 10^6). `jmpq --version` tells the version."""
 
 STEPS = (
     commands.train,

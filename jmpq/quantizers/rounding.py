@@ -55,9 +55,7 @@ def hessian_codes(
     dtype = f"{'u' if spec.grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
     optimise = {"gptq": round_by_hessian, "adaround": learn_rounding}[spec.rounding]
     codes: list[Array | None] = [None] * len(network.layers)
-    journal = shared_journal(
-        partial, {"spec": dataclasses.asdict(spec), "bits": list(bits)}
-    )
+    journal = shared_journal(partial, {"spec": dataclasses.asdict(spec), "bits": list(bits)})
 
     def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
         matrix = network.to_matrix(layer, network.kernels()[layer])

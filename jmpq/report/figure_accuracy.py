@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jmpq.formats import Choice
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 from jmpq.report.measured import Split, kind, outcome
 from jmpq.report.style import (
     NothingToDrawError,

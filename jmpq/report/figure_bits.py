@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import FLOAT_BITS
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 from jmpq.report.measured import kind, within_budgets
 from jmpq.report.style import (
     NothingToDrawError,

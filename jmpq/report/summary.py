@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jmpq.report.artifacts import Artifacts, Json
+from jmpq.report.contents import Contents, Json
 from jmpq.report.measured import (
     evaluated,
     kind,
@@ -16,11 +16,11 @@ from jmpq.report.measured import (
 from jmpq.report.style import cost_named, metric_name
 
 
-def summary(artifacts: Artifacts) -> list[tuple[str, str]]:
+def summary(contents: Contents) -> list[tuple[str, str]]:
     """Heading and sentences for the top of the page, in reading order."""
-    plan, evaluation = artifacts.plan, artifacts.evaluation
+    plan, evaluation = contents.plan, contents.evaluation
     found = [
-        ("Network", _network(artifacts)),
+        ("Network", _network(contents)),
         ("Budget", _budgets(plan)),
         ("By prediction", _predicted(plan)),
         ("By measurement", _measured(plan, evaluation)),
@@ -40,13 +40,12 @@ def unmeasured(plan: Json, evaluation: Json) -> list[str]:
     return [a["name"] for a in plan["allocations"] if a["name"] not in done]
 
 
-def _network(artifacts: Artifacts) -> str:
-    plan = artifacts.plan
-    spec = artifacts.layers.get("network", {})
-    name = spec.get("name") or spec.get("model") or "the network"
-    table = {layer["name"]: layer for layer in artifacts.layers["layers"]}
-    weights = sum(table[layer]["parameters"] for layer in plan["layers"])
-    text = f"{len(plan['layers'])} layers of {name} with {weights:,} weights were quantized; "
+def _network(contents: Contents) -> str:
+    plan = contents.plan
+    table = {layer.name: layer for layer in contents.layers.layers}
+    weights = sum(table[layer].parameters for layer in plan["layers"])
+    model = contents.layers.network.model
+    text = f"{len(plan['layers'])} layers of {model} with {weights:,} weights were quantized; "
     text += f"candidates for each: {', '.join(plan['choices'])}."
     if others := [name for name in table if name not in set(plan["layers"])]:
         text += f" Not searched: {_some(others)}."

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jmpq.problem.costs import COSTS
-from jmpq.report.artifacts import Artifacts, Json, relative_metrics
+from jmpq.report.contents import Contents, Json, relative_metrics
 from jmpq.report.figure_finetuning import STAGES
 from jmpq.report.measured import (
     Group,
@@ -159,9 +159,9 @@ def correlation_rows(
     return rows
 
 
-def provenance_rows(artifacts: Artifacts) -> list[Row]:
+def provenance_rows(contents: Contents) -> list[Row]:
     """Splits, hashes, versions, quantizers and rules, as name and value."""
-    plan, evaluation = artifacts.plan, artifacts.evaluation
+    plan, evaluation = contents.plan, contents.evaluation
     rows: list[Row] = []
     for split, facts in evaluation.get("splits", {}).items():
         for key, value in facts.items():
@@ -170,12 +170,11 @@ def provenance_rows(artifacts: Artifacts) -> list[Row]:
         for key, value in reference.items():
             rows.append({"of": f"float network, {split} split", "name": key, "value": value})
     for source, name in ((plan, "plan"), (evaluation, "evaluation")):
-        skipped = ("schema", "layers", "choices", "allocations", "solve_times", "measured",
-                   "predictions", "splits", "float", "budgets")  # fmt: skip
+        skipped = ("layers", "choices", "allocations", "measured", "splits", "float", "budgets")
         for key, value in source.items():
             if key not in skipped:
                 rows.append({"of": name, "name": key, "value": _text(value)})
-    for key, value in artifacts.layers.get("network", {}).items():
+    for key, value in dataclasses.asdict(contents.layers.network).items():
         rows.append({"of": "network", "name": key, "value": _text(value)})
     return rows
 
@@ -195,7 +194,7 @@ def _finetuning_table(finetuning: Json) -> Table:
     return Table(
         name="finetuning",
         title="Post-training against fine-tuned",
-        note=f"T7. Allocation {finetuning['allocation']}, evaluation split; {method}, {epochs} "
+        note=f"T7. Allocation {finetuning['name']}, evaluation split; {method}, {epochs} "
         f"epochs, {finetuning['steps']} steps in {finetuning['seconds']:.0f} s. KL to the "
         "float network; ± is one standard error.",
         rows=rows,
@@ -210,15 +209,15 @@ def _finetuning_table(finetuning: Json) -> Table:
     )
 
 
-def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
+def all_tables(contents: Contents) -> tuple[Table, ...]:
     """The tables of the report, in order."""
-    plan, evaluation = artifacts.plan, artifacts.evaluation
-    relative = relative_metrics(artifacts.sensitivities)
+    plan, evaluation = contents.plan, contents.evaluation
+    relative = relative_metrics(contents.sensitivities)
     allocations = allocation_rows(plan, evaluation, relative=relative)
     main = [row for row in allocations if row["kind"] not in ("sweep", "single", "random")]
     bits = bits_rows(plan)
     few = [a["name"] for a in plan["allocations"] if a["role"] == "solution"][:8]
-    provenance = provenance_rows(artifacts)
+    provenance = provenance_rows(contents)
     correlations = correlation_rows(plan, evaluation, relative=relative)
     gaps = gap_rows(plan)
     return (
@@ -233,7 +232,7 @@ def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
             columns=_allocation_columns(main),
             shown=main,
         ),
-        *([_finetuning_table(artifacts.finetuning)] if artifacts.finetuning else []),
+        *([_finetuning_table(contents.finetuning)] if contents.finetuning else []),
         Table(
             name="correlations",
             title="Predicted against measured",

@@ -7,12 +7,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from jmpq.allocation import Allocation
-from jmpq.artifact import Kind, fields_of
+from jmpq.artifact import ArtifactKind, fields_of
 from jmpq.files import write_json
 from jmpq.network.layers import Layer, layers_from_json, layers_to_json
 from jmpq.quantizers.spec import KernelSpec
@@ -20,9 +20,9 @@ from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 
 Json = Mapping[str, Any]
 
-LAYERS = Kind("layers", 2, "layers")
-EVALUATION = Kind("evaluation", 2, "evaluate")
-FINETUNING = Kind("finetuning", 2, "finetune")
+LAYERS = ArtifactKind("layers", 2, "layers")
+EVALUATION = ArtifactKind("evaluation", 2, "evaluate")
+FINETUNING = ArtifactKind("finetuning", 2, "finetune")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class LayerTable:
         return tuple(layer.name for layer in self.layers)
 
     @classmethod
-    def read(cls, path: pathlib.Path) -> Self:
+    def read(cls, path: pathlib.Path) -> "LayerTable":
         """Read ``layers.json``.
 
         Raises:
@@ -142,7 +142,7 @@ class Sensitivities:
         return load_arrays(self.path)
 
     @classmethod
-    def read(cls, path: pathlib.Path) -> Self:
+    def read(cls, path: pathlib.Path) -> "Sensitivities":
         """Read ``sensitivity.npz``.
 
         Raises:
@@ -162,7 +162,7 @@ class Evaluation:
         loss: Name of the loss that was measured.
         correct: Correction of the layers' outputs.
         correct_examples: Calibration examples that the correction looked at.
-        device: Kind of device.
+        device: ArtifactKind of device.
         splits: Name, size, seed and hash of the examples, by split.
         float: Outcome of the float network, by split.
         timing: Seconds per allocation, by split.
@@ -182,7 +182,7 @@ class Evaluation:
     measured: dict[str, dict[str, dict[str, Any]]]
 
     @classmethod
-    def read(cls, path: pathlib.Path) -> Self:
+    def read(cls, path: pathlib.Path) -> "Evaluation":
         """Read ``evaluation.json``.
 
         Raises:
@@ -212,7 +212,7 @@ class Finetuning:
         config: Options of the training.
         seed: Seed of the training.
         devices: Number of devices.
-        device: Kind of device.
+        device: ArtifactKind of device.
         versions: Versions of the packages that the outcomes depend on.
         splits: Name, size, seed and hash of the examples, by purpose.
         loss: Name of the loss of the outcomes.
@@ -242,7 +242,7 @@ class Finetuning:
     seconds: float
 
     @classmethod
-    def read(cls, path: pathlib.Path) -> Self:
+    def read(cls, path: pathlib.Path) -> "Finetuning":
         """Read ``finetuning.json``.
 
         Raises:
@@ -265,14 +265,12 @@ class Finetuning:
 
 def _shallow(artifact: Any) -> dict[str, Any]:
     """Fields by name, values as they are."""
-    return {
-        field.name: getattr(artifact, field.name) for field in dataclasses.fields(artifact)
-    }
+    return {field.name: getattr(artifact, field.name) for field in dataclasses.fields(artifact)}
 
 
 def _read(
     cls: Any,
-    kind: Kind,
+    kind: ArtifactKind,
     path: pathlib.Path,
     typed: Any = lambda record: {},
 ) -> Any:

@@ -1,9 +1,10 @@
 """The run folder: which artifact lies where, and which must have been made from which.
 
-``layers.json`` knows the weights. ``sensitivity.npz`` was made from those weights, ``plan.json``
-from that sensitivity file, ``evaluation.json`` from that plan. An artifact is read together
-with all that it was made from; where one does not belong, the error names the step to run
-again. A step reads what it needs at its head, so that nothing is computed from a mixture.
+``layers.json`` knows the weights. ``sensitivity.npz`` was made from those weights,
+``plan.json`` from that sensitivity file, ``evaluation.json`` from that plan. An artifact is
+read together with all that it was made from; where one does not belong, the error names the
+step to run again. A step reads what it needs at its head, so that nothing is computed from a
+mixture.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from jmpq.artifact import Kind
+from jmpq.artifact import ArtifactKind
 from jmpq.files import check_writable, file_sha256
 from jmpq.problem import plan as plans
 from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
@@ -150,7 +151,7 @@ class RunFolder:
         plan = dataclasses.replace(self.plan, allocations=(*kept, new))
         write_plan(self.path / PLAN, plan)
 
-    def _stale(self, name: str, source: str, what: str, kind: Kind) -> ValueError:
+    def _stale(self, name: str, source: str, what: str, kind: ArtifactKind) -> ValueError:
         return ValueError(
             f"{self.path / name} was made from another {self.path / source} ({what} differ): "
             f"{kind.command(self.path / name)} again, and the steps after it."

@@ -10,7 +10,11 @@ from jmpq.solvers import Exact, least_cost, pareto_hull, write_csv
 
 
 def least_cost_allocations(
-    problems: Mapping[str, Problem], options: Inverse, *, time_limit_s: float, reporter: Reporter
+    problems: Mapping[str, Problem],
+    options: Inverse,
+    *,
+    time_limit_s: float,
+    reporter: Reporter,
 ) -> Iterator[PlannedAllocation]:
     """The cheapest allocation of every metric under a ceiling on its loss, budgets ignored.
 

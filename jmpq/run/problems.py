@@ -88,12 +88,12 @@ def table_of(folder: RunFolder, metric: str | None) -> Sensitivity:
     """
     tables = folder.sensitivities.tables
     plain = re.sub("_(full|kl|loss)$", "", metric or "")
-    return next((tables[n] for n in (metric, plain) if n in tables), next(iter(tables.values())))
+    return next(
+        (tables[n] for n in (metric, plain) if n in tables), next(iter(tables.values()))
+    )
 
 
-def all_rules(
-    folder: RunFolder, options: Solve, choices: Sequence[Choice]
-) -> tuple[Rule, ...]:
+def all_rules(folder: RunFolder, options: Solve, choices: Sequence[Choice]) -> tuple[Rule, ...]:
     """The rules asked for, in order: the user's, first and last layer, ready-made ties.
 
     Raises:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -16,12 +16,14 @@ from rich.progress import (
 )
 
 
+@runtime_checkable
 class MoveBar(Protocol):
     """Moves a bar."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
+@runtime_checkable
 class OpenBar(Protocol):
     """Opens a bar for some work, which is moved until the block ends."""
 

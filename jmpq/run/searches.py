@@ -1,4 +1,4 @@
-"""Searches on what composed logits predict of whole allocations, instead of sums over layers."""
+"""Searches on what composed logits predict of whole allocations."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,7 @@
 """The loop over batches: interruptions, weights of batches, errors; by a stand-in metric."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import Terms, analyse
+from jmpq.sensitivity.metrics import MetricName, make_metric
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
 from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
 from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton
@@ -215,3 +217,10 @@ def test_nothing_to_analyse_is_refused(moves, data):
     )
     with pytest.raises(ValueError, match=r"4 batches, 0 moves. Give calibration examples"):
         analyse(none, Means(), data, choice_grid((32,)))
+
+
+def test_every_metric_goes_by_its_name():
+    names = [name for name in typing.get_args(MetricName) if name != "composed"]
+    assert [make_metric(name).name for name in names] == names
+    with pytest.raises(ValueError, match="'composed' is made of logit changes"):
+        make_metric("composed")

@@ -221,7 +221,9 @@ def _composed(
         measured = Superposed.measure(
             moves,
             data,
-            tuple(dict.fromkeys((*work.choices, UNQUANTIZED))),  # of layers that a plan excludes
+            tuple(
+                dict.fromkeys((*work.choices, UNQUANTIZED))
+            ),  # of layers that a plan excludes
             mesh=work.mesh,
             partial=work.journal(name),
             provenance=provenance,

@@ -1,4 +1,4 @@
-"""Solving: allocations for any budget, with bounds; no data, and JAX for logit changes alone."""
+"""Solving: allocations for any budget, with bounds, from sensitivities alone."""
 
 import datetime
 import os

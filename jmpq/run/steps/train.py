@@ -64,9 +64,7 @@ def train(
         "heldout_top1": heldout.top1,
         **({} if tokenizer is None else _vocabulary(tokenizer)),
     }
-    save_variables(
-        run.path / WEIGHTS, variables, architecture=options.model, metadata=metadata
-    )
+    save_variables(run.path / WEIGHTS, variables, architecture=options.model, metadata=metadata)
     if tokenizer is not None:
         tokenizer.save(run.path / TOKENIZER)
     reporter.say(f"Held-out top-1 {100 * heldout.top1:.2f} % on {heldout.examples} examples.")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import scipy.optimize
 from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation, column_table
@@ -120,6 +119,8 @@ class Saturated:
             ValueError: If there are fewer than two allocations, a measurement is not finite,
                 or no loss in the table is positive.
         """
+        import scipy.optimize  # slow to import, and needed here alone
+
         measured = np.asarray(measured, np.float64)
         count, finite = len(allocations), int(np.isfinite(measured).sum())
         if not 2 <= count == finite == len(measured):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jmpq.allocation import Allocation, column_table
+from jmpq.artifact import ArtifactKind
 from jmpq.devices import shared_journal, to_host
 from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, Choice
@@ -24,7 +25,7 @@ from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
-SCHEMA, VERSION = "jmpq/superposed", 1
+KIND = ArtifactKind("superposed", 1, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
 WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
 
@@ -241,9 +242,7 @@ class Superposed:
 
     def save(self, path: pathlib.Path) -> None:
         """Write one npz file, whole or not at all."""
-        header = {
-            "schema": SCHEMA,
-            "version": VERSION,
+        header = KIND.header | {
             "layers": self.layers,
             "choices": [choice.label for choice in self.choices],
             "moves": self.moves,
@@ -267,22 +266,14 @@ class Superposed:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is not one of superposed logits of this version.
         """
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"{path} not found: measure the logit changes first.")
+        KIND.existing(path := pathlib.Path(path))
         try:
             with np.load(path, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 arrays = {k: stored[k] for k in ("logits", "changes_by_move", "targets")}
-            got = header["schema"], header["version"]
         except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path} is no file of superposed logits; measure the logit changes again."
-            ) from error
-        if got != (SCHEMA, VERSION):
-            raise ValueError(
-                f"{path} holds {got[0]} version {got[1]}; this jmpq reads {SCHEMA} version "
-                f"{VERSION}. Measure the logit changes again."
-            )
+            raise KIND.unusable(path, "not a file of superposed logits") from error
+        KIND.check(path, header)
         return cls(
             layers=tuple(header["layers"]),
             choices=tuple(Choice.parse(label) for label in header["choices"]),
