@@ -206,10 +206,10 @@ def measure(
     """
     import json
 
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.measure import Evaluator, Outcome
     from jmpq.files import json_sha256
+    from jmpq.run.progress import bar
 
     identity = json_sha256(
         {
@@ -285,7 +285,7 @@ def analyse_all(
     folder: pathlib.Path,
 ) -> "dict[str, Sensitivity]":
     """Every metric on one set of calibration examples; finished ones are read from `folder`."""
-    from jmpq.cli.progress import bar
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
@@ -323,7 +323,7 @@ def superpose(
     config: Config, setting: Setting, source: Source, folder: pathlib.Path
 ) -> "Superposed":
     """Logit changes of every move on one set of calibration examples."""
-    from jmpq.cli.progress import bar
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.logits.superposed import Superposed
     from jmpq.sensitivity.moves import MoveNetwork
 
@@ -350,7 +350,7 @@ def run(
     config: Config, name: str, folder: pathlib.Path, data_dir: pathlib.Path | None
 ) -> dict[str, Any]:
     """The study of one network; interrupted, it goes on from what is in `folder`."""
-    from jmpq.cli.run_folder import versions
+    from jmpq.files import versions
 
     setting = prepare(config, name, folder, data_dir)
     first = name == config.networks[0]

@@ -30,11 +30,10 @@ from experiments import outcome
 from experiments.provenance import commit, machine, versions
 from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays
-from jmpq.cli.finetune import training_curve
-from jmpq.cli.scale import Scale
 from jmpq.deploy.correction import Correct
 from jmpq.journal import Journal
 from jmpq.quantizers.spec import Rounding
+from jmpq.run.options import Compute
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -445,9 +444,9 @@ def _finetuned(
     """One fine-tuning: what is measured after it, its curve."""
     import time
 
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.finetune import finetune
+    from jmpq.run import bar, training_curve
 
     allocation = setting.allocations[name].allocation
     words = ["checkpoints", name, method, start, f"{config.learning_rate:g}", str(seed)]
@@ -506,8 +505,9 @@ def main(
         dtype: Another precision of products.
     """
     from jmpq.files import write_json
+    from jmpq.run.compute import join_devices
 
-    mesh = Scale(devices=devices).mesh()
+    mesh = join_devices(Compute(devices=devices))
     name = "smoke" if smoke else schedule
     config = SMOKE if smoke else SCHEDULES[schedule]
     given = {"seeds": seeds, "training_examples": training_examples, "evaluation": evaluation,

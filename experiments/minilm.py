@@ -257,11 +257,12 @@ def run(
         write: Called with the result so far after every number of groups.
     """
     import jax
-
     from jmpq.cli.progress import bar
+
     from jmpq.data.batches import batches
     from jmpq.deploy.similarity import SimilarityEvaluator
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.run.progress import bar
 
     setting = load(config, data_dir)
     data = [
@@ -274,7 +275,7 @@ def run(
     }
     header = {"config": dataclasses.asdict(config), "splits": splits}
     folder.mkdir(parents=True, exist_ok=True)
-    rows = Rows(folder / "rows.jsonl", header)
+    rows = Rows(folder / "rows.journal", header)
 
     eigenvalues = _eigenvalues(config, setting, rows)
     _, activations = specs(1)
@@ -346,12 +347,13 @@ def _eigenvalues(config: Config, setting: Setting, rows: Rows) -> dict[str, Any]
     """λ of every encoder layer on every subset: the squared error to the labels."""
     import jax
     import jax.numpy as jnp
-
     from jmpq.cli.progress import bar
+
     from jmpq.data.batches import make_batch
     from jmpq.data.dataset import TrimPadding
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.training.losses import squared_error
@@ -411,7 +413,7 @@ def _tables(
     folder: pathlib.Path,
 ) -> "dict[str, Sensitivity]":
     """Gauss-Newton and Fisher of every encoder matrix, embedding and input."""
-    from jmpq.cli.progress import bar
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -613,9 +615,9 @@ def _single(
     rows: Rows,
 ) -> list[dict[str, Any]]:
     """One matrix or embedding at few bits: predicted, and measured on the same pairs."""
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.similarity import SimilarityEvaluator
+    from jmpq.run.progress import bar
 
     layers = [x.name for x in setting.network.layers]
     evaluator = SimilarityEvaluator(

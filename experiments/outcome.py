@@ -185,9 +185,11 @@ def tables(
 
     What is in the folder is not made again.
     """
-    from experiments.fidelity import examples_of
     from jmpq.cli.progress import bar
+
+    from experiments.fidelity import examples_of
     from jmpq.formats import choice_grid
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.analyse import Metric, analyse
     from jmpq.sensitivity.logits.composed import Composed
     from jmpq.sensitivity.logits.superposed import Superposed
@@ -380,7 +382,7 @@ class Outcomes:
                 self.known[row["allocation"]] = row["outcome"]  # by label
 
     def __call__(self, allocations: Sequence[Allocation]) -> list[dict[str, Any]]:
-        from jmpq.cli.progress import bar
+        from jmpq.run.progress import bar
 
         left = [a for a in dict.fromkeys(allocations) if a.label not in self.known]
         if not left:
@@ -445,7 +447,7 @@ def run(
     """
     import jax
 
-    from jmpq.cli.run_folder import versions
+    from jmpq.files import versions
 
     network, draws, split = load(config, name, folder, data_dir)
     rows: list[dict[str, Any]] = []
@@ -535,10 +537,11 @@ def main(
         evaluation: Fewer test images.
         devices: Devices over which batches are spread; on a CPU one for each core is fastest.
     """
-    from jmpq.cli.scale import Scale
     from jmpq.files import write_json
+    from jmpq.run.compute import join_devices
+    from jmpq.run.options import Compute
 
-    mesh = Scale(devices=devices).mesh()
+    mesh = join_devices(Compute(devices=devices))
     config = SMOKE if smoke else Config()
     given = {"modes": modes, "budgets": budgets, "seeds": seeds, "evaluation": evaluation}
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if v})

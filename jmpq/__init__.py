@@ -5,6 +5,8 @@ model, params, batch ─┬─► δ(layer, choice) ─┬─► losses ─┐
                       └─► layer table ─► costs, budgets ┘                              │
                        report ◄── plan, evaluation ◄── measured loss, KL, accuracy ◄───┘
 
+`jmpq.run` takes these steps one after another in a folder of artifacts.
+
 Public names in the order of the flow; each is imported when it is first used, so that the
 stages without JAX stay without it.
 """

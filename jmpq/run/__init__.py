@@ -15,46 +15,31 @@ one are for those who bring their own data, metric or solver.
     plan = run.solve(folder, run.Solve(budget=("size_bytes=W4A4",)))
     evaluation = run.evaluate(folder)
 
-`RunFolder` is the one home of file names, schemas and of the rule which artifact must have
-been made from which; `predictions` that of everything predicted of an allocation, which the
-plan then carries. Steps are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are
-imported when they are first used: `solve` needs no JAX, except for logit changes.
+`RunFolder` knows which artifact lies where and which must have been made from which;
+`run.predictions` makes everything that is predicted of an allocation, which the plan then
+carries. Steps are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported
+when they are first used: `solve` needs JAX only for logit changes.
 """
 
 import importlib
 from typing import Any
 
+_STEPS = ("train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
+          "finetune")  # fmt: skip
+_OPTIONS = ("Train", "Layers", "Sensitivity", "Compute", "Solve", "Comparison", "Inverse",
+            "Race", "Refine", "Floor", "Evaluate", "Finetune")  # fmt: skip
 _HOME = {
-    **{
-        name: "options"
-        for name in (
-            "Train", "Layers", "Sensitivity", "Compute", "Solve", "Inverse", "Comparison",
-            "Refine", "Race", "Floor", "Evaluate", "Finetune",
-        )
-    },
-    **{
-        name: f"steps.{name}"
-        for name in (
-            "train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
-            "finetune",
-        )
-    },
+    **{name: f"steps.{name}" for name in _STEPS},
+    **dict.fromkeys(_OPTIONS, "options"),
     "RunFolder": "folder",
-    "NetworkSpec": "artifacts",
-    "LayerTable": "artifacts",
-    "Sensitivities": "artifacts",
-    "Evaluation": "artifacts",
-    "Finetuning": "artifacts",
-    "load_data": "network",
-    "load_network": "network",
-    "network_of": "network",
-    "load_subject": "subject",
+    **dict.fromkeys(
+        ("NetworkSpec", "LayerTable", "Sensitivities", "Evaluation", "Finetuning"), "artifacts"
+    ),
+    **dict.fromkeys(("load_data", "load_network", "network_of"), "network"),
+    **dict.fromkeys(("Subject", "load_subject"), "subject"),
+    **dict.fromkeys(("Reporter", "QUIET", "TERMINAL", "bar"), "progress"),
     "training_curve": "steps.finetune",
-    "Reporter": "progress",
-    "TERMINAL": "progress",
-    "QUIET": "progress",
-    "bar": "progress",
-}  # fmt: skip
+}
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from jmpq.report.artifacts import Artifacts
 
 from jmpq.problem import (
     COSTS,
@@ -17,7 +18,6 @@ from jmpq.problem import (
 )
 from jmpq.problem.costs import Overhead
 from jmpq.quantizers.spec import KernelSpec
-from jmpq.report.artifacts import Artifacts
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_gap import gap_figure
 from jmpq.report.style import cost_named

@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-
 from jmpq.report.artifacts import read_artifacts
+
 from jmpq.report.measured import compare, gap_rows, gap_to, rank_correlation
 from jmpq.report.report import write_report
 from jmpq.report.summary import summary

@@ -1,6 +1,5 @@
 """A race: which of the solutions under equal budgets measures best."""
 
-import dataclasses
 import os
 
 from jmpq.deploy.race import race as race_allocations
