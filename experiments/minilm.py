@@ -257,7 +257,6 @@ def run(
         write: Called with the result so far after every number of groups.
     """
     import jax
-    from jmpq.cli.progress import bar
 
     from jmpq.data.batches import batches
     from jmpq.deploy.similarity import SimilarityEvaluator
@@ -347,7 +346,6 @@ def _eigenvalues(config: Config, setting: Setting, rows: Rows) -> dict[str, Any]
     """λ of every encoder layer on every subset: the squared error to the labels."""
     import jax
     import jax.numpy as jnp
-    from jmpq.cli.progress import bar
 
     from jmpq.data.batches import make_batch
     from jmpq.data.dataset import TrimPadding

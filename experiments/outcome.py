@@ -185,8 +185,6 @@ def tables(
 
     What is in the folder is not made again.
     """
-    from jmpq.cli.progress import bar
-
     from experiments.fidelity import examples_of
     from jmpq.formats import choice_grid
     from jmpq.run.progress import bar

@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from jmpq.cli.run_folder import network_of
 
 from jmpq.data.tokens import train_tokenizer
 from jmpq.run import RunFolder, network_of

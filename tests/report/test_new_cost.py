@@ -1,10 +1,10 @@
 """A new cost is one entry of `COSTS`: budgets, plan and report take it from there."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from jmpq.report.artifacts import Artifacts
 
 from jmpq.problem import (
     COSTS,
@@ -18,6 +18,7 @@ from jmpq.problem import (
 )
 from jmpq.problem.costs import Overhead
 from jmpq.quantizers.spec import KernelSpec
+from jmpq.report.contents import Contents
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_gap import gap_figure
 from jmpq.report.style import cost_named
@@ -41,15 +42,15 @@ def test_a_new_cost_is_one_entry(monkeypatch, tmp_path):
     assert problem.budgets == {"energy_pj": 2.0 * macs}
     assert problem.float_costs["energy_pj"] == 16.0 * macs
     solution = solve(problem)
-    bits = problem.bits(solution.choice)
-    want = sum(0.5 * layer.macs * bits[layer.name].w_bits for layer in LAYERS)
+    chosen = solution.allocation
+    want = sum(0.5 * layer.macs * chosen[layer.name].w_bits for layer in LAYERS)
     assert solution.costs["energy_pj"] == want <= 2.0 * macs
-    assert allocation_costs(LAYERS, bits, Overhead.of(LAYERS, spec))["energy_pj"] == want
+    assert allocation_costs(LAYERS, chosen, Overhead.of(LAYERS, spec))["energy_pj"] == want
 
-    losses = {"m": solution.loss}
     planned = planned_allocation(
-        "exact/m", "solution", problem, solution, metric="m", predictions=losses, solver="exact"
+        "exact/m", "solution", problem, solution, metric="m", asked="exact"
     )
+    planned = dataclasses.replace(planned, predictions={"m": solution.loss})
     plan = Plan(
         jmpq="", versions={}, seed=0, created="", weights_sha256="", sensitivity_sha256="",
         quantizers={}, layers=problem.layers, choices=GRID, rules=(),
@@ -57,19 +58,19 @@ def test_a_new_cost_is_one_entry(monkeypatch, tmp_path):
     )  # fmt: skip
     write_plan(tmp_path / "plan.json", plan)
     made = json.loads((tmp_path / "plan.json").read_text())
-    layers = [{"name": layer.name, "parameters": layer.parameters} for layer in LAYERS]
-    artifacts = Artifacts(
-        layers={"layers": layers},
+    layers = dataclasses.replace(synthetic_run.layer_table(), layers=tuple(LAYERS))
+    contents = Contents(
+        layers=layers,
         sensitivities={},
         plan=made,
         evaluation=synthetic_run.evaluation(made, ""),
     )
-    table = all_tables(artifacts)[0]
+    table = all_tables(contents)[0]
     (column,) = [c for c in table.columns if c.key == "energy_pj"]
     assert (column.heading, cell(table.shown[0], column)) == ("energy (pJ)", f"{want:.4g}")
-    said = dict(summary(artifacts))["Budget"]
+    said = dict(summary(contents))["Budget"]
     assert said.startswith(f"energy at most {2.0 * macs:.4g} pJ, asked as W4A8 (reachable: ")
-    labels = [axes.get_xlabel() for axes in accuracy_figure(made, artifacts.evaluation).axes]
+    labels = [axes.get_xlabel() for axes in accuracy_figure(made, contents.evaluation).axes]
     assert "energy (pJ)" in labels
     assert gap_figure(made).axes[0].get_xlabel() == "budget: energy (pJ)"
 

@@ -167,14 +167,8 @@ def test_gap_figure_sets_greedy_against_the_exact_bound(plan):
     np.testing.assert_allclose(np.column_stack(greedy.get_data()), sorted(expected), atol=1e-9)
 
 
-def test_gap_figure_without_solve_times_or_without_bounds(plan):
-    assert len(gap_figure({**plan, "solve_times": []}).axes) == 1
-    none = [a for a in plan["allocations"] if a["role"] == "random"]
-    assert len(gap_figure({**plan, "allocations": none}).axes) == 1
-
-
 def test_figures_without_data_say_what_is_missing(plan, evaluation):
-    empty = {**plan, "allocations": [], "solve_times": []}
+    empty = {**plan, "allocations": []}
     for draw in (
         lambda: bits_figure(empty),
         lambda: sensitivity_figure({}),
