@@ -24,6 +24,7 @@ STAGES = (
     "problem",
     "solvers",
     "deploy",
+    "run",
     "report",
     "cli",
 )
@@ -31,12 +32,23 @@ OWN = ("jmpq", "experiments")
 FREE = ("allocation", "artifact", "devices", "files", "formats", "journal")  # for all stages
 WITHOUT_JAX = (
     "allocation",
+    "artifact",
     "files",
     "formats",
     "journal",
     "network.layers",
     "quantizers.spec",
     "sensitivity.logits.joint_predictors",
+    "run.artifacts",
+    "run.comparisons",
+    "run.folder",
+    "run.inverse",
+    "run.options",
+    "run.predictions",
+    "run.problems",
+    "run.progress",
+    "run.searches",
+    "run.steps.solve",
     "sensitivity.logits.saturation",
     "sensitivity.table",
     *(
@@ -71,7 +83,7 @@ def test_every_folder_is_a_stage():
     folders = {path.relative_to(ROOT).parts[0] for path in MODULES if path.parent != ROOT}
     files = {path.stem for path in MODULES if path.parent == ROOT}
     assert folders == set(STAGES)
-    assert files == {"__init__", *FREE}
+    assert files == {"__init__", "__main__", *FREE}
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.parent != ROOT], ids=name)
