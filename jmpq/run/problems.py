@@ -68,21 +68,30 @@ def chosen_tables(folder: RunFolder, options: Solve) -> dict[str, Sensitivity]:
     Raises:
         ValueError: If a metric was not computed.
     """
-    tables = folder.sensitivities.tables
-    names = options.metrics or tuple(tables)
-    if unknown := [name for name in names if name not in tables]:
-        raise ValueError(
-            f"Metric {unknown[0]!r} is not in {folder.path / SENSITIVITY}, which has "
-            f"{', '.join(tables)}. Compute it with `jmpq sensitivity`."
-        )
-    chosen = {name: tables[name] for name in names}
+    names = options.metrics or folder.sensitivities.tables
+    chosen = {name: table_named(folder, name) for name in names}
     if options.first_order:
         return {k: dataclasses.replace(v, use_first=True) for k, v in chosen.items()}
     return chosen
 
 
+def table_named(folder: RunFolder, metric: str) -> Sensitivity:
+    """The sensitivities of a metric.
+
+    Raises:
+        ValueError: If it was not computed.
+    """
+    tables = folder.sensitivities.tables
+    if metric not in tables:
+        raise ValueError(
+            f"Metric {metric!r} is not in {folder.path / SENSITIVITY}, which has "
+            f"{', '.join(tables)}. Compute it with `jmpq sensitivity`."
+        )
+    return tables[metric]
+
+
 def table_of(folder: RunFolder, metric: str | None) -> Sensitivity:
-    """The sensitivities of a metric, also by the name of a prediction made of it.
+    """The sensitivities behind an allocation's metric, which may name a prediction.
 
     The leading ones where there are none of that name.
     """

@@ -74,13 +74,12 @@ class Subject:
 
 
 def load_subject(folder: RunFolder) -> Subject:
-    """The subject of a run folder that has a plan.
+    """The subject of a run folder with sensitivities; it loads the network and the data.
 
     Raises:
         FileNotFoundError: If a step is missing; it says which.
         ValueError: If artifacts do not belong together; it says which step to run again.
     """
-    assert folder.plan is not None  # checked first: it is quick to read
     sensitivities = folder.sensitivities
     network, dataset = network_of(folder)
     drawn = sensitivities.provenance["calibration"]

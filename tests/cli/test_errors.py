@@ -159,7 +159,7 @@ LOSSES = "tests.cli.losses"
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (("mse",), "'mse' is no loss: expected cross_entropy, squared_error, kl or package"),
+        (("mse",), "'mse' is not a loss: expected cross_entropy, squared_error, kl or package"),
         (
             ("no.such:loss",),
             "Cannot get a loss from.*'no'.*logits of one example and its label",

@@ -86,6 +86,10 @@ def test_what_cannot_be_refined_is_refused(run):
     result = jmpq("refine", run, "--allocation", "exact/gauss")
     assert result.code == 1
     assert "no allocation 'exact/gauss'. Did you mean 'exact/gauss_newton'?" in result.err
+    result = jmpq("floor", run, "--metric", "hessian")
+    assert "'hessian' is not in" in result.err
+    result = jmpq("floor", run, "--minimize", "watts")
+    assert "'watts' is not a cost that adds up over layers" in result.err
     result = jmpq("floor", run, "--max-drop", -200)
     assert result.code == 1
     assert "below the floor of" in result.err

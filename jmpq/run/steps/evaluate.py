@@ -44,7 +44,7 @@ def evaluate(
     mesh = join_devices(Compute(devices=options.devices))
     check_positive(options, "examples", "batch_size", "correct_examples")
     run = RunFolder(folder)
-    subject = load_subject(run)
+    plan, subject = run.plan, load_subject(run)
     run.check_writable(EVALUATION)
     corrected = None
     if options.correct != "none":
@@ -54,10 +54,10 @@ def evaluate(
         "evaluation": (first_examples(subject.evaluation, options.examples), options.roles),
     }
     plan_sha256, journals = run.sha256(PLAN), []
-    measured: dict[str, dict[str, Any]] = {a.name: {} for a in run.plan.allocations}
+    measured: dict[str, dict[str, Any]] = {a.name: {} for a in plan.allocations}
     float_outcomes, timing = {}, {}
     for name, (split, roles) in splits.items():
-        wanted = [a for a in run.plan.allocations if a.role in roles]
+        wanted = [a for a in plan.allocations if a.role in roles]
         evaluator = subject.evaluator(
             split, options.batch_size, correct=options.correct, corrected=corrected, mesh=mesh
         )

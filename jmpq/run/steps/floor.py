@@ -9,7 +9,7 @@ from jmpq.run.compute import join_devices
 from jmpq.run.folder import PLAN, RunFolder
 from jmpq.run.options import Compute, Floor
 from jmpq.run.predictions import with_predictions
-from jmpq.run.problems import planned_problem, table_of
+from jmpq.run.problems import planned_problem, table_named, table_of
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import load_subject
 from jmpq.solvers import cheapest_above, pareto_hull
@@ -39,7 +39,10 @@ def floor(
     mesh = join_devices(Compute(devices=options.devices))
     run, cost = RunFolder(folder), options.minimize
     additive_cost(cost)  # refused early
-    table = table_of(run, options.metric or run.planned(None).metric)
+    if options.metric is None:
+        table = table_of(run, run.planned(None).metric)
+    else:
+        table = table_named(run, options.metric)
     run.check_writable(PLAN)
     problem = planned_problem(run, table, {})
     hull = pareto_hull(problem, cost)

@@ -47,12 +47,13 @@ def layers(
     network = load_network(spec, run.path, known)
     dataset = known or load_data(spec, run.path)
     pairs = equalization_pairs(network) if spec.equalize else ()
+    ties = architecture_ties(network)
     table = LayerTable(
         network=spec,
         weights_sha256=weights_sha256((network.params, network.state)),
         layers=tuple(network.layers),
         other_parameters=network.other_parameters,
-        ties=architecture_ties(network),
+        ties={kind: [list(g) for g in made] for kind, made in ties.items()},
         data_note=f"{dataset.name}: {dataset.note}." if dataset.note else "",
         equalized=tuple((one, two) for one, two in pairs),
     )

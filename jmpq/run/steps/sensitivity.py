@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -70,7 +69,7 @@ def sensitivity(
     choices = choice_grid(options.w_bits, options.a_bits)
     loss, class_samples = _check(options)
     work = _Work(run, options, choices, loss, class_samples, mesh, memory, reporter)
-    assert run.layers is not None  # before anything that takes long
+    weights_sha256 = run.layers.weights_sha256  # read before anything that takes long
     if main:
         run.check_writable(SENSITIVITY)
     network, dataset = network_of(run)
@@ -81,7 +80,7 @@ def sensitivity(
     inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
     quantizers = _calibrated(work, network, inputs)
     provenance = {
-        "weights_sha256": run.layers.weights_sha256,
+        "weights_sha256": weights_sha256,
         "calibration": split.record(),
         "quantizers_sha256": quantizers.sha256,
         "quantizers": {
@@ -114,7 +113,7 @@ def sensitivity(
     if main:
         save_sensitivities(run.path / SENSITIVITY, tables, quantizers.to_arrays())
         for journal in run.path.glob(f".{SENSITIVITY}.*"):
-            shutil.rmtree(journal) if journal.is_dir() else journal.unlink()
+            journal.unlink()
     reporter.say(f"Wrote {run.path / SENSITIVITY}")
     return Sensitivities(path=run.path / SENSITIVITY, tables=tables)
 
