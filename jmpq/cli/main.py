@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tyro.extras import subcommand_cli_from_dict
 
-import jmpq
 from jmpq.cli import commands
+from jmpq.files import versions
 
 DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven bound.
 
@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one step; errors are one line and exit code 1 (JMPQ_DEBUG=1: with traceback)."""
     args = sys.argv[1:] if args is None else list(args)
     if args == ["--version"]:
-        print(f"jmpq {jmpq.__version__}")
+        print(f"jmpq {versions()['jmpq']}")
         return
     try:
         subcommand_cli_from_dict(
