@@ -426,14 +426,12 @@ def predictions(
             "unit": sensitivity.unit,
             "seconds": sensitivity.provenance.get("seconds"),
             "batch_seconds": sensitivity.provenance.get("batch_seconds"),
-            "predicted": {
-                key: _variants(sensitivity, choice) for key, choice in columns.items()
-            },
+            "predicted": {key: _variants(sensitivity, table) for key, table in columns.items()},
         }
     joint: dict[str, Callable[..., Any]] = {
-        "superposed": superposed.predict,
-        "composed": Composed(superposed=superposed).predict,
-        "gains": Composed(superposed=superposed, ridge=1e9).predict,
+        "superposed": superposed.predict_columns,
+        "composed": Composed(superposed=superposed).predict_columns,
+        "gains": Composed(superposed=superposed, ridge=1e9).predict_columns,
     }
     for name, predict in joint.items():
         record[name] = {
@@ -515,32 +513,32 @@ def from_changes(superposed: "Superposed", like: "Sensitivity") -> "dict[str, Se
     return found
 
 
-def _variants(sensitivity: "Sensitivity", choice: Int[np.ndarray, "_ _"]) -> dict[str, Any]:
+def _variants(sensitivity: "Sensitivity", table: Int[np.ndarray, "_ _"]) -> dict[str, Any]:
     plain = dataclasses.replace(sensitivity, use_first=False)
     with_first = dataclasses.replace(sensitivity, use_first=True)
     if sensitivity.use_first:  # the first-order term is the metric
-        return {"sum": _short(with_first.predict_columns(choice))}
-    found = {"sum": _short(plain.predict_columns(choice))}
+        return {"sum": _short(with_first.predict_columns(table))}
+    found = {"sum": _short(plain.predict_columns(table))}
     if sensitivity.first.any():
-        found["first"] = _short(with_first.predict_columns(choice))
+        found["first"] = _short(with_first.predict_columns(table))
     if sensitivity.has_interactions:
-        found["cross"] = _short(plain.predict_columns(choice, interactions=True))
+        found["cross"] = _short(plain.predict_columns(table, interactions=True))
         if sensitivity.first.any():
-            found["first_cross"] = _short(with_first.predict_columns(choice, interactions=True))
+            found["first_cross"] = _short(with_first.predict_columns(table, interactions=True))
     return found
 
 
 def _additive(
-    config: Config, superposed: "Superposed", choice: Int[np.ndarray, "_ _"]
+    config: Config, superposed: "Superposed", table: Int[np.ndarray, "_ _"]
 ) -> np.ndarray:
     """The additive losses of the composed prediction, over the choices of one regime."""
     from jmpq.sensitivity.logits.composed import Composed
 
-    used = np.unique(choice)
+    used = np.unique(table)
     regime = dataclasses.replace(superposed, choices=tuple(superposed.choices[c] for c in used))
     counts = [config.batch_size] * (len(superposed.logits) // config.batch_size)
     found = Composed(superposed=regime).main_effects(counts, seed=config.seed)
-    return found.predict_columns(np.searchsorted(used, choice))
+    return found.predict_columns(np.searchsorted(used, table))
 
 
 def closer_look(
@@ -574,14 +572,14 @@ def closer_look(
         "measured": {key: _measured(outcomes[key]) for key in sets},
         "predicted": {
             key: {
-                "gauss_newton": _variants(found["gauss_newton"], choice),
+                "gauss_newton": _variants(found["gauss_newton"], table),
                 "gauss_newton_difference": _variants(
-                    by_difference["gauss_newton_difference"], choice
+                    by_difference["gauss_newton_difference"], table
                 ),
-                "superposed": {"kl": _short(superposed.predict_columns(choice))},
-                "composed": {"kl": _short(composed.predict_columns(choice))},
+                "superposed": {"kl": _short(superposed.predict_columns(table))},
+                "composed": {"kl": _short(composed.predict_columns(table))},
             }
-            for key, choice in columns.items()
+            for key, table in columns.items()
         },
     }
 

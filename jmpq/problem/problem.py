@@ -351,7 +351,7 @@ class Problem:
         outside = (columns < 0) | (columns >= len(self.choices))
         for i in np.flatnonzero(outside)[:1]:
             raise ValueError(
-                f"Layer {self.layers[i]!r} has choice {columns[i]}: expected a column 0 to "
+                f"Layer {self.layers[i]!r} has column {columns[i]}: expected 0 to "
                 f"{len(self.choices) - 1}."
             )
         for i in np.flatnonzero(~self.allowed[np.arange(len(columns)), columns])[:1]:

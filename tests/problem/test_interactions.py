@@ -46,9 +46,9 @@ def sensitivity(names, seed=0, bits=(2, 4, 8)):
 
 def allocations(problem):
     for picks in itertools.product(range(len(problem.choices)), repeat=len(problem.layers)):
-        choice = np.array(picks)
+        columns = np.array(picks)
         try:
-            yield choice, problem.evaluate(choice)[0]
+            yield columns, problem.evaluate(columns)[0]
         except ValueError:  # not allowed, or tied layers differ
             continue
 
@@ -60,11 +60,11 @@ def test_loss_counts_every_pair_of_layers_once_and_groups_keep_it(name):
     first = np.unique(problem.groups, return_index=True)[1]
     values = list(allocations(problem))
     assert len(values) > 20
-    for choice, loss in values:
-        assert loss == pytest.approx(loss_of(problem, choice), rel=1e-12)
-        rows, columns = np.arange(len(first)), choice[first]
-        taken = reduced.interactions[rows, columns][:, rows, columns]
-        again = reduced.losses[rows, columns].sum() + 0.5 * taken.sum()
+    for columns, loss in values:
+        assert loss == pytest.approx(loss_of(problem, columns), rel=1e-12)
+        rows, own = np.arange(len(first)), columns[first]
+        taken = reduced.interactions[rows, own][:, rows, own]
+        again = reduced.losses[rows, own].sum() + 0.5 * taken.sum()
         assert again == pytest.approx(loss, rel=1e-12, abs=1e-12)
     least = least_with_interactions(problem.losses, problem.allowed, problem.interactions)
     assert least <= min(loss for _, loss in values)
@@ -86,9 +86,9 @@ def test_a_built_problem_predicts_what_the_sensitivity_predicts():
     out = [m for m, move in enumerate(full.moves) if move.layer == "head"]
     full.second[out] = full.second[:, out] = 0.0  # an excluded layer makes no move
     full.batch_second[:, 0] = 0.0
-    for choice, loss in allocations(problem):
+    for drawn, loss in allocations(problem):
         columns = np.zeros(5, int)
-        for layer, taken in problem.allocation(choice).items():
+        for layer, taken in problem.allocation(drawn).items():
             columns[full.layers.index(layer)] = full.choices.index(taken)
         want = full.predict_columns(columns[None], interactions=True)[0]
         assert loss == pytest.approx(want, rel=1e-12)
@@ -143,10 +143,10 @@ def test_entries_that_are_not_allowed_may_be_anything():
 
     problem = broken(spoil, allowed=allowed)
     want = quadratic_problem(0, layers=3)
-    choice = np.array([0, 1, 0])
-    assert problem.evaluate(choice)[0] == want.evaluate(choice)[0]
+    columns = np.array([0, 1, 0])
+    assert problem.evaluate(columns)[0] == want.evaluate(columns)[0]
     assert np.isfinite(problem.reduced(interactions=True).interactions).all()
-    solution = solution_from_columns(problem, choice, bound=-np.inf, solver="", wall_s=0.0)
+    solution = solution_from_columns(problem, columns, bound=-np.inf, solver="", wall_s=0.0)
     assert -np.inf < solution.bound <= solution.loss
 
 

@@ -234,17 +234,17 @@ def test_groups_are_numbered_without_gaps():
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"),
+    ("columns", "message"),
     [
         ([0], "one choice for each of the 2 layers"),
-        ([0, 2], "'b' has choice 2: expected a column 0 to 1"),
-        ([-1, 0], "'a' has choice -1"),
+        ([0, 2], "'b' has column 2: expected 0 to 1"),
+        ([-1, 0], "'a' has column -1"),
         ([0, 1], "'b' is tied to 'a'"),
     ],
 )
-def test_evaluate_refuses_what_is_no_allocation(choice, message):
+def test_evaluate_refuses_what_is_no_allocation(columns, message):
     with pytest.raises(ValueError, match=message):
-        small(ties=[[0, 1]]).evaluate(np.array(choice))
+        small(ties=[[0, 1]]).evaluate(np.array(columns))
 
 
 def test_evaluate_refuses_a_forbidden_choice():

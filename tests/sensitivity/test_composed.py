@@ -43,9 +43,9 @@ def test_single_moves_are_exact(dense, superposed, kind):
 def test_moves_are_composed_input_before_kernel_and_layer_by_layer(superposed):
     composed = Composed(superposed=superposed, ridge=0.3)
     z, u, maps = superposed.logits, superposed.changes, composed.maps
-    choice = np.random.default_rng(0).integers(0, 9, (11, 4))
+    table = np.random.default_rng(0).integers(0, 9, (11, 4))
     want = []
-    for row in choice:
+    for row in table:
         q = z.copy()
         for layer, c in enumerate(row):
             bits = CHOICES[c]
@@ -55,12 +55,12 @@ def test_moves_are_composed_input_before_kernel_and_layer_by_layer(superposed):
                     q = q + q @ maps[m] + u[:, m] - z @ maps[m]
         labels = superposed.targets[:, None]
         want.append((np.square(q - labels) - np.square(z - labels)).sum() / len(z))
-    got = composed.predict_columns(choice, "loss", loss=squared)
+    got = composed.predict_columns(table, "loss", loss=squared)
     np.testing.assert_allclose(got, want, rtol=1e-9)
     one = superposed.logits.nbytes * 4
-    chunked = composed.predict_columns(choice, "loss", loss=squared, memory_bytes=3 * one)
+    chunked = composed.predict_columns(table, "loss", loss=squared, memory_bytes=3 * one)
     np.testing.assert_allclose(chunked, got, rtol=1e-12)
-    assert composed.predict_columns(choice[:0]).shape == (0,)
+    assert composed.predict_columns(table[:0]).shape == (0,)
 
 
 def test_a_move_that_is_linear_in_the_logits_is_found_and_composed_exactly():
@@ -93,9 +93,9 @@ def test_a_large_ridge_leaves_one_gain_per_move(superposed):
     alone = Composed(superposed=superposed, ridge=math.inf)
     np.testing.assert_allclose(alone.maps, (gains - 1)[:, None, None], rtol=1e-12)
     np.testing.assert_allclose(alone.gains, gains, rtol=1e-12)
-    choice = np.random.default_rng(0).integers(0, 9, (11, 4))
+    table = np.random.default_rng(0).integers(0, 9, (11, 4))
     np.testing.assert_allclose(
-        alone.predict_columns(choice), composed.predict_columns(choice), rtol=1e-8
+        alone.predict_columns(table), composed.predict_columns(table), rtol=1e-8
     )
 
 

@@ -169,10 +169,10 @@ def test_projection_is_the_nearest_positive_semidefinite_matrix():
     for matrix in (p, p - s):
         assert np.linalg.eigvalsh(matrix)[0] > -1e-10
     assert abs(np.sum(p * (p - s))) < 1e-9
-    choice = np.random.default_rng(0).integers(len(CHOICES), size=(20, len(LAYERS)))
-    made = table.indicator(choice)
+    rows = np.random.default_rng(0).integers(len(CHOICES), size=(20, len(LAYERS)))
+    made = table.indicator(rows)
     np.testing.assert_allclose(
-        projected.predict_columns(choice, interactions=True),
+        projected.predict_columns(rows, interactions=True),
         0.5 * np.sum((made @ p) * made, axis=1),
     )
     blocks = np.einsum("icm,mk,ick->ic", table.members, p, table.members) / 2

@@ -55,11 +55,11 @@ def test_single_moves_are_exact(dense, superposed, kind):
 
 @pytest.mark.parametrize("kind", ["kl", "loss"])
 def test_joint_allocations_are_the_loss_of_added_changes(dense, superposed, kind):
-    choice = np.random.default_rng(0).integers(0, 9, (11, 4))
+    table = np.random.default_rng(0).integers(0, 9, (11, 4))
     z = np.asarray(dense.logits(dense.point))
     log_p = jax.nn.log_softmax(z)
     want = []
-    for row in choice:
+    for row in table:
         q = z.copy()
         for layer, c in enumerate(row):
             for kind_bits, at in ((CHOICES[c].w_bits, (2, 4)), (CHOICES[c].a_bits, (3, 8))):
@@ -71,38 +71,38 @@ def test_joint_allocations_are_the_loss_of_added_changes(dense, superposed, kind
             want.append(np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1)))
         else:
             want.append(-np.mean((log_q - log_p)[np.arange(3), dense.labels]))
-    got = superposed.predict_columns(choice, kind)
+    got = superposed.predict_columns(table, kind)
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
     one = superposed.logits.nbytes * 4
     assert superposed.allocations_per_chunk(3 * one + 1) == 3
-    chunked = superposed.predict_columns(choice, kind, memory_bytes=3 * one)
+    chunked = superposed.predict_columns(table, kind, memory_bytes=3 * one)
     np.testing.assert_allclose(chunked, got, rtol=1e-12)
-    assert superposed.predict_columns(choice[:0], kind).shape == (0,)
+    assert superposed.predict_columns(table[:0], kind).shape == (0,)
 
 
 def test_any_loss(superposed):
     def squared(logits, label):
         return jnp.square(logits - label.astype(logits.dtype)).sum()
 
-    choice = np.array([[0, 4, 8, 2]])
+    table = np.array([[0, 4, 8, 2]])
     q = superposed.logits + superposed.changes[
         :, [0, 2, 5, 7, 12]  # stem W2A3, conv1 W4A8, conv2 unchanged, head W2
     ].sum(axis=1)
     labels = superposed.targets[:, None]
     want = (np.square(q - labels) - np.square(superposed.logits - labels)).sum() / 3
-    np.testing.assert_allclose(superposed.predict_columns(choice, "loss", loss=squared), want)
+    np.testing.assert_allclose(superposed.predict_columns(table, "loss", loss=squared), want)
 
 
 def test_second_order_is_the_gauss_newton_form_by_difference(dense, superposed):
     data = [(dense.inputs, dense.labels)]
     newton = analyse(dense.moves, GaussNewton(changes="difference"), data, CHOICES)
-    choice = np.random.default_rng(1).integers(0, 9, (20, 4))
+    table = np.random.default_rng(1).integers(0, 9, (20, 4))
     scale = 1e-3
     both = [
-        dataclasses.replace(superposed, changes=s * superposed.changes).predict_columns(choice)
+        dataclasses.replace(superposed, changes=s * superposed.changes).predict_columns(table)
         for s in (scale, -scale)  # the cubic term cancels
     ]
-    want = newton.predict_columns(choice, interactions=True)
+    want = newton.predict_columns(table, interactions=True)
     np.testing.assert_allclose(np.mean(both, axis=0) / scale**2, want, rtol=1e-5, atol=1e-9)
 
 
@@ -111,9 +111,9 @@ def test_saved_and_loaded(superposed, tmp_path):
     again = Superposed.load(tmp_path / "s.npz")
     for field in dataclasses.fields(again):
         np.testing.assert_equal(getattr(again, field.name), getattr(superposed, field.name))
-    choice = np.random.default_rng(2).integers(0, 9, (5, 4))
+    table = np.random.default_rng(2).integers(0, 9, (5, 4))
     np.testing.assert_array_equal(
-        again.predict_columns(choice), superposed.predict_columns(choice)
+        again.predict_columns(table), superposed.predict_columns(table)
     )
 
 
@@ -198,8 +198,6 @@ def test_progress_is_told_and_losses_default_to_cross_entropy(dense):
         progress=lambda *x: done.append(x),
     )
     assert done == [(0, 1), (1, 1)]
-    choice = np.array([[0, 1, 2, 3]])
-    got = found.predict_columns(choice, "loss")
-    np.testing.assert_array_equal(
-        got, found.predict_columns(choice, "loss", loss=cross_entropy)
-    )
+    table = np.array([[0, 1, 2, 3]])
+    got = found.predict_columns(table, "loss")
+    np.testing.assert_array_equal(got, found.predict_columns(table, "loss", loss=cross_entropy))

@@ -140,9 +140,9 @@ def test_squared_error_and_hawq_trace(dense):
 
 def test_losses_and_interactions_add_up_to_the_quadratic_form(dense):
     got = dense.analyse(ExactHessian())
-    choice = np.array([[0, 3, 1, 2], [3, 3, 3, 3]])
+    table = np.array([[0, 3, 1, 2], [3, 3, 3, 3]])
     cross = got.interactions()
-    for row in choice:
+    for row in table:
         total = sum(got.losses[i, c] for i, c in enumerate(row))
         total += 0.5 * sum(
             cross[i, row[i], j, row[j]] for i in range(4) for j in range(4) if i != j
@@ -153,4 +153,4 @@ def test_losses_and_interactions_add_up_to_the_quadratic_form(dense):
             made[4 * i + 2 + A_BITS.index(got.choices[c].a_bits)] = 1
         np.testing.assert_allclose(total, 0.5 * made @ got.second @ made, rtol=1e-10)
         np.testing.assert_allclose(got.predict_columns(row[None], interactions=True)[0], total)
-    np.testing.assert_allclose(got.predict_columns(choice)[1], got.losses[:, 3].sum())
+    np.testing.assert_allclose(got.predict_columns(table)[1], got.losses[:, 3].sum())

@@ -195,12 +195,12 @@ def published(folder):
         yield problem, assignment, instance["optimum"]
 
 
-def loss_of(problem, choice):
+def loss_of(problem, columns):
     """Own losses and every pair's cross term, straight from the definition."""
-    terms = [problem.losses[i, c] for i, c in enumerate(choice)]
+    terms = [problem.losses[i, c] for i, c in enumerate(columns)]
     if problem.interactions is not None:
-        for i, j in itertools.combinations(range(len(choice)), 2):
-            terms.append(problem.interactions[i, choice[i], j, choice[j]])
+        for i, j in itertools.combinations(range(len(columns)), 2):
+            terms.append(problem.interactions[i, columns[i], j, columns[j]])
     return math.fsum(terms)
 
 
@@ -209,17 +209,17 @@ def optimum(problem):
     best = math.inf
     members = [np.flatnonzero(problem.groups == g) for g in range(problem.groups.max() + 1)]
     for picks in itertools.product(range(len(problem.choices)), repeat=len(members)):
-        choice = np.array(picks)[problem.groups]
-        rows = np.arange(len(choice))
-        if not problem.allowed[rows, choice].all():
+        columns = np.array(picks)[problem.groups]
+        rows = np.arange(len(columns))
+        if not problem.allowed[rows, columns].all():
             continue
         within = []
         for name, limit in problem.budgets.items():
             cost = problem.constants.get(name, 0.0) + math.fsum(
-                problem.costs[name][rows, choice]
+                problem.costs[name][rows, columns]
             )
             whole = (problem.costs[name] == np.floor(problem.costs[name])).all()
             within.append(cost <= limit * (1.0 if whole else 1 + 1e-12))
         if all(within):
-            best = min(best, loss_of(problem, choice))
+            best = min(best, loss_of(problem, columns))
     return best

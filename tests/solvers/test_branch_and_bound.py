@@ -27,11 +27,11 @@ def vectors(problem):
     number = {option: k for k, option in enumerate(lifted.options.tolist())}
     settled = set(lifted.settled.tolist())
     for picks in itertools.product(range(choices), repeat=groups):
-        choice = np.array(picks)
+        columns = np.array(picks)
         options = [g * choices + c for g, c in enumerate(picks)]
-        if not np.isfinite(reduced.losses[np.arange(groups), choice]).all():
+        if not np.isfinite(reduced.losses[np.arange(groups), columns]).all():
             continue
-        if not reduced.fits(choice):
+        if not reduced.fits(columns):
             continue
         taken = [number[o] for o in options if o in number]
         assert len(taken) == lifted.groups  # nothing that fits was ruled out
@@ -39,7 +39,7 @@ def vectors(problem):
         x = np.zeros(len(lifted.of))
         x[taken] = 1.0
         y = np.concatenate([[1.0], x, lifted.limits - lifted.costs @ x])
-        yield y, problem.evaluate(reduced.expand(choice))[0], taken
+        yield y, problem.evaluate(reduced.expand(columns))[0], taken
 
 
 SMALL = ["psd0", "indefinite1", "two_budgets_indefinite", "tied", "forbidden", "no_budget"]

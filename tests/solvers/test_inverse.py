@@ -23,11 +23,11 @@ def everything(problem, name):
     """Cost and loss of every allocation, budgets ignored, straight from the definition."""
     count = int(problem.groups.max()) + 1
     for picks in itertools.product(range(len(problem.choices)), repeat=count):
-        choice = np.array(picks)[problem.groups]
-        rows = np.arange(len(choice))
-        if problem.allowed[rows, choice].all():
-            cost = math.fsum(problem.costs[name][rows, choice])
-            yield cost + problem.constants.get(name, 0.0), loss_of(problem, choice)
+        columns = np.array(picks)[problem.groups]
+        rows = np.arange(len(columns))
+        if problem.allowed[rows, columns].all():
+            cost = math.fsum(problem.costs[name][rows, columns])
+            yield cost + problem.constants.get(name, 0.0), loss_of(problem, columns)
 
 
 NAMES = ["random0", "integer1", "tied", "forbidden", "constants", "negative_losses",

@@ -78,17 +78,17 @@ def test_fields_are_kept_up_to_date():
 def test_every_pair_is_priced_as_the_sum_of_two_changes():
     problem = quadratic_problem(2, "indefinite", layers=5, budgets=2)
     reduced = problem.reduced(interactions=True)
-    choice = BruteForce()(problem).columns
-    near, state = Neighbourhood(reduced), LossField.of(reduced, choice)
-    change = state.field - state.field[np.arange(5), choice][:, None]
-    options = near.promising(choice, change)
+    columns = BruteForce()(problem).columns
+    near, state = Neighbourhood(reduced), LossField.of(reduced, columns)
+    change = state.field - state.field[np.arange(5), columns][:, None]
+    options = near.promising(columns, change)
     got = state.pair_changes(near, options, change.ravel()[options])
     seen = 0
     for a, b in np.ndindex(got.shape):
         if a < b and options[a] // 3 != options[b] // 3:
-            after = near.apply(choice, (int(options[a]), int(options[b])))
+            after = near.apply(columns, (int(options[a]), int(options[b])))
             if reduced.fits(after):
-                want = loss_of(problem, after) - loss_of(problem, choice)
+                want = loss_of(problem, after) - loss_of(problem, columns)
                 assert got[a, b] == pytest.approx(want, rel=1e-9)
                 seen += 1
                 continue
@@ -99,13 +99,13 @@ def test_every_pair_is_priced_as_the_sum_of_two_changes():
 def test_a_large_problem_looks_at_promising_pairs_only():
     problem = quadratic_problem(4, layers=40, choices=4)
     near = Neighbourhood(problem.reduced(interactions=True), max_options=20)
-    choice = Greedy()(problem.separable()).columns
+    columns = Greedy()(problem.separable()).columns
     change = np.random.default_rng(0).normal(size=(40, 4))
-    options = near.promising(choice, change)
+    options = near.promising(columns, change)
     assert len(options) == 20
     assert change.ravel()[options].mean() < change.mean()
     few = LocalSearch(max_options=20, restarts=1)(problem)
-    assert few.loss <= problem.evaluate(choice)[0]
+    assert few.loss <= problem.evaluate(columns)[0]
 
 
 def test_kicks_hold_the_budgets():

@@ -49,12 +49,12 @@ def test_filling_never_breaks_a_budget_and_leaves_no_step_that_fits():
     problem = random_problem(5, layers=30, choices=4, budgets=2)
     reduced = problem.reduced()
     start = reduced.costs.sum(axis=0).argmin(axis=1)
-    choice = fill(reduced, start, np.ones(2))
-    assert reduced.fits(choice)
+    columns = fill(reduced, start, np.ones(2))
+    assert reduced.fits(columns)
     for group, column in np.ndindex(reduced.losses.shape):
-        other = choice.copy()
+        other = columns.copy()
         other[group] = column
-        if reduced.losses[group, column] < reduced.losses[group, choice[group]]:
+        if reduced.losses[group, column] < reduced.losses[group, columns[group]]:
             assert not reduced.fits(other)
 
 

@@ -24,10 +24,10 @@ class Counted:
     def __init__(self, problem):
         self.problem, self.seen, self.largest = problem, [], 0
 
-    def __call__(self, choice):
-        self.largest = max(self.largest, len(choice))
-        self.seen += [tuple(row) for row in choice]
-        return np.array([loss_of(self.problem, row) for row in choice])
+    def __call__(self, table):
+        self.largest = max(self.largest, len(table))
+        self.seen += [tuple(row) for row in table]
+        return np.array([loss_of(self.problem, row) for row in table])
 
 
 @pytest.mark.parametrize("name", ["psd0", "indefinite2", "tied", "forbidden", "two_budgets"])
@@ -47,8 +47,8 @@ def test_loss_is_the_problems_whatever_was_minimised():
     target = Greedy()(problem).columns
     target[:2] = 0
 
-    def distance(choice):
-        return np.abs(choice - target).sum(axis=1).astype(float)
+    def distance(table):
+        return np.abs(table - target).sum(axis=1).astype(float)
 
     solution = ObjectiveSearch(objective=distance, name="distance", start=Exact())(problem)
     np.testing.assert_array_equal(solution.columns, target)

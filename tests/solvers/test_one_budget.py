@@ -285,9 +285,9 @@ def test_states_are_extended_alike_with_and_without_compilation(seed):
         and v + (slopes[0] * e if e <= 0 else slopes[1] * e) < target
     }
     assert set(zip(*found[:2], strict=True)) == best
-    new_excess, new_loss, parent, choice, complete = found
-    np.testing.assert_array_equal(excess[parent] + cost_steps[choice], new_excess)
-    np.testing.assert_array_equal(loss[parent] + loss_steps[choice], new_loss)
+    new_excess, new_loss, parent, columns, complete = found
+    np.testing.assert_array_equal(excess[parent] + cost_steps[columns], new_excess)
+    np.testing.assert_array_equal(loss[parent] + loss_steps[columns], new_loss)
     assert complete
     for extend in (core_states.extend, core_states_compiled.extend):
         assert not extend(*args, len(parent) - 1)[4]

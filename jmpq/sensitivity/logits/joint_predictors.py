@@ -134,9 +134,12 @@ class Saturated:
                 "damage that could saturate."
             )
 
+        whole = sensitivity.with_unquantized
+        table = column_table(whole.layers, whole.choices, allocations)
+
         def error(log_ratio: float) -> float:
-            found = cls(sensitivity=sensitivity, c=float(least * np.exp(log_ratio)))
-            return float(np.square(found.predict(allocations) - measured).sum())
+            trial = cls(sensitivity=whole, c=float(least * np.exp(log_ratio)))
+            return float(np.square(trial.predict_columns(table) - measured).sum())
 
         # A grid first: the error may have several minima.
         grid = np.linspace(1e-6, np.log(1e6), 200)
