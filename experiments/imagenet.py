@@ -35,7 +35,7 @@ from jmpq.run.options import (
     Solve,
     Train,
 )
-from jmpq.sensitivity.metrics import MetricName
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 
 @dataclasses.dataclass(frozen=True)

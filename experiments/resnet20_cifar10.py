@@ -22,7 +22,7 @@ import tyro
 from experiments.provenance import commit
 from jmpq import run as steps
 from jmpq.run.folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
-from jmpq.sensitivity.metrics import MetricName
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 Source = Literal["train", "heldout"]

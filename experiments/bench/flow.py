@@ -34,7 +34,7 @@ from experiments.steps import Step
 from jmpq.files import write_json
 from jmpq.run.folder import EVALUATION, LAYERS, RunFolder
 from jmpq.run.options import Comparison, Compute, Evaluate, Layers, Sensitivity, Solve
-from jmpq.sensitivity.metrics import MetricName
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 # torchvision's documentation of its weights: parameters, and 10⁹ multiply-accumulates at
 # 224x224 (GFLOPS there), two decimals; layers with a kernel.

@@ -10,7 +10,7 @@ from typing import Literal
 from jmpq.network.layers import TieKind
 from jmpq.problem.plan import Role
 from jmpq.quantizers.spec import InputSpec, KernelSpec
-from jmpq.sensitivity.metrics import DEFAULT_METRICS, MetricName
+from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName
 
 CorrectName = Literal["none", "bias", "batch_norm"]
 

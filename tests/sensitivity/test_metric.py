@@ -12,7 +12,7 @@ from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import Terms, analyse
-from jmpq.sensitivity.metrics import MetricName, make_metric
+from jmpq.sensitivity.metrics.by_name import MetricName, make_metric
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
 from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
 from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton

@@ -32,7 +32,7 @@ from jmpq.sensitivity.analyse import analyse, batch_sizes
 from jmpq.sensitivity.batch_memory import Estimate
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
-from jmpq.sensitivity.metrics import make_metric
+from jmpq.sensitivity.metrics.by_name import make_metric
 from jmpq.sensitivity.metrics.measured_moves import float_logits
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, save_sensitivities
