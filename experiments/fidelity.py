@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from jmpq.formats import Choice
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.analyse import Metric
     from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.table import Sensitivity
 
 Source = Literal["heldout", "train"]
@@ -293,14 +293,14 @@ def analyse_all(
     provenance = {"calibration": split.record(), "quantizers": setting.quantizers.sha256}
     found = {}
     for metric in metrics:
-        path = folder / source / f"{metric.name}.npz"
+        path = folder / source / f"{metric.about.name}.npz"
         if path.is_file():
-            stored = load_sensitivities(path)[metric.name]
+            stored = load_sensitivities(path)[metric.about.name]
             if all(stored.provenance[k] == v for k, v in provenance.items()):
-                found[metric.name] = stored
+                found[metric.about.name] = stored
                 continue
-        with bar(f"{source} {metric.name:24s}", "batches") as progress:
-            found[metric.name] = analyse(
+        with bar(f"{source} {metric.about.name:24s}", "batches") as progress:
+            found[metric.about.name] = analyse(
                 moves,
                 metric,
                 data,
@@ -310,7 +310,7 @@ def analyse_all(
                 provenance=provenance,
                 progress=progress,
             )
-        save_sensitivities(path, {metric.name: found[metric.name]})
+        save_sensitivities(path, {metric.about.name: found[metric.about.name]})
         path.with_suffix(".partial").unlink(missing_ok=True)
     return found
 
@@ -699,8 +699,10 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     metrics = [*metrics_for(True), FirstOrder(), GaussNewton(changes="difference")]
     for metric in (*metrics, MeasuredSingle(kind="kl")):
         long = ("hessian", "measured_kl", "hawq_eigenvalue", "qbert")
-        repeats = 1 if metric.name in long else 3
-        found[metric.name] = seconds(lambda m=metric: m(moves, inputs, targets, key), repeats)
+        repeats = 1 if metric.about.name in long else 3
+        found[metric.about.name] = seconds(
+            lambda m=metric: m(moves, inputs, targets, key), repeats
+        )
     data = [(inputs, targets)]
     measure_changes = lambda: Superposed.measure(moves, data, setting.choices).logits  # noqa: E731
     found["composed"] = found["superposed"] = seconds(measure_changes, 1)

@@ -26,10 +26,11 @@ from experiments.provenance import commit, machine
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.run_folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS
-from jmpq.cli.sensitivity import MetricName, Sensitivity
+from jmpq.cli.sensitivity import Sensitivity
 from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
 from jmpq.quantizers.spec import KernelSpec, Rounding
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,10 @@ from experiments.provenance import commit
 from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.run_folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
-from jmpq.cli.sensitivity import MetricName, Sensitivity
+from jmpq.cli.sensitivity import Sensitivity
 from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 Source = Literal["train", "heldout"]

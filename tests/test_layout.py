@@ -36,6 +36,7 @@ WITHOUT_JAX = (
     "quantizers.spec",
     "sensitivity.logits.joint_predictors",
     "sensitivity.logits.saturation",
+    "sensitivity.metrics.by_name",
     "sensitivity.table",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -35,9 +35,10 @@ from jmpq.cli.layers import Layers
 from jmpq.cli.report import Report
 from jmpq.cli.run_folder import LAYERS
 from jmpq.cli.scale import Scale
-from jmpq.cli.sensitivity import MetricName, Sensitivity
+from jmpq.cli.sensitivity import Sensitivity
 from jmpq.cli.solve import Solve
 from jmpq.files import write_json
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 # torchvision's documentation of its weights: parameters, and 10⁹ multiply-accumulates at
 # 224x224 (GFLOPS there), two decimals; layers with a kernel.

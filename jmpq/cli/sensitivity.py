@@ -18,6 +18,7 @@ from jmpq.cli.run_folder import (
 )
 from jmpq.cli.scale import Scale
 from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits
+from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName, make_metric
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -25,38 +26,10 @@ if TYPE_CHECKING:
     from jmpq.formats import Choice
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.analyse import Metric
     from jmpq.sensitivity.batch_memory import Estimate
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.sensitivity.table import Sensitivity as SensitivityTable
     from jmpq.training.losses import ExampleLoss
-
-MetricName = Literal[
-    "composed",
-    "gauss_newton",
-    "gauss_newton_difference",
-    "empirical_fisher",
-    "first_order",
-    "hessian",
-    "output_fisher",
-    "hawq_eigenvalue",
-    "hawq_trace",
-    "qbert",
-    "squared_error",
-    "measured_loss",
-    "measured_kl",
-    "measured_pairs_loss",
-    "measured_pairs_kl",
-    "path_attribution",
-]
-DEFAULT_METRICS: tuple[MetricName, ...] = (
-    "gauss_newton",
-    "composed",
-    "empirical_fisher",
-    "hawq_trace",
-    "squared_error",
-)
-
 
 HERE = Scale()
 
@@ -201,6 +174,8 @@ class Sensitivity:
                     progress=progress,
                 )
             say(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+            if note := found[name].provenance.get("note"):
+                say(f"{name}: {note}")
             if (sem := found[name].sampling_sem) is not None:
                 share = 100 * np.linalg.norm(sem) / np.linalg.norm(found[name].losses)
                 error = f"{share:.2g} % of the losses" if share < np.inf else "unknown"
@@ -296,69 +271,3 @@ def in_words(needed: "Estimate | None") -> str:
         return "memory is not known before the start"
     examples = "1 example" if needed.examples == 1 else f"{needed.examples} examples"
     return f"about {needed.bytes / 1e6:.3g} MB on each device, {examples} at a time"
-
-
-def make_metric(
-    name: MetricName,
-    *,
-    loss: "ExampleLoss | None" = None,
-    probes: int = 1,
-    qbert_spread: float = 1.0,
-    class_samples: int | Literal["all"] = "all",
-) -> "Metric":
-    """A metric of `analyse` by its name; the loss is cross-entropy by default.
-
-    Raises:
-        ValueError: If it is none, but made of logit changes (composed).
-    """
-    from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
-    from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
-    from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
-    from jmpq.sensitivity.metrics.output_fisher import OutputFisher
-    from jmpq.sensitivity.metrics.path_attribution import PathAttribution
-    from jmpq.sensitivity.metrics.squared_error import SquaredError
-    from jmpq.sensitivity.metrics.taylor import (
-        EmpiricalFisher,
-        ExactHessian,
-        FirstOrder,
-        GaussNewton,
-    )
-    from jmpq.training.losses import cross_entropy
-
-    loss = loss or cross_entropy
-    match name:
-        case "gauss_newton":
-            return GaussNewton(loss=loss, class_samples=class_samples)
-        case "gauss_newton_difference":
-            return GaussNewton(changes="difference", loss=loss)
-        case "empirical_fisher":
-            return EmpiricalFisher(loss=loss)
-        case "first_order":
-            return FirstOrder(loss=loss)
-        case "hessian":
-            return ExactHessian(loss=loss)
-        case "hawq_eigenvalue":
-            return HawqEigenvalue(loss=loss)
-        case "qbert":
-            return QBert(spread=qbert_spread, loss=loss)
-        case "hawq_trace":
-            return HawqTrace(num_probes=probes, loss=loss)
-        case "squared_error":
-            return SquaredError()
-        case "output_fisher":
-            return OutputFisher(loss=loss)
-        case "measured_loss":
-            return MeasuredSingle(kind="loss", loss=loss)
-        case "measured_kl":
-            return MeasuredSingle(kind="kl")
-        case "measured_pairs_loss":
-            return MeasuredPairs(kind="loss", loss=loss)
-        case "measured_pairs_kl":
-            return MeasuredPairs(kind="kl")
-        case "path_attribution":
-            return PathAttribution(loss=loss)
-        case "composed":
-            raise ValueError(
-                "Metric 'composed' is made of logit changes: measure them with "
-                "Superposed.measure and take Composed(superposed=...).main_effects(...)."
-            )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jmpq.files import file_sha256
-from jmpq.sensitivity.table import Sensitivity, load_sensitivities
+from jmpq.sensitivity.table import NATS, Sensitivity, load_sensitivities
 
 Json = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ def with_predictions(plan: Json, evaluation: Json) -> Json:
 
 def relative_metrics(sensitivities: Mapping[str, Sensitivity]) -> frozenset[str]:
     """Metrics whose losses are not in nats per example: only their order can be compared."""
-    return frozenset(m for m, s in sensitivities.items() if s.unit != "nats per example")
+    return frozenset(m for m, s in sensitivities.items() if s.unit != NATS)
 
 
 def _existing(run: Path, name: str, step: str) -> Path:

@@ -1,4 +1,4 @@
-"""The interface of all metrics, and the loop over batches that serves them."""
+"""The loop over batches that serves all metrics."""
 
 import dataclasses
 import io
@@ -7,91 +7,22 @@ import pathlib
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from jmpq.data.stream import Stream
 from jmpq.devices import is_main_process, same_everywhere, to_host
 from jmpq.files import atomic_file, json_sha256
 from jmpq.formats import Choice
 from jmpq.sensitivity.batch_memory import Estimate, Placement, cuts, estimate
+from jmpq.sensitivity.metric import Metric, Prepares
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.table import Sensitivity, choice_members
-
-
-class Terms(NamedTuple):
-    """Means over one batch: first order, and the second-order matrix or its diagonal.
-
-    `samples`, of a metric that draws random numbers: independent unbiased estimates whose
-    mean is `second`.
-    """
-
-    first: Float[Array, " moves"]
-    second: Float[Array, "moves moves"] | Float[Array, " moves"]
-    samples: Float[Array, "samples moves moves"] | None = None
-
-
-@runtime_checkable
-class Metric(Protocol):
-    """A sensitivity metric: a frozen dataclass whose fields are its options.
-
-    Its call is compiled by itself (``@functools.partial(jax.jit, static_argnums=0)``), so
-    that a metric may also loop on the host over compiled parts.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def unit(self) -> str: ...
-
-    @property
-    def use_first(self) -> bool: ...
-
-    def __call__(
-        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
-    ) -> Terms: ...
-
-
-class Prepared(NamedTuple):
-    """What a metric found in all batches: the metric to average, and values for people."""
-
-    metric: Metric
-    record: dict[str, Any]  # JSON values, kept in the provenance
-
-
-@runtime_checkable
-class NeedsAllBatches(Protocol):
-    """A metric of which something is to be found in all batches before the first is added.
-
-    `batches` come as arguments of the metric: the network, inputs and targets of each where
-    they belong on the devices.
-    """
-
-    def prepare(
-        self,
-        moves: MoveNetwork,
-        batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
-        key: Array,
-        *,
-        progress: Callable[[int, int], None],
-        notes: Notes,
-    ) -> Prepared: ...
-
-
-@runtime_checkable
-class Additive(Protocol):
-    """A metric whose terms are means over examples, so that a batch may be cut into parts.
-
-    Its call gets one key per example, so that random numbers do not depend on the cut.
-    """
-
-    additive: Literal[True]
 
 
 def analyse(
@@ -127,11 +58,11 @@ def analyse(
             does not tell.
         partial: File for the sums so far, rewritten after every batch; if it is there and
             fits, the analysis goes on from it. The caller removes it when the result is safe,
-            and the ``*.notes.partial`` beside it that a metric which `NeedsAllBatches` leaves.
+            and the ``*.notes.partial`` beside it that a metric which `Prepares` leaves.
         provenance: What identifies network, data and quantizers (a partial file of another
             one is not used), kept in the result.
         progress: Called with (finished batches, all batches); before, by a metric that
-            `NeedsAllBatches`, with its own steps.
+            `Prepares`, with its own steps.
 
     Raises:
         ValueError: If there is no example or no move, if not even one example fits into the
@@ -143,9 +74,10 @@ def analyse(
             f"Nothing to analyse: {len(batches)} batches, {len(moves.moves)} moves. Give "
             "calibration examples and candidate bits below 32."
         )
-    if getattr(metric, "spread", 0.0) and len(batches) < 2:
+    about = metric.about
+    if about.spread and len(batches) < 2:
         raise ValueError(
-            f"Metric {metric.name!r} takes the spread over batches, and there is one. Use a "
+            f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
     identity = {
@@ -167,20 +99,21 @@ def analyse(
         most = most if found is None else found.examples
         if announce is not None:
             announce(found)
-    ready, prepared = metric, {}
-    if isinstance(metric, NeedsAllBatches):
+    ready, told = metric, {}
+    if isinstance(metric, Prepares):
         start = time.perf_counter()
         path = partial and partial.with_name(f"{partial.stem}.notes.partial")
         notes = Notes(path, json_sha256(identity))
         placed = Stream(tuple(sizes), lambda i: place(*batches[i]))
-        ready, record = metric.prepare(moves, placed, key, progress=progress, notes=notes)
-        prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
+        prepared = metric.prepare(moves, placed, key, progress=progress, notes=notes)
+        ready, seconds = prepared.metric, time.perf_counter() - start
+        told = {"prepared": prepared.record, "prepare_seconds": seconds, "note": prepared.note}
     progress(state.done, total)
     start = time.perf_counter()
     for index, (inputs, targets) in enumerate(batches[state.done :], start=state.done):
         batch_key = jax.random.fold_in(key, index)
         first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
-        _check_finite(metric.name, moves, first, second)
+        _check_finite(about.name, moves, first, second)
         seconds = time.perf_counter() - start
         state.add(targets.shape[0], first, second, samples, members, seconds)
         if partial is not None and is_main_process():
@@ -189,8 +122,8 @@ def analyse(
         start = time.perf_counter()
     weight = sum(state.examples)
     return Sensitivity(
-        metric=metric.name,
-        unit=metric.unit,
+        metric=about.name,
+        unit=about.unit,
         layers=layers,
         choices=tuple(choices),
         moves=moves.moves,
@@ -199,12 +132,12 @@ def analyse(
         batch_first=np.array(state.batch_first),
         batch_second=np.array(state.batch_second),
         batch_examples=np.array(state.examples, np.float64),
-        use_first=metric.use_first,
-        spread=getattr(metric, "spread", 0.0),
+        use_first=about.use_first,
+        spread=about.spread,
         sampling_sem=state.sampling_sem,
         provenance={
             **identity,
-            **prepared,
+            **told,
             "seconds": sum(state.seconds),
             "batch_seconds": state.seconds,
         },
@@ -224,7 +157,7 @@ def _batch_terms(
 
     If the metric allows it, the batch goes in parts (see `cuts`).
     """
-    count, additive = targets.shape[0], isinstance(metric, Additive)
+    count, additive = targets.shape[0], metric.about.additive
     ends = cuts(count, place.size, most) if additive else [0, count]
     key = jax.random.split(key, count) if additive else key
     sums = [np.zeros(()), np.zeros(()), np.zeros(())]
@@ -259,14 +192,14 @@ def estimate_batch(
         inputs,
         targets,
         count=max(batch_sizes(batches)),
-        divisible=isinstance(metric, Additive),
+        divisible=metric.about.additive,
         memory_bytes=memory_bytes,
     )
     if found is None and memory_bytes is not None:
         raise ValueError(
-            f"Metric {metric.name!r} loops on the host and does not tell what it compiles, so "
-            "that no limit of memory can be kept. Leave out memory_bytes, or give the metric a "
-            "method `programs`."
+            f"Metric {metric.about.name!r} loops on the host and does not tell what it "
+            "compiles, so that no limit of memory can be kept. Leave out memory_bytes, or give "
+            "the metric a method `programs`."
         )
     return found
 

@@ -15,13 +15,14 @@ from jmpq.cli.evaluate import Evaluate
 from jmpq.cli.layers import Layers
 from jmpq.cli.report import Report
 from jmpq.cli.run_folder import network_of
-from jmpq.cli.sensitivity import MetricName, Sensitivity, make_metric
+from jmpq.cli.sensitivity import Sensitivity
 from jmpq.cli.solve import Solve
 from jmpq.cli.train import Train
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
 from jmpq.sensitivity.logits.composed import Composed
 from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.metrics.by_name import TITLES, MetricName, make_metric
 from jmpq.sensitivity.table import load_sensitivities
 from tests.cli import losses
 from tests.cli.command import FEW, SMALL, TINY, contents, finish, jmpq, process, works
@@ -358,8 +359,9 @@ def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
 
 
 def test_every_metric_goes_by_its_name():
+    assert set(TITLES) == set(typing.get_args(MetricName))
     names = [name for name in typing.get_args(MetricName) if name != "composed"]
-    assert [make_metric(name).name for name in names] == names
+    assert [make_metric(name).about.name for name in names] == names
     with pytest.raises(ValueError, match="'composed' is made of logit changes"):
         make_metric("composed")
 

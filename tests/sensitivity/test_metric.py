@@ -10,7 +10,8 @@ import pytest
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import InputSpec, KernelSpec
-from jmpq.sensitivity.analyse import Terms, analyse
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.metric import About, Terms
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
 from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
 from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton
@@ -27,9 +28,11 @@ class Means:
     power: int = 2
     whole: bool = False  # a matrix, not only its diagonal
     poison: int | None = None  # move whose term is NaN
-    name: str = "means"
-    unit: str = "nats per example"
     use_first: bool = True
+
+    @property
+    def about(self):
+        return About(name="means", use_first=self.use_first, additive=False)
 
     def __call__(self, moves, inputs, targets, key):
         x = inputs[:, 0, 0, 0]
@@ -87,7 +90,7 @@ def arrays(found):
 LOOPS = [GaussNewton(), ExactHessian(), QBert(), MeasuredPairs(), Means()]
 
 
-@pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.about.name)
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_interrupted_analysis_goes_on_to_the_same_result(moves, data, tmp_path, metric, at):
     partial = tmp_path / "partial.npz"

@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.curvature.trace import block_trace_sample
 from jmpq.network.network import Network
 from jmpq.network.tap import Op
-from jmpq.sensitivity.analyse import Terms
-from jmpq.sensitivity.batch_memory import Program
+from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.metrics.squared_error import squared_norms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy
@@ -34,9 +33,10 @@ class HawqTrace:
 
     num_probes: int = 1
     loss: ExampleLoss = cross_entropy
-    name: str = "hawq_trace"
-    unit: str = "nats per example"
-    use_first: bool = False
+
+    @property
+    def about(self) -> About:
+        return About(name="hawq_trace", additive=False)
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
