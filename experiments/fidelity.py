@@ -266,7 +266,7 @@ def metrics_for(costly: bool) -> "list[Metric]":
         GaussNewton(),
         EmpiricalFisher(),
         OutputFisher(),
-        HawqTrace(num_probes=4),
+        HawqTrace(traces="probes", num_probes=4),
         SquaredError(),
         PathAttribution(),
     ]
@@ -592,7 +592,7 @@ def against_samples(
     order = np.random.default_rng(config.seed + 1).permutation(len(setting.pool))
     many = setting.pool.take(np.sort(order[: config.many_examples]), seed=config.seed + 1)
     larger = dataclasses.replace(setting, calibration={"heldout": many})
-    metrics = [GaussNewton(), EmpiricalFisher(), HawqTrace()]
+    metrics = [GaussNewton(), EmpiricalFisher(), HawqTrace(traces="probes")]
     found = analyse_all(config, larger, "heldout", metrics, folder / "samples")
     curves = {}
     for name, s in found.items():

@@ -227,7 +227,7 @@ def tables(
     of_moves: list[Metric] = [
         GaussNewton(),
         EmpiricalFisher(),
-        HawqTrace(num_probes=4),
+        HawqTrace(traces="probes", num_probes=4),
         SquaredError(),
         FirstOrder(),
     ]

@@ -119,6 +119,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
         Sensitivity(
             here,
             metrics=config.metrics,
+            traces="probes",
             w_bits=config.w_bits,
             a_bits=config.a_bits,
             calibration_from=source,

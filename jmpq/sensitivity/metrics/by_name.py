@@ -60,6 +60,7 @@ def make_metric(
     name: MetricName,
     *,
     loss: "ExampleLoss | None" = None,
+    traces: Literal["auto", "exact", "probes"] = "auto",
     probes: int = 1,
     qbert_spread: float = 1.0,
     class_samples: int | Literal["all"] = "all",
@@ -69,6 +70,7 @@ def make_metric(
     Args:
         name: Name of the metric.
         loss: Loss of one example.
+        traces: `HawqTrace.traces`.
         probes: `HawqTrace.num_probes`.
         qbert_spread: `QBert.spread`.
         class_samples: `GaussNewton.class_samples`, by derivative.
@@ -107,7 +109,7 @@ def make_metric(
         case "qbert":
             return QBert(spread=qbert_spread, loss=loss)
         case "hawq_trace":
-            return HawqTrace(num_probes=probes, loss=loss)
+            return HawqTrace(traces=traces, num_probes=probes, loss=loss)
         case "squared_error":
             return SquaredError()
         case "output_fisher":
