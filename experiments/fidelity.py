@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from jmpq.formats import Choice
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.analyse import Metric
     from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.table import Sensitivity
 
 Source = Literal["heldout", "train"]
@@ -270,7 +270,7 @@ def metrics_for(costly: bool) -> "list[Metric]":
         GaussNewton(),
         EmpiricalFisher(),
         OutputFisher(),
-        HawqTrace(num_probes=4),
+        HawqTrace(traces="probes", num_probes=4),
         SquaredError(),
         PathAttribution(),
     ]
@@ -297,14 +297,14 @@ def analyse_all(
     provenance = {"calibration": split.record(), "quantizers": setting.quantizers.sha256}
     found = {}
     for metric in metrics:
-        path = folder / source / f"{metric.name}.npz"
+        path = folder / source / f"{metric.about.name}.npz"
         if path.is_file():
-            stored = load_sensitivities(path)[metric.name]
+            stored = load_sensitivities(path)[metric.about.name]
             if all(stored.provenance[k] == v for k, v in provenance.items()):
-                found[metric.name] = stored
+                found[metric.about.name] = stored
                 continue
-        with bar(f"{source} {metric.name:24s}", "batches") as progress:
-            found[metric.name] = analyse(
+        with bar(f"{source} {metric.about.name:24s}", "batches") as progress:
+            found[metric.about.name] = analyse(
                 moves,
                 metric,
                 data,
@@ -314,7 +314,7 @@ def analyse_all(
                 provenance=provenance,
                 progress=progress,
             )
-        save_sensitivities(path, {metric.name: found[metric.name]})
+        save_sensitivities(path, {metric.about.name: found[metric.about.name]})
         path.with_suffix(".partial").unlink(missing_ok=True)
     return found
 
@@ -594,7 +594,7 @@ def against_samples(
     order = np.random.default_rng(config.seed + 1).permutation(len(setting.pool))
     many = setting.pool.take(np.sort(order[: config.many_examples]), seed=config.seed + 1)
     larger = dataclasses.replace(setting, calibration={"heldout": many})
-    metrics = [GaussNewton(), EmpiricalFisher(), HawqTrace()]
+    metrics = [GaussNewton(), EmpiricalFisher(), HawqTrace(traces="probes")]
     found = analyse_all(config, larger, "heldout", metrics, folder / "samples")
     curves = {}
     for name, s in found.items():
@@ -704,8 +704,10 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     metrics = [*metrics_for(True), FirstOrder(), GaussNewton(changes="difference")]
     for metric in (*metrics, MeasuredSingle(kind="kl")):
         long = ("hessian", "measured_kl", "hawq_eigenvalue", "qbert")
-        repeats = 1 if metric.name in long else 3
-        found[metric.name] = seconds(lambda m=metric: m(moves, inputs, targets, key), repeats)
+        repeats = 1 if metric.about.name in long else 3
+        found[metric.about.name] = seconds(
+            lambda m=metric: m(moves, inputs, targets, key), repeats
+        )
     data = [(inputs, targets)]
     measure_changes = lambda: Superposed.measure(moves, data, setting.choices).logits  # noqa: E731
     found["composed"] = found["superposed"] = seconds(measure_changes, 1)

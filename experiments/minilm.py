@@ -426,17 +426,17 @@ def _tables(
     }
     found = {}
     for metric in (GaussNewton(loss=squared_error), EmpiricalFisher(loss=squared_error)):
-        at = folder / f"{metric.name}_{groups}.npz"
-        table = load_sensitivities(at)[metric.name] if at.is_file() else None
+        at = folder / f"{metric.about.name}_{groups}.npz"
+        table = load_sensitivities(at)[metric.about.name] if at.is_file() else None
         if table is None or table.provenance["quantizers"] != quantizers.sha256:
-            with bar(f"{groups} groups, {metric.name}", "batches") as progress:
+            with bar(f"{groups} groups, {metric.about.name}", "batches") as progress:
                 table = analyse(
                     moves, metric, data, choices, provenance=provenance,
                     partial=at.with_suffix(".partial"), progress=progress,
                 )  # fmt: skip
-            save_sensitivities(at, {metric.name: table})
+            save_sensitivities(at, {metric.about.name: table})
             at.with_suffix(".partial").unlink(missing_ok=True)
-        found[metric.name] = table
+        found[metric.about.name] = table
     return found
 
 

@@ -188,9 +188,10 @@ def tables(
     from experiments.fidelity import examples_of
     from jmpq.formats import choice_grid
     from jmpq.run.progress import bar
-    from jmpq.sensitivity.analyse import Metric, analyse
+    from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.logits.composed import Composed
     from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
     from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
     from jmpq.sensitivity.metrics.squared_error import SquaredError
@@ -226,24 +227,28 @@ def tables(
     seconds["composed"] = composed.superposed.provenance["seconds"]
     found = {"composed": composed.main_effects([len(t) for _, t in data])}
     of_moves: list[Metric] = [
-        GaussNewton(), EmpiricalFisher(), HawqTrace(num_probes=4), SquaredError(), FirstOrder()
-    ]  # fmt: skip
+        GaussNewton(),
+        EmpiricalFisher(),
+        HawqTrace(traces="probes", num_probes=4),
+        SquaredError(),
+        FirstOrder(),
+    ]
     work: list[tuple[Metric, Split]] = [(metric, whole) for metric in of_moves]
     if config.pair_examples and not has_activations(mode):  # with them longer than all else
         work.append((MeasuredPairs(), whole.take(np.arange(config.pair_examples))))
     for metric, split in work:
-        at = folder / f"{metric.name}.npz"
-        stored = load_sensitivities(at)[metric.name] if at.is_file() else None
+        at = folder / f"{metric.about.name}.npz"
+        stored = load_sensitivities(at)[metric.about.name] if at.is_file() else None
         if stored is None or not kept(stored.provenance, split):
-            with bar(f"{metric.name:24s}", "batches") as progress:
+            with bar(f"{metric.about.name:24s}", "batches") as progress:
                 stored = analyse(
                     setting.moves, metric, examples_of(split, config.batch_size), choices,
                     provenance=of(split), partial=at.with_suffix(".partial"),
                     progress=progress, mesh=setting.mesh,
                 )  # fmt: skip
-            save_sensitivities(at, {metric.name: stored})
-        seconds[metric.name] = stored.provenance["seconds"]
-        found[metric.name] = stored
+            save_sensitivities(at, {metric.about.name: stored})
+        seconds[metric.about.name] = stored.provenance["seconds"]
+        found[metric.about.name] = stored
     return found, composed, seconds
 
 

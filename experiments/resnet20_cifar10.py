@@ -118,6 +118,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
         steps.layers(here, layers, reporter=steps.TERMINAL)
         sensitivity = steps.Sensitivity(
             metrics=config.metrics,
+            traces="probes",
             w_bits=config.w_bits,
             a_bits=config.a_bits,
             calibration_from=source,

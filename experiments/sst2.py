@@ -424,18 +424,18 @@ def _tables(
     }
     found = {}
     for metric in (GaussNewton(), EmpiricalFisher()):
-        at = folder / f"{metric.name}.npz"
-        table = load_sensitivities(at)[metric.name] if at.is_file() else None
+        at = folder / f"{metric.about.name}.npz"
+        table = load_sensitivities(at)[metric.about.name] if at.is_file() else None
         if table is None or any(table.provenance.get(k) != v for k, v in provenance.items()):
-            with bar(metric.name, "batches") as progress:
+            with bar(metric.about.name, "batches") as progress:
                 table = analyse(
                     moves, metric, data, choice_grid(quantizers.weights.bits),
                     provenance=provenance, partial=at.with_suffix(".partial"),
                     progress=progress,
                 )  # fmt: skip
-            save_sensitivities(at, {metric.name: table})
+            save_sensitivities(at, {metric.about.name: table})
             at.with_suffix(".partial").unlink(missing_ok=True)
-        found[metric.name] = table
+        found[metric.about.name] = table
     return found
 
 

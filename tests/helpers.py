@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -81,7 +82,11 @@ def apply(network: Network, params: PyTree, inputs: Array) -> Array:
 
 
 def manual_logits(
-    network: Network, kernels: list[Array], shifts: list[Array], inputs: Array
+    network: Network,
+    kernels: list[Array],
+    shifts: list[Array],
+    inputs: Array,
+    act: Callable[[Array], Array] = lambda x: jnp.logaddexp(x, 0.0),
 ) -> tuple[Float[Array, "batch classes"], list[Array]]:
     """`ResidualCNN` written out by hand: no Flax, no tap; also the layers' inputs.
 
@@ -102,7 +107,6 @@ def manual_logits(
         scale, bias = (params[name][k][None, None, None] for k in ("scale", "bias"))
         return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
 
-    act = lambda x: jnp.logaddexp(x, 0.0)  # noqa: E731
     x = act(norm(conv(inputs, 0), "bn0"))
     y = act(norm(conv(x, 1), "bn1"))
     x = act(x + norm(conv(y, 2), "bn2")).mean((1, 2))

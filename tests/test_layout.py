@@ -50,6 +50,7 @@ WITHOUT_JAX = (
     "run.searches",
     "run.steps.solve",
     "sensitivity.logits.saturation",
+    "sensitivity.metrics.by_name",
     "sensitivity.table",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -24,7 +24,7 @@ from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
 from jmpq.quantizers.spec import KernelSpec
-from jmpq.sensitivity.analyse import Metric
+from jmpq.sensitivity.metric import Metric
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, ExactHessian, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy

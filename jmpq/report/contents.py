@@ -12,7 +12,7 @@ from typing import Any
 from jmpq.problem.plan import plan_to_json
 from jmpq.run.artifacts import LayerTable
 from jmpq.run.folder import RunFolder
-from jmpq.sensitivity.table import Sensitivity
+from jmpq.sensitivity.table import NATS, Sensitivity
 
 Json = Mapping[str, Any]
 
@@ -49,4 +49,4 @@ def read_contents(folder: str | os.PathLike[str]) -> Contents:
 
 def relative_metrics(sensitivities: Mapping[str, Sensitivity]) -> frozenset[str]:
     """Metrics whose losses are not in nats per example: only their order can be compared."""
-    return frozenset(m for m, s in sensitivities.items() if s.unit != "nats per example")
+    return frozenset(m for m, s in sensitivities.items() if s.unit != NATS)

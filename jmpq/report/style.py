@@ -16,6 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from jmpq.problem.costs import COSTS, Cost
+from jmpq.sensitivity.metrics.by_name import TITLES
 
 WIDTH = 7.2  # inches: the text width of a page
 
@@ -55,28 +56,14 @@ KNOWN = (
     "hessian",
     "first_order",
 )
-NAMES = {
-    "gauss_newton": "Gauss–Newton",
-    "gauss_newton_difference": "Gauss–Newton (difference)",
-    "empirical_fisher": "empirical Fisher",
-    "hawq_trace": "HAWQ-V2 trace",
-    "hawq_eigenvalue": "HAWQ eigenvalue",
-    "qbert": "Q-BERT eigenvalue",
-    "squared_error": "squared error",
-    "output_fisher": "output Fisher",
-    "measured_loss": "measured loss",
-    "measured_kl": "measured KL",
-    "measured_pairs_loss": "measured pairs, loss",
-    "measured_pairs_kl": "measured pairs, KL",
-    "path_attribution": "path attribution",
-    "hessian": "exact Hessian",
-    "first_order": "first order",
-    "composed": "composed logits, main effects",
+NAMES: dict[str, str] = {
+    **TITLES,
+    **{f"{name}_full": f"{title}, with cross terms" for name, title in TITLES.items()},
     "composed_kl": "composed logits, KL",
     "composed_loss": "composed logits, loss",
     "superposed_kl": "superposed logits, KL",
     "superposed_loss": "superposed logits, loss",
-}
+}  # metrics, and what predicts joint allocations
 MARKERS = {"exact": "D", "greedy": "^", "local_search": "v", "branch_and_bound": "s"}
 
 
@@ -99,14 +86,9 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
 
 
 def metric_name(metric: str | None) -> str:
-    """A metric as a reader knows it; ``NAME_full`` is the whole quadratic form of NAME,
-    ``NAME_psd`` its projection onto positive semi-definite ones.
-    """  # noqa: D205
+    """A metric as a reader knows it; ``NAME_full`` is the whole quadratic form of NAME."""
     if metric is None:
         return "no metric"
-    for ending, said in (("_full", ", with cross terms"), ("_psd", ", projected")):
-        if (base := metric.removesuffix(ending)) != metric:
-            return metric_name(base) + said
     return NAMES.get(metric, metric.replace("_", " "))
 
 

@@ -115,8 +115,12 @@ class Sensitivity:
     class_samples: int | None = None
     """Backward passes per example of gauss_newton with many classes, in random directions of
     the logits instead of one per class. Unbiased; the standard error is printed."""
+    traces: Literal["auto", "exact", "probes"] = "auto"
+    """Traces of hawq_trace: exact, in a network that is piecewise linear (ReLU), by a backward
+    pass for every output; by random probes, as HAWQ-V2; or auto, whichever is worth more. The
+    step says which."""
     probes: int = 1
-    """Random probes per batch (hawq_trace only)."""
+    """Random probes per batch of hawq_trace, where it takes probes."""
     qbert_spread: float = 1.0
     """c of qbert: mean + c · standard deviation of the eigenvalue over batches."""
     seed: int = 0

@@ -1,94 +1,24 @@
-"""The interface of all metrics, and the loop over batches that serves them."""
+"""The loop over batches that serves all metrics."""
 
 import dataclasses
 import itertools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
-from jmpq.journal import Journal
 from jmpq.sensitivity.batch_memory import Estimate, Placement, cuts, estimate
+from jmpq.sensitivity.metric import Metric, Prepares
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, choice_members
-
-
-class Terms(NamedTuple):
-    """Means over one batch: first order, and the second-order matrix or its diagonal.
-
-    `samples`, of a metric that draws random numbers: independent unbiased estimates whose
-    mean is `second`.
-    """
-
-    first: Float[Array, " moves"]
-    second: Float[Array, "moves moves"] | Float[Array, " moves"]
-    samples: Float[Array, "samples moves moves"] | None = None
-
-
-@runtime_checkable
-class Metric(Protocol):
-    """A sensitivity metric: a frozen dataclass whose fields are its options.
-
-    Its call is compiled by itself (``@functools.partial(jax.jit, static_argnums=0)``), so
-    that a metric may also loop on the host over compiled parts.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def unit(self) -> str: ...
-
-    @property
-    def use_first(self) -> bool: ...
-
-    def __call__(
-        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
-    ) -> Terms: ...
-
-
-class Prepared(NamedTuple):
-    """What a metric found in all batches: the metric to average, and values for people."""
-
-    metric: Metric
-    record: dict[str, Any]  # JSON values, kept in the provenance
-
-
-@runtime_checkable
-class NeedsAllBatches(Protocol):
-    """A metric of which something is to be found in all batches before the first is added.
-
-    `batches` come as arguments of the metric: the network, inputs and targets of each where
-    they belong on the devices.
-    """
-
-    def prepare(
-        self,
-        moves: MoveNetwork,
-        batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
-        key: Array,
-        *,
-        progress: Callable[[int, int], None],
-        journal: Journal,
-    ) -> Prepared: ...
-
-
-@runtime_checkable
-class Additive(Protocol):
-    """A metric whose terms are means over examples, so that a batch may be cut into parts.
-
-    Its call gets one key per example, so that random numbers do not depend on the cut.
-    """
-
-    additive: Literal[True]
 
 
 def analyse(
@@ -124,11 +54,11 @@ def analyse(
             does not tell.
         partial: File of a journal of finished batches: those of the same analysis are not
             computed again. The caller removes it when the result is safe, and the
-            ``*.prepared`` beside it that a metric which `NeedsAllBatches` leaves.
+            ``*.prepared`` beside it that a metric which `Prepares` leaves.
         provenance: What identifies network, data and quantizers (a partial file of another
             one is not used), kept in the result.
         progress: Called with (finished batches, all batches); before, by a metric that
-            `NeedsAllBatches`, with its own steps.
+            `Prepares`, with its own steps.
 
     Raises:
         ValueError: If there is no example or no move, if not even one example fits into the
@@ -140,9 +70,10 @@ def analyse(
             f"Nothing to analyse: {len(batches)} batches, {len(moves.moves)} moves. Give "
             "calibration examples and candidate bits below 32."
         )
-    if getattr(metric, "spread", 0.0) and len(batches) < 2:
+    about = metric.about
+    if about.spread and len(batches) < 2:
         raise ValueError(
-            f"Metric {metric.name!r} takes the spread over batches, and there is one. Use a "
+            f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
     identity = {
@@ -164,14 +95,15 @@ def analyse(
         most = most if found is None else found.examples
         if announce is not None:
             announce(found)
-    ready, prepared = metric, {}
-    if isinstance(metric, NeedsAllBatches):
+    ready, told = metric, {}
+    if isinstance(metric, Prepares):
         start = time.perf_counter()
         path = partial and partial.with_name(f"{partial.name}.prepared")
         found = shared_journal(path, identity)
         placed = Stream(tuple(sizes), lambda i: place(*batches[i]))
-        ready, record = metric.prepare(moves, placed, key, progress=progress, journal=found)
-        prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
+        prepared = metric.prepare(moves, placed, key, progress=progress, journal=found)
+        ready, seconds = prepared.metric, time.perf_counter() - start
+        told = {"prepared": prepared.record, "prepare_seconds": seconds, "note": prepared.note}
     progress(len(journal.keys), total)
     for index in range(total):
         if (entry := journal.get(str(index))) is not None:
@@ -181,7 +113,7 @@ def analyse(
         inputs, targets = batches[index]
         batch_key = jax.random.fold_in(key, index)
         first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
-        _check_finite(metric.name, moves, first, second)
+        _check_finite(about.name, moves, first, second)
         terms = {"first": first, "second": second}
         if samples.ndim:
             terms["variance"] = _sampling_variance(samples, members)
@@ -192,8 +124,8 @@ def analyse(
         progress(index + 1, total)
     weight = sum(sums.examples)
     return Sensitivity(
-        metric=metric.name,
-        unit=metric.unit,
+        metric=about.name,
+        unit=about.unit,
         layers=layers,
         choices=tuple(choices),
         moves=moves.moves,
@@ -202,12 +134,12 @@ def analyse(
         batch_first=np.array(sums.batch_first),
         batch_second=np.array(sums.batch_second),
         batch_examples=np.array(sums.examples, np.float64),
-        use_first=metric.use_first,
-        spread=getattr(metric, "spread", 0.0),
+        use_first=about.use_first,
+        spread=about.spread,
         sampling_sem=sums.sampling_sem,
         provenance={
             **identity,
-            **prepared,
+            **told,
             "seconds": sum(sums.seconds),
             "batch_seconds": sums.seconds,
         },
@@ -227,7 +159,7 @@ def _batch_terms(
 
     If the metric allows it, the batch goes in parts (see `cuts`).
     """
-    count, additive = targets.shape[0], isinstance(metric, Additive)
+    count, additive = targets.shape[0], metric.about.additive
     ends = cuts(count, place.size, most) if additive else [0, count]
     key = jax.random.split(key, count) if additive else key
     means = [np.zeros(()), np.zeros(()), np.zeros(())]
@@ -262,14 +194,14 @@ def estimate_batch(
         inputs,
         targets,
         count=max(batch_sizes(batches)),
-        divisible=isinstance(metric, Additive),
+        divisible=metric.about.additive,
         memory_bytes=memory_bytes,
     )
     if found is None and memory_bytes is not None:
         raise ValueError(
-            f"Metric {metric.name!r} loops on the host and does not tell what it compiles, so "
-            "that no limit of memory can be kept. Leave out memory_bytes, or give the metric a "
-            "method `programs`."
+            f"Metric {metric.about.name!r} loops on the host and does not tell what it "
+            "compiles, so that no limit of memory can be kept. Leave out memory_bytes, or give "
+            "the metric a method `programs`."
         )
     return found
 

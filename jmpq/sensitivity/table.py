@@ -18,6 +18,7 @@ from jmpq.files import atomic_file
 from jmpq.formats import UNQUANTIZED, Choice
 
 KIND = ArtifactKind("sensitivity", 2, "sensitivity")
+NATS = "nats per example"  # unit of a loss
 
 
 class Move(NamedTuple):
@@ -46,6 +47,8 @@ class Sensitivity:
         batch_second: Second-order term of every choice, batch by batch.
         batch_examples: Examples in each batch.
         use_first: Whether `losses` include the first-order term.
+        projected: Whether negative curvature was taken out of `second` (see
+            `positive_semidefinite`).
         spread: Weight c of the spread: `losses` are the mean over batches plus c times the
             standard deviation over batches, choice by choice. Not in `first` and `second`.
         sampling_sem: Standard error of `losses` by the metric's own random numbers, where it
@@ -64,6 +67,7 @@ class Sensitivity:
     batch_second: Float[np.ndarray, "batches layers choices"]
     batch_examples: Float[np.ndarray, " batches"]
     use_first: bool = False
+    projected: bool = False
     spread: float = 0.0
     sampling_sem: Float[np.ndarray, "layers choices"] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -199,7 +203,7 @@ class Sensitivity:
         )
         return dataclasses.replace(
             self,
-            metric=f"{self.metric}_psd",
+            projected=True,
             second=(projected + projected.T) / 2,
             batch_second=self.batch_second + change / 2,
         )

@@ -11,7 +11,6 @@ from jmpq.network.network import Network
 from jmpq.quantizers import rounding
 from jmpq.quantizers.fake_quant import (
     Quantizers,
-    calibrate_activations,
     calibrate_weights,
     quantize_kernel,
     quantized_logits,
@@ -192,11 +191,9 @@ def test_every_stage_sees_the_same_kernels(network, weights):
     assert not np.allclose(run(Quantizers(weights=nearest, activations=None)), want)
 
 
-def test_rounding_by_inputs_is_refused_without_them_and_for_activations(network, batches):
+def test_rounding_by_inputs_is_refused_without_them(network, batches):
     with pytest.raises(ValueError, match=r"rounding='gptq' looks at the layers' inputs"):
         calibrate_weights(network, GPTQ, [4])
-    with pytest.raises(ValueError, match=r"'gptq' is for weights"):
-        calibrate_activations(network, GPTQ, [4], batches, key=jax.random.key(0))
     assert calibrate_weights(network, GPTQ, [32], batches).codes == ()
 
 

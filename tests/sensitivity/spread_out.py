@@ -55,6 +55,7 @@ METRICS = {
     "output_fisher": OutputFisher(),
     "squared_error": SquaredError(),
     "hawq_trace": HawqTrace(num_probes=2),
+    "hawq_trace_piecewise": HawqTrace(traces="exact"),
     "hawq_eigenvalue": HawqEigenvalue(search=PRODUCTS),
     "qbert": QBert(search=PRODUCTS),
     "measured_loss": MeasuredSingle(),
@@ -101,6 +102,7 @@ def operations(metric, moves, mesh, batch) -> float:
     devices, examples = mesh.size if mesh else 1, len(batch[1])
     at_once = devices * getattr(metric, "micro_batch", examples)
     passes = -(-examples // at_once)
+
     return passes * sum(program.compiled().cost_analysis()["flops"] for program in programs)
 
 

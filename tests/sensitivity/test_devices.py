@@ -121,7 +121,8 @@ def test_every_metric_on_eight_devices(every):
 
 @pytest.mark.slow
 def test_every_metric_shares_the_work(every):
-    assert_shared(every, METRICS)
+    alone = "hawq_trace_piecewise"  # exact traces: every device takes every example
+    assert_shared(every, [name for name in METRICS if name != alone])
 
 
 @pytest.mark.slow

@@ -11,8 +11,9 @@ import pytest
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import InputSpec, KernelSpec
-from jmpq.sensitivity.analyse import Terms, analyse
-from jmpq.sensitivity.metrics.by_name import MetricName, make_metric
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.metric import About, Terms
+from jmpq.sensitivity.metrics.by_name import TITLES, MetricName, make_metric
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
 from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
 from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton
@@ -29,9 +30,11 @@ class Means:
     power: int = 2
     whole: bool = False  # a matrix, not only its diagonal
     poison: int | None = None  # move whose term is NaN
-    name: str = "means"
-    unit: str = "nats per example"
     use_first: bool = True
+
+    @property
+    def about(self):
+        return About(name="means", use_first=self.use_first, additive=False)
 
     def __call__(self, moves, inputs, targets, key):
         x = inputs[:, 0, 0, 0]
@@ -89,7 +92,7 @@ def arrays(found):
 LOOPS = [GaussNewton(), ExactHessian(), QBert(), MeasuredPairs(), Means()]
 
 
-@pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.about.name)
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_interrupted_analysis_goes_on_to_the_same_result(moves, data, tmp_path, metric, at):
     partial = tmp_path / "partial"
@@ -220,7 +223,8 @@ def test_nothing_to_analyse_is_refused(moves, data):
 
 
 def test_every_metric_goes_by_its_name():
+    assert set(TITLES) == set(typing.get_args(MetricName))
     names = [name for name in typing.get_args(MetricName) if name != "composed"]
-    assert [make_metric(name).name for name in names] == names
+    assert [make_metric(name).about.name for name in names] == names
     with pytest.raises(ValueError, match="'composed' is made of logit changes"):
         make_metric("composed")

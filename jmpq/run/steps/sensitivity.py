@@ -109,6 +109,8 @@ def sensitivity(
         make = _composed if name == "composed" else _analysed
         tables[name] = make(work, name, moves, data, provenance)
         reporter.say(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+        if note := tables[name].provenance.get("note"):
+            reporter.say(f"{name}: {note}")
         _report_sampling(tables[name], reporter)
     if main:
         save_sensitivities(run.path / SENSITIVITY, tables, quantizers.to_arrays())
@@ -187,6 +189,7 @@ def _analysed(
     metric = make_metric(
         name,
         loss=work.loss,
+        traces=work.options.traces,
         probes=work.options.probes,
         qbert_spread=work.options.qbert_spread,
         class_samples=work.class_samples,

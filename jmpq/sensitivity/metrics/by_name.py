@@ -1,9 +1,11 @@
-"""Metrics by their names, for the command line and studies; without JAX until one is made."""
+"""Metrics by name: for command line, experiments and reports. No JAX until one is made."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from jmpq.sensitivity.analyse import Metric
+    from jmpq.sensitivity.metric import Metric
     from jmpq.training.losses import ExampleLoss
 
 MetricName = Literal[
@@ -24,6 +26,7 @@ MetricName = Literal[
     "measured_pairs_kl",
     "path_attribution",
 ]
+# The first leads: it chooses best. Composed logits predict best. The others are the rivals.
 DEFAULT_METRICS: tuple[MetricName, ...] = (
     "gauss_newton",
     "composed",
@@ -31,20 +34,49 @@ DEFAULT_METRICS: tuple[MetricName, ...] = (
     "hawq_trace",
     "squared_error",
 )
+TITLES: Mapping[MetricName, str] = MappingProxyType(
+    {
+        "composed": "composed logits, main effects",
+        "gauss_newton": "Gauss–Newton",
+        "gauss_newton_difference": "Gauss–Newton (difference)",
+        "empirical_fisher": "empirical Fisher",
+        "first_order": "first order",
+        "hessian": "exact Hessian",
+        "output_fisher": "output Fisher",
+        "hawq_eigenvalue": "HAWQ eigenvalue",
+        "hawq_trace": "HAWQ-V2 trace",
+        "qbert": "Q-BERT eigenvalue",
+        "squared_error": "squared error",
+        "measured_loss": "measured loss",
+        "measured_kl": "measured KL",
+        "measured_pairs_loss": "measured pairs, loss",
+        "measured_pairs_kl": "measured pairs, KL",
+        "path_attribution": "path attribution",
+    }
+)
 
 
 def make_metric(
     name: MetricName,
     *,
     loss: "ExampleLoss | None" = None,
+    traces: Literal["auto", "exact", "probes"] = "auto",
     probes: int = 1,
     qbert_spread: float = 1.0,
     class_samples: int | Literal["all"] = "all",
 ) -> "Metric":
     """A metric of `analyse` by its name; the loss is cross-entropy by default.
 
+    Args:
+        name: Name of the metric.
+        loss: Loss of one example.
+        traces: `HawqTrace.traces`.
+        probes: `HawqTrace.num_probes`.
+        qbert_spread: `QBert.spread`.
+        class_samples: `GaussNewton.class_samples`, by derivative.
+
     Raises:
-        ValueError: If it is made of logit changes (composed).
+        ValueError: If the name is ``composed``, which is made of logit changes instead.
     """
     from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
@@ -77,7 +109,7 @@ def make_metric(
         case "qbert":
             return QBert(spread=qbert_spread, loss=loss)
         case "hawq_trace":
-            return HawqTrace(num_probes=probes, loss=loss)
+            return HawqTrace(traces=traces, num_probes=probes, loss=loss)
         case "squared_error":
             return SquaredError()
         case "output_fisher":

@@ -17,12 +17,11 @@ from jmpq.devices import to_host
 from jmpq.journal import Journal
 from jmpq.network.network import Network
 from jmpq.network.tap import Op
-from jmpq.sensitivity.analyse import Prepared, Terms, batch_sizes
-from jmpq.sensitivity.batch_memory import Program
+from jmpq.sensitivity.analyse import batch_sizes
+from jmpq.sensitivity.metric import About, Prepared, Program, Terms
 from jmpq.sensitivity.metrics.hawq_trace import shifted_losses, zero_shifts
 from jmpq.sensitivity.metrics.output_fisher import output_gradients
 from jmpq.sensitivity.metrics.squared_error import squared_norms
-from jmpq.sensitivity.metrics.taylor import NATS
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
@@ -98,9 +97,10 @@ class HawqEigenvalue:
 
     search: Search = Search()
     loss: ExampleLoss = cross_entropy
-    name: str = "hawq_eigenvalue"
-    unit: str = NATS
-    use_first: bool = False
+
+    @property
+    def about(self) -> About:
+        return About(name="hawq_eigenvalue", additive=False)
 
     def prepare(
         self,
@@ -159,16 +159,8 @@ class _AlongEigenvectors:
     vectors: dict[int, Array]  # by layer, norm one
 
     @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def unit(self) -> str:
-        return self.of.unit
-
-    @property
-    def use_first(self) -> bool:
-        return self.of.use_first
+    def about(self) -> About:
+        return self.of.about
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         zeros = [jnp.zeros_like(kernel) for kernel in moves.network.kernels()]
@@ -211,9 +203,10 @@ class QBert:
     block: str | None = None
     search: Search = Search()
     loss: ExampleLoss = cross_entropy
-    name: str = "qbert"
-    unit: str = NATS
-    use_first: bool = False
+
+    @property
+    def about(self) -> About:
+        return About(name="qbert", additive=False, spread=self.spread)
 
     def blocks(self, network: Network) -> list[list[int]]:
         """The layers of every block.

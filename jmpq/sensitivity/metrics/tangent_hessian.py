@@ -25,7 +25,7 @@ from jmpq.curvature.ggn import ggn_of_changes
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.tap import Op, bind
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
-from jmpq.sensitivity.batch_memory import Program
+from jmpq.sensitivity.metric import Program
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss
 
