@@ -22,7 +22,7 @@ from experiments.arguments import Arguments
 from experiments.provenance import commit, machine, versions
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
-from jmpq.quantizers.spec import ACTIVATIONS, WEIGHTS, Granularity
+from jmpq.quantizers.spec import Granularity, InputSpec, KernelSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
                 [w_bits],
                 [a_bits],
                 inputs,
-                weights=dataclasses.replace(WEIGHTS, granularity=granularity),
-                activations=ACTIVATIONS,
+                weights=KernelSpec(granularity=granularity),
+                activations=InputSpec(),
                 seed=config.seed,
             )
             evaluator = Evaluator(

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from jmpq.formats import Choice
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers
-    from jmpq.sensitivity.analyse import Metric
     from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.table import Sensitivity
 
 Source = Literal["heldout", "train"]
@@ -129,10 +129,9 @@ def prepare(
     """Network, quantizers and splits; activation ranges come from training images alone."""
     import jax
 
-    from jmpq.cli.sensitivity import ACTIVATIONS
-    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
     from jmpq.data.splits import calibration_split
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     network, dataset = load_trained(
         name, config.data, config.weights, folder, data_dir, epochs=config.epochs
@@ -148,9 +147,9 @@ def prepare(
     bits = sorted({b for regime in config.regimes for b in regime})
     inputs = [x for x, _ in examples_of(calibration["train"], config.batch_size)]
     quantizers = Quantizers(
-        weights=calibrate_weights(network, KERNELS, bits),
+        weights=calibrate_weights(network, KernelSpec(), bits),
         activations=calibrate_activations(
-            network, ACTIVATIONS, bits, inputs, key=jax.random.key(seed)
+            network, InputSpec(), bits, inputs, key=jax.random.key(seed)
         ),
     )
     halves = tuple(evaluation.take(np.arange(k, size, HALVES)) for k in range(HALVES))
@@ -207,10 +206,10 @@ def measure(
     """
     import json
 
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.measure import Evaluator, Outcome
     from jmpq.files import json_sha256
+    from jmpq.run.progress import bar
 
     identity = json_sha256(
         {
@@ -271,7 +270,7 @@ def metrics_for(costly: bool) -> "list[Metric]":
         GaussNewton(),
         EmpiricalFisher(),
         OutputFisher(),
-        HawqTrace(num_probes=4),
+        HawqTrace(traces="probes", num_probes=4),
         SquaredError(),
         PathAttribution(),
     ]
@@ -286,7 +285,7 @@ def analyse_all(
     folder: pathlib.Path,
 ) -> "dict[str, Sensitivity]":
     """Every metric on one set of calibration examples; finished ones are read from `folder`."""
-    from jmpq.cli.progress import bar
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
@@ -298,14 +297,14 @@ def analyse_all(
     provenance = {"calibration": split.record(), "quantizers": setting.quantizers.sha256}
     found = {}
     for metric in metrics:
-        path = folder / source / f"{metric.name}.npz"
+        path = folder / source / f"{metric.about.name}.npz"
         if path.is_file():
-            stored = load_sensitivities(path)[metric.name]
+            stored = load_sensitivities(path)[metric.about.name]
             if all(stored.provenance[k] == v for k, v in provenance.items()):
-                found[metric.name] = stored
+                found[metric.about.name] = stored
                 continue
-        with bar(f"{source} {metric.name:24s}", "batches") as progress:
-            found[metric.name] = analyse(
+        with bar(f"{source} {metric.about.name:24s}", "batches") as progress:
+            found[metric.about.name] = analyse(
                 moves,
                 metric,
                 data,
@@ -315,7 +314,7 @@ def analyse_all(
                 provenance=provenance,
                 progress=progress,
             )
-        save_sensitivities(path, {metric.name: found[metric.name]})
+        save_sensitivities(path, {metric.about.name: found[metric.about.name]})
         path.with_suffix(".partial").unlink(missing_ok=True)
     return found
 
@@ -324,7 +323,7 @@ def superpose(
     config: Config, setting: Setting, source: Source, folder: pathlib.Path
 ) -> "Superposed":
     """Logit changes of every move on one set of calibration examples."""
-    from jmpq.cli.progress import bar
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.logits.superposed import Superposed
     from jmpq.sensitivity.moves import MoveNetwork
 
@@ -351,7 +350,7 @@ def run(
     config: Config, name: str, folder: pathlib.Path, data_dir: pathlib.Path | None
 ) -> dict[str, Any]:
     """The study of one network; interrupted, it goes on from what is in `folder`."""
-    from jmpq.cli.run_folder import versions
+    from jmpq.files import versions
 
     setting = prepare(config, name, folder, data_dir)
     first = name == config.networks[0]
@@ -595,7 +594,7 @@ def against_samples(
     order = np.random.default_rng(config.seed + 1).permutation(len(setting.pool))
     many = setting.pool.take(np.sort(order[: config.many_examples]), seed=config.seed + 1)
     larger = dataclasses.replace(setting, calibration={"heldout": many})
-    metrics = [GaussNewton(), EmpiricalFisher(), HawqTrace()]
+    metrics = [GaussNewton(), EmpiricalFisher(), HawqTrace(traces="probes")]
     found = analyse_all(config, larger, "heldout", metrics, folder / "samples")
     curves = {}
     for name, s in found.items():
@@ -705,8 +704,10 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     metrics = [*metrics_for(True), FirstOrder(), GaussNewton(changes="difference")]
     for metric in (*metrics, MeasuredSingle(kind="kl")):
         long = ("hessian", "measured_kl", "hawq_eigenvalue", "qbert")
-        repeats = 1 if metric.name in long else 3
-        found[metric.name] = seconds(lambda m=metric: m(moves, inputs, targets, key), repeats)
+        repeats = 1 if metric.about.name in long else 3
+        found[metric.about.name] = seconds(
+            lambda m=metric: m(moves, inputs, targets, key), repeats
+        )
     data = [(inputs, targets)]
     measure_changes = lambda: Superposed.measure(moves, data, setting.choices).logits  # noqa: E731
     found["composed"] = found["superposed"] = seconds(measure_changes, 1)

@@ -30,10 +30,11 @@ from experiments import outcome
 from experiments.provenance import commit, machine, versions
 from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays
-from jmpq.cli.finetune import training_curve
-from jmpq.cli.scale import Scale
 from jmpq.deploy.correction import Correct
+from jmpq.files import json_sha256
+from jmpq.journal import Journal
 from jmpq.quantizers.spec import Rounding
+from jmpq.run.options import Compute
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -214,18 +215,18 @@ def calibrated(
     import jax
 
     from experiments.fidelity import examples_of
-    from jmpq.cli.sensitivity import ACTIVATIONS, WEIGHTS
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     inputs = [x for x, _ in examples_of(draw, config.calibration_batch)]
     activations = None
     if config.a_bits != FLOAT:
         activations = calibrate_activations(
-            network, ACTIVATIONS, (config.a_bits, 8), inputs, key=jax.random.key(0)
+            network, InputSpec(), (config.a_bits, 8), inputs, key=jax.random.key(0)
         )
     found: dict[Rounding, Quantizers] = {}
     for rounding in dict.fromkeys(("nearest", *config.roundings, *config.starts)):
-        spec = dataclasses.replace(WEIGHTS, rounding=rounding)
+        spec = KernelSpec(rounding=rounding)
         weights = calibrate_weights(network, spec, config.w_bits, inputs)
         found[rounding] = Quantizers(weights=weights, activations=activations)
     return found
@@ -236,10 +237,10 @@ def allocate(
 ) -> dict[str, Sized]:
     """The exact allocation at the budget, and uniform ones."""
     from experiments.fidelity import examples_of
-    from jmpq.cli.sensitivity import WEIGHTS
     from jmpq.formats import Choice, choice_grid
-    from jmpq.problem import Overhead, build_problem, first_and_last, with_budgets
+    from jmpq.problem import build_problem, first_and_last, with_budgets
     from jmpq.problem.rules import Allow
+    from jmpq.quantizers.spec import KernelSpec
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -255,7 +256,7 @@ def allocate(
     problem = build_problem(
         network.layers,
         table,
-        overhead=Overhead.of(network.layers, WEIGHTS),
+        overhead=KernelSpec(),
         rules=rules,
         unquantized_parameters=network.other_parameters,
     )
@@ -306,26 +307,21 @@ def run(
     """Every row; interrupted, it goes on from what is in `folder`."""
     import jax
 
-    from jmpq.files import append_line, finished_lines, json_sha256
-
     setting = prepare(config, folder, data_dir)
     floats, measure = _measurer(setting)
     # What decides all rows; a fine-tuned one also names its settings.
     shared = ("model", "weights", "data", "w_bits", "a_bits", "bits", "compression", "draws",
               "examples", "calibration_batch", "float_epochs")  # fmt: skip
     identity = {name: getattr(config, name) for name in shared}
-    of = json_sha256(json.loads(json.dumps([identity, setting.evaluation.sha256])))
-    kept = folder / "rows.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = {json.dumps(row["row"]): row for row in finished_lines(kept, of)}
+    journal = Journal(folder / "rows.journal", [identity, setting.evaluation.sha256])
     rows = []
 
     def add(row: dict[str, Any], make: Any) -> None:
-        key = json.dumps(row)
-        if key not in known:
-            known[key] = {"row": row, **make()}
-            append_line(kept, known[key])
-        rows.append({**row, **{k: v for k, v in known[key].items() if k != "row"}})
+        if (entry := journal.get(key := json.dumps(row))) is None:
+            journal.keep(key, result := make())
+        else:
+            result = entry.value
+        rows.append({**row, **result})
 
     first = next(iter(setting.allocations))
     for name in setting.allocations:
@@ -449,9 +445,9 @@ def _finetuned(
     """One fine-tuning: what is measured after it, its curve."""
     import time
 
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.finetune import finetune
+    from jmpq.run import bar, training_curve
 
     allocation = setting.allocations[name].allocation
     words = ["checkpoints", name, method, start, f"{config.learning_rate:g}", str(seed)]
@@ -510,8 +506,9 @@ def main(
         dtype: Another precision of products.
     """
     from jmpq.files import write_json
+    from jmpq.run.compute import join_devices
 
-    mesh = Scale(devices=devices).mesh()
+    mesh = join_devices(Compute(devices=devices))
     name = "smoke" if smoke else schedule
     config = SMOKE if smoke else SCHEDULES[schedule]
     given = {"seeds": seeds, "training_examples": training_examples, "evaluation": evaluation,

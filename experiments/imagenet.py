@@ -23,14 +23,19 @@ import tyro
 
 from experiments.arguments import ResumableArguments
 from experiments.provenance import commit, machine
-from jmpq.cli.evaluate import Evaluate
-from jmpq.cli.layers import Layers
-from jmpq.cli.run_folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS
-from jmpq.cli.sensitivity import WEIGHTS as WEIGHT_QUANTIZER
-from jmpq.cli.sensitivity import MetricName, Sensitivity
-from jmpq.cli.solve import Solve
-from jmpq.cli.train import Train
-from jmpq.quantizers.spec import Rounding
+from experiments.steps import Step
+from jmpq.quantizers.spec import KernelSpec, Rounding
+from jmpq.run.folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS, RunFolder
+from jmpq.run.options import (
+    Comparison,
+    Compute,
+    Evaluate,
+    Layers,
+    Sensitivity,
+    Solve,
+    Train,
+)
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,20 +140,24 @@ def run_network(
         assert data_dir is not None
         weights = data_dir / file
     elif not weights.is_file():
-        Train(folder, model=name, data=config.data, epochs=config.epochs)()
-    Layers(folder, name, weights, config.data, data_dir)()
-    sensitivity = dataclasses.replace(
-        Sensitivity(folder),
-        metrics=config.metrics,
-        class_samples=config.class_samples,
-        w_bits=config.w_bits,
-        a_bits=(32,),
-        examples=config.examples,
-        batch_size=config.batch_size,
-        probes=config.probes,
-        seed=config.seed,
-        weights=dataclasses.replace(WEIGHT_QUANTIZER, rounding=config.rounding),
-        scale=dataclasses.replace(Sensitivity(folder).scale, memory=config.memory),
+        Step("train", folder, Train(model=name, data=config.data, epochs=config.epochs))()
+    layers = Layers(model=name, weights=weights, data=config.data, data_dir=data_dir)
+    Step("layers", folder, layers)()
+    sensitivity = Step(
+        "sensitivity",
+        folder,
+        Sensitivity(
+            metrics=config.metrics,
+            class_samples=config.class_samples,
+            w_bits=config.w_bits,
+            a_bits=(32,),
+            examples=config.examples,
+            batch_size=config.batch_size,
+            probes=config.probes,
+            seed=config.seed,
+            weights=KernelSpec(rounding=config.rounding),
+        ),
+        {"compute": Compute(memory=config.memory)},
     )
     if not _done(folder / SENSITIVITY, sensitivity):
         sensitivity()
@@ -159,15 +168,11 @@ def run_network(
         found["reference_error"] = reference_error(folder, data_dir / file)
     for number, bits in enumerate(config.budgets):
         here = folder / f"W{bits}"
-        solve = Solve(
+        solve = Step(
+            "solve",
             here,
-            budget=(f"size_bytes=W{bits}",),
-            random=config.random,
-            joint=0,
-            singles=False,
-            sweep=0,
-            scaling=(),
-            seed=config.seed,
+            Solve(budget=(f"size_bytes=W{bits}",), seed=config.seed),
+            {"comparison": Comparison(random=config.random)},
         )
         if not _done(here / PLAN, (sensitivity, solve)):
             here.mkdir(exist_ok=True)
@@ -175,12 +180,15 @@ def run_network(
                 shutil.copy(folder / artifact, here)
             solve()
             _note(here / PLAN, (sensitivity, solve))
-        evaluate = Evaluate(
+        evaluate = Step(
+            "evaluate",
             here,
-            # uniform allocations are the same at every budget
-            roles=("solution", "baseline") if number == 0 else ("solution",),
-            calibration_roles=(),
-            batch_size=config.evaluation_batch,
+            Evaluate(
+                # uniform allocations are the same at every budget
+                roles=("solution", "baseline") if number == 0 else ("solution",),
+                calibration_roles=(),
+                batch_size=config.evaluation_batch,
+            ),
         )
         if not _done(here / EVALUATION, (sensitivity, solve, evaluate)):
             evaluate()
@@ -213,11 +221,11 @@ def reference_error(folder: pathlib.Path, weights: pathlib.Path) -> dict[str, An
     """
     import numpy as np
 
-    from jmpq.cli.run_folder import network_of
+    from jmpq.run import network_of
     from jmpq.training.evaluate import logits
 
     wanted = np.load(weights.with_name("reference_logits.npz"))[weights.stem]
-    network, dataset, _ = network_of(folder)
+    network, dataset = network_of(RunFolder(folder))
     first = dataset.heldout.take(np.arange(len(wanted)))
     found = logits(network.apply, network.params, first, batch_size=16)
     norm = np.linalg.norm(wanted, axis=1)

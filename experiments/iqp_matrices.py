@@ -50,10 +50,10 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     import numpy as np
 
     from jmpq import (
+        KernelSpec,
         MoveNetwork,
         Network,
         Quantizers,
-        QuantizerSpec,
         analyse,
         calibrate_weights,
         calibration_split,
@@ -70,7 +70,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     dataset = load_dataset(config.data, None if data_dir is None else str(data_dir))
     split, _ = calibration_split(dataset, "heldout", examples=config.examples, seed=config.seed)
     examples = [(b.inputs, b.labels) for b in batches(split, config.batch_size, last="keep")]
-    spec = QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
+    spec = KernelSpec()
     for model in config.models:
         module = build_module(model)
         example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
@@ -93,7 +93,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
                 "model": model,
                 "config": dataclasses.asdict(config),
                 "calibration": split.record(),
-                "quantizers": {"weights": spec.to_json()},
+                "quantizers": {"weights": dataclasses.asdict(spec)},
                 "jax": jax.__version__,
             },
         )

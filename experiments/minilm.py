@@ -28,6 +28,7 @@ from experiments.arguments import ResumableArguments
 from experiments.provenance import commit, machine, versions
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import Choice, choice_grid
+from jmpq.journal import Journal
 
 if TYPE_CHECKING:
     from jmpq.data.dataset import Source, Split
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from jmpq.network.network import Network
     from jmpq.problem import Problem
     from jmpq.quantizers.fake_quant import Quantizers, Scales
-    from jmpq.quantizers.spec import QuantizerSpec
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
     from jmpq.sensitivity.table import Sensitivity
     from jmpq.zoo.bert import Bert
 
@@ -217,38 +218,28 @@ def _tiny(config: Config) -> Setting:
     )
 
 
-def specs(groups: int) -> "tuple[QuantizerSpec, QuantizerSpec]":
+def specs(groups: int) -> "tuple[KernelSpec, InputSpec]":
     """Of weights, asymmetric as Q-BERT's with ranges of least squared error; of activations."""
-    from jmpq.cli.sensitivity import ACTIVATIONS
-    from jmpq.quantizers.spec import QuantizerSpec
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
-    weights = QuantizerSpec(
+    weights = KernelSpec(
         grid="affine", granularity="group", group_count=groups, along="output", clipping="mse"
     )
-    return weights, ACTIVATIONS
+    return weights, InputSpec()
 
 
-@dataclasses.dataclass(eq=False)
 class Rows:
-    """Results by key, each appended to a file as soon as it is known."""
+    """Results by key, each kept in a journal as soon as it is known."""
 
-    path: pathlib.Path
-    header: Any
-    found: dict[str, Any] = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        from jmpq.files import finished_lines
-
-        self.found = dict(finished_lines(self.path, self.header))
+    def __init__(self, path: pathlib.Path, of: Any) -> None:
+        self.journal = Journal(path, of)
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """The result of a key, made if it is not there."""
-        from jmpq.files import append_line
-
-        if key not in self.found:
-            self.found[key] = make()
-            append_line(self.path, [key, self.found[key]])
-        return self.found[key]
+        if (entry := self.journal.get(key)) is not None:
+            return entry.value
+        self.journal.keep(key, value := make())
+        return value
 
 
 def run(
@@ -267,10 +258,10 @@ def run(
     """
     import jax
 
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.similarity import SimilarityEvaluator
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.run.progress import bar
 
     setting = load(config, data_dir)
     data = [
@@ -283,7 +274,7 @@ def run(
     }
     header = {"config": dataclasses.asdict(config), "splits": splits}
     folder.mkdir(parents=True, exist_ok=True)
-    rows = Rows(folder / "rows.jsonl", header)
+    rows = Rows(folder / "rows.journal", header)
 
     eigenvalues = _eigenvalues(config, setting, rows)
     _, activations = specs(1)
@@ -356,11 +347,11 @@ def _eigenvalues(config: Config, setting: Setting, rows: Rows) -> dict[str, Any]
     import jax
     import jax.numpy as jnp
 
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import make_batch
     from jmpq.data.dataset import TrimPadding
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.training.losses import squared_error
@@ -420,7 +411,7 @@ def _tables(
     folder: pathlib.Path,
 ) -> "dict[str, Sensitivity]":
     """Gauss-Newton and Fisher of every encoder matrix, embedding and input."""
-    from jmpq.cli.progress import bar
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -435,17 +426,17 @@ def _tables(
     }
     found = {}
     for metric in (GaussNewton(loss=squared_error), EmpiricalFisher(loss=squared_error)):
-        at = folder / f"{metric.name}_{groups}.npz"
-        table = load_sensitivities(at)[metric.name] if at.is_file() else None
+        at = folder / f"{metric.about.name}_{groups}.npz"
+        table = load_sensitivities(at)[metric.about.name] if at.is_file() else None
         if table is None or table.provenance["quantizers"] != quantizers.sha256:
-            with bar(f"{groups} groups, {metric.name}", "batches") as progress:
+            with bar(f"{groups} groups, {metric.about.name}", "batches") as progress:
                 table = analyse(
                     moves, metric, data, choices, provenance=provenance,
                     partial=at.with_suffix(".partial"), progress=progress,
                 )  # fmt: skip
-            save_sensitivities(at, {metric.name: table})
+            save_sensitivities(at, {metric.about.name: table})
             at.with_suffix(".partial").unlink(missing_ok=True)
-        found[metric.name] = table
+        found[metric.about.name] = table
     return found
 
 
@@ -622,9 +613,9 @@ def _single(
     rows: Rows,
 ) -> list[dict[str, Any]]:
     """One matrix or embedding at few bits: predicted, and measured on the same pairs."""
-    from jmpq.cli.progress import bar
     from jmpq.data.batches import batches
     from jmpq.deploy.similarity import SimilarityEvaluator
+    from jmpq.run.progress import bar
 
     layers = [x.name for x in setting.network.layers]
     evaluator = SimilarityEvaluator(

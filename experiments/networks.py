@@ -28,21 +28,22 @@ def load_trained(
         data_dir: The data folder; None for embedded data.
         epochs: Of training.
     """
-    from jmpq.cli.run_folder import WEIGHTS, NetworkSpec, load_data, load_network
-    from jmpq.cli.train import Train
+    from jmpq import run
+    from jmpq.run.folder import WEIGHTS
 
     if weights is None:
         if not (folder / WEIGHTS).is_file():
-            Train(folder, model=name, data=data, epochs=epochs)()
+            options = run.Train(model=name, data=data, epochs=epochs)
+            run.train(folder, options, reporter=run.TERMINAL)
         path = folder / WEIGHTS
     else:
         assert data_dir is not None
         path = data_dir / weights.format(name)
-    spec = NetworkSpec(
+    spec = run.NetworkSpec(
         model=name,
         weights=str(path.resolve()),
         data=data,
         data_dir=None if data_dir is None else str(data_dir),
     )
-    dataset = load_data(spec)
-    return load_network(spec, folder, dataset), dataset
+    dataset = run.load_data(spec)
+    return run.load_network(spec, folder, dataset), dataset

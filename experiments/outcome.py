@@ -159,17 +159,16 @@ def calibrated(
     import jax
 
     from experiments.fidelity import examples_of
-    from jmpq.cli.sensitivity import ACTIVATIONS
-    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     activations = None
     inputs = [x for x, _ in examples_of(draw, config.batch_size)]
     if has_activations(mode):
         key = jax.random.key(draw.seed or 0)
         bits = sorted({*config.a_bits, 8})
-        activations = calibrate_activations(network, ACTIVATIONS, bits, inputs, key=key)
-    spec = dataclasses.replace(KERNELS, rounding="gptq" if "gptq" in mode else "nearest")
+        activations = calibrate_activations(network, InputSpec(), bits, inputs, key=key)
+    spec = KernelSpec(rounding="gptq" if "gptq" in mode else "nearest")
     weights = calibrate_weights(network, spec, config.w_bits, inputs)
     return Setting(
         network=network,
@@ -187,11 +186,12 @@ def tables(
     What is in the folder is not made again.
     """
     from experiments.fidelity import examples_of
-    from jmpq.cli.progress import bar
     from jmpq.formats import choice_grid
-    from jmpq.sensitivity.analyse import Metric, analyse
+    from jmpq.run.progress import bar
+    from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.logits.composed import Composed
     from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
     from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
     from jmpq.sensitivity.metrics.squared_error import SquaredError
@@ -227,24 +227,28 @@ def tables(
     seconds["composed"] = composed.superposed.provenance["seconds"]
     found = {"composed": composed.main_effects([len(t) for _, t in data])}
     of_moves: list[Metric] = [
-        GaussNewton(), EmpiricalFisher(), HawqTrace(num_probes=4), SquaredError(), FirstOrder()
-    ]  # fmt: skip
+        GaussNewton(),
+        EmpiricalFisher(),
+        HawqTrace(traces="probes", num_probes=4),
+        SquaredError(),
+        FirstOrder(),
+    ]
     work: list[tuple[Metric, Split]] = [(metric, whole) for metric in of_moves]
     if config.pair_examples and not has_activations(mode):  # with them longer than all else
         work.append((MeasuredPairs(), whole.take(np.arange(config.pair_examples))))
     for metric, split in work:
-        at = folder / f"{metric.name}.npz"
-        stored = load_sensitivities(at)[metric.name] if at.is_file() else None
+        at = folder / f"{metric.about.name}.npz"
+        stored = load_sensitivities(at)[metric.about.name] if at.is_file() else None
         if stored is None or not kept(stored.provenance, split):
-            with bar(f"{metric.name:24s}", "batches") as progress:
+            with bar(f"{metric.about.name:24s}", "batches") as progress:
                 stored = analyse(
                     setting.moves, metric, examples_of(split, config.batch_size), choices,
                     provenance=of(split), partial=at.with_suffix(".partial"),
                     progress=progress, mesh=setting.mesh,
                 )  # fmt: skip
-            save_sensitivities(at, {metric.name: stored})
-        seconds[metric.name] = stored.provenance["seconds"]
-        found[metric.name] = stored
+            save_sensitivities(at, {metric.about.name: stored})
+        seconds[metric.about.name] = stored.provenance["seconds"]
+        found[metric.about.name] = stored
     return found, composed, seconds
 
 
@@ -252,16 +256,16 @@ def stated(
     network: "Network", table: "Sensitivity", mode: Mode, bits: float, *, cross: bool = False
 ) -> "Problem":
     """The problem at the size, and bit operations, of uniform bits."""
-    from jmpq.cli.sensitivity import WEIGHTS as KERNELS
     from jmpq.formats import Choice
-    from jmpq.problem import Overhead, build_problem, first_and_last, with_budgets
+    from jmpq.problem import build_problem, first_and_last, with_budgets
+    from jmpq.quantizers.spec import KernelSpec
 
     names = [layer.name for layer in network.layers]
     a_bits = min(c.a_bits for c in table.choices) if has_activations(mode) else FLOAT
     problem = build_problem(
         network.layers,
         table,
-        overhead=Overhead.of(network.layers, KERNELS),
+        overhead=KernelSpec(),
         rules=first_and_last(names, table.choices, bits=8),
         interactions=cross,
     )
@@ -329,7 +333,7 @@ def allocations(
             _kl_of(setting, config),
             predict=predict,
             max_evaluations=config.refine,
-            record=folder / f"refined_{bits:g}.jsonl",
+            journal=folder / f"refined_{bits:g}.journal",
         )
         seconds = time.perf_counter() - start
         if measured.fresh < measured.evaluations:  # begun by an interrupted run
@@ -378,7 +382,7 @@ class Outcomes:
                 self.known[row["allocation"]] = row["outcome"]  # by label
 
     def __call__(self, allocations: Sequence[Allocation]) -> list[dict[str, Any]]:
-        from jmpq.cli.progress import bar
+        from jmpq.run.progress import bar
 
         left = [a for a in dict.fromkeys(allocations) if a.label not in self.known]
         if not left:
@@ -443,7 +447,7 @@ def run(
     """
     import jax
 
-    from jmpq.cli.run_folder import versions
+    from jmpq.files import versions
 
     network, draws, split = load(config, name, folder, data_dir)
     rows: list[dict[str, Any]] = []
@@ -533,10 +537,11 @@ def main(
         evaluation: Fewer test images.
         devices: Devices over which batches are spread; on a CPU one for each core is fastest.
     """
-    from jmpq.cli.scale import Scale
     from jmpq.files import write_json
+    from jmpq.run.compute import join_devices
+    from jmpq.run.options import Compute
 
-    mesh = Scale(devices=devices).mesh()
+    mesh = join_devices(Compute(devices=devices))
     config = SMOKE if smoke else Config()
     given = {"modes": modes, "budgets": budgets, "seeds": seeds, "evaluation": evaluation}
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if v})

@@ -79,13 +79,13 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from jmpq.cli.sensitivity import WEIGHTS
     from jmpq.data.batches import batches
     from jmpq.data.load import load_dataset
     from jmpq.data.splits import calibration_split
     from jmpq.deploy.measure import Evaluator
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+    from jmpq.quantizers.spec import KernelSpec
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -112,7 +112,7 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
 
     rows, outcome = [], None
     for rounding in config.roundings:
-        spec = dataclasses.replace(WEIGHTS, rounding=rounding)
+        spec = KernelSpec(rounding=rounding)
         weights = calibrate_weights(network, spec, config.w_bits, [x for x, _ in data])
         quantizers = Quantizers(weights=weights, activations=None)
         moves = MoveNetwork(network=network, quantizers=quantizers)

@@ -20,12 +20,9 @@ from typing import Any, Literal
 import tyro
 
 from experiments.provenance import commit
-from jmpq.cli.evaluate import Evaluate
-from jmpq.cli.layers import Layers
-from jmpq.cli.run_folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
-from jmpq.cli.sensitivity import MetricName, Sensitivity
-from jmpq.cli.solve import Solve
-from jmpq.cli.train import Train
+from jmpq import run as steps
+from jmpq.run.folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 Source = Literal["train", "heldout"]
@@ -110,31 +107,37 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
         here = folder / source
         weights = None
         if config.weights is None:
-            Train(here, model=config.model, data=config.data, epochs=config.epochs)()
+            train = steps.Train(model=config.model, data=config.data, epochs=config.epochs)
+            steps.train(here, train, reporter=steps.TERMINAL)
             weights = here / WEIGHTS
         elif data_dir is not None:
             weights = data_dir / config.weights
-        Layers(here, config.model, weights, config.data, data_dir)()
-        Sensitivity(
-            here,
+        layers = steps.Layers(
+            model=config.model, weights=weights, data=config.data, data_dir=data_dir
+        )
+        steps.layers(here, layers, reporter=steps.TERMINAL)
+        sensitivity = steps.Sensitivity(
             metrics=config.metrics,
+            traces="probes",
             w_bits=config.w_bits,
             a_bits=config.a_bits,
             calibration_from=source,
             examples=config.examples,
             batch_size=config.batch_size,
             seed=config.seed,
-        )()
-        Solve(
-            here,
-            budget=config.budget,
+        )
+        steps.sensitivity(here, sensitivity, reporter=steps.TERMINAL)
+        comparison = steps.Comparison(
+            comparison="full",
             random=config.random,
+            sweep=config.sweep,
             joint=config.joint,
             singles=False,
-            sweep=config.sweep,
-            seed=config.seed,
-        )()
-        Evaluate(here, examples=config.evaluation_examples)()
+        )
+        solve = steps.Solve(budget=config.budget, seed=config.seed)
+        steps.solve(here, solve, comparison=comparison, reporter=steps.TERMINAL)
+        evaluate = steps.Evaluate(examples=config.evaluation_examples)
+        steps.evaluate(here, evaluate, reporter=steps.TERMINAL)
         result["runs"][source] = collect(here)
     return result
 
@@ -158,7 +161,6 @@ def collect(folder: pathlib.Path) -> dict[str, Any]:
         "budgets": plan["budgets"],
         "rules": plan["rules"],
         "allocations": rows,
-        "solve_times": plan["solve_times"],
         "timing": {
             "evaluation": evaluation["timing"],
             "sensitivity": {

@@ -31,7 +31,6 @@ from experiments.minilm import ENCODER_LAYER, FLOAT, Rows, qbert_rule
 from experiments.minilm import specs as specs_of
 from experiments.provenance import commit, machine, versions
 from jmpq.allocation import Allocation
-from jmpq.cli.finetune import training_curve
 from jmpq.formats import Choice, choice_grid
 
 if TYPE_CHECKING:
@@ -142,17 +141,16 @@ class Setting:
 
 def load(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> Setting:
     """Train the network, where that is not done; draw the sentences."""
-    from jmpq.cli.run_folder import TOKENIZER, WEIGHTS, NetworkSpec, load_data, load_network
-    from jmpq.cli.train import Train
+    from jmpq import run as steps
     from jmpq.data.glue import by_length, glue
     from jmpq.network.network import Network
+    from jmpq.run.folder import TOKENIZER, WEIGHTS
 
     if config.model == "random":
         return _random(config)
     run = folder / "float"
     if not (run / TOKENIZER).is_file():  # written last
-        Train(
-            run,
+        options = steps.Train(
             model=config.model,
             data="sst2",
             data_dir=data_dir,
@@ -161,18 +159,19 @@ def load(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) ->
             learning_rate=config.learning_rate,
             vocab_size=config.vocab_size,
             seed=config.seed,
-        )()
-    spec = NetworkSpec(
+        )
+        steps.train(run, options, reporter=steps.TERMINAL)
+    spec = steps.NetworkSpec(
         model=config.model,
         weights=WEIGHTS,
         data="sst2",
         data_dir=None if data_dir is None else str(data_dir),
         tokenizer=TOKENIZER,
     )
-    dataset = load_data(spec, run)
+    dataset = steps.load_data(spec, run)
     assert dataset.tokenizer is not None
     test = glue("sst2", dataset.tokenizer, data_dir, heldout="test").heldout
-    whole = load_network(spec, run, dataset)
+    whole = steps.load_network(spec, run, dataset)
     network = Network.from_function(
         whole.apply, whole.params, _example(test), ignore=("classifier/kernel",)
     )
@@ -273,7 +272,7 @@ def run(
     }
     # Every fine-tuned row names its seed.
     shared = {k: v for k, v in dataclasses.asdict(config).items() if k != "seeds"}
-    rows = Rows(folder / "rows.jsonl", {"config": shared, "splits": splits})
+    rows = Rows(folder / "rows.journal", {"config": shared, "splits": splits})
     examples = batches(setting.calibration, config.calibration_batch, last="keep")
     data = [(b.inputs, b.labels) for b in examples]
     weight_spec, activation_spec = specs_of(config.groups)
@@ -411,7 +410,7 @@ def _tables(
     setting: Setting, quantizers: "Quantizers", data: list, folder: pathlib.Path
 ) -> "dict[str, Sensitivity]":
     """Gauss-Newton and empirical Fisher of every matrix and embedding."""
-    from jmpq.cli.progress import bar
+    from jmpq.run.progress import bar
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -425,18 +424,18 @@ def _tables(
     }
     found = {}
     for metric in (GaussNewton(), EmpiricalFisher()):
-        at = folder / f"{metric.name}.npz"
-        table = load_sensitivities(at)[metric.name] if at.is_file() else None
+        at = folder / f"{metric.about.name}.npz"
+        table = load_sensitivities(at)[metric.about.name] if at.is_file() else None
         if table is None or any(table.provenance.get(k) != v for k, v in provenance.items()):
-            with bar(metric.name, "batches") as progress:
+            with bar(metric.about.name, "batches") as progress:
                 table = analyse(
                     moves, metric, data, choice_grid(quantizers.weights.bits),
                     provenance=provenance, partial=at.with_suffix(".partial"),
                     progress=progress,
                 )  # fmt: skip
-            save_sensitivities(at, {metric.name: table})
+            save_sensitivities(at, {metric.about.name: table})
             at.with_suffix(".partial").unlink(missing_ok=True)
-        found[metric.name] = table
+        found[metric.about.name] = table
     return found
 
 
@@ -547,9 +546,9 @@ def _tuned(
     seed: int,
 ) -> dict[str, Any]:
     """Fine-tuned from an allocation of weights: what is measured after it, its curve."""
-    from jmpq.cli.progress import bar
     from jmpq.deploy.finetune import FinetuneConfig, finetune
     from jmpq.files import json_sha256
+    from jmpq.run import bar, training_curve
     from jmpq.training.loop import TrainConfig
 
     training = TrainConfig(

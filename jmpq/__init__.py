@@ -5,6 +5,8 @@ model, params, batch ─┬─► δ(layer, choice) ─┬─► losses ─┐
                       └─► layer table ─► costs, budgets ┘                              │
                        report ◄── plan, evaluation ◄── measured loss, KL, accuracy ◄───┘
 
+`jmpq.run` takes these steps one after another in a folder of artifacts.
+
 Public names in the order of the flow; each is imported when it is first used, so that the
 stages without JAX stay without it.
 """
@@ -29,7 +31,8 @@ _HOME = {
     "read_tokenizer": "jmpq.data.tokens",
     "train_tokenizer": "jmpq.data.tokens",
     "glue": "jmpq.data.glue",
-    "QuantizerSpec": "jmpq.quantizers.spec",
+    "KernelSpec": "jmpq.quantizers.spec",
+    "InputSpec": "jmpq.quantizers.spec",
     "Choice": "jmpq.formats",
     "choice_grid": "jmpq.formats",
     "Allocation": "jmpq.allocation",

@@ -9,6 +9,7 @@ collectives. Batches that do not divide by the devices take the grid of `mesh_fo
 import contextlib
 import math
 import os
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+
+from jmpq.journal import Journal
 
 EXAMPLES, COPIES = "examples", "copies"  # axes of a mesh
 
@@ -166,6 +169,11 @@ def same_everywhere(data: bytes | None) -> bytes | None:
     if data is not None and is_main_process():
         buffer = np.frombuffer(data, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
+
+
+def shared_journal(path: pathlib.Path | None, of: Any) -> Journal:
+    """The journal of work that all processes do: process 0 reads and writes it for all."""
+    return Journal(path if is_main_process() else None, of, share=same_everywhere)
 
 
 def _place(x: Any, sharding: NamedSharding) -> Any:

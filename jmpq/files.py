@@ -3,10 +3,12 @@
 import contextlib
 import csv
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
 import pathlib
+import platform
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +26,12 @@ def atomic_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
     # The name is known before the file is there: an interrupt at any moment removes it.
     name = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with _named(path):
+        with named_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = name.open("xb")
         with file:
             yield file
-        with _named(path):
+        with named_errors(path):
             os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -43,12 +45,12 @@ def check_writable(path: pathlib.Path) -> None:
     Raises:
         OSError: One line, if no file can be made in the folder of `path`.
     """
-    with _named(path), tempfile.TemporaryFile(dir=path.parent):
+    with named_errors(path), tempfile.TemporaryFile(dir=path.parent):
         pass
 
 
 @contextlib.contextmanager
-def _named(path: pathlib.Path) -> Iterator[None]:
+def named_errors(path: pathlib.Path) -> Iterator[None]:
     """Errors that say which file could not be written, and what to do."""
     try:
         yield
@@ -83,33 +85,18 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def finished_lines(path: pathlib.Path, header: Any) -> list[Any]:
-    """What an interrupted run appended to a file of JSON lines; the file is ready for more.
-
-    The header says what the run is of. A file of another run, or none, is begun anew; a last
-    line that was cut off is dropped.
-    """
-    try:
-        lines = pathlib.Path(path).read_text().split("\n")[:-1]
-        first, *rows = (json.loads(line) for line in lines)
-        found = rows if first == json.loads(json.dumps(header)) else []  # tuples are lists
-    except (FileNotFoundError, ValueError):
-        found = []
-    write_text(path, "".join(f"{json.dumps(row)}\n" for row in (header, *found)))
-    return found
-
-
-def append_line(path: pathlib.Path, row: Any) -> None:
-    """Append a JSON value (no NaN) to a file of JSON lines."""
-    with _named(path), pathlib.Path(path).open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-
-
 def file_sha256(path: pathlib.Path) -> str:
-    """Hash of a file's bytes."""
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    """Hash of a file's bytes, which need not fit into memory."""
+    with pathlib.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_sha256(value: Any) -> str:
     """Hash of a JSON value; keys in any order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python, jmpq, NumPy and the `packages` that a result depends on."""
+    known = {name: importlib.metadata.version(name) for name in ("jmpq", "numpy", *packages)}
+    return {"python": platform.python_version(), **known}

@@ -42,7 +42,7 @@ network = jmpq.Network.from_linen(module, variables, jnp.zeros((1, 8, 8, 1)))
 calibration, evaluation = jmpq.calibration_split(data, "heldout", examples=128)
 examples = [(b.inputs, b.labels) for b in batches(calibration, 64)]
 choices = jmpq.choice_grid([2, 3, 4, 6, 8])
-spec = jmpq.QuantizerSpec(grid="symmetric", granularity="channel", clipping="mse")
+spec = jmpq.KernelSpec()  # symmetric, a scale per output channel, least squared error
 quantizers = jmpq.calibrate_quantizers(network, [2, 3, 4, 6, 8], weights=spec)
 moves = jmpq.MoveNetwork(network=network, quantizers=quantizers)
 sensitivity = jmpq.analyse(moves, jmpq.GaussNewton(), examples, choices)

@@ -74,9 +74,9 @@ def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
         jax.numpy_rank_promotion("allow"),
     ):
         result = minilm.run(minilm.SMOKE, tmp_path, None)
-        before = (tmp_path / "rows.jsonl").read_text()
+        before = (tmp_path / "rows.journal").read_text()
         again = minilm.run(minilm.SMOKE, tmp_path, None)
-    assert (tmp_path / "rows.jsonl").read_text() == before  # nothing was measured twice
+    assert (tmp_path / "rows.journal").read_text() == before  # nothing was measured twice
     result = json.loads(json.dumps(result, allow_nan=False))
     assert again["joint"] == result["joint"]
     for row in result["joint"]:
@@ -109,9 +109,9 @@ def test_sst2_experiment_runs_on_a_random_classifier_and_goes_on(tmp_path):
         jax.numpy_rank_promotion("allow"),
     ):
         result = sst2.run(sst2.SMOKE, tmp_path, None)
-        before = (tmp_path / "rows.jsonl").read_text()
+        before = (tmp_path / "rows.journal").read_text()
         again = sst2.run(sst2.SMOKE, tmp_path, None)
-    assert (tmp_path / "rows.jsonl").read_text() == before  # nothing was measured twice
+    assert (tmp_path / "rows.journal").read_text() == before  # nothing was measured twice
     result = json.loads(json.dumps(result, allow_nan=False))
     assert again["joint"] == result["joint"]
     found = {r["method"]: r for r in result["joint"] if r["mode"] == "w"}

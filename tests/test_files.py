@@ -89,25 +89,6 @@ def test_hashes(tmp_path):
     assert files.json_sha256({"a": 1}) != files.json_sha256({"a": 2})
 
 
-def test_json_lines_go_on_where_they_were_cut(tmp_path):
-    path = tmp_path / "rows"
-    assert files.finished_lines(path, {"of": 1}) == []
-    files.append_line(path, [1, {"a": 2}])
-    files.append_line(path, [2])
-    with path.open("a") as file:
-        file.write('[3, "cut')
-    assert files.finished_lines(path, {"of": 1}) == [[1, {"a": 2}], [2]]
-    files.append_line(path, [3])
-    assert path.read_text() == '{"of": 1}\n[1, {"a": 2}]\n[2]\n[3]\n'
-    assert files.finished_lines(path, {"of": 2}) == []
-    assert path.read_text() == '{"of": 2}\n'
-    with pytest.raises(ValueError, match="JSON compliant"):
-        files.append_line(path, float("nan"))
-    files.finished_lines(path, {"bits": (2, 4)})  # a tuple is read back as a list
-    files.append_line(path, [1])
-    assert files.finished_lines(path, {"bits": (2, 4)}) == [[1]]
-
-
 def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
     path = tmp_path / "table.csv"
     files.write_csv(path, [{"cost": 1.5, "a": "W4, A8"}, {"cost": 0.1 + 0.2, "b": None}])

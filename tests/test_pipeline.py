@@ -15,8 +15,8 @@ def test_from_a_network_to_measured_allocations(tmp_path):
     network = helpers.residual_cnn(4)
     data = [helpers.images(seed, 8) for seed in (1, 2)]
     choices = jmpq.choice_grid([2, 4, 8], [4, 8])
-    activations = jmpq.QuantizerSpec(grid="affine", granularity="tensor")
-    spec = jmpq.QuantizerSpec()
+    activations = jmpq.InputSpec()
+    spec = jmpq.KernelSpec()
     quantizers = jmpq.Quantizers(
         weights=jmpq.calibrate_weights(network, spec, [2, 4, 8]),
         activations=jmpq.calibrate_activations(

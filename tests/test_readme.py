@@ -1,7 +1,9 @@
 """What the README shows in Python runs as it stands, on a network that is not jmpq's."""
 
+import functools
 import pathlib
 import re
+import shlex
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jmpq
+from jmpq.cli import main
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -118,3 +121,24 @@ def test_a_network_nobody_here_wrote_goes_through_in_the_ten_lines_of_the_readme
     np.testing.assert_allclose(outcome.kl, kl, rtol=1e-3)
     assert outcome.top1 == (q.argmax(1) == test_labels).mean()
     assert outcome.top1 > 0.8
+
+
+def readme_commands():
+    """The commands of the README, continued lines joined, comments taken off."""
+    text = README.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
+    return [line for line in lines if line.startswith("jmpq ")]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_every_command_of_the_readme_is_understood(line, monkeypatch):
+    called = []
+
+    def stands_for(step):
+        return functools.wraps(step)(lambda *args, **kwargs: called.append(step.__name__))
+
+    monkeypatch.setattr(main, "STEPS", tuple(stands_for(step) for step in main.STEPS))
+    _, *args = shlex.split(line, comments=True)
+    main.main(args)
+    assert called == [args[0]]

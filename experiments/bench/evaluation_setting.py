@@ -89,11 +89,11 @@ def prepare(config: Config, data_dir: pathlib.Path | None) -> Setting:
     import jax
     import jax.numpy as jnp
 
-    from jmpq.cli.sensitivity import ACTIVATIONS, WEIGHTS
     from jmpq.data.batches import batches
     from jmpq.data.load import load_dataset
     from jmpq.network.network import Network
     from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.spec import InputSpec, KernelSpec
     from jmpq.zoo.architectures import build_module
     from jmpq.zoo.weights import load_weights
 
@@ -113,9 +113,9 @@ def prepare(config: Config, data_dir: pathlib.Path | None) -> Setting:
     calibration = dataset.train.take(np.arange(config.calibration))
     inputs = [b.inputs for b in batches(calibration, config.batch_size)]
     quantizers = Quantizers(
-        weights=calibrate_weights(network, WEIGHTS, config.w_bits),
+        weights=calibrate_weights(network, KernelSpec(), config.w_bits),
         activations=calibrate_activations(
-            network, ACTIVATIONS, config.a_bits, inputs, key=jax.random.key(config.seed)
+            network, InputSpec(), config.a_bits, inputs, key=jax.random.key(config.seed)
         ),
     )
     rng = np.random.default_rng(config.seed)

@@ -30,14 +30,11 @@ from experiments.arguments import ResumableArguments
 from experiments.bench.flow_part import RandomImages, RandomWeights, measure
 from experiments.bench.flow_torch import Product
 from experiments.provenance import commit, machine, versions
-from jmpq.cli.evaluate import Evaluate
-from jmpq.cli.layers import Layers
-from jmpq.cli.report import Report
-from jmpq.cli.run_folder import LAYERS
-from jmpq.cli.scale import Scale
-from jmpq.cli.sensitivity import MetricName, Sensitivity
-from jmpq.cli.solve import Solve
+from experiments.steps import Step
 from jmpq.files import write_json
+from jmpq.run.folder import EVALUATION, LAYERS, RunFolder
+from jmpq.run.options import Comparison, Compute, Evaluate, Layers, Sensitivity, Solve
+from jmpq.sensitivity.metrics.by_name import MetricName
 
 # torchvision's documentation of its weights: parameters, and 10⁹ multiply-accumulates at
 # 224x224 (GFLOPS there), two decimals; layers with a kernel.
@@ -157,17 +154,17 @@ def run_network(
     found: dict[str, Any] = {"images": images, "stages": {}}
     before: list[str] = []
     for stage, step in stages(config, name, images, folder, data_dir).items():
-        if step.run != folder:  # a sensitivity file of its own
-            step.run.mkdir(exist_ok=True)
-            table = json.loads((folder / LAYERS).read_text())
-            table["network"]["weights"] = str(weights)
-            write_json(step.run / LAYERS, table)
+        if step.folder != folder:  # a sensitivity file of its own
+            step.folder.mkdir(exist_ok=True)
+            table = RunFolder(folder).layers
+            network = dataclasses.replace(table.network, weights=str(weights))
+            dataclasses.replace(table, network=network).write(step.folder / LAYERS)
         found["stages"][stage] = _measured(config, folder, stage, step, before)
         before.append(repr(step))
         if stage == "layers":
             found |= layer_table(folder)
             check_published(name, found)
-    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation = json.loads((folder / EVALUATION).read_text())
     return {**found, "allocations": len(evaluation["measured"])}
 
 
@@ -177,38 +174,36 @@ def stages(
     """The steps of the command line, by the names of `STAGES`."""
     data_dir = None if data_dir is None else data_dir.resolve()
     sensitivity = {
-        metric: Sensitivity(
+        metric: Step(
+            "sensitivity",
             run if metric == "gauss_newton" else run / metric,
-            metrics=(metric,),
-            class_samples=config.class_samples if metric == "gauss_newton" else None,
-            w_bits=config.w_bits,
-            a_bits=(32,),
-            examples=images,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            scale=Scale(memory=config.memory),
+            Sensitivity(
+                metrics=(metric,),
+                class_samples=config.class_samples if metric == "gauss_newton" else None,
+                w_bits=config.w_bits,
+                a_bits=(32,),
+                examples=images,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            ),
+            {"compute": Compute(memory=config.memory)},
         )
         for metric in METRICS
     }
-    solve = Solve(
-        run,
-        budget=("size_bytes=W4",),
-        random=config.random,
-        joint=0,
-        singles=False,
-        sweep=0,
-        scaling=(),
-        seed=config.seed,
+    layers = Layers(
+        model=name,
+        weights=run / "weights.safetensors",
+        data=config.data,
+        data_dir=data_dir,
     )
-    evaluate = Evaluate(
-        run, calibration_roles=(), examples=images, batch_size=config.batch_size
-    )
+    solve = Solve(budget=("size_bytes=W4",), seed=config.seed)
+    evaluate = Evaluate(calibration_roles=(), examples=images, batch_size=config.batch_size)
     return {
-        "layers": Layers(run, name, run / "weights.safetensors", config.data, data_dir),
+        "layers": Step("layers", run, layers),
         **sensitivity,
-        "solve": solve,
-        "evaluate": evaluate,
-        "report": Report(run),
+        "solve": Step("solve", run, solve, {"comparison": Comparison(random=config.random)}),
+        "evaluate": Step("evaluate", run, evaluate),
+        "report": Step("report", run),
     }
 
 

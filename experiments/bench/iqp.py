@@ -77,14 +77,14 @@ SMOKE = Config(
 def network_problem(name: str, budget: str) -> Problem:
     """The allocation problem of a committed cross-layer matrix."""
     from jmpq.network.layers import layers_from_json
-    from jmpq.quantizers.spec import QuantizerSpec
+    from jmpq.quantizers.spec import KernelSpec, read_spec
     from jmpq.sensitivity.table import load_arrays, load_sensitivities
 
     path = RESULTS / f"iqp_{name}.npz"
     (found,) = load_sensitivities(path).values()
     arrays = load_arrays(path)
     layers = layers_from_json(json.loads(str(arrays["layers_json"])))
-    spec = QuantizerSpec(**found.provenance["quantizers"]["weights"])
+    spec = read_spec(KernelSpec, found.provenance["quantizers"]["weights"])
     return build_problem(
         layers,
         found,

@@ -23,8 +23,8 @@ from jmpq.devices import device_mesh, mesh_for, replicate, split_cpu, spread
 from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.analyse import Metric
+from jmpq.quantizers.spec import KernelSpec
+from jmpq.sensitivity.metric import Metric
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, ExactHessian, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
@@ -67,7 +67,7 @@ def network(work: Work) -> Network:
 
 def move_network(net: Network, bits: list[int]) -> MoveNetwork:
     """Weight moves of every layer, symmetric per channel."""
-    weights = calibrate_weights(net, QuantizerSpec(), bits)
+    weights = calibrate_weights(net, KernelSpec(), bits)
     return MoveNetwork(network=net, quantizers=Quantizers(weights=weights, activations=None))
 
 

@@ -1,1 +1,1 @@
-"""The command line: one file a step, each writing one artifact of a run folder."""
+"""The command line: options and one call of a step each."""

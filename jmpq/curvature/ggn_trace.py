@@ -98,6 +98,36 @@ def _kept(
     return abs(values) >= sizes[left_out]
 
 
+def example_traces(
+    logits: Callable[[Params], Float[Array, " classes"]],
+    loss: ExampleLoss,
+    params: Params,
+    target: Array,
+) -> PyTree[Float[Array, ""]]:
+    """`ggn_block_traces` of one example, as a pure function to compile and to map.
+
+    Args:
+        logits: Logits of the example as a function of `params`.
+        loss: Loss of one example, nats; any curvature.
+        params: Point of expansion.
+        target: Target of the example.
+
+    Returns:
+        Tree of `params` with the trace of every leaf's Gauss-Newton block, in their dtype: one
+        backward pass for every class, all of them at once.
+    """
+    z, pull = jax.vjp(logits, params)
+    (rows,) = jax.vmap(pull)(jnp.eye(z.size, dtype=z.dtype))
+    curvature = jax.hessian(loss)(z, target)
+
+    def block(rows: Float[Array, "classes ..."]) -> Float[Array, ""]:
+        flat, precision = rows.reshape(z.size, -1), jax.lax.Precision.HIGHEST
+        curved = jnp.dot(curvature, flat, precision=precision)
+        return jnp.vdot(flat, curved, precision=precision)
+
+    return jax.tree.map(block, rows)
+
+
 def _cast(like: Array, *arrays: np.ndarray) -> list[Array]:
     return [jnp.asarray(x, like.dtype) for x in arrays]
 

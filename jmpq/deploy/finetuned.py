@@ -18,7 +18,7 @@ from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.quantizers.fake_quant import Quantizers, Scales
 from jmpq.quantizers.learned import rows_of, tensor_bits
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec, read_spec
 from jmpq.zoo.tensor_files import load_tensors, save_tensors
 
 ARCHITECTURE = "jmpq/finetuned"
@@ -105,7 +105,7 @@ def save_finetuned(
         scales: Scales | None = getattr(quantizers, kind)
         if scales is None or not scales.bits:
             continue
-        specs[kind] = scales.spec.to_json()
+        specs[kind] = dataclasses.asdict(scales.spec)
         kept = ("scale", "zero_point") if scales.spec.grid == "affine" else ("scale",)
         for what, rows in zip(("scale", "zero_point"), both, strict=True):
             for name, b, row in zip(names[i], bits[i], rows[i], strict=True):
@@ -175,9 +175,8 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
                 found.append(jnp.broadcast_to(jnp.asarray(row), (len(widths), len(row))))
             rows[what] = tuple(found)
         if spec or kind == "weights":
-            scales[kind] = Scales(
-                spec=QuantizerSpec(**spec) if spec else QuantizerSpec(), bits=widths, **rows
-            )
+            spec_class = KernelSpec if kind == "weights" else InputSpec
+            scales[kind] = Scales(spec=read_spec(spec_class, spec or {}), bits=widths, **rows)
     corrections = {
         site: Correction(*(jnp.asarray(tensors[f"corrections/{name}/{x}"])
                            for x in Correction._fields))

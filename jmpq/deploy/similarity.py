@@ -18,6 +18,7 @@ from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
+from jmpq.quantizers.spec import InputSpec
 
 RESAMPLES = 200  # of the bootstrap
 Examples = Float[np.ndarray, " examples"]
@@ -114,7 +115,10 @@ class SimilarityEvaluator:
         ]
 
     def _similarities(
-        self, params: PyTree, a_bits: Int[np.ndarray, " layers"], activations: Scales | None
+        self,
+        params: PyTree,
+        a_bits: Int[np.ndarray, " layers"],
+        activations: Scales[InputSpec] | None,
     ) -> Float[np.ndarray, " examples"]:
         rows = []
         for batch in self.batches():
@@ -173,7 +177,7 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 @jax.jit
 def _outputs(
     network: Network,
-    activations: Scales | None,
+    activations: Scales[InputSpec] | None,
     params: PyTree,
     a_bits: Int[Array, " layers"],
     inputs: PyTree,

@@ -29,14 +29,7 @@ problem is the next stage, `jmpq.solvers`.
 
 from jmpq.problem.budgets import with_budgets
 from jmpq.problem.build import build_problem
-from jmpq.problem.costs import (
-    Overhead,
-    activation_bytes,
-    allocation_costs,
-    average_bits,
-    bops,
-    size_bytes,
-)
+from jmpq.problem.costs import COSTS, Cost, Overhead, additive_cost, allocation_costs
 from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.problem.problem import Problem, problem_of
 from jmpq.problem.problem_file import load_problem, save_problem
@@ -52,7 +45,9 @@ from jmpq.problem.solution import Infeasible, Solution, solution_from_columns
 from jmpq.problem.transformer_ties import transformer_units
 
 __all__ = [
+    "COSTS",
     "Allow",
+    "Cost",
     "Exclude",
     "Infeasible",
     "Overhead",
@@ -62,10 +57,8 @@ __all__ = [
     "Problem",
     "Solution",
     "Tie",
-    "activation_bytes",
+    "additive_cost",
     "allocation_costs",
-    "average_bits",
-    "bops",
     "build_problem",
     "first_and_last",
     "load_problem",
@@ -73,7 +66,6 @@ __all__ = [
     "problem_of",
     "read_plan",
     "save_problem",
-    "size_bytes",
     "solution_from_columns",
     "transformer_units",
     "with_budgets",

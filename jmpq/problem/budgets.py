@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jmpq.formats import FLOAT_BITS, Choice, labels
-from jmpq.problem.costs import COST_NAMES
+from jmpq.problem.costs import COSTS
 from jmpq.problem.problem import Problem
 
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -75,7 +75,7 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(
             f"Budget {text!r}: write {unit}B for bytes, or k, M, G for powers of ten."
         )
-    if match["bytes"] and name in COST_NAMES and not name.endswith("_bytes"):
+    if match["bytes"] and name in COSTS and COSTS[name].unit != "bytes":
         raise ValueError(
             f"Budget {text!r} is given in bytes, but {name} is not: leave the B out."
         )

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from jmpq.formats import UNQUANTIZED, Choice, labels
 from jmpq.network.layers import Layer
 from jmpq.problem.budgets import with_budgets
-from jmpq.problem.costs import COST_NAMES, Overhead, constant_cost, cost_table
+from jmpq.problem.costs import COSTS, Cost, Overhead, additive_costs
 from jmpq.problem.problem import Problem
 from jmpq.problem.rules import Rule, apply_rules, tie_groups
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 
 
 @runtime_checkable
@@ -50,12 +50,12 @@ def build_problem(
     layers: Sequence[Layer] | LayeredNetwork,
     table: LossTable,
     *,
-    overhead: Overhead | QuantizerSpec,
+    overhead: Overhead | KernelSpec,
     rules: Sequence[Rule] = (),
     budgets: Sequence[str] | Mapping[str, float] = (),
     choices: Sequence[Choice] | None = None,
     unquantized_parameters: int | None = None,
-    costs: Sequence[str] = COST_NAMES,
+    costs: Mapping[str, Cost] = COSTS,
     interactions: bool = False,
 ) -> Problem:
     """State the allocation problem of a network.
@@ -71,7 +71,7 @@ def build_problem(
         choices: Candidates, a part of the table's; all of them where not given.
         unquantized_parameters: Parameters outside the layer table, 4 bytes each; by default
             those of the network, none where there is only a layer table.
-        costs: The costs to tabulate.
+        costs: Costs to tabulate, by name; peaks are left out.
         interactions: Take the table's cross-layer terms along (made symmetric: the mean of
             each and its mirror image).
 
@@ -84,7 +84,7 @@ def build_problem(
         if unquantized_parameters is None:
             unquantized_parameters = layers.other_parameters
         layers = layers.layers
-    if isinstance(overhead, QuantizerSpec):
+    if isinstance(overhead, KernelSpec):
         overhead = Overhead.of(layers, overhead)
     choices = tuple(table.choices if choices is None else choices)
     if missing := [choice for choice in choices if choice not in table.choices]:
@@ -106,18 +106,16 @@ def build_problem(
     rows = [table.layers.index(layer.name) for layer in searched]
     columns = [table.choices.index(choice) for choice in choices]
     cross = _interactions(table, rows, columns) if interactions else None
-    scales = tuple(
-        n for n, out in zip(overhead.num_scales, ruling.excluded, strict=True) if not out
-    )
-    kept = Overhead(scales, overhead.zero_points)
+    kept = overhead.part(np.flatnonzero(~ruling.excluded).tolist())
+    costs = additive_costs(costs)
     others = unquantized_parameters or 0
-    constants = {name: constant_cost(excluded, name, others) for name in costs}
-    full = {name: cost_table(searched, (UNQUANTIZED,), name, kept) for name in costs}
+    constants = {name: cost.constant(excluded, others) for name, cost in costs.items()}
+    full = {n: cost.table(searched, (UNQUANTIZED,), kept) for n, cost in costs.items()}
     problem = Problem(
         layers=tuple(layer.name for layer in searched),
         choices=choices,
         losses=np.asarray(table.losses, dtype=np.float64)[np.ix_(rows, columns)],
-        costs={name: cost_table(searched, choices, name, kept) for name in costs},
+        costs={name: cost.table(searched, choices, kept) for name, cost in costs.items()},
         budgets={},
         constants=constants,
         allowed=ruling.allowed[~ruling.excluded],

@@ -1,12 +1,13 @@
-"""What a choice of bits costs: the definitions, as functions of the layer table.
+"""What a choice of bits costs: the definitions, and how each cost is written for people.
 
-Tables are [layers, choices] and additive over layers, except `activation_bytes`, whose peak
-over the layers is what counts. Byte and bit counts are integers held exactly in float64.
-MB = 10⁶ bytes.
+`COSTS` has one entry a cost; budgets, plans, command line and report take all they need from
+it. To add one, write its table and its entry. Byte and bit counts are integers held exactly in
+float64. MB = 10⁶ bytes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -14,12 +15,11 @@ from jaxtyping import Float
 from jmpq.allocation import Allocation
 from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
 from jmpq.network.layers import Layer
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.problem.exact_sum import exact_sum
+from jmpq.quantizers.spec import KernelSpec
 
 SCALE_BYTES = 4
 FLOAT_BYTES = 4
-
-COST_NAMES = ("size_bytes", "average_bits", "bops")  # those that add up over layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,153 @@ class Overhead:
     zero_points: bool = False
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], spec: QuantizerSpec) -> "Overhead":
+    def of(cls, layers: Sequence[Layer], spec: KernelSpec) -> "Overhead":
         """The overhead of quantizing every kernel by one specification."""
         scales = tuple(spec.layer_scales(layer) for layer in layers)
         return cls(scales, spec.grid == "affine")
+
+    def part(self, rows: Sequence[int]) -> "Overhead":
+        """The overhead of some of the layers."""
+        return Overhead(tuple(self.num_scales[row] for row in rows), self.zero_points)
+
+
+Table = Float[np.ndarray, "layers choices"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One cost of an allocation.
+
+    Attributes:
+        name: Key of the cost in budgets, plans and tables; the unit is in it.
+        title: Noun that stands for the cost in tables, figures and sentences.
+        unit: Unit of the number. ``bytes`` are written in kB or MB, a count (no unit) in a
+            power of ten, anything else as it is.
+        table: Cost of every searched layer under every choice, from the searched layers, the
+            choices and the layers' overhead.
+        excluded: Whether excluded layers count, unquantized.
+        per_parameter: Cost of every parameter outside the layer table (biases, norms).
+        peak: Whether the network's cost is the largest of its layers' and not their sum. A
+            peak is reported and cannot have a budget.
+    """
+
+    name: str
+    title: str
+    unit: str
+    table: Callable[[Sequence[Layer], Sequence[Choice], Overhead], Table]
+    excluded: bool = True
+    per_parameter: float = 0.0
+    peak: bool = False
+
+    def constant(self, excluded: Sequence[Layer], unquantized_parameters: int = 0) -> float:
+        """Cost of what no choice touches: excluded layers and other parameters."""
+        parts = [self.per_parameter * unquantized_parameters]
+        if excluded and self.excluded:
+            overhead = Overhead((0,) * len(excluded))
+            parts += self.table(excluded, (UNQUANTIZED,), overhead)[:, 0].tolist()
+        return self.total(np.array(parts))
+
+    def total(self, parts: Float[np.ndarray, " parts"]) -> float:
+        """Cost of the network from those of its layers and its constant."""
+        return float(parts.max(initial=0.0)) if self.peak else exact_sum(parts)
+
+    def scale(self, largest: float) -> tuple[float, str]:
+        """Divisor and unit in which numbers up to `largest` are written.
+
+        >>> COSTS["size_bytes"].scale(2e6), COSTS["bops"].scale(4e10)
+        ((1000000.0, 'MB'), (1000000000.0, '10⁹'))
+        """
+        if self.unit == "bytes":
+            return (1e6, "MB") if largest >= 1e5 else (1e3, "kB")
+        if self.unit or largest < 1e3:
+            return 1.0, self.unit
+        divisor = 10.0 ** (3 * (math.floor(math.log10(largest)) // 3))
+        return divisor, _power_of_ten(divisor)
+
+    def label(self, largest: float) -> str:
+        """Title and unit, for an axis or the head of a column of numbers up to `largest`.
+
+        >>> COSTS["size_bytes"].label(2e6), COSTS["bops"].label(4e10)
+        ('size (MB = 10⁶ bytes)', 'bit operations (10⁹)')
+        """
+        divisor, unit = self.scale(largest)
+        if self.unit == "bytes":
+            unit = f"{unit} = {_power_of_ten(divisor)} bytes"
+        return f"{self.title} ({unit})" if unit else self.title
+
+    def text(self, value: float, *, largest: float | None = None) -> str:
+        """A number with its unit, in the unit of `largest` (by default its own).
+
+        >>> COSTS["size_bytes"].text(270e3), COSTS["bops"].text(1.5e9)
+        ('0.27 MB', '1.5 · 10⁹')
+        """
+        divisor, unit = self.scale(value if largest is None else largest)
+        between = " " if self.unit else " · "
+        return f"{value / divisor:.4g}{between}{unit}" if unit else f"{value:.4g}"
+
+
+def _power_of_ten(divisor: float) -> str:
+    power = str(round(math.log10(divisor)))
+    return "10" + power.translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def additive_costs(costs: Mapping[str, Cost] | None = None) -> dict[str, Cost]:
+    """The costs that add up over layers, which may have budgets; of `COSTS` by default."""
+    every = COSTS if costs is None else costs
+    return {name: cost for name, cost in every.items() if not cost.peak}
+
+
+def additive_cost(name: str) -> Cost:
+    """A cost of `COSTS` that adds up over layers.
+
+    Raises:
+        ValueError: If there is none of that name; the message lists them.
+    """
+    known = additive_costs()
+    if name not in known:
+        raise ValueError(
+            f"{name!r} is not a cost that adds up over layers: expected one of "
+            f"{', '.join(known)}."
+        )
+    return known[name]
+
+
+def allocation_costs(
+    layers: Sequence[Layer],
+    allocation: Allocation,
+    overhead: Overhead,
+    *,
+    unquantized_parameters: int = 0,
+) -> dict[str, float]:
+    """Every cost of one allocation of the whole network, peaks included.
+
+    Args:
+        layers: The layer table.
+        allocation: Choice of every searched layer. A layer that it does not name is left
+            unquantized: it counts at 32 bits, and not at all in `average_bits`.
+        overhead: Scales and zero points, in the order of `layers`.
+        unquantized_parameters: Parameters outside the table (biases, norms), 4 bytes each.
+
+    Raises:
+        ValueError: If `allocation` names a layer that is not in the table.
+    """
+    _check_overhead(layers, overhead)
+    if unknown := sorted(set(allocation) - {layer.name for layer in layers}):
+        raise ValueError(
+            f"No layer is called {', '.join(map(repr, unknown))}; the layers are "
+            f"{', '.join(layer.name for layer in layers)}."
+        )
+    rows = [row for row, layer in enumerate(layers) if layer.name in allocation]
+    searched = [layers[row] for row in rows]
+    excluded = [layer for layer in layers if layer.name not in allocation]
+    choices = tuple(dict.fromkeys(allocation.values()))
+    columns = [choices.index(allocation[layer.name]) for layer in searched]
+    found = {}
+    for name, cost in COSTS.items():
+        table = cost.table(searched, choices, overhead.part(rows))
+        constant = cost.constant(excluded, unquantized_parameters)
+        found[name] = cost.total(np.append(table[np.arange(len(rows)), columns], constant))
+    return found
 
 
 def tensor_bytes(
@@ -65,169 +208,67 @@ def _bytes(elements: int, bits: int) -> int:
     return -(-elements * bits // 8)
 
 
-def layer_bops(layer: Layer, choice: Choice) -> int:
-    """Bit operations of one example: MACs·w_bits·a_bits; none for an embedding."""
-    return 0 if layer.kind == "embedding" else layer.macs * choice.w_bits * choice.a_bits
+def _size_bytes(
+    layers: Sequence[Layer], choices: Sequence[Choice], overhead: Overhead
+) -> Table:
+    """Bytes of each layer's stored kernel, scales and zero points included.
+
+    Scales of activations are not stored with the weights and not counted.
+    """
+    _check_overhead(layers, overhead)
+
+    def stored(layer: Layer, choice: Choice, num_scales: int) -> int:
+        zero_points = overhead.zero_points
+        return tensor_bytes(
+            layer.parameters, choice.w_bits, num_scales=num_scales, zero_points=zero_points
+        )
+
+    rows = [
+        [stored(layer, choice, num_scales) for choice in choices]
+        for layer, num_scales in zip(layers, overhead.num_scales, strict=True)
+    ]
+    return _table(rows, choices)
 
 
-def layer_activation_bytes(layer: Layer, choice: Choice) -> int:
+def _average_bits(
+    layers: Sequence[Layer], choices: Sequence[Choice], overhead: Overhead
+) -> Table:
+    """Each layer's share of the average bits per weight over `layers`, overhead included.
+
+    The sum over layers is the average: all bits of the searched kernels with their scales
+    and zero points, divided by the number of weights of `layers`.
+    """
+    weights = sum(layer.parameters for layer in layers)
+    return 8.0 * _size_bytes(layers, choices, overhead) / max(weights, 1)
+
+
+def _bops(layers: Sequence[Layer], choices: Sequence[Choice], overhead: Overhead) -> Table:
+    """Bit operations of one example, MACs·w_bits·a_bits; none for an embedding."""
+
+    def operations(layer: Layer, choice: Choice) -> int:
+        return 0 if layer.kind == "embedding" else layer.macs * choice.w_bits * choice.a_bits
+
+    return _table([[operations(layer, c) for c in choices] for layer in layers], choices)
+
+
+def _activation_bytes(
+    layers: Sequence[Layer], choices: Sequence[Choice], overhead: Overhead
+) -> Table:
     """Bytes of one example's input and output, both at the layer's activation bits.
 
     The table does not know who consumes an output, so the output counts at the bits of the
     layer that makes it. The input of an embedding is 4-byte indices.
     """
-    inputs = FLOAT_BITS if layer.kind == "embedding" else choice.a_bits
-    return _bytes(layer.input_size, inputs) + _bytes(layer.output_size, choice.a_bits)
+
+    def held(layer: Layer, choice: Choice) -> int:
+        inputs = FLOAT_BITS if layer.kind == "embedding" else choice.a_bits
+        return _bytes(layer.input_size, inputs) + _bytes(layer.output_size, choice.a_bits)
+
+    return _table([[held(layer, c) for c in choices] for layer in layers], choices)
 
 
-def size_bytes(
-    layers: Sequence[Layer], choices: Sequence[Choice], overhead: Overhead
-) -> Float[np.ndarray, "layers choices"]:
-    """Bytes of each layer's stored kernel under each choice, scales and zero points included.
-
-    The rest of the network (biases, norms, excluded layers) is a constant beside the table,
-    4 bytes a parameter: `allocation_costs` and `Problem.constants` hold it. Scales of
-    activations are not stored with the weights and not counted.
-
-    Raises:
-        ValueError: If `overhead` was made for another layer table.
-    """
-    _check_overhead(layers, overhead)
-    return _table(
-        [
-            [
-                tensor_bytes(
-                    layer.parameters, c.w_bits, num_scales=n, zero_points=overhead.zero_points
-                )
-                for c in choices
-            ]
-            for layer, n in zip(layers, overhead.num_scales, strict=True)
-        ],
-        choices,
-    )
-
-
-def average_bits(
-    layers: Sequence[Layer], choices: Sequence[Choice], overhead: Overhead
-) -> Float[np.ndarray, "layers choices"]:
-    """Each layer's share of the average bits per weight over `layers`, overhead included.
-
-    The sum over layers is the average: all bits of the searched kernels with their scales
-    and zero points, divided by the number of weights of `layers`. Leave excluded layers out
-    of `layers`.
-    """
-    weights = sum(layer.parameters for layer in layers)
-    return 8.0 * size_bytes(layers, choices, overhead) / max(weights, 1)
-
-
-def bops(
-    layers: Sequence[Layer], choices: Sequence[Choice]
-) -> Float[np.ndarray, "layers choices"]:
-    """Bit operations of one example: MACs·w_bits·a_bits of every conv and dense layer."""
-    return _table([[layer_bops(layer, c) for c in choices] for layer in layers], choices)
-
-
-def activation_bytes(
-    layers: Sequence[Layer], choices: Sequence[Choice]
-) -> Float[np.ndarray, "layers choices"]:
-    """Bytes of input and output at batch 1; the peak over layers is the network's cost."""
-    rows = [[layer_activation_bytes(layer, c) for c in choices] for layer in layers]
-    return _table(rows, choices)
-
-
-def cost_table(
-    layers: Sequence[Layer], choices: Sequence[Choice], name: str, overhead: Overhead
-) -> Float[np.ndarray, "layers choices"]:
-    """The additive cost `name` of every layer and choice.
-
-    Raises:
-        ValueError: If `name` is not one of `COST_NAMES`.
-    """
-    match name:
-        case "size_bytes":
-            return size_bytes(layers, choices, overhead)
-        case "average_bits":
-            return average_bits(layers, choices, overhead)
-        case "bops":
-            return bops(layers, choices)
-    raise _unknown(name)
-
-
-def constant_cost(
-    excluded: Sequence[Layer], name: str, unquantized_parameters: int = 0
-) -> float:
-    """The cost `name` of what no choice touches: excluded layers and other parameters.
-
-    Raises:
-        ValueError: If `name` is not one of `COST_NAMES`.
-    """
-    match name:
-        case "size_bytes":
-            parameters = unquantized_parameters + sum(x.parameters for x in excluded)
-            return float(FLOAT_BYTES * parameters)
-        case "bops":
-            return float(sum(layer_bops(layer, UNQUANTIZED) for layer in excluded))
-        case "average_bits":
-            return 0.0
-    raise _unknown(name)
-
-
-def allocation_costs(
-    layers: Sequence[Layer],
-    allocation: Allocation,
-    overhead: Overhead,
-    *,
-    unquantized_parameters: int = 0,
-) -> dict[str, float]:
-    """Costs of one allocation of the whole network, layer by layer from the definitions.
-
-    Args:
-        layers: The layer table.
-        allocation: Choice of every searched layer. A layer that it does not name is left
-            unquantized: it counts at 32 bits, and not at all in `average_bits`.
-        overhead: Scales and zero points, in the order of `layers`.
-        unquantized_parameters: Parameters outside the table (biases, norms), 4 bytes each.
-
-    Returns:
-        ``size_bytes``, ``average_bits``, ``bops`` and ``activation_bytes`` (the peak).
-
-    Raises:
-        ValueError: If `allocation` names a layer that is not in the table.
-    """
-    _check_overhead(layers, overhead)
-    if unknown := sorted(set(allocation) - {layer.name for layer in layers}):
-        raise ValueError(
-            f"No layer is called {', '.join(map(repr, unknown))}; the layers are "
-            f"{', '.join(layer.name for layer in layers)}."
-        )
-    size, searched_bytes, searched_weights, operations, peak = 0, 0, 0, 0, 0
-    for layer, scales in zip(layers, overhead.num_scales, strict=True):
-        choice = allocation.get(layer.name, UNQUANTIZED)
-        stored = tensor_bytes(
-            layer.parameters,
-            choice.w_bits,
-            num_scales=scales,
-            zero_points=overhead.zero_points,
-        )
-        size += stored
-        if layer.name in allocation:
-            searched_bytes += stored
-            searched_weights += layer.parameters
-        operations += layer_bops(layer, choice)
-        peak = max(peak, layer_activation_bytes(layer, choice))
-    return {
-        "size_bytes": float(size + FLOAT_BYTES * unquantized_parameters),
-        "average_bits": 8.0 * searched_bytes / max(searched_weights, 1),
-        "bops": float(operations),
-        "activation_bytes": float(peak),
-    }
-
-
-def _unknown(name: str) -> ValueError:
-    return ValueError(
-        f"{name!r} is not a cost that adds up over layers: expected one of "
-        f"{', '.join(COST_NAMES)}."
-    )
+def _table(rows: list[list[int]], choices: Sequence[Choice]) -> Table:
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(choices))
 
 
 def _check_overhead(layers: Sequence[Layer], overhead: Overhead) -> None:
@@ -238,5 +279,30 @@ def _check_overhead(layers: Sequence[Layer], overhead: Overhead) -> None:
         )
 
 
-def _table(rows: list[list[int]], choices: Sequence[Choice]) -> Float[np.ndarray, "_ _"]:
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(choices))
+COSTS: Mapping[str, Cost] = {
+    cost.name: cost
+    for cost in (
+        Cost(
+            name="size_bytes",
+            title="size",
+            unit="bytes",
+            table=_size_bytes,
+            per_parameter=float(FLOAT_BYTES),
+        ),
+        Cost(
+            name="average_bits",
+            title="average",
+            unit="bits a weight",
+            table=_average_bits,
+            excluded=False,
+        ),
+        Cost(name="bops", title="bit operations", unit="", table=_bops),
+        Cost(
+            name="activation_bytes",
+            title="activation peak",
+            unit="bytes",
+            table=_activation_bytes,
+            peak=True,
+        ),
+    )
+}

@@ -3,18 +3,17 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jmpq.allocation import Allocation
+from jmpq.artifact import ArtifactKind, fields_of
 from jmpq.files import write_text
 from jmpq.formats import Choice
 from jmpq.problem.problem import Problem
 from jmpq.problem.solution import Solution, Status
 
-SCHEMA = "jmpq/plan"
-VERSION = 2
+KIND = ArtifactKind("plan", 2, "solve")
 
 Role = Literal["solution", "baseline", "sweep", "single", "random"]
 
@@ -77,17 +76,6 @@ class PlannedAllocation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SolveTime:
-    """How long the solver that was asked for took, for the figure of time against layers."""
-
-    layers: int
-    choices: int
-    asked: str
-    wall_s: float
-    gap: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that `plan.json` holds; `excluded` layers stay unquantized."""
 
@@ -105,7 +93,6 @@ class Plan:
     unquantized: dict[str, float]
     allocations: tuple[PlannedAllocation, ...]
     excluded: tuple[str, ...] = ()
-    solve_times: tuple[SolveTime, ...] = ()
 
     def __post_init__(self) -> None:
         names = [allocation.name for allocation in self.allocations]
@@ -159,7 +146,6 @@ def planned_allocation(
     solution: Solution,
     *,
     metric: str,
-    predictions: Mapping[str, float],
     asked: str | None = None,
     seed: int | None = None,
 ) -> PlannedAllocation:
@@ -174,7 +160,6 @@ def planned_allocation(
         problem: The problem that was solved.
         solution: The answer.
         metric: Metric of the problem's losses, or name of the other objective.
-        predictions: Loss increase by every metric.
         asked: Solver that was asked for; the one that did the work where not given.
         seed: Seed of a random allocation.
     """
@@ -196,8 +181,12 @@ def planned_allocation(
         wall_s=solution.wall_s,
         seed=seed,
         budgets=dict(problem.budgets),
-        predictions=dict(predictions),
     )
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as plain JSON values, as its file holds it but for the header."""
+    return json.loads(json.dumps(_fields(plan), default=_plain, allow_nan=False))
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -207,8 +196,7 @@ def write_plan(path: Path, plan: Plan) -> None:
         OSError: If the folder cannot be written to.
         ValueError: If a number is NaN or infinite.
     """
-    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    record = {"schema": SCHEMA, "version": VERSION, **fields}
+    record = KIND.header | _fields(plan)
     write_text(path, json.dumps(record, default=_plain, allow_nan=False, indent=1) + "\n")
 
 
@@ -216,49 +204,32 @@ def read_plan(path: Path) -> Plan:
     """Read a plan.
 
     Raises:
-        ValueError: If the file is no plan, of a version this jmpq does not read, or a field
-            is missing or wrong; the message names the file and the field.
-        OSError: If the file cannot be read.
+        FileNotFoundError: If it is not there.
+        ValueError: If the file is not a plan, is of a version this jmpq does not read, or a
+            field is missing or wrong; the message names the file and the field.
     """
+    data = KIND.read_json(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} is no plan: expected schema {SCHEMA!r}, got {schema!r}.")
-    if data.get("version") != VERSION:
-        raise ValueError(
-            f"{path} is a plan of version {data.get('version')!r}, this jmpq reads version "
-            f"{VERSION}: run `jmpq solve {path.parent}` again."
-        )
-    try:
-        fields = _known(Plan, data, "the plan", ignore=("schema", "version"))
+        fields = fields_of(Plan, data, "the plan")
         fields |= {
             "layers": tuple(data["layers"]),
             "choices": tuple(Choice.parse(text) for text in data["choices"]),
             "rules": tuple(data["rules"]),
             "excluded": tuple(data.get("excluded", ())),
             "budgets": {
-                name: PlannedBudget(**_known(PlannedBudget, row, f"budget {name!r}"))
+                name: PlannedBudget(**fields_of(PlannedBudget, row, f"budget {name!r}"))
                 for name, row in data["budgets"].items()
             },
             "allocations": tuple(_allocation(row) for row in data["allocations"]),
-            "solve_times": tuple(
-                SolveTime(**_known(SolveTime, row, "a solve time"))
-                for row in data.get("solve_times", ())
-            ),
         }
         return Plan(**fields)
-    except KeyError as error:
-        raise ValueError(f"{path}: the plan has no field {error.args[0]!r}.") from error
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise KIND.unusable(path, error) from error
 
 
 def _allocation(row: dict[str, Any]) -> PlannedAllocation:
     name = row.get("name", "without a name")
-    fields = _known(PlannedAllocation, row, f"allocation {name!r}")
+    fields = fields_of(PlannedAllocation, row, f"allocation {name!r}")
     for key, accepted in (("role", get_args(Role)), ("status", (*get_args(Status), None))):
         if fields.get(key) not in accepted:
             raise ValueError(
@@ -272,20 +243,8 @@ def _allocation(row: dict[str, Any]) -> PlannedAllocation:
     return PlannedAllocation(**fields)
 
 
-def _known(
-    kind: type, row: dict[str, Any], what: str, ignore: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """The fields of a dataclass in a JSON object; refuses missing and unknown ones."""
-    fields = dataclasses.fields(kind)
-    known = {field.name for field in fields}
-    if unknown := sorted(set(row) - known - set(ignore)):
-        raise ValueError(f"{what} has unknown fields: {', '.join(unknown)}.")
-    missing = dataclasses.MISSING
-    for field in fields:
-        required = field.default is missing and field.default_factory is missing
-        if required and field.name not in row:
-            raise ValueError(f"{what} has no field {field.name!r}.")
-    return {key: value for key, value in row.items() if key in known}
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def _plain(value: object) -> object:
@@ -295,5 +254,5 @@ def _plain(value: object) -> object:
     if isinstance(value, Choice):
         return value.label
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _fields(value)
     raise TypeError(f"{type(value).__name__} cannot be written to a plan.")

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import ACTIVATIONS, WEIGHTS, QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 
 
 def calibrate_quantizers(
@@ -18,8 +18,8 @@ def calibrate_quantizers(
     a_bits: Iterable[int] = (FLOAT_BITS,),
     batches: Sequence[PyTree] = (),
     *,
-    weights: QuantizerSpec = WEIGHTS,
-    activations: QuantizerSpec = ACTIVATIONS,
+    weights: KernelSpec = KernelSpec(),
+    activations: InputSpec = InputSpec(),
     seed: int = 0,
     partial: pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,

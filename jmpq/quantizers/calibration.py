@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import TensorSpec
 from jmpq.quantizers.uniform import fake_quantize, scale_of_range
 
 # Multiples of the full range that mean-squared-error clipping tries.
@@ -31,7 +31,7 @@ def from_blocks(
 
 
 def calibrate(
-    blocks: Float[Array, "blocks elements"], bits: Int[Array, ""], spec: QuantizerSpec
+    blocks: Float[Array, "blocks elements"], bits: Int[Array, ""], spec: TensorSpec
 ) -> tuple[Float[Array, " blocks"], Float[Array, " blocks"]]:
     """Scale and zero point of every block.
 

@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,14 @@ from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
 from jmpq.quantizers.rounding import hessian_codes
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import (
+    InputSpec,
+    KernelSpec,
+    Spec,
+    TensorSpec,
+    check_bits,
+    read_spec,
+)
 from jmpq.quantizers.uniform import fake_quantize
 
 # Values per site that activation clipping sees, and least positions per feature.
@@ -32,11 +39,11 @@ SAMPLED_VALUES, SAMPLED_POSITIONS = 65_536, 1_024
     meta_fields=["spec", "bits"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Scales:
+class Scales(Generic[Spec]):
     """Scales of several tensors at several bit-widths.
 
     Attributes:
-        spec: Grid, granularity, clipping.
+        spec: Grid, granularity, clipping; of kernels or of inputs.
         bits: Bit-widths, ascending, without 32.
         scale: Per tensor, ``[bits, blocks]``; JAX puts placeholders there while it lowers.
         zero_point: Per tensor, ``[bits, blocks]``; zeros where the grid has none.
@@ -45,7 +52,7 @@ class Scales:
             Empty where values are rounded to nearest as they come.
     """
 
-    spec: QuantizerSpec
+    spec: Spec
     bits: tuple[int, ...]
     scale: tuple[Any, ...]
     zero_point: tuple[Any, ...]
@@ -79,8 +86,8 @@ class Scales:
 class Quantizers:
     """Calibrated quantizers of a network: weights by layer, activations by site."""
 
-    weights: Scales
-    activations: Scales | None
+    weights: Scales[KernelSpec]
+    activations: Scales[InputSpec] | None
 
     def check(self, network: Network, w_bits: Sequence[int], a_bits: Sequence[int]) -> None:
         """Raise `ValueError` where a layer is given bits that were not calibrated."""
@@ -111,7 +118,7 @@ class Quantizers:
         for kind in ("weights", "activations"):
             scales: Scales | None = getattr(self, kind)
             if scales is not None:
-                header = {"spec": scales.spec.to_json(), "bits": list(scales.bits)}
+                header = {"spec": dataclasses.asdict(scales.spec), "bits": list(scales.bits)}
                 arrays[f"quantizers/{kind}/header"] = np.array(json.dumps(header))
                 for name in ("scale", "zero_point", "codes"):
                     for i, array in enumerate(getattr(scales, name)):
@@ -125,8 +132,8 @@ class Quantizers:
         Raises:
             ValueError: If there are no quantizers among the arrays.
         """
-        found: dict[str, Scales | None] = {"weights": None, "activations": None}
-        for kind in found:
+        found: dict[str, Scales] = {}
+        for kind, spec_class in (("weights", KernelSpec), ("activations", InputSpec)):
             if (header := arrays.get(f"quantizers/{kind}/header")) is None:
                 continue
             record = json.loads(str(header))
@@ -135,22 +142,22 @@ class Quantizers:
                 prefix = f"quantizers/{kind}/{name}/"
                 count = sum(key.startswith(prefix) for key in arrays)
                 tensors[name] = tuple(jnp.asarray(arrays[f"{prefix}{i}"]) for i in range(count))
-            spec, bits = QuantizerSpec(**record["spec"]), tuple(record["bits"])
+            spec, bits = read_spec(spec_class, record["spec"]), tuple(record["bits"])
             found[kind] = Scales(spec=spec, bits=bits, **tensors)
-        if (weights := found["weights"]) is None:
+        if "weights" not in found:
             raise ValueError("The file holds no quantizers; run `jmpq sensitivity` again.")
-        return cls(weights=weights, activations=found["activations"])
+        return cls(weights=found["weights"], activations=found.get("activations"))
 
 
 def calibrate_weights(
     network: Network,
-    spec: QuantizerSpec,
+    spec: KernelSpec,
     bits: Iterable[int],
     batches: Sequence[PyTree] = (),
     *,
     partial: pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Scales:
+) -> Scales[KernelSpec]:
     """Scales of every layer's kernel, and its codes where rounding is not to nearest.
 
     Args:
@@ -173,11 +180,6 @@ def calibrate_weights(
             f"rounding={spec.rounding!r} looks at the layers' inputs: pass calibration inputs "
             "as `batches`, or round to 'nearest'."
         )
-    if spec.clipping == "ema":
-        raise ValueError(
-            "clipping='ema' averages over batches of activations: choose 'minmax', "
-            "'percentile' or 'mse' for weights."
-        )
 
     def all_layers(kernels: list[Array], widths: Int[Array, " bits"]) -> list:
         matrices = [network.to_matrix(i, kernel) for i, kernel in enumerate(kernels)]
@@ -196,12 +198,12 @@ def calibrate_weights(
 
 def calibrate_activations(
     network: Network,
-    spec: QuantizerSpec,
+    spec: InputSpec,
     bits: Iterable[int],
     batches: Sequence[PyTree],
     *,
     key: Array,
-) -> Scales:
+) -> Scales[InputSpec]:
     """Scales of every site's input, from calibration inputs.
 
     Percentiles and squared errors are taken over a random sample (about `SAMPLED_VALUES`
@@ -211,20 +213,16 @@ def calibrate_activations(
 
     Args:
         network: The network.
-        spec: Here ``channel`` and ``group`` run along the features of the input.
+        spec: How inputs are put on a grid.
         bits: Bit-widths to calibrate.
         batches: Inputs, batch by batch.
         key: Decides which positions are sampled.
 
     Raises:
-        ValueError: If a bit-width does not exist on the grid, groups do not divide a layer,
-            or activations are to be rounded otherwise than to nearest.
+        ValueError: If a bit-width does not exist on the grid, or groups do not divide the
+            features of an input.
     """
     widths = _bit_widths(bits, spec)
-    if spec.rounding != "nearest":
-        raise ValueError(
-            f"rounding={spec.rounding!r} is for weights: activations are rounded to 'nearest'."
-        )
     sites = [site for site in network.sites if site.has_input]
 
     @jax.jit
@@ -266,7 +264,7 @@ def calibrate_activations(
 
 
 def _moving_ends(
-    site: Site, spec: QuantizerSpec, extremes: Sequence[Float[Array, "_ 2"]]
+    site: Site, spec: InputSpec, extremes: Sequence[Float[Array, "_ 2"]]
 ) -> Float[Array, "features 2"]:
     """Least and greatest value of every feature's block, averaged from batch to batch."""
     rows = _features_per_block(site, spec)
@@ -277,7 +275,11 @@ def _moving_ends(
 
 
 def quantize_kernel(
-    network: Network, layer: int, kernel: Array, bits: Int[Array, ""], scales: Scales
+    network: Network,
+    layer: int,
+    kernel: Array,
+    bits: Int[Array, ""],
+    scales: Scales[KernelSpec],
 ) -> Array:
     """A kernel on its grid, shaped as it came."""
     if not scales.bits:
@@ -289,7 +291,9 @@ def quantize_kernel(
 
 
 @jax.jit
-def quantize_params(network: Network, scales: Scales, w_bits: Int[Array, " layers"]) -> PyTree:
+def quantize_params(
+    network: Network, scales: Scales[KernelSpec], w_bits: Int[Array, " layers"]
+) -> PyTree:
     """The parameters with every kernel on its grid at traced bits; 32 leaves one as it is."""
     return network.with_kernels(
         [
@@ -299,7 +303,9 @@ def quantize_params(network: Network, scales: Scales, w_bits: Int[Array, " layer
     )
 
 
-def quantize_input(site: Site, inputs: Array, bits: Int[Array, ""], scales: Scales) -> Array:
+def quantize_input(
+    site: Site, inputs: Array, bits: Int[Array, ""], scales: Scales[InputSpec]
+) -> Array:
     """A site's input on its grid."""
     if not scales.bits:
         return inputs
@@ -347,16 +353,14 @@ def quantized_output(
     return op(x, quantize_kernel(network, layer, site.kernel, w_bits[layer], weights))
 
 
-def _bit_widths(bits: Iterable[int], spec: QuantizerSpec) -> tuple[int, ...]:
+def _bit_widths(bits: Iterable[int], spec: TensorSpec) -> tuple[int, ...]:
     widths = tuple(sorted({int(b) for b in bits} - {FLOAT_BITS}))
     for b in widths:
-        spec.check_bits(b)
+        check_bits(spec, b)
     return widths
 
 
-def _scales(
-    spec: QuantizerSpec, widths: tuple[int, ...], function: Any, tensors: list
-) -> Scales:
+def _scales(spec: Spec, widths: tuple[int, ...], function: Any, tensors: list) -> Scales[Spec]:
     if not widths:  # everything stays unquantized
         none = tuple(jnp.zeros((0, 0), t.dtype) for t in tensors)
         return Scales(spec=spec, bits=(), scale=none, zero_point=none)
@@ -365,15 +369,14 @@ def _scales(
     return Scales(spec=spec, bits=widths, scale=scale, zero_point=zero_point)
 
 
-def kernel_blocks(network: Network, layer: int, spec: QuantizerSpec) -> tuple[int, int]:
+def kernel_blocks(network: Network, layer: int, spec: KernelSpec) -> tuple[int, int]:
     """Rows and columns of a layer's kernel that share a scale."""
     return spec.layer_blocks(network.layers[layer])
 
 
-def _features_per_block(site: Site, spec: QuantizerSpec) -> int:
+def _features_per_block(site: Site, spec: InputSpec) -> int:
     """Features of a site's input that share a scale."""
-    along_rows = dataclasses.replace(spec, along="output")
-    return along_rows.block_shape(site.features, 1, site.layer.name)[0]
+    return spec.block_features(site.features, site.layer.name)
 
 
 def _features_first(site: Site, x: Array) -> Float[Array, "features positions"]:

@@ -73,26 +73,27 @@ def with_rows(quantizers: Quantizers, scale: Rows, zero_point: Rows) -> Quantize
     """
 
     def at_all_bits(
-        scales: Scales | None, scale: Sequence[Array], zero_point: Sequence[Array]
-    ) -> Scales | None:
-        if scales is None or not scales.bits:
+        scales: Scales, scale: Sequence[Array], zero_point: Sequence[Array]
+    ) -> Scales:
+        if not scales.bits:
             return scales
         count = len(scales.bits)
         whole = [
             tuple(jnp.broadcast_to(row[None], (count, row.size)) for row in rows)
             for rows in (scale, zero_point)
         ]
-        spec = dataclasses.replace(scales.spec, rounding="nearest")
-        return dataclasses.replace(
-            scales, spec=spec, scale=whole[0], zero_point=whole[1], codes=()
-        )
+        return dataclasses.replace(scales, scale=whole[0], zero_point=whole[1], codes=())
 
-    weights, activations = (
-        at_all_bits(scales, scale[i], zero_point[i])
-        for i, scales in enumerate((quantizers.weights, quantizers.activations))
+    weights, activations = quantizers.weights, quantizers.activations
+    weights = dataclasses.replace(
+        weights, spec=dataclasses.replace(weights.spec, rounding="nearest")
     )
-    assert weights is not None
-    return Quantizers(weights=weights, activations=activations)
+    return Quantizers(
+        weights=at_all_bits(weights, scale.weights, zero_point.weights),
+        activations=None
+        if activations is None
+        else at_all_bits(activations, scale.activations, zero_point.activations),
+    )
 
 
 def gradient_factors(

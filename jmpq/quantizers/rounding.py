@@ -2,27 +2,26 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
-from jmpq.files import atomic_file
+from jmpq.devices import shared_journal
 from jmpq.network.network import Network
 from jmpq.quantizers.adaround import learn_rounding
 from jmpq.quantizers.calibration import to_blocks
 from jmpq.quantizers.gptq import round_by_hessian
 from jmpq.quantizers.layer_hessian import layer_hessians
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.quantizers.uniform import code_range
 
 
 def hessian_codes(
     network: Network,
-    spec: QuantizerSpec,
+    spec: KernelSpec,
     bits: tuple[int, ...],
     scale: Sequence[Float[Array, "bits _"]],
     zero_point: Sequence[Float[Array, "bits _"]],
@@ -44,8 +43,8 @@ def hessian_codes(
         scale: Per layer, ``[bits, blocks]``.
         zero_point: Per layer, ``[bits, blocks]``.
         batches: Calibration inputs, batch by batch, without padding.
-        partial: Folder where the codes of finished layers are kept; what another call of the
-            same kernels, grids and inputs left there is not computed again.
+        partial: File of a journal of rounded layers: those that another call with the same
+            kernels, grids and inputs left there are not rounded again.
         progress: Called with the layers done and their number.
 
     Returns:
@@ -56,7 +55,7 @@ def hessian_codes(
     dtype = f"{'u' if spec.grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
     optimise = {"gptq": round_by_hessian, "adaround": learn_rounding}[spec.rounding]
     codes: list[Array | None] = [None] * len(network.layers)
-    finished = _Finished(partial, {"spec": spec.to_json(), "bits": list(bits)})
+    journal = shared_journal(partial, {"spec": dataclasses.asdict(spec), "bits": list(bits)})
 
     def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
         matrix = network.to_matrix(layer, network.kernels()[layer])
@@ -75,8 +74,13 @@ def hessian_codes(
             parts = [optimise(w, hessian, s, z, least, most) for w, hessian, s, z in groups]
             return np.concatenate(parts, axis=1).astype(dtype)
 
-        found = finished.get([*kernels, *hessians, *scales, *zeros], optimised)
-        whole = jnp.asarray(found, matrix.dtype)
+        key = _sha256([*kernels, *hessians, *scales, *zeros])
+        if (entry := journal.get(key)) is None:
+            rounded = optimised()
+            journal.keep(key, arrays={"codes": rounded})
+        else:
+            rounded = entry.arrays["codes"]
+        whole = jnp.asarray(rounded, matrix.dtype)
         codes[layer] = jnp.stack([to_blocks(x, (r, c)) for x in whole]).astype(dtype)
         if progress is not None:
             progress(sum(x is not None for x in codes), len(codes))
@@ -90,26 +94,9 @@ def hessian_codes(
     return tuple(found for found in codes if found is not None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Finished:
-    """Codes in files named by the hash of all that they are made of."""
-
-    folder: pathlib.Path | None
-    options: dict
-
-    def get(
-        self, arrays: Sequence[np.ndarray], make: Callable[[], np.ndarray]
-    ) -> Shaped[np.ndarray, "bits rows columns"]:
-        """What is in the folder, or else is made now and kept there."""
-        if self.folder is None:
-            return make()
-        digest = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode())
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        path = self.folder / f"{digest.hexdigest()}.npy"
-        if path.is_file():
-            return np.load(path, allow_pickle=False)
-        found = make()
-        with atomic_file(path) as file:
-            np.save(file, found)
-        return found
+def _sha256(arrays: Sequence[np.ndarray]) -> str:
+    """Hash of all that a layer's codes are made of."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

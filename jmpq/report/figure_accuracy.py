@@ -9,25 +9,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jmpq.formats import Choice
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 from jmpq.report.measured import Split, kind, outcome
 from jmpq.report.style import (
     NothingToDrawError,
-    count_unit,
+    cost_named,
     metric_colors,
     metric_name,
     new_figure,
-    size_unit,
     solver_marker,
     style,
 )
 
 CLOSE = 6.0  # percentage points below the float network that the lower row shows
-COSTS = ("size_bytes", "bops")
+COSTS = ("size_bytes", "bops")  # drawn whether or not they have a budget
 
 
 def accuracy_figure(
-    plan: Json, evaluation: Json, *, split: Split = "evaluation", costs: Sequence[str] = COSTS
+    plan: Json,
+    evaluation: Json,
+    *,
+    split: Split = "evaluation",
+    costs: Sequence[str] | None = None,
 ) -> Figure:
     """Draw top-1 accuracy against each cost, with one standard error.
 
@@ -42,12 +45,14 @@ def accuracy_figure(
         plan: The content of ``plan.json``.
         evaluation: The content of ``evaluation.json``.
         split: The examples the accuracy was measured on.
-        costs: Keys of the allocations' costs, one column each.
+        costs: Costs of the allocations, one column each; `COSTS` and every cost with a budget
+            where not given.
 
     Raises:
         NothingToDrawError: If no joint allocation was measured on the split.
     """
     points = accuracy_points(plan, evaluation, split)
+    costs = list(dict.fromkeys((*COSTS, *plan["budgets"]))) if costs is None else costs
     costs = [cost for cost in costs if any(cost in point["costs"] for point in points)]
     if not points or not costs:
         raise NothingToDrawError(f"no joint allocation was measured on the {split} split")
@@ -64,11 +69,13 @@ def accuracy_figure(
         panels = figure.subplots(1 + spread, len(costs), squeeze=False, sharey="row")
         for row, panel_row in enumerate(panels):
             for axes, cost in zip(panel_row, costs, strict=True):
-                divisor = _draw_panel(axes, points, cost, plan, reference)
+                largest = float(max(p["costs"].get(cost, 0.0) for p in points))
+                divisor, _ = cost_named(cost).scale(largest)
+                _draw_panel(axes, points, cost, divisor, plan, reference)
                 low, high = (floor, math.inf) if row == spread else (-math.inf, floor)
                 _label_uniform(axes, points, cost, divisor, low if spread else -math.inf, high)
                 if row == spread:
-                    axes.set_xlabel(_cost_label(cost, divisor))
+                    axes.set_xlabel(cost_named(cost).label(largest))
             panel_row[0].set_ylabel("top-1 accuracy (%)")
         if spread:
             panels[1, 0].set_ylim(floor, top + 0.06 * (top - floor))
@@ -106,22 +113,15 @@ def _activation_bits(allocation: Json) -> int:
     return statistics.mode(bits)
 
 
-def _cost_label(cost: str, divisor: float) -> str:
-    if cost == "size_bytes":
-        unit = size_unit(divisor)[1]
-        return f"size ({unit}, 1 {unit} = {count_unit(divisor)[1]} bytes)"
-    if cost == "bops":
-        return f"bit operations ({count_unit(divisor)[1]})"
-    return cost.replace("_", " ")
-
-
 def _draw_panel(
-    axes: Axes, points: Sequence[Json], cost: str, plan: Json, reference: float | None
-) -> float:  # fmt: skip
+    axes: Axes,
+    points: Sequence[Json],
+    cost: str,
+    divisor: float,
+    plan: Json,
+    reference: float | None,
+) -> None:
     points = sorted((p for p in points if cost in p["costs"]), key=lambda p: p["costs"][cost])
-    largest = float(max(p["costs"][cost] for p in points))
-    units = {"size_bytes": size_unit(largest)[0], "bops": count_unit(largest)[0]}
-    divisor = units.get(cost, 1.0)
     clouds = {"random": ("#c9dcea", "random, no budget"), "random baseline":
               ("#9a9a9a", "random at the budget")}  # fmt: skip
     for name, (color, label) in clouds.items():
@@ -143,7 +143,6 @@ def _draw_panel(
     if cost in plan["budgets"]:
         limit = plan["budgets"][cost]["limit"] / divisor
         axes.axvline(limit, ls=":", lw=0.9, color="k", label="budget")
-    return divisor
 
 
 def _label_uniform(

@@ -12,15 +12,15 @@ from matplotlib.patches import Patch
 
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import FLOAT_BITS
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 from jmpq.report.measured import kind, within_budgets
 from jmpq.report.style import (
     NothingToDrawError,
+    cost_named,
     layer_axis,
     metric_colors,
     metric_name,
     new_figure,
-    size_unit,
     style,
 )
 
@@ -123,10 +123,11 @@ def _title(row: Sequence[Json], largest: float) -> str:
     )
     who += f" and {len(row) - 3} more" if len(row) > 3 else ""
     costs = row[0]["costs"]
-    divisor, unit = size_unit(largest)
-    parts = [f"{costs['size_bytes'] / divisor:.3g} {unit}"] if "size_bytes" in costs else []
+    parts = []
+    if "size_bytes" in costs:
+        parts.append(cost_named("size_bytes").text(float(costs["size_bytes"]), largest=largest))
     if "average_bits" in costs:
-        parts.append(f"{costs['average_bits']:.2f} bits a weight")
+        parts.append(cost_named("average_bits").text(float(costs["average_bits"])))
     return f"{who}   ({', '.join(parts)})" if parts else who
 
 

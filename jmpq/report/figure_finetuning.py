@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 from jmpq.report.style import PALETTE, NothingToDrawError, new_figure, style
 
 STAGES = {

@@ -1,4 +1,4 @@
-"""Figure 11: how far each solver is from the proven optimum, and how long it takes."""
+"""Figure 11: how far each solver is from the proven optimum."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,43 +8,34 @@ import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 from jmpq.report.measured import gap_rows
 from jmpq.report.style import (
-    PALETTE,
     NothingToDrawError,
-    count_unit,
+    cost_named,
     metric_colors,
     metric_name,
     new_figure,
-    size_unit,
     solver_marker,
     style,
 )
 
 
 def gap_figure(plan: Json) -> Figure:
-    """Draw the optimality gap against the budget, and solve time against layers.
+    """Draw the optimality gap against the budget.
 
     The gap is that of `gap_rows`, against the best bound that any solver proved, in
-    percent of the loss; the axis is linear below 0.1 % and logarithmic above. Solve times are
-    the plan's ``solve_times``, one line per solver and number of choices. A panel without
-    data is left out.
+    percent of the loss; the axis is linear below 0.1 % and logarithmic above.
 
     Raises:
-        NothingToDrawError: If the plan has neither.
+        NothingToDrawError: If the plan has no proven bound.
     """
     cost, series = _gap_series(plan)
-    times = _time_series(plan)
-    if not series and not times:
-        raise NothingToDrawError("the plan has no proven bound and no solve times")
+    if not series:
+        raise NothingToDrawError("the plan has no proven bound")
     with style():
         figure = new_figure(3.1)
-        panels = figure.subplots(1, bool(series) + bool(times), squeeze=False)[0]
-        if series:
-            _draw_gaps(panels[0], series, cost)
-        if times:
-            _draw_times(panels[-1], times)
+        _draw_gaps(figure.subplots(), series, cost)
     return figure
 
 
@@ -63,20 +54,12 @@ def _gap_series(plan: Json) -> tuple[str, dict[tuple[str, str], list[tuple[float
     return key.removeprefix("budget_"), {k: sorted(set(v)) for k, v in sorted(series.items())}
 
 
-def _time_series(plan: Json) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    series: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    for row in plan.get("solve_times", ()):
-        points = series.setdefault((row["asked"], row["choices"]), [])
-        points.append((float(row["layers"]), float(row["wall_s"])))
-    return {key: sorted(points) for key, points in sorted(series.items())}
-
-
 def _draw_gaps(
     axes: Axes, series: Mapping[tuple[str, str], Sequence[tuple[float, float]]], cost: str
 ) -> None:
     colors = metric_colors(metric for metric, _ in series)
     largest = max(x for points in series.values() for x, _ in points)
-    divisor, label = _budget_axis(cost, largest)
+    divisor, _ = cost_named(cost).scale(largest)
     for (metric, solver), points in series.items():
         axes.plot(
             [x / divisor for x, _ in points], [gap for _, gap in points],
@@ -88,49 +71,11 @@ def _draw_gaps(
     high = max(gap for points in series.values() for _, gap in points)
     axes.set_ylim(min(0.0, *(g for p in series.values() for _, g in p)), max(2 * high, 1.0))
     axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"budget: {cost_named(cost).label(largest)}")
     axes.set_ylabel("gap to the proven bound (%)")
     axes.set_title("optimality gap", loc="left")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, columnspacing=1.0)
 
 
-def _budget_axis(cost: str, largest: float) -> tuple[float, str]:
-    if cost == "size_bytes":
-        divisor, unit = size_unit(largest)
-        return divisor, f"size budget ({unit}, 1 {unit} = {count_unit(divisor)[1]} bytes)"
-    if cost == "bops":
-        divisor, unit = count_unit(largest)
-        return divisor, f"budget of bit operations ({unit})"
-    return 1.0, f"budget of {cost.replace('_', ' ')}"
-
-
 def _plain(value: float, _position: Any) -> str:
     return f"{value:g}"
-
-
-def _draw_times(
-    axes: Axes, series: Mapping[tuple[str, int], Sequence[tuple[float, float]]]
-) -> None:
-    solvers = list(dict.fromkeys(solver for solver, _ in series))
-    styles = ("-", "--", ":", "-.")
-    counts = sorted({choices for _, choices in series})
-    for (solver, choices), points in series.items():
-        axes.plot(
-            [n for n, _ in points], [max(seconds, 1e-6) for _, seconds in points],
-            marker=solver_marker(solver), ms=3.6, ls=styles[counts.index(choices) % 4],
-            color=PALETTE[solvers.index(solver) % len(PALETTE)],
-            label=f"{solver}, {choices} choices a layer",
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    ticks = sorted({n for points in series.values() for n, _ in points})
-    kept: list[float] = []
-    for n in ticks:
-        if not kept or n / kept[-1] > 1.35:
-            kept.append(n)
-    axes.set_xticks(kept, [f"{n:g}" for n in kept])
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.set_xlabel("number of layers")
-    axes.set_ylabel("solve time (s)")
-    axes.set_title("solve time", loc="left")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)

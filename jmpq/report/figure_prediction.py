@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jmpq.formats import Choice
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 from jmpq.report.measured import Comparison, Group, Split, Target, compare, metrics_of
 from jmpq.report.style import (
     NothingToDrawError,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from jmpq.report.artifacts import Artifacts, relative_metrics
+from jmpq.report.contents import Contents, relative_metrics
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
 from jmpq.report.figure_finetuning import finetuning_figure
@@ -35,10 +35,10 @@ class Drawing:
     missing: str = ""
 
 
-def draw_figures(artifacts: Artifacts) -> tuple[Drawing, ...]:
+def draw_figures(contents: Contents) -> tuple[Drawing, ...]:
     """Draw every figure for which the artifacts have data."""
-    plan, evaluation = artifacts.plan, artifacts.evaluation
-    relative = relative_metrics(artifacts.sensitivities)
+    plan, evaluation = contents.plan, contents.evaluation
+    relative = relative_metrics(contents.sensitivities)
     split = fidelity_split(plan, evaluation)
     drawings = (
         _draw(
@@ -56,7 +56,7 @@ def draw_figures(artifacts: Artifacts) -> tuple[Drawing, ...]:
             "standard error over batches. Labels name the pair of weight and activation bits "
             "that is drawn. Negative predictions are open markers at their absolute value, "
             "zeros are crosses on the lower edge.",
-            lambda: sensitivity_figure(artifacts.sensitivities),
+            lambda: sensitivity_figure(contents.sensitivities),
         ),
         _draw(
             "F6-loss",
@@ -87,22 +87,21 @@ def draw_figures(artifacts: Artifacts) -> tuple[Drawing, ...]:
         ),
         _draw(
             "F11-gap",
-            "F11. Optimality gap and solve time",
+            "F11. Optimality gap",
             "Predicted loss above the best lower bound that any solver proved for the same "
             "metric and budgets, in percent of the predicted loss: the part of it that might "
-            "still be saved (0 means proven optimal); and wall time of the solvers against the "
-            "number of layers.",
+            "still be saved (0 means proven optimal).",
             lambda: gap_figure(plan),
         ),
     )
-    if (finetuning := artifacts.finetuning) is None:
+    if (finetuning := contents.finetuning) is None:
         return drawings
     return (
         *drawings,
         _draw(
             "T7-finetuning",
             "T7. Post-training against fine-tuned",
-            f"{finetuning['allocation']}. Left: training loss, means over equal runs of steps. "
+            f"{finetuning['name']}. Left: training loss, means over equal runs of steps. "
             "Right: top-1 accuracy on the evaluation split with one standard error; dashed: "
             "float network.",
             lambda: finetuning_figure(finetuning),

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from jmpq.report.artifacts import Json
+from jmpq.report.contents import Json
 
 Split = Literal["calibration", "evaluation"]
 Target = Literal["increase", "kl"]

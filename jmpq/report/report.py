@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from jmpq.files import write_text
-from jmpq.report.artifacts import Artifacts, read_artifacts
+from jmpq.report.contents import Contents, read_contents
 from jmpq.report.figures import Drawing, draw_figures
 from jmpq.report.style import write_svg
 from jmpq.report.summary import summary, unmeasured
@@ -36,15 +36,15 @@ def write_report(run: Path) -> Path:
         FileNotFoundError: If an artifact is missing.
         ValueError: If an artifact is unreadable or belongs to another one.
     """
-    artifacts = read_artifacts(run)
-    drawings = draw_figures(artifacts)
-    tables = all_tables(artifacts)
+    contents = read_contents(run)
+    drawings = draw_figures(contents)
+    tables = all_tables(contents)
     pictures = {
         drawing.name: write_svg(drawing.figure, drawing.name, drawing.title)
         for drawing in drawings
         if drawing.figure is not None
     }
-    page = render_page(artifacts, drawings, pictures, tables, title=run.resolve().name)
+    page = render_page(contents, drawings, pictures, tables, title=run.resolve().name)
     for drawing in drawings:
         path = run / "figures" / f"{drawing.name}.svg"
         if drawing.name in pictures:
@@ -53,14 +53,14 @@ def write_report(run: Path) -> Path:
             path.unlink(missing_ok=True)  # of an earlier report
     for table in tables:
         write_text(run / "tables" / f"{table.name}.csv", csv_text(table.rows))
-    rows = sensitivity_rows(artifacts.sensitivities)
+    rows = sensitivity_rows(contents.sensitivities)
     write_text(run / "tables" / "sensitivities.csv", csv_text(rows))
     write_text(run / "report.html", page)
     return run / "report.html"
 
 
 def render_page(
-    artifacts: Artifacts,
+    contents: Contents,
     drawings: Sequence[Drawing],
     pictures: dict[str, str],
     tables: Sequence[Table],
@@ -70,7 +70,7 @@ def render_page(
     """The page as text.
 
     Args:
-        artifacts: What the page is about.
+        contents: What the page is about.
         drawings: Figures with their words, in order.
         pictures: SVG text of the figures that could be drawn, by name.
         tables: Tables, in order.
@@ -81,11 +81,11 @@ def render_page(
     )
     source = importlib.resources.files("jmpq.report").joinpath("template.html.j2")
     template = environment.from_string(source.read_text(encoding="utf-8"))
-    plan = artifacts.plan
+    plan = contents.plan
     return template.render(
         title=title,
-        summary=summary(artifacts),
-        partial=bool(unmeasured(plan, artifacts.evaluation)),
+        summary=summary(contents),
+        partial=bool(unmeasured(plan, contents.evaluation)),
         drawings=drawings,
         pictures=pictures,
         tables=[

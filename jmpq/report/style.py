@@ -15,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from jmpq.problem.costs import COSTS, Cost
+from jmpq.sensitivity.metrics.by_name import TITLES
+
 WIDTH = 7.2  # inches: the text width of a page
 
 STYLE: dict[Any, Any] = {
@@ -53,28 +56,14 @@ KNOWN = (
     "hessian",
     "first_order",
 )
-NAMES = {
-    "gauss_newton": "Gauss–Newton",
-    "gauss_newton_difference": "Gauss–Newton (difference)",
-    "empirical_fisher": "empirical Fisher",
-    "hawq_trace": "HAWQ-V2 trace",
-    "hawq_eigenvalue": "HAWQ eigenvalue",
-    "qbert": "Q-BERT eigenvalue",
-    "squared_error": "squared error",
-    "output_fisher": "output Fisher",
-    "measured_loss": "measured loss",
-    "measured_kl": "measured KL",
-    "measured_pairs_loss": "measured pairs, loss",
-    "measured_pairs_kl": "measured pairs, KL",
-    "path_attribution": "path attribution",
-    "hessian": "exact Hessian",
-    "first_order": "first order",
-    "composed": "composed logits, main effects",
+NAMES: dict[str, str] = {
+    **TITLES,
+    **{f"{name}_full": f"{title}, with cross terms" for name, title in TITLES.items()},
     "composed_kl": "composed logits, KL",
     "composed_loss": "composed logits, loss",
     "superposed_kl": "superposed logits, KL",
     "superposed_loss": "superposed logits, loss",
-}
+}  # metrics, and what predicts joint allocations
 MARKERS = {"exact": "D", "greedy": "^", "local_search": "v", "branch_and_bound": "s"}
 
 
@@ -97,15 +86,24 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
 
 
 def metric_name(metric: str | None) -> str:
-    """A metric as a reader knows it; ``NAME_full`` is the whole quadratic form of NAME,
-    ``NAME_psd`` its projection onto positive semi-definite ones.
-    """  # noqa: D205
+    """A metric as a reader knows it; ``NAME_full`` is the whole quadratic form of NAME."""
     if metric is None:
         return "no metric"
-    for ending, said in (("_full", ", with cross terms"), ("_psd", ", projected")):
-        if (base := metric.removesuffix(ending)) != metric:
-            return metric_name(base) + said
     return NAMES.get(metric, metric.replace("_", " "))
+
+
+def cost_named(name: str) -> Cost:
+    """Title and unit of a cost of the plan.
+
+    Raises:
+        ValueError: If it is not one of `jmpq.problem.costs.COSTS`.
+    """
+    if name not in COSTS:
+        raise ValueError(
+            f"The plan has a cost {name!r}, which has no title and unit: expected one of "
+            f"{', '.join(COSTS)}. Add it to jmpq.problem.costs.COSTS."
+        )
+    return COSTS[name]
 
 
 def metric_colors(metrics: Iterable[str]) -> dict[str, str]:
@@ -127,17 +125,6 @@ def bit_colors(bits: Iterable[int]) -> dict[int, str]:
 def solver_marker(solver: str | None) -> str:
     """A marker for each solver; unknown ones are drawn as a pentagon."""
     return MARKERS.get(solver or "", "p")
-
-
-def size_unit(largest: float) -> tuple[float, str]:
-    """Divisor and unit for sizes in bytes (MB = 10⁶ bytes)."""
-    return (1e6, "MB") if largest >= 1e5 else (1e3, "kB")
-
-
-def count_unit(largest: float) -> tuple[float, str]:
-    """Divisor and power of ten for a large count, such as bit operations."""
-    power = max(3 * (math.floor(math.log10(largest)) // 3), 0) if largest > 0 else 0
-    return 10.0**power, f"10{str(power).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def layer_labels(layers: Sequence[str], *, longest: int = 26) -> list[str]:

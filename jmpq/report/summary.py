@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jmpq.report.artifacts import Artifacts, Json
+from jmpq.report.contents import Contents, Json
 from jmpq.report.measured import (
     evaluated,
     kind,
@@ -13,16 +13,14 @@ from jmpq.report.measured import (
     outcome,
     within_budgets,
 )
-from jmpq.report.style import count_unit, metric_name, size_unit
-
-COSTS: dict[str, str] = {"size_bytes": "size", "bops": "bit operations", "latency_s": "latency"}
+from jmpq.report.style import cost_named, metric_name
 
 
-def summary(artifacts: Artifacts) -> list[tuple[str, str]]:
+def summary(contents: Contents) -> list[tuple[str, str]]:
     """Heading and sentences for the top of the page, in reading order."""
-    plan, evaluation = artifacts.plan, artifacts.evaluation
+    plan, evaluation = contents.plan, contents.evaluation
     found = [
-        ("Network", _network(artifacts)),
+        ("Network", _network(contents)),
         ("Budget", _budgets(plan)),
         ("By prediction", _predicted(plan)),
         ("By measurement", _measured(plan, evaluation)),
@@ -42,27 +40,12 @@ def unmeasured(plan: Json, evaluation: Json) -> list[str]:
     return [a["name"] for a in plan["allocations"] if a["name"] not in done]
 
 
-def cost_text(name: str, value: float, *, scale: float | None = None) -> str:
-    """A cost with its unit; `scale` is the value whose unit is used (default: its own)."""
-    largest = value if scale is None else scale
-    if name == "size_bytes":
-        divisor, unit = size_unit(largest)
-        return f"{value / divisor:.4g} {unit}"
-    if name == "bops":
-        divisor, unit = count_unit(largest)
-        return f"{value / divisor:.4g} · {unit}"
-    if name == "average_bits":
-        return f"{value:.3g} bits a weight"
-    return f"{value:.4g} ({name.replace('_', ' ')})"
-
-
-def _network(artifacts: Artifacts) -> str:
-    plan = artifacts.plan
-    spec = artifacts.layers.get("network", {})
-    name = spec.get("name") or spec.get("model") or "the network"
-    table = {layer["name"]: layer for layer in artifacts.layers["layers"]}
-    weights = sum(table[layer]["parameters"] for layer in plan["layers"])
-    text = f"{len(plan['layers'])} layers of {name} with {weights:,} weights were quantized; "
+def _network(contents: Contents) -> str:
+    plan = contents.plan
+    table = {layer.name: layer for layer in contents.layers.layers}
+    weights = sum(table[layer].parameters for layer in plan["layers"])
+    model = contents.layers.network.model
+    text = f"{len(plan['layers'])} layers of {model} with {weights:,} weights were quantized; "
     text += f"candidates for each: {', '.join(plan['choices'])}."
     if others := [name for name in table if name not in set(plan["layers"])]:
         text += f" Not searched: {_some(others)}."
@@ -74,14 +57,14 @@ def _network(artifacts: Artifacts) -> str:
 def _budgets(plan: Json) -> str:
     parts = []
     for name, budget in plan["budgets"].items():
-        text = COSTS.get(name) or str(name).replace("_", " ")
-        text += f" at most {cost_text(name, float(budget['limit']))}"
+        cost = cost_named(name)
+        text = f"{cost.title} at most {cost.text(float(budget['limit']))}"
         if budget.get("asked") is not None:
             text += f", asked as {budget['asked']}"
         if budget.get("least") is not None and budget.get("most") is not None:
             most = float(budget["most"])
-            least = cost_text(name, float(budget["least"]), scale=most)
-            text += f" (reachable: {least} to {cost_text(name, most)})"
+            least = cost.text(float(budget["least"]), largest=most)
+            text += f" (reachable: {least} to {cost.text(most)})"
         parts.append(text)
     return "; ".join(parts) + "." if parts else "No budget."
 

@@ -6,12 +6,13 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from jmpq.report.artifacts import Artifacts, Json, relative_metrics
+from jmpq.problem.costs import COSTS
+from jmpq.report.contents import Contents, Json, relative_metrics
 from jmpq.report.figure_finetuning import STAGES
 from jmpq.report.measured import (
     Group,
@@ -28,20 +29,22 @@ from jmpq.report.measured import (
 from jmpq.sensitivity.table import Sensitivity
 
 Row = dict[str, Any]
-Format = Literal["text", "number", "percent", "MB", "count", "loss"]
+Format = Literal["text", "number", "percent", "cost", "loss"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
     """One column of a table in the page: key of the rows, heading with unit, format.
 
-    `sem` is the key of the standard error that is written behind the value.
+    `sem` is the key of the standard error that is written behind the value, `divisor` what
+    values are divided by, as the heading says.
     """
 
     key: str
     heading: str
     format: Format = "text"
     sem: str | None = None
+    divisor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ def allocation_rows(
     that are unknown are None; losses in nats per example, top-1 a fraction.
     """
     rows = []
+    known = [name for name in COSTS if any(name in a["costs"] for a in plan["allocations"])]
     for allocation in plan["allocations"]:
         predicted = number(allocation.get("predicted_loss"))
         costs = allocation["costs"]
@@ -82,7 +86,7 @@ def allocation_rows(
             "bound": number(allocation.get("bound")),
             "gap": number(allocation.get("gap")),
             "wall_s": number(allocation.get("wall_s")),
-            **{key: number(costs.get(key)) for key in ("size_bytes", "average_bits", "bops")},
+            **{name: number(costs.get(name)) for name in known},
             **{
                 key: number(allocation.get("predictions", {}).get(key))
                 for key in ("composed_kl", "superposed_kl")
@@ -155,9 +159,9 @@ def correlation_rows(
     return rows
 
 
-def provenance_rows(artifacts: Artifacts) -> list[Row]:
+def provenance_rows(contents: Contents) -> list[Row]:
     """Splits, hashes, versions, quantizers and rules, as name and value."""
-    plan, evaluation = artifacts.plan, artifacts.evaluation
+    plan, evaluation = contents.plan, contents.evaluation
     rows: list[Row] = []
     for split, facts in evaluation.get("splits", {}).items():
         for key, value in facts.items():
@@ -166,12 +170,11 @@ def provenance_rows(artifacts: Artifacts) -> list[Row]:
         for key, value in reference.items():
             rows.append({"of": f"float network, {split} split", "name": key, "value": value})
     for source, name in ((plan, "plan"), (evaluation, "evaluation")):
-        skipped = ("schema", "layers", "choices", "allocations", "solve_times", "measured",
-                   "predictions", "splits", "float", "budgets")  # fmt: skip
+        skipped = ("layers", "choices", "allocations", "measured", "splits", "float", "budgets")
         for key, value in source.items():
             if key not in skipped:
                 rows.append({"of": name, "name": key, "value": _text(value)})
-    for key, value in artifacts.layers.get("network", {}).items():
+    for key, value in dataclasses.asdict(contents.layers.network).items():
         rows.append({"of": "network", "name": key, "value": _text(value)})
     return rows
 
@@ -191,7 +194,7 @@ def _finetuning_table(finetuning: Json) -> Table:
     return Table(
         name="finetuning",
         title="Post-training against fine-tuned",
-        note=f"T7. Allocation {finetuning['allocation']}, evaluation split; {method}, {epochs} "
+        note=f"T7. Allocation {finetuning['name']}, evaluation split; {method}, {epochs} "
         f"epochs, {finetuning['steps']} steps in {finetuning['seconds']:.0f} s. KL to the "
         "float network; ± is one standard error.",
         rows=rows,
@@ -206,15 +209,15 @@ def _finetuning_table(finetuning: Json) -> Table:
     )
 
 
-def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
+def all_tables(contents: Contents) -> tuple[Table, ...]:
     """The tables of the report, in order."""
-    plan, evaluation = artifacts.plan, artifacts.evaluation
-    relative = relative_metrics(artifacts.sensitivities)
+    plan, evaluation = contents.plan, contents.evaluation
+    relative = relative_metrics(contents.sensitivities)
     allocations = allocation_rows(plan, evaluation, relative=relative)
     main = [row for row in allocations if row["kind"] not in ("sweep", "single", "random")]
     bits = bits_rows(plan)
     few = [a["name"] for a in plan["allocations"] if a["role"] == "solution"][:8]
-    provenance = provenance_rows(artifacts)
+    provenance = provenance_rows(contents)
     correlations = correlation_rows(plan, evaluation, relative=relative)
     gaps = gap_rows(plan)
     return (
@@ -229,7 +232,7 @@ def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
             columns=_allocation_columns(main),
             shown=main,
         ),
-        *([_finetuning_table(artifacts.finetuning)] if artifacts.finetuning else []),
+        *([_finetuning_table(contents.finetuning)] if contents.finetuning else []),
         Table(
             name="correlations",
             title="Predicted against measured",
@@ -289,13 +292,13 @@ def all_tables(artifacts: Artifacts) -> tuple[Table, ...]:
     )  # fmt: skip
 
 
-_ALLOCATION_COLUMNS = (
+_WHO_COLUMNS = (
     Column(key="name", heading="allocation"),
     Column(key="status", heading="status"),
     Column(key="within_budgets", heading="in budget"),
-    Column(key="size_bytes", heading="size (MB)", format="MB"),
-    Column(key="average_bits", heading="bits a weight", format="number"),
-    Column(key="bops", heading="bit operations (10⁹)", format="count"),
+)
+
+_LOSS_COLUMNS = (
     Column(key="predicted_loss", heading="predicted loss", format="loss"),
     Column(key="bound", heading="bound", format="loss"),
     Column(key="gap", heading="gap (%)", format="percent"),
@@ -320,13 +323,24 @@ _JOINT_COLUMNS = (
 
 
 def _allocation_columns(rows: Sequence[Row]) -> Sequence[Column]:
-    """With the joint predictions beside their measurement, where there are any."""
+    """With every cost, and the joint predictions beside their measurement, if there are any."""
+    first = (*_WHO_COLUMNS, *_cost_columns(rows))
     *predicted, measured = _JOINT_COLUMNS
     predicted = [c for c in predicted if any(row[c.key] is not None for row in rows)]
     if not predicted:
-        return _ALLOCATION_COLUMNS
-    at = [column.key for column in _ALLOCATION_COLUMNS].index("increase_evaluation")
-    return (*_ALLOCATION_COLUMNS[:at], *predicted, measured, *_ALLOCATION_COLUMNS[at:])
+        return (*first, *_LOSS_COLUMNS)
+    at = [column.key for column in _LOSS_COLUMNS].index("increase_evaluation")
+    return (*first, *_LOSS_COLUMNS[:at], *predicted, measured, *_LOSS_COLUMNS[at:])
+
+
+def _cost_columns(rows: Sequence[Row]) -> Iterator[Column]:
+    """One column for every cost that rows have, in the unit of its largest."""
+    for name, cost in COSTS.items():
+        if values := [row[name] for row in rows if row.get(name) is not None]:
+            divisor, _ = cost.scale(max(values))
+            yield Column(
+                key=name, heading=cost.label(max(values)), format="cost", divisor=divisor
+            )
 
 
 def cell(row: Mapping[str, Any], column: Column) -> str:
@@ -339,6 +353,7 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
     if isinstance(value, str) or column.format == "text":
         return str(value)
     scale, spec = _FORMATS[column.format]
+    scale /= column.divisor
     text = format(value * scale, spec)
     sem = row.get(column.sem) if column.sem else None
     if sem is not None and math.isfinite(sem):
@@ -349,8 +364,7 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
 _FORMATS: dict[str, tuple[float, str]] = {
     "number": (1.0, ".3g"),
     "percent": (100.0, ".2f"),
-    "MB": (1e-6, ".4g"),
-    "count": (1e-9, ".4g"),
+    "cost": (1.0, ".4g"),
     "loss": (1.0, ".3g"),
 }
 

@@ -1,97 +1,24 @@
-"""The interface of all metrics, and the loop over batches that serves them."""
+"""The loop over batches that serves all metrics."""
 
 import dataclasses
-import io
 import itertools
 import pathlib
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from jmpq.data.stream import Stream
-from jmpq.devices import is_main_process, same_everywhere, to_host
-from jmpq.files import atomic_file, json_sha256
+from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
 from jmpq.sensitivity.batch_memory import Estimate, Placement, cuts, estimate
+from jmpq.sensitivity.metric import Metric, Prepares
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.table import Sensitivity, choice_members
-
-
-class Terms(NamedTuple):
-    """Means over one batch: first order, and the second-order matrix or its diagonal.
-
-    `samples`, of a metric that draws random numbers: independent unbiased estimates whose
-    mean is `second`.
-    """
-
-    first: Float[Array, " moves"]
-    second: Float[Array, "moves moves"] | Float[Array, " moves"]
-    samples: Float[Array, "samples moves moves"] | None = None
-
-
-@runtime_checkable
-class Metric(Protocol):
-    """A sensitivity metric: a frozen dataclass whose fields are its options.
-
-    Its call is compiled by itself (``@functools.partial(jax.jit, static_argnums=0)``), so
-    that a metric may also loop on the host over compiled parts.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def unit(self) -> str: ...
-
-    @property
-    def use_first(self) -> bool: ...
-
-    def __call__(
-        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
-    ) -> Terms: ...
-
-
-class Prepared(NamedTuple):
-    """What a metric found in all batches: the metric to average, and values for people."""
-
-    metric: Metric
-    record: dict[str, Any]  # JSON values, kept in the provenance
-
-
-@runtime_checkable
-class NeedsAllBatches(Protocol):
-    """A metric of which something is to be found in all batches before the first is added.
-
-    `batches` come as arguments of the metric: the network, inputs and targets of each where
-    they belong on the devices.
-    """
-
-    def prepare(
-        self,
-        moves: MoveNetwork,
-        batches: Sequence[tuple[MoveNetwork, PyTree, Any]],
-        key: Array,
-        *,
-        progress: Callable[[int, int], None],
-        notes: Notes,
-    ) -> Prepared: ...
-
-
-@runtime_checkable
-class Additive(Protocol):
-    """A metric whose terms are means over examples, so that a batch may be cut into parts.
-
-    Its call gets one key per example, so that random numbers do not depend on the cut.
-    """
-
-    additive: Literal[True]
 
 
 def analyse(
@@ -125,13 +52,13 @@ def analyse(
             batches of an additive metric are cut into parts that fit. No limit by default.
         announce: Called before the start with what a pass takes, or None where the metric
             does not tell.
-        partial: File for the sums so far, rewritten after every batch; if it is there and
-            fits, the analysis goes on from it. The caller removes it when the result is safe,
-            and the ``*.notes.partial`` beside it that a metric which `NeedsAllBatches` leaves.
+        partial: File of a journal of finished batches: those of the same analysis are not
+            computed again. The caller removes it when the result is safe, and the
+            ``*.prepared`` beside it that a metric which `Prepares` leaves.
         provenance: What identifies network, data and quantizers (a partial file of another
             one is not used), kept in the result.
         progress: Called with (finished batches, all batches); before, by a metric that
-            `NeedsAllBatches`, with its own steps.
+            `Prepares`, with its own steps.
 
     Raises:
         ValueError: If there is no example or no move, if not even one example fits into the
@@ -143,9 +70,10 @@ def analyse(
             f"Nothing to analyse: {len(batches)} batches, {len(moves.moves)} moves. Give "
             "calibration examples and candidate bits below 32."
         )
-    if getattr(metric, "spread", 0.0) and len(batches) < 2:
+    about = metric.about
+    if about.spread and len(batches) < 2:
         raise ValueError(
-            f"Metric {metric.name!r} takes the spread over batches, and there is one. Use a "
+            f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
     identity = {
@@ -158,7 +86,7 @@ def analyse(
     }
     layers = tuple(layer.name for layer in moves.network.layers)
     members = choice_members(layers, choices, moves.moves)
-    state = _State.resume(partial, json_sha256(identity))
+    journal, sums = shared_journal(partial, identity), _Sums()
 
     key, total = jax.random.key(seed), len(batches)
     place, most = Placement(moves, mesh), max(sizes)  # examples of a pass on each device
@@ -167,46 +95,53 @@ def analyse(
         most = most if found is None else found.examples
         if announce is not None:
             announce(found)
-    ready, prepared = metric, {}
-    if isinstance(metric, NeedsAllBatches):
+    ready, told = metric, {}
+    if isinstance(metric, Prepares):
         start = time.perf_counter()
-        path = partial and partial.with_name(f"{partial.stem}.notes.partial")
-        notes = Notes(path, json_sha256(identity))
+        path = partial and partial.with_name(f"{partial.name}.prepared")
+        found = shared_journal(path, identity)
         placed = Stream(tuple(sizes), lambda i: place(*batches[i]))
-        ready, record = metric.prepare(moves, placed, key, progress=progress, notes=notes)
-        prepared = {"prepared": record, "prepare_seconds": time.perf_counter() - start}
-    progress(state.done, total)
-    start = time.perf_counter()
-    for index, (inputs, targets) in enumerate(batches[state.done :], start=state.done):
+        prepared = metric.prepare(moves, placed, key, progress=progress, journal=found)
+        ready, seconds = prepared.metric, time.perf_counter() - start
+        told = {"prepared": prepared.record, "prepare_seconds": seconds, "note": prepared.note}
+    progress(len(journal.keys), total)
+    for index in range(total):
+        if (entry := journal.get(str(index))) is not None:
+            sums.add(entry.value, entry.arrays, members)
+            continue
+        start = time.perf_counter()
+        inputs, targets = batches[index]
         batch_key = jax.random.fold_in(key, index)
         first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
-        _check_finite(metric.name, moves, first, second)
+        _check_finite(about.name, moves, first, second)
+        terms = {"first": first, "second": second}
+        if samples.ndim:
+            terms["variance"] = _sampling_variance(samples, members)
         seconds = time.perf_counter() - start
-        state.add(targets.shape[0], first, second, samples, members, seconds)
-        if partial is not None and is_main_process():
-            state.save(partial)
+        batch = {"examples": int(targets.shape[0]), "seconds": seconds}
+        journal.keep(str(index), batch, terms)
+        sums.add(batch, terms, members)
         progress(index + 1, total)
-        start = time.perf_counter()
-    weight = sum(state.examples)
+    weight = sum(sums.examples)
     return Sensitivity(
-        metric=metric.name,
-        unit=metric.unit,
+        metric=about.name,
+        unit=about.unit,
         layers=layers,
         choices=tuple(choices),
         moves=moves.moves,
-        first=state.first / weight,
-        second=state.second / weight,
-        batch_first=np.array(state.batch_first),
-        batch_second=np.array(state.batch_second),
-        batch_examples=np.array(state.examples, np.float64),
-        use_first=metric.use_first,
-        spread=getattr(metric, "spread", 0.0),
-        sampling_sem=state.sampling_sem,
+        first=sums.first / weight,
+        second=sums.second / weight,
+        batch_first=np.array(sums.batch_first),
+        batch_second=np.array(sums.batch_second),
+        batch_examples=np.array(sums.examples, np.float64),
+        use_first=about.use_first,
+        spread=about.spread,
+        sampling_sem=sums.sampling_sem,
         provenance={
             **identity,
-            **prepared,
-            "seconds": sum(state.seconds),
-            "batch_seconds": state.seconds,
+            **told,
+            "seconds": sum(sums.seconds),
+            "batch_seconds": sums.seconds,
         },
     )
 
@@ -224,18 +159,18 @@ def _batch_terms(
 
     If the metric allows it, the batch goes in parts (see `cuts`).
     """
-    count, additive = targets.shape[0], isinstance(metric, Additive)
+    count, additive = targets.shape[0], metric.about.additive
     ends = cuts(count, place.size, most) if additive else [0, count]
     key = jax.random.split(key, count) if additive else key
-    sums = [np.zeros(()), np.zeros(()), np.zeros(())]
+    means = [np.zeros(()), np.zeros(()), np.zeros(())]
     for part in itertools.starmap(slice, itertools.pairwise(ends)):
         here = jax.tree.map(lambda x, part=part: x[part], (inputs, targets))
         terms = metric(*place(*here), key[part] if additive else key)
         share = (part.stop - part.start) / count
         for i, term in enumerate(terms):
             if term is not None:
-                sums[i] = sums[i] + share * to_host(term).astype(np.float64)
-    return sums
+                means[i] = means[i] + share * to_host(term).astype(np.float64)
+    return means
 
 
 def estimate_batch(
@@ -259,14 +194,14 @@ def estimate_batch(
         inputs,
         targets,
         count=max(batch_sizes(batches)),
-        divisible=isinstance(metric, Additive),
+        divisible=metric.about.additive,
         memory_bytes=memory_bytes,
     )
     if found is None and memory_bytes is not None:
         raise ValueError(
-            f"Metric {metric.name!r} loops on the host and does not tell what it compiles, so "
-            "that no limit of memory can be kept. Leave out memory_bytes, or give the metric a "
-            "method `programs`."
+            f"Metric {metric.about.name!r} loops on the host and does not tell what it "
+            "compiles, so that no limit of memory can be kept. Leave out memory_bytes, or give "
+            "the metric a method `programs`."
         )
     return found
 
@@ -285,10 +220,9 @@ def _plain(option: Any) -> Any:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _State:
-    """Sums so far, and each finished batch's terms by choice."""
+class _Sums:
+    """Sums over batches, and the terms of each of them by choice."""
 
-    fingerprint: str
     first: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     second: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     examples: list[int] = dataclasses.field(default_factory=list)
@@ -296,10 +230,6 @@ class _State:
     batch_first: list[np.ndarray] = dataclasses.field(default_factory=list)
     batch_second: list[np.ndarray] = dataclasses.field(default_factory=list)
     batch_variance: list[np.ndarray] = dataclasses.field(default_factory=list)  # by sampling
-
-    @property
-    def done(self) -> int:
-        return len(self.examples)
 
     @property
     def sampling_sem(self) -> np.ndarray | None:
@@ -310,53 +240,25 @@ class _State:
         return np.sqrt(np.tensordot(np.square(weights), np.array(self.batch_variance), 1))
 
     def add(
-        self,
-        count: int,
-        first: np.ndarray,
-        second: np.ndarray,
-        samples: np.ndarray,
-        members: np.ndarray,
-        seconds: float,
+        self, batch: Mapping[str, Any], terms: Mapping[str, np.ndarray], members: np.ndarray
     ) -> None:
+        """Add the next batch: its examples and seconds, and its terms."""
+        count, first, second = batch["examples"], terms["first"], terms["second"]
         self.first, self.second = self.first + count * first, self.second + count * second
         self.examples.append(count)
-        self.seconds.append(seconds)
+        self.seconds.append(batch["seconds"])
         self.batch_first.append(members @ first)
         self.batch_second.append(_of_choices(second, members))
-        if samples.ndim:
-            losses = np.array([_of_choices(sample, members) for sample in samples])
-            few = len(losses) < 2
-            spread = np.full_like(losses[0], np.nan) if few else losses.var(axis=0, ddof=1)
-            self.batch_variance.append(spread / len(losses))
+        if "variance" in terms:
+            self.batch_variance.append(terms["variance"])
 
-    def save(self, path: pathlib.Path) -> None:
-        with atomic_file(path) as file:
-            arrays = {k: np.asarray(v) for k, v in vars(self).items()}
-            np.savez(file, **arrays)  # type: ignore[arg-type]
 
-    @classmethod
-    def resume(cls, path: pathlib.Path | None, fingerprint: str) -> "_State":
-        """The state in a file, as process 0 sees it, if it fits; else that of a beginning."""
-        here = path is not None and is_main_process() and path.is_file()
-        data = same_everywhere(path.read_bytes() if here and path else None)
-        if data is None:
-            return cls(fingerprint=fingerprint)
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                if str(stored["fingerprint"]) != fingerprint:
-                    return cls(fingerprint=fingerprint)
-                return cls(
-                    fingerprint=fingerprint,
-                    first=stored["first"],
-                    second=stored["second"],
-                    examples=stored["examples"].tolist(),
-                    seconds=stored["seconds"].tolist(),
-                    batch_first=list(stored["batch_first"]),
-                    batch_second=list(stored["batch_second"]),
-                    batch_variance=list(stored["batch_variance"]),
-                )
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
-            return cls(fingerprint=fingerprint)
+def _sampling_variance(samples: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Variance of every choice's loss by sampling; NaN from a single sample."""
+    losses = np.array([_of_choices(sample, members) for sample in samples])
+    few = len(losses) < 2
+    spread = np.full_like(losses[0], np.nan) if few else losses.var(axis=0, ddof=1)
+    return spread / len(losses)
 
 
 def _of_choices(second: np.ndarray, members: np.ndarray) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,37 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread
+from jmpq.sensitivity.metric import Looped, Metric, Program
 from jmpq.sensitivity.moves import MoveNetwork
-
-
-class Program(NamedTuple):
-    """A compiled function of a metric and its arguments, or their shapes."""
-
-    function: Any  # as `jax.jit` returns it
-    args: Sequence[Any]
-
-    def compiled(self) -> Any:
-        """The program for these arguments; the one that a call of the function runs."""
-        return self.function.lower(*self.args).compile()
-
-    def results(self) -> PyTree:
-        """Shapes and places of what it returns, as arguments of a program after it."""
-        compiled = self.compiled()
-
-        def result(x: Any, place: Any) -> jax.ShapeDtypeStruct:
-            spread = place if len(place.device_set) > 1 else None
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread)
-
-        return jax.tree.map(result, compiled.out_info, compiled.output_shardings)
-
-
-@runtime_checkable
-class Looped(Protocol):
-    """A metric that loops on the host over compiled parts: it tells what it compiles."""
-
-    def programs(
-        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
-    ) -> list[Program]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +66,7 @@ def cuts(count: int, devices: int, most: int) -> list[int]:
 
 
 def estimate(
-    metric: Callable[..., Any],
+    metric: Metric,
     place: Placement,
     inputs: PyTree,
     targets: Any,
@@ -142,7 +112,7 @@ def estimate(
     least = needed(1) if divisible and most > 1 else need
     assert least is not None
     if least > memory_bytes:
-        name, fewest = getattr(metric, "name", metric), 1 if divisible else most
+        name, fewest = metric.about.name, 1 if divisible else most
         raise ValueError(
             f"Metric {name!r} takes {least / 1e6:.3g} MB for {fewest} "
             f"{'example' if fewest == 1 else 'examples'} on a device, more than the limit of "
@@ -160,7 +130,7 @@ def estimate(
 
 
 def programs_of(
-    metric: Callable[..., Any], moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    metric: Metric, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
 ) -> list[Program] | None:
     """What a metric compiles for a batch: its own call, or what it tells. None if unknown."""
     if isinstance(metric, Looped):
@@ -184,7 +154,7 @@ def _largest_pass(count: int, devices: int, *, divisible: bool) -> tuple[int, in
 
 
 def _bytes(
-    metric: Callable[..., Any], moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
+    metric: Metric, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
 ) -> int | None:
     """Peak of the largest program of a metric on one device."""
     programs = programs_of(metric, moves, inputs, targets, key)

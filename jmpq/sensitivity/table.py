@@ -13,10 +13,12 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation, column_table
+from jmpq.artifact import ArtifactKind
 from jmpq.files import atomic_file
 from jmpq.formats import UNQUANTIZED, Choice
 
-SCHEMA, VERSION = "jmpq/sensitivity", 1
+KIND = ArtifactKind("sensitivity", 2, "sensitivity")
+NATS = "nats per example"  # unit of a loss
 
 
 class Move(NamedTuple):
@@ -45,6 +47,8 @@ class Sensitivity:
         batch_second: Second-order term of every choice, batch by batch.
         batch_examples: Examples in each batch.
         use_first: Whether `losses` include the first-order term.
+        projected: Whether negative curvature was taken out of `second` (see
+            `positive_semidefinite`).
         spread: Weight c of the spread: `losses` are the mean over batches plus c times the
             standard deviation over batches, choice by choice. Not in `first` and `second`.
         sampling_sem: Standard error of `losses` by the metric's own random numbers, where it
@@ -63,6 +67,7 @@ class Sensitivity:
     batch_second: Float[np.ndarray, "batches layers choices"]
     batch_examples: Float[np.ndarray, " batches"]
     use_first: bool = False
+    projected: bool = False
     spread: float = 0.0
     sampling_sem: Float[np.ndarray, "layers choices"] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -198,7 +203,7 @@ class Sensitivity:
         )
         return dataclasses.replace(
             self,
-            metric=f"{self.metric}_psd",
+            projected=True,
             second=(projected + projected.T) / 2,
             batch_second=self.batch_second + change / 2,
         )
@@ -228,7 +233,7 @@ def save_sensitivities(
     `extra` arrays (the quantizers' scales) travel along under names of their own.
     """
     arrays: dict[str, np.ndarray] = dict(extra or {})
-    header: dict[str, Any] = {"schema": SCHEMA, "version": VERSION, "metrics": {}}
+    header: dict[str, Any] = KIND.header | {"metrics": {}}
     for name, sensitivity in found.items():
         record = {}
         for field in dataclasses.fields(sensitivity):
@@ -254,11 +259,6 @@ def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
     """
     arrays = load_arrays(path)
     header = json.loads(str(arrays.pop("header")))
-    if (got := (header.get("schema"), header.get("version"))) != (SCHEMA, VERSION):
-        raise ValueError(
-            f"{path} holds {got[0]} version {got[1]}; this jmpq reads {SCHEMA} version "
-            f"{VERSION}. Run `jmpq sensitivity` again."
-        )
     found = {}
     for name, record in header["metrics"].items():
         fields = {
@@ -276,16 +276,14 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: If there is no such file; it says which step makes it.
-        ValueError: If the file cannot be read.
+        ValueError: If it is not a sensitivity file of this version.
     """
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"{path} not found: run `jmpq sensitivity` first.")
+    KIND.existing(path := pathlib.Path(path))
     try:
-        with pathlib.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
-        arrays["header"]
+        header = json.loads(str(arrays["header"]))
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path} is no sensitivity file; run `jmpq sensitivity` again."
-        ) from error
+        raise KIND.unusable(path, "not a sensitivity file") from error
+    KIND.check(path, header)
     return arrays

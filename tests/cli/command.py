@@ -33,7 +33,7 @@ FEW = (
     "--batch-size",
     "16",
 )
-SMALL = ("--random", "2", "--joint", "3", "--sweep", "2", "--scaling", "1", "2")
+SMALL = ("--comparison", "full", "--random", "2", "--joint", "3", "--sweep", "2")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,10 +126,6 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
             ("--weights.granularity", "group", "--weights.group-size", 5),
             "'stem': groups of 5 do not divide.*Choose a divisor",
         ),
-        (
-            ("--activations.rounding", "gptq"),
-            "'gptq' is for weights: activations are rounded to 'nearest'",
-        ),
         (("--devices", 0), "0 devices asked for: give at least 1"),
         (("--devices", 1000), r"1000 devices asked for; there are \d+ \(cpu\). Ask for 1 to"),
         (("--coordinator", "host:1"), "--coordinator is for several processes: add --distrib"),
@@ -163,7 +159,7 @@ LOSSES = "tests.cli.losses"
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (("mse",), "'mse' is no loss: expected cross_entropy, squared_error, kl or package"),
+        (("mse",), "'mse' is not a loss: expected cross_entropy, squared_error, kl or package"),
         (
             ("no.such:loss",),
             "Cannot get a loss from.*'no'.*logits of one example and its label",
@@ -268,21 +264,48 @@ def flip(data):
 def test_a_spoilt_sensitivity_file_is_refused(run, step, spoil):
     path = run / "sensitivity.npz"
     path.write_bytes(spoil(path.read_bytes()))
-    match = "npz is no sensitivity file; run `jmpq sensitivity.*` again"
+    match = r"npz cannot be used \(not a sensitivity file\): run `jmpq sensitivity .*` again"
     refuses(run, (step, run), match)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "jmpq/layers", "version": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "jmpq/layers", "version": 2}'])
 def test_a_spoilt_layer_table_is_refused(run, text):
     (run / "layers.json").write_text(text)
     for step in ("sensitivity", "solve", "evaluate"):
         refuses(run, (step, run), "layers.json .*: run `jmpq layers .*` again")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "jmpq/plan", "version": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "jmpq/plan", "version": 2}'])
 def test_a_spoilt_plan_is_refused(run, text):
     (run / "plan.json").write_text(text)
-    refuses(run, ("evaluate", run), "plan.json")
+    for step in ("evaluate", "report"):
+        refuses(run, (step, run), "plan.json .*: run `jmpq solve .*` again")
+
+
+def rewrite_header(path, version):
+    """The version in the header of a sensitivity file changed."""
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    header = json.loads(str(arrays["header"])) | {"version": version}
+    np.savez(path, **(arrays | {"header": np.array(json.dumps(header))}))
+
+
+@pytest.mark.parametrize(
+    ("name", "writer", "reader"),
+    [
+        ("layers.json", "layers", "solve"),
+        ("sensitivity.npz", "sensitivity", "solve"),
+        ("plan.json", "solve", "evaluate"),
+        ("evaluation.json", "evaluate", "report"),
+    ],
+)
+def test_artifacts_of_version_1_are_refused_by_the_step_to_run_again(run, name, writer, reader):
+    if name.endswith(".npz"):
+        rewrite_header(run / name, 1)
+    else:
+        edit(run / name, lambda record: record.update(version=1))
+    match = f"{name} has schema 'jmpq/.*' version 1; this jmpq reads .* version 2: run "
+    refuses(run, (reader, run), f"{match}`jmpq {writer} .*` again")
 
 
 def test_weights_that_changed_are_noticed(run, monkeypatch):
@@ -291,19 +314,21 @@ def test_weights_that_changed_are_noticed(run, monkeypatch):
     for step in ("sensitivity", "evaluate"):
         refuses(run, (step, run), match)
     works("layers", run, *TINY)
-    match = "sensitivity.npz belongs to other weights.*: run `jmpq sensitivity .*` again"
-    refuses(run, ("solve", run), match)
-    match = "plan.json belongs to other weights.*: run `jmpq (solve|sensitivity) .*` again"
-    refuses(run, ("evaluate", run), match)
-    refuses(run, ("report", run), "other weights.*: run `jmpq sensitivity .*` and `jmpq solve")
+    match = (
+        r"sensitivity.npz was made from another .*layers.json \(weights differ\): run `jmpq "
+        "sensitivity .*` again, and the steps after it"
+    )
+    for step in ("solve", "race", "refine", "floor", "evaluate", "finetune", "report"):
+        refuses(run, (step, run), match)
 
 
 def test_sensitivities_that_changed_are_noticed(run):
     works("sensitivity", run, *FEW, "--metrics", "squared_error", "--seed", 1)
-    refuses(run, ("evaluate", run), "belongs to another sensitivity.npz: run `jmpq solve")
-    refuses(run, ("report", run), "made from another .*sensitivity.npz: run `jmpq solve")
-    works("solve", run, "--scaling", 1)
-    refuses(run, ("report", run), "belongs to another plan.*: run `jmpq evaluate")
+    match = r"plan.json was made from another .*sensitivity.npz .*: run `jmpq solve"
+    for step in ("race", "refine", "floor", "evaluate", "finetune", "report"):
+        refuses(run, (step, run), match)
+    works("solve", run)
+    refuses(run, ("report", run), "made from another .*plan.json.*: run `jmpq evaluate")
 
 
 def test_weights_that_are_gone_are_named(digits_run, tmp_path):
@@ -363,7 +388,7 @@ def test_a_folder_without_permission_is_refused(run, step, monkeypatch):
 def test_a_folder_in_the_place_of_an_artifact_is_refused(run):
     (run / "plan.json").unlink()
     (run / "plan.json").mkdir()
-    refuses(run, ("solve", run, "--scaling", 1), "Cannot write .*plan.json: Is a directory")
+    refuses(run, ("solve", run), "Cannot write .*plan.json: Is a directory")
 
 
 @pytest.mark.parametrize(
@@ -374,6 +399,10 @@ def test_a_folder_in_the_place_of_an_artifact_is_refused(run):
         ("solve", "run", "--joint", "few"),
         ("solve", "--jiont"),
         ("sensitivity", "run", "--weights.granularity", "group"),
+        ("sensitivity", "run", "--weights.clipping", "ema"),
+        ("sensitivity", "run", "--weights.decay", "0.9"),
+        ("sensitivity", "run", "--activations.rounding", "gptq"),
+        ("sensitivity", "run", "--activations.along", "output"),
     ],
 )
 def test_wrong_arguments_end_with_code_2(args):

@@ -17,14 +17,14 @@ def read(path):
 
 
 def test_saved_file_gives_the_measured_network(run):
-    from jmpq.cli.planned import read_planned
     from jmpq.deploy.finetuned import load_finetuned
+    from jmpq.run import RunFolder, load_subject
 
     works("finetune", run, *SHORT)
     found = read(run / "finetuning.json")
     plan = read(run / "plan.json")
     first = next(a for a in plan["allocations"] if a["role"] == "solution")
-    assert (found["allocation"], found["bits"]) == (first["name"], first["allocation"])
+    assert (found["name"], found["allocation"]) == (first["name"], first["allocation"])
     import jax
 
     with (
@@ -32,9 +32,9 @@ def test_saved_file_gives_the_measured_network(run):
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
-        planned = read_planned(run)
-        tuned = load_finetuned(run / "finetuned.safetensors", planned.network)
-        split = planned.evaluation.take(np.arange(20))
+        subject = load_subject(RunFolder(run))
+        tuned = load_finetuned(run / "finetuned.safetensors", subject.network)
+        split = subject.evaluation.take(np.arange(20))
         logits = np.asarray(tuned.logits(split.normalization(split.inputs)))
     assert tuned.allocation.to_json() == first["allocation"]
     right = (logits.argmax(1) == split.labels).mean()

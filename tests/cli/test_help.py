@@ -1,9 +1,18 @@
 """Help comes at once: without JAX and all that takes seconds to import."""
 
-from tests.cli.command import finish, process
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jmpq import __version__
+from tests.cli.command import ROOT, finish, jmpq, process
 
 STEPS = (
-    "train", "layers", "sensitivity", "solve", "evaluate", "finetune", "report", "demo"
+    "train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
+    "finetune", "report", "demo",
 )  # fmt: skip
 HELP = """
 import contextlib, io, json, sys
@@ -23,8 +32,6 @@ print(json.dumps(found))
 
 
 def test_help_of_every_step_names_units_and_imports_nothing_slow():
-    import json
-
     result = finish(process("jmpq", *STEPS, code=HELP))
     assert result.code == 0, result.err
     found = json.loads(result.out)
@@ -33,6 +40,31 @@ def test_help_of_every_step_names_units_and_imports_nothing_slow():
     assert all(step in overview for step in STEPS)
     assert "nats per example" in overview
     for step, text in found.items():
-        assert "RUN" in text or "run" in text, step
+        assert "RUN" in text, step
+        assert f"For example: jmpq {step} runs/" in " ".join(text.split()), step
     assert "Bytes" in found["solve"] or "bytes" in found["solve"]
     assert "bit operations per example" in " ".join(found["solve"].replace("│", " ").split())
+
+
+def test_options_stand_in_groups():
+    result = finish(process("sensitivity", "solve", code=HELP))
+    found = json.loads(result.out)
+    titles = re.compile(r"^ (\S.*?) *\n -{20,}", re.MULTILINE)
+    assert titles.findall(found["sensitivity"]) == [
+        "positional arguments", "options", "weights options", "activations options",
+        "compute options",
+    ]  # fmt: skip
+    assert titles.findall(found["solve"]) == [
+        "positional arguments", "options", "comparison options", "inverse options",
+    ]  # fmt: skip
+    assert "--comparison.random" not in found["solve"]
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "jmpq"], ["jmpq"]])
+def test_the_version_is_told(command):
+    if command == ["jmpq"]:
+        result = jmpq("--version")
+        assert (result.code, result.out) == (0, f"jmpq {__version__}\n")
+        return
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"jmpq {__version__}\n", "")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jmpq.cli.run_folder import network_of
+from jmpq.run import RunFolder, network_of
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.tensor_files import save_variables
 from jmpq.zoo.weights_torchvision import abstract_variables
@@ -38,7 +38,7 @@ def test_steps_run_on_an_archive_of_images(photos, tmp_path):
     works("layers", run, *place)
     bits = ("--w-bits", 4, 8, "--a-bits", 32, "--examples", 5, "--batch-size", 4)
     works("sensitivity", run, *bits, "--metrics", "empirical_fisher")
-    few = ("--random", 1, "--joint", 1, "--sweep", 1, "--scaling", 1)
+    few = ("--comparison", "full", "--random", 1, "--joint", 1, "--sweep", 1)
     works("solve", run, *few, "--first-last-bits", 0)
     works("evaluate", run, "--batch-size", 4)
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -70,11 +70,13 @@ def test_folding_changes_the_weights_and_is_kept_for_later_steps(tmp_path):
     save_variables(weights, variables, architecture="digits_resnet")
     digits = ("--model", "digits_resnet", "--data", "digits")
     works("layers", tmp_path, *digits)
-    plain, _, before = network_of(tmp_path)
+    before = RunFolder(tmp_path)
+    plain, _ = network_of(before)
     works("layers", tmp_path, *digits, "--fold-batch-norm")
-    folded, _, record = network_of(tmp_path)
-    assert record["network"]["fold"] is True
-    assert record["weights_sha256"] != before["weights_sha256"]
+    after = RunFolder(tmp_path)
+    folded, _ = network_of(after)
+    assert after.layers.network.fold is True
+    assert after.layers.weights_sha256 != before.layers.weights_sha256
     assert folded.layers == plain.layers
     scales = folded.params["bn1"]["scale"]
     np.testing.assert_array_equal(scales, np.ones_like(scales))

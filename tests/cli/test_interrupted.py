@@ -9,9 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from jmpq.cli import progress
+from jmpq.run import progress
 from jmpq.sensitivity.logits import superposed
 from jmpq.sensitivity.table import load_sensitivities
+from tests import helpers
 from tests.cli.command import FEW, TINY, contents, finish, jmpq, process, works
 
 METRICS = ("--metrics", "gauss_newton", "squared_error")
@@ -22,10 +23,11 @@ class Bars:
 
     def __init__(self, monkeypatch):
         self.moves, self.at = [], None
-        monkeypatch.setattr(progress, "bar", self.bar)
+        reporter = progress.Reporter(say=print, bar=self.bar)
+        monkeypatch.setattr(progress, "TERMINAL", reporter)
 
     @contextlib.contextmanager
-    def bar(self, description, unit="", hidden=False):
+    def bar(self, description, unit=""):
         def move(done, total, note=""):
             self.moves.append((description.strip(), done, total))
             if self.at == (description.strip(), done):
@@ -73,9 +75,8 @@ def test_sensitivity_goes_on_from_the_last_finished_batch(
     left = set(contents(tmp_path)) - set(before)
     wanted = ("gauss_newton", "squared_error")
     started = wanted[: wanted.index(metric) + 1]
-    assert left == {f".sensitivity.npz.{name}.partial" for name in started}
-    with np.load(tmp_path / f".sensitivity.npz.{metric}.partial") as partial:
-        seconds = partial["seconds"].tolist()
+    assert left == {f".sensitivity.npz.{name}.journal" for name in started}
+    seconds = helpers.batch_seconds(tmp_path / f".sensitivity.npz.{metric}.journal")
     assert len(seconds) == done
     works(*args)
     assert bars.moves[:2] == moves
@@ -85,27 +86,25 @@ def test_sensitivity_goes_on_from_the_last_finished_batch(
     assert found.provenance["batch_seconds"][:done] == seconds
 
 
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 def test_logit_changes_go_on_from_the_last_finished_batch(tiny_run, tmp_path, bars):
     shutil.copy(tiny_run / "layers.json", tmp_path)
     args = ("sensitivity", tmp_path, *FEW, "--metrics", "composed")
     bars.interrupts("composed", 2, *args)
-    partial = tmp_path / ".sensitivity.npz.composed.partial"
-    assert set(contents(tmp_path)) == {
-        "layers.json",
-        partial.name,
-        f"{partial.name}/0.npz",
-        f"{partial.name}/1.npz",
-    }
-    before = contents(partial)
+    journal = tmp_path / ".sensitivity.npz.composed.journal"
+    assert set(contents(tmp_path)) == {"layers.json", journal.name}
+    before = journal.read_bytes()
     real = superposed._changes
     made = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(superposed, "_changes", lambda *a: made.append(a) or real(*a))
-        patch.setattr(shutil, "rmtree", lambda path: None)
-        works(*args)
+        patch.setattr(superposed.Superposed, "save", lambda *a: interrupt())
+        assert jmpq(*args).code == 130
     assert len(made) == 2  # to learn the shapes, and for the last batch
-    left = contents(partial)
-    assert {name: left[name] for name in before} == before
+    assert journal.read_bytes()[: len(before)] == before
     works(*args)
     assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz", "superposed.npz"}
 
@@ -121,7 +120,7 @@ def test_sensitivity_goes_on_in_another_process(tiny_run, tmp_path):
     shutil.copy(tiny_run / "layers.json", tmp_path)
     many = ("--w-bits", 2, 4, "--a-bits", 8, "--examples", 100, "--batch-size", 1)
     args = ("sensitivity", tmp_path, *many, "--metrics", "empirical_fisher")
-    partial = tmp_path / ".sensitivity.npz.empirical_fisher.partial"
+    partial = tmp_path / ".sensitivity.npz.empirical_fisher.journal"
     child, end = process(*args), time.monotonic() + 60
     while not partial.exists() and child.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
@@ -131,8 +130,7 @@ def test_sensitivity_goes_on_in_another_process(tiny_run, tmp_path):
     assert result.err.splitlines()[-1].startswith("jmpq: interrupted")
     assert "Traceback" not in result.err
     assert set(contents(tmp_path)) == {"layers.json", partial.name}
-    with np.load(partial) as stored:
-        seconds = stored["seconds"].tolist()
+    seconds = helpers.batch_seconds(partial)
     assert 0 < len(seconds) < 100
     works(*args)
     found = load_sensitivities(tmp_path / "sensitivity.npz")["empirical_fisher"]
@@ -148,7 +146,7 @@ def test_evaluate_goes_on_from_the_last_finished_allocation(run, bars, split):
     args = ("evaluate", run, "--examples", 100)
     bars.interrupts(f"Measuring on {split}", 5, *args)
     left = set(contents(run)) - set(before)
-    assert f".evaluation.json.{split}.partial" in left
+    assert f".evaluation.json.{split}.journal" in left
     assert "evaluation.json" not in left
     works(*args)
     counts = {description: total for description, done, total in bars.moves if done == 0}
@@ -175,8 +173,8 @@ def allocations(run, evaluation, split):
 
 
 @pytest.mark.parametrize("text", ["", '{"of"', "[]", '{"of": "another plan", "outcomes": {}}'])
-def test_evaluate_starts_anew_where_the_partial_file_does_not_fit(run, bars, text):
-    (run / ".evaluation.json.calibration.partial").write_text(text)
+def test_evaluate_starts_anew_where_the_journal_does_not_fit(run, bars, text):
+    (run / ".evaluation.json.calibration.journal").write_text(text)
     works("evaluate", run, "--roles", "solution", "--calibration-roles", "solution")
     assert next(done for name, done, _ in bars.moves if "calibration" in name) == 0
     assert not list(run.glob(".*"))
@@ -184,9 +182,6 @@ def test_evaluate_starts_anew_where_the_partial_file_does_not_fit(run, bars, tex
 
 def test_interrupting_a_step_without_memory_leaves_nothing(run, monkeypatch):
     from jmpq.solvers import Exact
-
-    def interrupt(self, problem):
-        raise KeyboardInterrupt
 
     before = contents(run)
     monkeypatch.setattr(Exact, "__call__", interrupt)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jmpq.allocation import Allocation
-from jmpq.cli.run_folder import network_of
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
 from jmpq.deploy.measure import Evaluator
 from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.run import RunFolder, network_of
 from jmpq.sensitivity.table import load_arrays, load_sensitivities
 from tests.cli.command import FEW, SMALL, TINY, works
 
@@ -44,7 +44,7 @@ def test_evaluation_measures_the_stored_codes_corrected(rounded_run):
     plan = json.loads((rounded_run / "plan.json").read_text())
     assert (evaluation["correct"], evaluation["correct_examples"]) == ("batch_norm", 40)
     with jax.enable_x64(False):
-        network, dataset, _ = network_of(rounded_run)
+        network, dataset = network_of(RunFolder(rounded_run))
         quantizers = Quantizers.from_arrays(load_arrays(rounded_run / "sensitivity.npz"))
         calibration, rest = calibration_split(dataset, "heldout", examples=40, seed=0)
         evaluation_examples = rest.take(np.arange(60))

@@ -1,6 +1,8 @@
-"""`jmpq refine`: measured search and accuracy floor, added to the plan."""
+"""`jmpq refine`, `race` and `floor`: allocations decided by measurement, in the plan."""
 
 import json
+
+import pytest
 
 from tests.cli.command import jmpq, works
 
@@ -18,11 +20,11 @@ def test_refined_allocation_measures_no_worse_and_goes_on(run):
     before = by_name(run)
     out = works("refine", run, "--max-evaluations", 2, *few).out
     assert "exact/gauss_newton: measured kl" in out
-    (record,) = run.glob(".refine.*.jsonl")
-    first = record.read_text().splitlines()
+    (journal,) = run.glob(".refine.*.journal")
+    first = journal.read_text().splitlines()
     assert len(first) == 1 + 2
     out = works("refine", run, "--max-evaluations", 24, *few).out
-    lines = record.read_text().splitlines()
+    lines = journal.read_text().splitlines()
     assert lines[: len(first)] == first
     assert len(first) < len(lines) == len(set(lines)) <= 1 + 24
     after = by_name(run)
@@ -35,33 +37,43 @@ def test_refined_allocation_measures_no_worse_and_goes_on(run):
     works("evaluate", run, *roles)
     measured = read(run / "evaluation.json")["measured"]
     kl = [measured[a["name"]]["calibration"]["kl"] for a in (new, old)]
+    assert new["objective_value"] == pytest.approx(kl[0], rel=1e-4)
+    assert set(new["predictions"]) == set(old["predictions"])
     assert kl[0] <= kl[1] * (1 + 1e-5)
-    best = min(json.loads(line)["measured"] for line in lines[1:])
+    best = min(json.loads(line)["value"] for line in lines[1:])
     assert abs(kl[0] - best) < 1e-5
     works("report", run)
 
 
-def test_a_race_starts_from_the_best_of_equal_budgets(run):
-    out = works("refine", run, "--race", "--max-evaluations", 1, "--batch-size", 10).out
+def test_a_race_finds_the_best_of_equal_budgets(run):
+    out = works("race", run, "--batch-size", 10).out
     told = out.splitlines()[0]
-    (winner,) = (name for name in by_name(run) if f": {name} has kl" in told)
-    solutions = [a for a in by_name(run).values() if a["role"] == "solution"]
-    rivals = [a for a in solutions if a["budgets"] == by_name(run)[winner]["budgets"]]
+    (best,) = (name for name in by_name(run) if f": {name} has kl" in told)
+    before = by_name(run)
+    winner = before.pop("race/kl")
+    assert winner["allocation"] == before[best]["allocation"]
+    assert winner["budgets"] == before[best]["budgets"]
+    solutions = [a for a in before.values() if a["role"] == "solution"]
+    rivals = [a for a in solutions if a["budgets"] == winner["budgets"]]
     assert len(rivals) > 2
+    assert f"{len({json.dumps(a['allocation']) for a in rivals})} solutions raced" in told
     works("evaluate", run, "--calibration-roles", "solution", "--examples", 20)
     measured = read(run / "evaluation.json")["measured"]
-    kl = {a["name"]: measured[a["name"]]["calibration"]["kl"] for a in rivals}
-    assert kl[winner] <= min(kl.values()) * (1 + 1e-5)
-    assert f"refined/{winner}" in by_name(run)
+    kl = {a["name"]: measured[a["name"]]["calibration"]["kl"] for a in (*rivals, winner)}
+    assert kl["race/kl"] <= min(kl.values()) * (1 + 1e-5)
+    works("race", run, "--batch-size", 10)  # the winner does not race with itself
+    assert by_name(run).keys() == before.keys() | {"race/kl"}
+    works("refine", run, "--allocation", "race/kl", "--max-evaluations", 1)
+    assert "refined/race/kl" in by_name(run)
 
 
 def test_cheapest_allocation_above_a_floor(run):
-    out = works("refine", run, "--max-drop", 100, "--minimize", "bops").out
+    out = works("floor", run, "--max-drop", 100, "--minimize", "bops").out
     found = by_name(run)["floor_100/gauss_newton/bops"]
     assert "bops" in out
     assert found["costs"]["bops"] == min(a["costs"]["bops"] for a in by_name(run).values()
                                          if "bops" in a["costs"])  # fmt: skip
-    works("refine", run, "--max-drop", 5, "--allocation", "greedy/squared_error")
+    works("floor", run, "--max-drop", 5, "--metric", "squared_error")
     found = by_name(run)["floor_5/squared_error/size_bytes"]
     roles = ("--roles", "solution", "--calibration-roles", "solution", "--examples", 20)
     works("evaluate", run, *roles)
@@ -74,6 +86,10 @@ def test_what_cannot_be_refined_is_refused(run):
     result = jmpq("refine", run, "--allocation", "exact/gauss")
     assert result.code == 1
     assert "no allocation 'exact/gauss'. Did you mean 'exact/gauss_newton'?" in result.err
-    result = jmpq("refine", run, "--max-drop", -200)
+    result = jmpq("floor", run, "--metric", "hessian")
+    assert "'hessian' is not in" in result.err
+    result = jmpq("floor", run, "--minimize", "watts")
+    assert "'watts' is not a cost that adds up over layers" in result.err
+    result = jmpq("floor", run, "--max-drop", -200)
     assert result.code == 1
     assert "below the floor of" in result.err

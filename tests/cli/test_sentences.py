@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jmpq.cli.run_folder import network_of
 from jmpq.data.tokens import train_tokenizer
+from jmpq.run import RunFolder, network_of
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.bert import example_tokens
 from jmpq.zoo.tensor_files import save_variables
@@ -60,8 +60,9 @@ def weights(folder, tmp_path):
 def test_layers_takes_the_tokenizer_beside_the_weights(folder, weights, tmp_path):
     run = tmp_path / "run"
     works("layers", run, *place(folder, "--weights", weights))
-    network, dataset, record = network_of(run)
-    assert record["network"]["tokenizer"] == str(weights.parent / "tokenizer.json")
+    folder = RunFolder(run)
+    network, dataset = network_of(folder)
+    assert folder.layers.network.tokenizer == str(weights.parent / "tokenizer.json")
     assert dataset.classes == ("negative", "positive")
     names = [layer.name for layer in network.layers]
     assert {"embeddings/word_embeddings", "pooler/dense", "classifier"} <= set(names)

@@ -6,7 +6,7 @@ import pytest
 from jmpq.solvers.knapsack.mixed_integer import installed
 from tests.cli.command import SMALL, finish, jmpq, process, works
 
-ONE = ("--sweep", "0", "--scaling", "1", "--random", "0", "--joint", "0", "--no-singles")
+ONE = ("--comparison", "none")
 FREE = ("--first-last-bits", "0", "--budget", "size_bytes=40%")
 
 
@@ -21,8 +21,9 @@ def test_the_exact_optimum_is_found_by_the_solver_that_is_named(run, solver):
         pytest.skip("SCIP is not installed")
     works("solve", run, *ONE, *FREE, "--metrics", "gauss_newton")
     want = rows(run)["exact/gauss_newton"]
-    works("solve", run, *ONE, *FREE, "--metrics", "gauss_newton", "--solver", solver)
-    found = rows(run)["exact/gauss_newton"]
+    works("solve", run, *ONE, *FREE, "--metrics", "gauss_newton", "--solvers", solver)
+    (found,) = rows(run).values()
+    assert (found["name"], found["asked"]) == (f"{solver}/gauss_newton", solver)
     back_ends = {"HIGHS": "exact", "SCIP": "exact/SCIP"}
     assert found["solver"] == back_ends.get(solver, solver)
     assert (want["solver"], want["status"], found["status"]) == ("core", "optimal", "optimal")
@@ -31,7 +32,7 @@ def test_the_exact_optimum_is_found_by_the_solver_that_is_named(run, solver):
 
 def test_a_solver_that_is_not_there_is_an_error_of_one_line(run):
     before = (run / "plan.json").read_bytes()
-    result = jmpq("solve", run, *SMALL, "--solver", "NOPE")
+    result = jmpq("solve", run, *SMALL, "--solvers", "NOPE")
     assert result.code == 1
     assert result.err.startswith("jmpq: cvxpy finds no mixed-integer solver 'NOPE'; it finds ")
     assert result.err.count("\n") == 1

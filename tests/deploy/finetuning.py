@@ -17,7 +17,7 @@ from jmpq.deploy.finetune import FinetuneConfig, finetune
 from jmpq.devices import device_mesh
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.training.loop import TrainConfig
 
 SHORT = FinetuneConfig(
@@ -62,10 +62,10 @@ def small(*, dtype=jnp.float32, weights=None, activations=True) -> tuple[Network
     network = Network.from_linen(Small(), {"params": params}, example)
     found = None
     if activations:
-        spec = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+        spec = InputSpec(clipping="minmax")
         key = jax.random.key(0)
         found = calibrate_activations(network, spec, (4, 8), [inputs()], key=key)
-    weights = weights or QuantizerSpec(clipping="minmax")
+    weights = weights or KernelSpec(clipping="minmax")
     return network, Quantizers(
         weights=calibrate_weights(network, weights, (2, 4), [inputs()]), activations=found
     )

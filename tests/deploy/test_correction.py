@@ -19,7 +19,7 @@ from jmpq.quantizers.fake_quant import (
     quantized_logits,
     quantized_output,
 )
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.training.losses import cross_entropy
 from tests import helpers
 
@@ -39,9 +39,9 @@ def network():
 
 @pytest.fixture(scope="module")
 def quantizers(network, inputs):
-    spec = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+    spec = InputSpec(clipping="minmax")
     return Quantizers(
-        weights=calibrate_weights(network, QuantizerSpec(), (2, 3, 4)),
+        weights=calibrate_weights(network, KernelSpec(), (2, 3, 4)),
         activations=calibrate_activations(network, spec, [4], [inputs], key=jax.random.key(0)),
     )
 
@@ -103,7 +103,7 @@ def test_moments_of_the_examples_are_those_that_batch_normalisation_estimates_ag
     variables = {"params": network.params, "batch_stats": own}
     network = Network.from_linen(module, variables, inputs[:1])
     found = Quantizers(
-        weights=calibrate_weights(network, QuantizerSpec(), (2, 3, 4)), activations=None
+        weights=calibrate_weights(network, KernelSpec(), (2, 3, 4)), activations=None
     )
     kernels = [
         quantize_kernel(network, i, k, W_BITS[i], found.weights)
@@ -140,9 +140,7 @@ def test_embeddings_are_left_as_they_are():
         lambda p, x: p["e"][x].mean(1) @ p["w"], params, jnp.zeros((2, 5), int)
     )
     tokens = jnp.asarray(rng.integers(0, 7, (8, 5)))
-    found = Quantizers(
-        weights=calibrate_weights(network, QuantizerSpec(), [2]), activations=None
-    )
+    found = Quantizers(weights=calibrate_weights(network, KernelSpec(), [2]), activations=None)
     bits = jnp.array([2, 32])
     got = corrections(network, found, tokens, "bias", bits, jnp.array([32, 32]))
     assert list(got) == [1]  # the site of the product

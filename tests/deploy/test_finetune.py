@@ -27,7 +27,7 @@ from jmpq.quantizers.fake_quant import (
     quantize_kernel,
     quantized_logits,
 )
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.quantizers.uniform import code_range
 from jmpq.training.loop import TrainConfig
 from jmpq.training.losses import cross_entropy, kl_divergence
@@ -228,7 +228,7 @@ def test_scales_stay_with_ste_and_stay_positive_with_lsq(made):
 
 
 def test_codes_found_by_gptq_are_where_it_starts(made):
-    spec = QuantizerSpec(clipping="minmax", rounding="gptq")
+    spec = KernelSpec(clipping="minmax", rounding="gptq")
     network, quantizers = small(weights=spec, activations=False)
     bits = BITS[0], (32, 32)
     arrays = [jnp.array(b) for b in bits]
@@ -250,7 +250,7 @@ def test_tied_kernels_stay_tied(made):
     }  # fmt: skip
     network = Network.from_function(apply, params, jnp.zeros((1, 5, 5, 2), jnp.float32))
     assert [layer.aliases for layer in network.layers] == [(), ("c",)]
-    weights = calibrate_weights(network, QuantizerSpec(clipping="minmax"), (2, 4))
+    weights = calibrate_weights(network, KernelSpec(clipping="minmax"), (2, 4))
     found = run(
         network=network,
         quantizers=Quantizers(weights=weights, activations=None),
@@ -263,7 +263,7 @@ def test_tied_kernels_stay_tied(made):
 
 @pytest.mark.parametrize("grid", ["symmetric", "affine"])
 def test_a_saved_network_is_the_same_when_read(tmp_path, grid):
-    spec = QuantizerSpec(grid=grid, clipping="minmax")
+    spec = KernelSpec(grid=grid, clipping="minmax")
     network, quantizers = small(weights=spec)
     config = dataclasses.replace(SHORT, correct="batch_norm")
     found = untrained(config, network, quantizers, ((4, 32), (8, 4)))

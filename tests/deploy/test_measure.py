@@ -14,7 +14,7 @@ from jmpq.data.batches import Batch
 from jmpq.deploy.measure import Evaluator, among
 from jmpq.formats import Choice
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from tests import helpers
 
 W_BITS, A_BITS = (2, 3, 8), (3, 8)
@@ -30,8 +30,8 @@ def network():
 @pytest.fixture(scope="module")
 def quantizers(network):
     inputs, _ = helpers.images(5, EXAMPLES)
-    weights = QuantizerSpec(clipping="minmax")
-    activations = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+    weights = KernelSpec(clipping="minmax")
+    activations = InputSpec(clipping="minmax")
     return Quantizers(
         weights=calibrate_weights(network, weights, W_BITS),
         activations=calibrate_activations(

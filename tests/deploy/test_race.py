@@ -8,7 +8,7 @@ from jmpq.data.batches import Batch
 from jmpq.deploy.measure import Evaluator
 from jmpq.deploy.race import _may_be_best, race
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from tests import helpers
 
 SIZE, BATCHES = 40, 6
@@ -19,9 +19,9 @@ def evaluator():
     network = helpers.residual_cnn(3)
     inputs, _ = helpers.images(5, SIZE * BATCHES)
     labels = np.asarray(helpers.apply(network, network.params, inputs)).argmax(1)
-    spec = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+    spec = InputSpec(clipping="minmax")
     quantizers = Quantizers(
-        weights=calibrate_weights(network, QuantizerSpec(), (2, 3, 4, 8)),
+        weights=calibrate_weights(network, KernelSpec(), (2, 3, 4, 8)),
         activations=calibrate_activations(
             network, spec, (3, 8), [inputs], key=jax.random.key(0)
         ),

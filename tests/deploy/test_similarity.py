@@ -16,7 +16,7 @@ from jmpq.quantizers.fake_quant import (
     calibrate_weights,
     quantized_logits,
 )
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.zoo.bert import Bert
 from tests import helpers
 from tests.zoo import bert_reference
@@ -67,8 +67,8 @@ def pairs():
         variables = module.init(jax.random.key(3), tokens)
     variables = jax.tree.map(lambda x: 3 * x, variables)
     network = Network.from_linen(module, variables, tokens)
-    spec = QuantizerSpec(grid="affine", granularity="group", group_count=2, along="output")
-    activations = QuantizerSpec(grid="affine", granularity="tensor")
+    spec = KernelSpec(grid="affine", granularity="group", group_count=2, along="output")
+    activations = InputSpec()
     quantizers = Quantizers(
         weights=calibrate_weights(network, spec, (3, 8)),
         activations=calibrate_activations(

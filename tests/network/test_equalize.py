@@ -9,7 +9,7 @@ import pytest
 from jmpq.network.equalize import equalization_pairs, equalize_ranges, without_caps
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import calibrate_weights, quantize_params
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_depthwise_chain_is_equal_on_both_sides_and_the_same_function(rng):
 
 def test_one_scale_a_tensor_serves_uneven_channels_once_they_are_equal(rng):
     network, x = separable(rng, uneven=True)
-    spec = QuantizerSpec(grid="symmetric", granularity="tensor", clipping="minmax")
+    spec = KernelSpec(grid="symmetric", granularity="tensor", clipping="minmax")
 
     def error(network):
         scales = calibrate_weights(network, spec, [6])

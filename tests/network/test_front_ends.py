@@ -11,7 +11,7 @@ from jmpq.formats import choice_grid
 from jmpq.network.network import Network
 from jmpq.network.patches import input_rows
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher
 from jmpq.sensitivity.moves import MoveNetwork
@@ -62,7 +62,7 @@ def by_hand(network):
 
 
 def sensitivities(network, inputs, labels):
-    spec = QuantizerSpec(grid="symmetric", granularity="channel", clipping="minmax")
+    spec = KernelSpec(grid="symmetric", granularity="channel", clipping="minmax")
     weights = calibrate_weights(network, spec, (2, 4), [inputs])
     moves = MoveNetwork(
         network=network, quantizers=Quantizers(weights=weights, activations=None)

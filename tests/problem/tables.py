@@ -1,6 +1,7 @@
 """A small layer table with numbers that are easy to check by hand."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -64,6 +65,31 @@ LAYERS = (
 )
 NAMES = tuple(layer.name for layer in LAYERS)
 GRID = choice_grid([2, 4, 8], [4, 8])
+
+
+def reference_costs(bits, overhead, unquantized_parameters):
+    """Every cost of an allocation, summed layer by layer without a table."""
+    size = 4 * unquantized_parameters
+    searched_bits, searched_weights, operations, peak = 0, 0, 0, 0
+    for layer, scales in zip(LAYERS, overhead.num_scales, strict=True):
+        choice = bits.get(layer.name, Choice(32, 32))
+        stored = 4 * layer.parameters
+        if choice.w_bits < 32:
+            stored = math.ceil(layer.parameters * choice.w_bits / 8) + 4 * scales
+            stored += math.ceil(scales * choice.w_bits / 8) if overhead.zero_points else 0
+        size += stored
+        if layer.name in bits:
+            searched_bits += 8 * stored
+            searched_weights += layer.parameters
+        operations += layer.macs * choice.w_bits * choice.a_bits
+        ends = (math.prod(layer.input_shape), math.prod(layer.output_shape))
+        peak = max(peak, sum(math.ceil(elements * choice.a_bits / 8) for elements in ends))
+    return {
+        "size_bytes": size,
+        "average_bits": searched_bits / searched_weights,
+        "bops": operations,
+        "activation_bytes": peak,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jmpq.problem import (
     solution_from_columns,
 )
 from jmpq.problem.interactions import least_with_interactions
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.table import Move, Sensitivity
 from tests.problem.tables import LAYERS, NAMES, losses_of
 from tests.solvers.instances import QUADRATIC, loss_of, quadratic_problem
@@ -77,7 +77,7 @@ def test_a_built_problem_predicts_what_the_sensitivity_predicts():
     problem = build_problem(
         LAYERS,
         found,
-        overhead=Overhead.of(LAYERS, QuantizerSpec()),
+        overhead=Overhead.of(LAYERS, KernelSpec()),
         rules=rules,
         choices=(Choice(8), Choice(2)),
         interactions=True,
@@ -95,7 +95,7 @@ def test_a_built_problem_predicts_what_the_sensitivity_predicts():
 
 
 def test_interactions_are_refused_where_there_are_none():
-    options = {"overhead": Overhead.of(LAYERS, QuantizerSpec()), "interactions": True}
+    options = {"overhead": Overhead.of(LAYERS, KernelSpec()), "interactions": True}
     with pytest.raises(ValueError, match="has no cross-layer terms: compute a metric"):
         build_problem(LAYERS, losses_of(), **options)
     found = sensitivity(NAMES)

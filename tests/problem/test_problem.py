@@ -14,7 +14,6 @@ from jmpq.problem import (
     Overhead,
     Pin,
     Tie,
-    allocation_costs,
     build_problem,
     first_and_last,
     problem_of,
@@ -23,10 +22,10 @@ from jmpq.problem import (
 )
 from jmpq.problem.budgets import limit_of, parse_budget
 from jmpq.problem.solution import infeasible
-from jmpq.quantizers.spec import QuantizerSpec
-from tests.problem.tables import GRID, LAYERS, NAMES, losses_of
+from jmpq.quantizers.spec import KernelSpec
+from tests.problem.tables import GRID, LAYERS, NAMES, losses_of, reference_costs
 
-OVERHEAD = Overhead.of(LAYERS, QuantizerSpec())
+OVERHEAD = Overhead.of(LAYERS, KernelSpec())
 
 
 def built(rules=(), budgets=(), **options):
@@ -57,7 +56,7 @@ def test_a_built_problem_agrees_with_the_definitions():
     assert problem.columns(allocation).tolist() == columns.tolist()
     loss, costs = problem.evaluate(columns)
     assert problem.evaluate(allocation) == (loss, costs)
-    want = allocation_costs(LAYERS, allocation, OVERHEAD, unquantized_parameters=7)
+    want = reference_costs(allocation, OVERHEAD, 7)
     assert costs == pytest.approx({k: want[k] for k in costs}, rel=1e-14)
     rows = [losses_of().losses[NAMES.index(n), GRID.index(c)] for n, c in allocation.items()]
     assert loss == pytest.approx(sum(rows), rel=1e-14)
@@ -70,7 +69,7 @@ def test_a_problem_of_a_network_is_that_of_its_layer_table():
         got = build_problem(
             network,
             losses_of(),
-            overhead=QuantizerSpec(),
+            overhead=KernelSpec(),
             budgets=["size_bytes=W4A4"],
             **options,
         )

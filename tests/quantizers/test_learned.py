@@ -18,7 +18,7 @@ from jmpq.quantizers.learned import (
     scale_gradients,
     with_rows,
 )
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.quantizers.uniform import fake_quantize
 from tests import helpers
 
@@ -86,10 +86,10 @@ def calibrated(network, *, bits=(2, 3, 8), activations=False, **spec):
     inputs = [helpers.images(seed, 8)[0] for seed in (1, 2)]
     found = None
     if activations:
-        grid = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+        grid = InputSpec(clipping="minmax")
         key = jax.random.key(0)
         found = calibrate_activations(network, grid, (4, 8), inputs, key=key)
-    weights = calibrate_weights(network, QuantizerSpec(**spec), bits, inputs)
+    weights = calibrate_weights(network, KernelSpec(**spec), bits, inputs)
     return Quantizers(weights=weights, activations=found)
 
 

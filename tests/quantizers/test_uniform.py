@@ -1,5 +1,9 @@
 """Grids: published errors, closed forms, one compilation for all bit-widths."""
 
+import dataclasses
+import json
+import typing
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,7 +11,7 @@ import numpy as np
 import pytest
 
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits, read_spec
 from jmpq.quantizers.uniform import fake_quantize, round_ste, scale_of_range
 from tests.problem.tables import dense, embedding
 
@@ -31,7 +35,7 @@ def values(seed, shape=(6, 40)):
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_minmax_error_is_at_most_half_a_step_and_codes_are_few(grid, bits, granularity):
     x = values(bits)
-    spec = QuantizerSpec(grid=grid, granularity=granularity, clipping="minmax")
+    spec = KernelSpec(grid=grid, granularity=granularity, clipping="minmax")
     got, scale, _ = quantized(x, bits, spec)
     steps = np.broadcast_to(np.asarray(scale)[:, None], (len(scale), x.size // len(scale)))
     assert np.all(np.abs(got - x) <= 0.5 * steps.reshape(x.shape) * (1 + 1e-9))
@@ -44,7 +48,7 @@ def test_minmax_error_is_at_most_half_a_step_and_codes_are_few(grid, bits, granu
 def test_idempotent_and_zero_stays_zero(grid, bits):
     x = values(1).at[:, 0].set(0.0)
     blocks = x
-    scale, zero = calibrate(blocks, jnp.array(bits), QuantizerSpec(grid=grid))
+    scale, zero = calibrate(blocks, jnp.array(bits), KernelSpec(grid=grid))
     once = fake_quantize(blocks, scale[:, None], zero[:, None], jnp.array(bits), grid)
     twice = fake_quantize(once, scale[:, None], zero[:, None], jnp.array(bits), grid)
     np.testing.assert_array_equal(once, twice)
@@ -74,7 +78,7 @@ def test_grid_matters_as_published():
     x = jax.random.normal(jax.random.key(0), (2000, 170), jnp.float64)
     errors = {}
     for grid in ("symmetric", "half"):
-        spec = QuantizerSpec(grid=grid, granularity="channel", clipping="minmax")
+        spec = KernelSpec(grid=grid, granularity="channel", clipping="minmax")
         errors[grid] = float(jnp.square(quantized(x, 2, spec)[0] - x).mean())
     assert errors["symmetric"] == pytest.approx(0.62, abs=0.02)
     assert errors["half"] == pytest.approx(0.32, abs=0.02)
@@ -84,7 +88,7 @@ def test_grid_matters_as_published():
 @pytest.mark.parametrize("bits", [2, 4])
 def test_mse_clipping_is_the_best_of_its_multiples(grid, bits):
     x = values(3, (1, 300))
-    spec = QuantizerSpec(grid=grid)
+    spec = KernelSpec(grid=grid)
     error = float(jnp.square(quantized(x, bits, spec)[0] - x).mean())
     tried = []
     for i in range(5, 101):
@@ -99,7 +103,7 @@ def test_mse_clipping_is_the_best_of_its_multiples(grid, bits):
 def test_percentile_clipping_is_numpys_quantile():
     x = values(4, (2, 500))
     for grid, tail in (("symmetric", 0.01), ("affine", 0.01)):
-        spec = QuantizerSpec(grid=grid, clipping="percentile", percentile=99.0)
+        spec = KernelSpec(grid=grid, clipping="percentile", percentile=99.0)
         _, scale, _ = quantized(x, 4, spec)
         if grid == "symmetric":
             want = np.quantile(np.abs(x), 1 - tail, axis=1) / 7
@@ -122,10 +126,9 @@ def test_percentile_clipping_is_numpys_quantile():
     ],
 )
 def test_blocks_share_one_scale(options, blocks):
-    spec = QuantizerSpec(**options)
+    spec = KernelSpec(**options)
     x = values(5)
     assert spec.block_shape(*x.shape, "w") == blocks
-    assert spec.num_scales(*x.shape, "w") == x.size // np.prod(blocks)
     tiles = to_blocks(x, blocks)
     np.testing.assert_array_equal(tiles[0], x[: blocks[0], : blocks[1]].ravel())
     np.testing.assert_array_equal(from_blocks(tiles, blocks, *x.shape), x)
@@ -134,16 +137,16 @@ def test_blocks_share_one_scale(options, blocks):
 def test_groups_of_an_embedding_are_of_its_columns():
     words = embedding("words", 30522, 384)
     for along, want in (("output", (30522, 32)), ("columns", (30522, 32)), ("input", (1, 32))):
-        spec = QuantizerSpec(granularity="group", group_count=12, along=along)
+        spec = KernelSpec(granularity="group", group_count=12, along=along)
         assert spec.layer_blocks(words) == want
         assert spec.layer_scales(words) == (12 if along != "input" else 12 * 30522)
-    assert QuantizerSpec().layer_blocks(words) == (1, 384)
+    assert KernelSpec().layer_blocks(words) == (1, 384)
 
 
 def test_as_many_groups_as_heads_give_every_head_its_scale():
     query = dense("query", 8, 6)  # two heads of three features
     x = values(5)[:, :8] * jnp.repeat(jnp.array([1.0, 9.0]), 3)[:, None]
-    spec = QuantizerSpec(granularity="group", group_count=2, along="output", clipping="minmax")
+    spec = KernelSpec(granularity="group", group_count=2, along="output", clipping="minmax")
     blocks = to_blocks(x, spec.layer_blocks(query))
     scale, _ = calibrate(blocks, jnp.array(4), spec)
     want = [np.abs(x[:3]).max() / 7, np.abs(x[3:]).max() / 7]
@@ -153,7 +156,7 @@ def test_as_many_groups_as_heads_give_every_head_its_scale():
 def test_finer_blocks_err_less():
     x = values(6) * jnp.exp(values(7))
     errors = [
-        float(jnp.square(quantized(x, 3, QuantizerSpec(**o))[0] - x).mean())
+        float(jnp.square(quantized(x, 3, KernelSpec(**o))[0] - x).mean())
         for o in (
             {"granularity": "tensor"},
             {"granularity": "channel"},
@@ -174,7 +177,7 @@ def test_fifty_bit_changes_compile_once():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def run(x, bits):
-        scale, zero = calibrate(x, bits, QuantizerSpec())
+        scale, zero = calibrate(x, bits, KernelSpec())
         return fake_quantize(x, scale[:, None], zero[:, None], bits, "symmetric")
 
     x = values(8)
@@ -184,25 +187,53 @@ def test_fifty_bit_changes_compile_once():
 
 
 def test_all_zero_block():
-    got, _, _ = quantized(jnp.zeros((2, 4)), 4, QuantizerSpec(grid="affine"))
+    got, _, _ = quantized(jnp.zeros((2, 4)), 4, KernelSpec(grid="affine"))
     np.testing.assert_array_equal(got, 0.0)
 
 
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="'group' takes exactly one"):
-        QuantizerSpec(granularity="group")
+        KernelSpec(granularity="group")
     with pytest.raises(ValueError, match="'group' takes exactly one"):
-        QuantizerSpec(granularity="channel", group_size=4)
+        KernelSpec(granularity="channel", group_size=4)
     with pytest.raises(ValueError, match=r"percentile=40"):
-        QuantizerSpec(clipping="percentile", percentile=40.0)
+        KernelSpec(clipping="percentile", percentile=40.0)
     with pytest.raises(ValueError, match="'conv1': groups of 7 do not divide its 40 input"):
-        QuantizerSpec(granularity="group", group_size=7).block_shape(6, 40, "conv1")
-    many = QuantizerSpec(granularity="group", group_count=768, along="columns")
+        KernelSpec(granularity="group", group_size=7).block_shape(6, 40, "conv1")
+    many = KernelSpec(granularity="group", group_count=768, along="columns")
     with pytest.raises(ValueError, match="'query': 768 groups do not divide its 384 input"):
         many.block_shape(384, 384, "query")
     with pytest.raises(ValueError, match="'words': 768 groups do not divide its 384 embedded"):
         many.layer_blocks(embedding("words", 30522, 384))
     with pytest.raises(ValueError, match="1 bits on the 'symmetric' grid: expected 2 to 16"):
-        QuantizerSpec().check_bits(1)
-    QuantizerSpec(grid="affine").check_bits(1)
-    QuantizerSpec().check_bits(32)
+        check_bits(KernelSpec(), 1)
+    check_bits(KernelSpec(grid="affine"), 1)
+    check_bits(KernelSpec(), 32)
+
+
+def test_kernels_and_inputs_have_the_options_that_mean_something_for_them():
+    kernels, inputs = ({f.name for f in dataclasses.fields(s)} for s in (KernelSpec, InputSpec))
+    assert kernels - inputs == {"along", "rounding"}
+    assert inputs - kernels == {"decay"}
+    clippings = [
+        set(typing.get_args(s.__annotations__["clipping"])) for s in (KernelSpec, InputSpec)
+    ]
+    assert clippings[1] - clippings[0] == {"ema"}
+
+
+@pytest.mark.parametrize(
+    "spec", [KernelSpec(rounding="gptq"), InputSpec(clipping="ema", decay=0.5)]
+)
+def test_a_specification_is_rebuilt_from_its_fields(spec):
+    record = json.loads(json.dumps(dataclasses.asdict(spec)))
+    assert read_spec(type(spec), record) == spec
+    with pytest.raises(ValueError, match=r"do not fit this version.*'colour'.*again"):
+        read_spec(type(spec), {**record, "colour": "red"})
+
+
+def test_features_of_an_input_that_share_a_scale():
+    assert InputSpec().block_features(12, "x") == 12
+    assert InputSpec(granularity="channel").block_features(12, "x") == 1
+    assert InputSpec(granularity="group", group_count=4).block_features(12, "x") == 3
+    with pytest.raises(ValueError, match="'x': groups of 5 do not divide its 12 input"):
+        InputSpec(granularity="group", group_size=5).block_features(12, "x")

@@ -12,11 +12,14 @@ import scipy.optimize
 
 from jmpq.files import file_sha256
 from jmpq.formats import choice_grid
+from jmpq.network.layers import Layer
+from jmpq.run.artifacts import LayerTable, NetworkSpec
 from jmpq.sensitivity.table import Move, Sensitivity, save_sensitivities
 
 WEIGHTS, ACTIVATIONS = (2, 3, 4, 8), (4, 8)
 SPLITS = ("calibration", "evaluation")
 FLOAT_LOSS, FLOAT_TOP1 = 0.31, 0.917
+WEIGHTS_SHA256 = "w" * 64
 
 
 CHOICES = choice_grid(WEIGHTS, ACTIVATIONS)
@@ -57,6 +60,7 @@ def sensitivity(metric, layers, losses, sem):
         batch_first=np.zeros_like(batches),
         batch_second=batches,
         batch_examples=np.array([64.0, 64.0]),
+        provenance={"weights_sha256": WEIGHTS_SHA256, "loss": "cross_entropy"},
     )
 
 
@@ -109,7 +113,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
     count = len(layers)
     sizes, bops = costs(count)
     rows = np.arange(count)
-    limit = int(sizes[:, 4].sum())  # W4A4
+    limit = float(sizes[:, 4].sum())  # W4A4
     allocations = []
     rng = np.random.default_rng(seed)
 
@@ -130,7 +134,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
                 "seed": seed,
                 "budgets": {} if budget is None else {"size_bytes": budget},
                 "costs": {
-                    "size_bytes": int(sizes[rows, choice].sum()),
+                    "size_bytes": float(sizes[rows, choice].sum()),
                     "bops": float(bops[rows, choice].sum()),
                     "average_bits": 8
                     * float(sizes[rows, choice].sum())
@@ -181,7 +185,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
         "versions": {"numpy": np.__version__},
         "seed": 0,
         "created": "2026-01-01T00:00:00Z",
-        "weights_sha256": "w" * 64,
+        "weights_sha256": WEIGHTS_SHA256,
         "sensitivity_sha256": "s" * 64,
         "quantizers": {"weights": {"grid": "symmetric", "granularity": "channel"},
                        "activations": {"grid": "affine"}},
@@ -193,16 +197,11 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
                 "limit": limit,
                 "asked": "W4A4",
                 "least": float(sizes.min(1).sum()),
-                "most": int(sizes.max(1).sum()),
+                "most": float(sizes.max(1).sum()),
             }
         },
         "unquantized": {"size_bytes": 5544.0},
         "allocations": allocations,
-        "solve_times": [
-            {"layers": n, "choices": 8, "asked": s, "wall_s": k * n**p, "gap": 0.0}
-            for s, k, p in (("exact", 4e-3, 0.6), ("greedy", 2e-6, 1.1))
-            for n in (10, 20, 50, 110, 1000)
-        ],
     }  # fmt: skip
 
 
@@ -228,9 +227,13 @@ def evaluation(made, plan_sha256, *, seed=2):
             }
     return {
         "schema": "jmpq/evaluation",
-        "version": 1,
+        "version": 2,
         "plan_sha256": plan_sha256,
         "versions": {"jax": "0"},
+        "loss": "cross_entropy",
+        "correct": "none",
+        "correct_examples": 0,
+        "timing": {},
         "device": "cpu",
         "splits": {
             split: {"source": "heldout", "examples": examples, "seed": 0, "sha256": "c" * 64}
@@ -245,24 +248,26 @@ def evaluation(made, plan_sha256, *, seed=2):
 
 
 def layer_table(count=20):
-    return {
-        "schema": "jmpq/layers",
-        "version": 1,
-        "network": {"name": "resnet20", "classes": 10},
-        "weights_sha256": "w" * 64,
-        "layers": [
-            {"name": name, "kind": "conv", "parameters": int(n), "macs": int(n) * 256}
-            for name, n in zip(layer_names(count), parameters(count), strict=True)
-        ],
-        "other_parameters": 1386,
-    }
+    layers = tuple(
+        Layer(name=name, kind="conv", kernel=f"{name}/kernel", kernel_shape=(int(n),),
+              output_axes=(0,), input_axes=(), parameters=int(n), macs=int(n) * 256,
+              input_shape=(8, 8, 1), output_shape=(8, 8, int(n)))
+        for name, n in zip(layer_names(count), parameters(count), strict=True)
+    )  # fmt: skip
+    return LayerTable(
+        network=NetworkSpec(model="resnet20", weights=None, data="cifar10", data_dir=None),
+        weights_sha256=WEIGHTS_SHA256,
+        layers=layers,
+        other_parameters=1386,
+        ties={},
+    )
 
 
 def write_run(folder: Path, found, *, count=20, made=None):
     """Write the four artifacts as the steps would."""
     made = plan(found) if made is None else made
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "layers.json").write_text(json.dumps(layer_table(count)))
+    layer_table(count).write(folder / "layers.json")
     save_sensitivities(folder / "sensitivity.npz", found)
     made["sensitivity_sha256"] = file_sha256(folder / "sensitivity.npz")
     (folder / "plan.json").write_text(json.dumps(made, indent=1))

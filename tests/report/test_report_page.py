@@ -10,7 +10,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from jmpq.report.artifacts import read_artifacts
+from jmpq.files import file_sha256
+from jmpq.report.contents import read_contents
 from jmpq.report.measured import compare, gap_rows, gap_to, rank_correlation
 from jmpq.report.report import write_report
 from jmpq.report.summary import summary
@@ -133,19 +134,22 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
     measured = json.loads((copy / "evaluation.json").read_text())["measured"]
     kl = {name: found["calibration"]["kl"] for name, found in measured.items()}
 
-    def add(value):
-        value["predictions"] = {name: {"superposed_kl": x / 2} for name, x in kl.items()}
+    def add(plan):
+        for allocation in plan["allocations"]:
+            allocation["predictions"]["superposed_kl"] = kl[allocation["name"]] / 2
 
     def headings():
-        table = next(t for t in all_tables(read_artifacts(copy)) if t.name == "allocations")
+        table = next(t for t in all_tables(read_contents(copy)) if t.name == "allocations")
         return [column.heading for column in table.columns]
 
     assert "KL by superposed logits" not in headings()
-    edit(copy / "evaluation.json", add)
+    edit(copy / "plan.json", add)
+    sha = file_sha256(copy / "plan.json")
+    edit(copy / "evaluation.json", lambda value: value.update(plan_sha256=sha))
     at = headings().index("KL by superposed logits")
     assert headings()[at + 1] == "KL, calibration"
-    artifacts = read_artifacts(copy)
-    rows = correlation_rows(artifacts.plan, artifacts.evaluation)
+    contents = read_contents(copy)
+    rows = correlation_rows(contents.plan, contents.evaluation)
     ((row),) = [
         row
         for row in rows
@@ -155,23 +159,23 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
     ]
     np.testing.assert_allclose(row["spearman"], 1)
     np.testing.assert_allclose(row["median_measured_over_predicted"], 2)
-    for row in allocation_rows(artifacts.plan, artifacts.evaluation):
+    for row in allocation_rows(contents.plan, contents.evaluation):
         np.testing.assert_allclose(row["superposed_kl"], kl[row["name"]] / 2)
 
 
 def test_summary_names_what_was_not_measured(copy):
     edit(copy / "evaluation.json", lambda value: value["measured"].pop("exact/gauss_newton"))
-    found = dict(summary(read_artifacts(copy)))
+    found = dict(summary(read_contents(copy)))
     assert "not evaluated" in found["Not measured"]
     assert "exact/gauss_newton" in found["Not measured"]
     assert "exact/gauss_newton" not in found["By measurement"]
 
 
 def test_summary_names_the_winners(run):
-    artifacts = read_artifacts(run)
-    found = dict(summary(artifacts))
+    contents = read_contents(run)
+    found = dict(summary(contents))
     assert "ranks exact/gauss_newton first" in found["By prediction"]
-    rows = allocation_rows(artifacts.plan, artifacts.evaluation)
+    rows = allocation_rows(contents.plan, contents.evaluation)
     fitting = [r for r in rows if r["within_budgets"]
                and r["kind"] not in ("single", "random", "sweep")]  # fmt: skip
     best = min(fitting, key=lambda row: row["increase_evaluation"])
@@ -198,32 +202,44 @@ def test_missing_artifact_names_the_step_to_run(copy, name, step):
 
 def test_mismatching_artifacts_are_refused(copy):
     plan = (copy / "plan.json").read_text()
+    again = "and the steps after it"
     edit(copy / "evaluation.json", lambda value: value.update(plan_sha256="other"))
-    with pytest.raises(ValueError, match=r"belongs to another plan .*run `jmpq evaluate"):
+    with pytest.raises(ValueError, match=rf"made from another .*run `jmpq evaluate .*{again}"):
         write_report(copy)
     edit(copy / "plan.json", lambda value: value.update(sensitivity_sha256="other"))
-    with pytest.raises(ValueError, match=r"made from another .*run `jmpq solve"):
+    with pytest.raises(ValueError, match=rf"made from another .*run `jmpq solve .*{again}"):
         write_report(copy)
     edit(copy / "plan.json", lambda value: value.update(weights_sha256="other"))
-    with pytest.raises(ValueError, match=r"other weights .*run `jmpq sensitivity"):
+    with pytest.raises(ValueError, match=r"layers.json \(weights differ\): run `jmpq solve"):
         write_report(copy)
+    edit(copy / "layers.json", lambda value: value.update(weights_sha256="other"))
+    with pytest.raises(ValueError, match=r"npz was made from .*run `jmpq sensitivity .*"):
+        write_report(copy)
+    edit(copy / "layers.json", lambda v: v.update(weights_sha256=synthetic_run.WEIGHTS_SHA256))
     (copy / "plan.json").write_text(plan[:100])
-    with pytest.raises(ValueError, match=r"not readable JSON .*run `jmpq solve"):
+    with pytest.raises(ValueError, match=r"not readable JSON: .*run `jmpq solve"):
         write_report(copy)
     (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 1}')
-    with pytest.raises(ValueError, match=r"schema and version .*expected"):
+    with pytest.raises(ValueError, match=r"'jmpq/plan' version 1; .*version 2: run `jmpq solv"):
         write_report(copy)
     (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 2}')
-    with pytest.raises(ValueError, match="lacks layers, choices"):
+    with pytest.raises(ValueError, match=r"lacks jmpq, .*layers, choices.*run `jmpq solve"):
         write_report(copy)
 
 
 def test_plan_and_sensitivity_must_know_the_same_layers(copy):
-    edit(copy / "plan.json", lambda value: value["layers"].append("ghost"))
+    def rename(plan):
+        plan["layers"][3] = "ghost"
+        for row in plan["allocations"]:
+            row["allocation"] = dict(
+                zip(plan["layers"], row["allocation"].values(), strict=True)
+            )
+
+    edit(copy / "plan.json", rename)
     with pytest.raises(ValueError, match=r"layers\.json lacks \(ghost\)"):
         write_report(copy)
-    edit(copy / "layers.json", lambda value: value["layers"].append({"name": "ghost"}))
-    with pytest.raises(ValueError, match=r"lacks layers of the plan \(ghost\)"):
+    edit(copy / "layers.json", lambda value: value["layers"][3].update(name="ghost"))
+    with pytest.raises(ValueError, match=r"sensitivity\.npz lacks \(ghost\)"):
         write_report(copy)
 
 
@@ -290,7 +306,9 @@ def test_rank_correlation_of_constants_and_of_two_points_is_unknown():
 def test_cells_show_units_errors_and_what_is_unknown():
     row = {"size_bytes": 1_234_567.0, "top1": 0.91234, "sem": 0.004, "loss": -0.00123,
            "none": None, "nan": math.nan, "flag": True}  # fmt: skip
-    assert cell(row, Column(key="size_bytes", heading="", format="MB")) == "1.235"
+    assert cell(row, Column(key="size_bytes", heading="", format="cost", divisor=1e6)) == (
+        "1.235"
+    )
     assert cell(row, Column(key="top1", heading="", format="percent", sem="sem")) == (
         "91.23 ± 0.40"
     )

@@ -7,7 +7,7 @@ from jax.flatten_util import ravel_pytree
 
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
@@ -23,10 +23,10 @@ class Dense:
         self.network = helpers.residual_cnn(3)
         self.inputs, self.labels = helpers.images(5, 3)
         self.quantizers = Quantizers(
-            weights=calibrate_weights(self.network, QuantizerSpec(clipping="minmax"), W_BITS),
+            weights=calibrate_weights(self.network, KernelSpec(clipping="minmax"), W_BITS),
             activations=calibrate_activations(
                 self.network,
-                QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax"),
+                InputSpec(clipping="minmax"),
                 A_BITS,
                 [self.inputs],
                 key=jax.random.key(0),

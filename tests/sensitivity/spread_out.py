@@ -24,7 +24,7 @@ from jmpq.devices import device_mesh, is_main_process, join_processes
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.batch_memory import Placement, programs_of
 from jmpq.sensitivity.logits.superposed import Superposed
@@ -55,6 +55,7 @@ METRICS = {
     "output_fisher": OutputFisher(),
     "squared_error": SquaredError(),
     "hawq_trace": HawqTrace(num_probes=2),
+    "hawq_trace_piecewise": HawqTrace(traces="exact"),
     "hawq_eigenvalue": HawqEigenvalue(search=PRODUCTS),
     "qbert": QBert(search=PRODUCTS),
     "measured_loss": MeasuredSingle(),
@@ -85,9 +86,9 @@ def small(sizes, activation="softplus") -> tuple[MoveNetwork, list]:
         (draw.normal(size=(n, 5, 5, 2)).astype(np.float32), draw.integers(0, 3, n, np.int32))
         for n in sizes
     ]
-    activations = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+    activations = InputSpec(clipping="minmax")
     quantizers = Quantizers(
-        weights=calibrate_weights(network, QuantizerSpec(clipping="minmax"), (2, 4)),
+        weights=calibrate_weights(network, KernelSpec(clipping="minmax"), (2, 4)),
         activations=calibrate_activations(
             network, activations, (4, 8), [x for x, _ in batches], key=jax.random.key(0)
         ),
@@ -101,6 +102,7 @@ def operations(metric, moves, mesh, batch) -> float:
     devices, examples = mesh.size if mesh else 1, len(batch[1])
     at_once = devices * getattr(metric, "micro_batch", examples)
     passes = -(-examples // at_once)
+
     return passes * sum(program.compiled().cost_analysis()["flops"] for program in programs)
 
 

@@ -15,7 +15,7 @@ from jmpq.quantizers.fake_quant import (
     quantize_params,
     quantized_logits,
 )
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert, Search, block_product
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
@@ -52,10 +52,10 @@ class Similar:
         ]
         leaves = [x + 0.5 * n for x, n in zip(leaves, noise, strict=True)]
         self.network = Network.from_linen(module, jax.tree.unflatten(tree, leaves), self.tokens)
-        spec = QuantizerSpec(
+        spec = KernelSpec(
             grid="affine", granularity="group", group_count=2, along="output", clipping="minmax"
         )
-        activations = QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax")
+        activations = InputSpec(clipping="minmax")
         self.quantizers = Quantizers(
             weights=calibrate_weights(self.network, spec, BITS),
             activations=calibrate_activations(
@@ -168,6 +168,6 @@ def test_a_block_that_matches_nothing_is_an_error(similar):
 
 
 def test_a_group_count_that_does_not_divide_names_the_tensor(similar):
-    spec = QuantizerSpec(granularity="group", group_count=3, along="output")
+    spec = KernelSpec(granularity="group", group_count=3, along="output")
     with pytest.raises(ValueError, match="'embeddings/word_embeddings': 3 groups do not"):
         calibrate_weights(similar.network, spec, (4,))

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests import helpers
 from tests.sensitivity.spread_out import METRICS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -120,7 +121,8 @@ def test_every_metric_on_eight_devices(every):
 
 @pytest.mark.slow
 def test_every_metric_shares_the_work(every):
-    assert_shared(every, METRICS)
+    alone = "hawq_trace_piecewise"  # exact traces: every device takes every example
+    assert_shared(every, [name for name in METRICS if name != alone])
 
 
 @pytest.mark.slow
@@ -139,9 +141,7 @@ def test_two_processes_killed_in_the_middle_go_on_to_the_same_result(tmp_path, m
     assert children[0].returncode == -signal.SIGKILL  # the other may notice that and give up
     assert not (tmp_path / "terms0.npz").exists()
     partial = tmp_path / f"terms0.npz.{metric}.spread.partial"
-    seconds = np.zeros(0)
-    if partial.exists():  # killed between batches, not in a search before them
-        seconds = np.load(partial)["seconds"]
+    seconds = helpers.batch_seconds(partial)  # none where killed in a search before them
     finish(*start_two(tmp_path, [metric], "16,11,2"))
     found, expected = (dict(np.load(path / "terms0.npz")) for path in (tmp_path, whole))
     for field in ("first", "second", "losses"):

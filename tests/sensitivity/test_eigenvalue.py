@@ -11,7 +11,7 @@ import pytest
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.hawq_eigenvalue import (
     HawqEigenvalue,
@@ -21,6 +21,7 @@ from jmpq.sensitivity.metrics.hawq_eigenvalue import (
 )
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
+from tests import helpers
 from tests.sensitivity.dense import A_BITS, W_BITS
 
 EXACT = Search(tolerance=1e-13, max_products=3000)
@@ -158,7 +159,7 @@ def interrupt_at(at):
 
 
 def spoil(path):
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(path.read_bytes()[:150])
 
 
 @pytest.mark.parametrize("change", [None, spoil])
@@ -169,10 +170,10 @@ def test_interrupted_search_keeps_the_layers_it_finished(
     whole = analyse(dense.moves, HawqEigenvalue(), *args)
     with pytest.raises(KeyboardInterrupt):
         analyse(dense.moves, HawqEigenvalue(), *args, partial=partial, progress=interrupt_at(2))
-    (notes,) = tmp_path.iterdir()
-    assert notes.name == ".eigenvalue.notes.partial"
+    (prepared,) = tmp_path.iterdir()
+    assert prepared.name == ".eigenvalue.partial.prepared"
     if change is not None:
-        change(notes)
+        change(prepared)
     searched, search = [], Search.kernels
 
     def counted(self, product, kernels, key):
@@ -185,7 +186,7 @@ def test_interrupted_search_keeps_the_layers_it_finished(
     assert searched == (shapes[2:] if change is None else shapes)
     np.testing.assert_array_equal(again.second, whole.second)
     assert again.provenance["prepared"] == whole.provenance["prepared"]
-    other = HawqEigenvalue(search=Search(tolerance=1e-3))  # its notes are others
+    other = HawqEigenvalue(search=Search(tolerance=1e-3))  # its journal is another
     searched.clear()
     analyse(dense.moves, other, *args, partial=partial)
     assert searched == shapes
@@ -207,7 +208,7 @@ def test_hawq_interrupted_at_any_step_goes_on_to_the_same_result(dense, blocks, 
 
         with pytest.raises(KeyboardInterrupt):
             analyse(dense.moves, metric, *args, partial=partial, progress=interrupt)
-        seconds = np.load(partial)["seconds"].tolist() if partial.exists() else []
+        seconds = helpers.batch_seconds(partial)
         assert len(seconds) == max(at - 5, 0)
         again = analyse(dense.moves, metric, *args, partial=partial)
         for field in ("first", "second", "batch_second", "losses"):
@@ -232,7 +233,7 @@ def test_block_of_a_kernel_that_is_used_twice_has_both_uses_and_their_cross_term
     def mean_loss(params):
         return jax.vmap(cross_entropy)(apply(params, tokens), labels).mean()
 
-    weights = calibrate_weights(network, QuantizerSpec(), (4,))
+    weights = calibrate_weights(network, KernelSpec(), (4,))
     moves = MoveNetwork(
         network=network, quantizers=Quantizers(weights=weights, activations=None)
     )
@@ -264,10 +265,10 @@ def test_inputs_that_merge_the_batch_have_no_eigenvalues_of_their_own():
     x = jax.random.normal(jax.random.key(0), (3, 2, 2))
     network = Network.from_function(apply, params, x)
     activations = calibrate_activations(
-        network, QuantizerSpec(grid="affine", granularity="tensor"), (4,), [x],
+        network, InputSpec(), (4,), [x],
         key=jax.random.key(0),
     )  # fmt: skip
-    weights = calibrate_weights(network, QuantizerSpec(), (4,))
+    weights = calibrate_weights(network, KernelSpec(), (4,))
     moves = MoveNetwork(
         network=network, quantizers=Quantizers(weights=weights, activations=activations)
     )

@@ -10,7 +10,7 @@ import pytest
 
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.measured_moves import (
     SETS_PER_CALL,
@@ -134,7 +134,7 @@ def test_any_loss_and_any_set(by_hand):
 
 
 def test_weights_only_have_no_pairs_inside_a_layer(by_hand):
-    weights = calibrate_weights(by_hand.network, QuantizerSpec(clipping="minmax"), W_BITS)
+    weights = calibrate_weights(by_hand.network, KernelSpec(clipping="minmax"), W_BITS)
     quantizers = Quantizers(weights=weights, activations=None)
     moves = MoveNetwork(network=by_hand.network, quantizers=quantizers)
     args = (by_hand.inputs, by_hand.labels, jax.random.key(0))

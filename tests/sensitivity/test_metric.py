@@ -1,6 +1,7 @@
 """The loop over batches: interruptions, weights of batches, errors; by a stand-in metric."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import pytest
 
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
-from jmpq.sensitivity.analyse import Terms, analyse
+from jmpq.quantizers.spec import InputSpec, KernelSpec
+from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.metric import About, Terms
+from jmpq.sensitivity.metrics.by_name import TITLES, MetricName, make_metric
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
 from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
 from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton
@@ -27,9 +30,11 @@ class Means:
     power: int = 2
     whole: bool = False  # a matrix, not only its diagonal
     poison: int | None = None  # move whose term is NaN
-    name: str = "means"
-    unit: str = "nats per example"
     use_first: bool = True
+
+    @property
+    def about(self):
+        return About(name="means", use_first=self.use_first, additive=False)
 
     def __call__(self, moves, inputs, targets, key):
         x = inputs[:, 0, 0, 0]
@@ -48,10 +53,10 @@ def moves():
     return MoveNetwork(
         network=network,
         quantizers=Quantizers(
-            weights=calibrate_weights(network, QuantizerSpec(clipping="minmax"), (2, 4)),
+            weights=calibrate_weights(network, KernelSpec(clipping="minmax"), (2, 4)),
             activations=calibrate_activations(
                 network,
-                QuantizerSpec(grid="affine", granularity="tensor", clipping="minmax"),
+                InputSpec(clipping="minmax"),
                 (8,),
                 [inputs],
                 key=jax.random.key(0),
@@ -87,15 +92,15 @@ def arrays(found):
 LOOPS = [GaussNewton(), ExactHessian(), QBert(), MeasuredPairs(), Means()]
 
 
-@pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.about.name)
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_interrupted_analysis_goes_on_to_the_same_result(moves, data, tmp_path, metric, at):
-    partial = tmp_path / "partial.npz"
+    partial = tmp_path / "partial"
     whole = analyse(moves, metric, data, CHOICES)
     with pytest.raises(KeyboardInterrupt):
         analyse(moves, metric, data, CHOICES, partial=partial, progress=Bar(at))
-    with np.load(partial) as stored:
-        seconds = stored["seconds"].tolist()
+    seconds = helpers.batch_seconds(partial)
+    assert len(seconds) == at
     rest = Bar()
     found = analyse(moves, metric, data, CHOICES, partial=partial, progress=rest)
     assert rest.done == list(range(at, 5))
@@ -105,7 +110,7 @@ def test_interrupted_analysis_goes_on_to_the_same_result(moves, data, tmp_path, 
         np.testing.assert_array_equal(value, arrays(whole)[name])
     np.testing.assert_array_equal(found.losses, whole.losses)
     np.testing.assert_array_equal(found.sem, whole.sem)
-    assert [path.name for path in tmp_path.iterdir()] == ["partial.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["partial"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_interrupted_analysis_goes_on_to_the_same_result(moves, data, tmp_path, 
 )
 def test_partial_file_of_another_analysis_is_not_used(moves, data, tmp_path, change):
     options = {"metric": Means(), "choices": CHOICES} | change
-    partial = tmp_path / "partial.npz"
+    partial = tmp_path / "partial"
     analyse(moves, Means(), data, CHOICES, partial=partial)
     if sizes := options.pop("sizes", None):
         inputs, labels = (jnp.concatenate(x) for x in zip(*data, strict=True))
@@ -144,14 +149,16 @@ def cut(data):
     return data[: len(data) // 2]
 
 
-@pytest.mark.parametrize("spoil", [cut, lambda data: b"", lambda data: b"no archive"])
-def test_spoilt_partial_file_starts_anew(moves, data, tmp_path, spoil):
-    partial = tmp_path / "partial.npz"
+@pytest.mark.parametrize(
+    ("spoil", "kept"), [(cut, 1), (lambda data: b"", 0), (lambda data: b"no journal", 0)]
+)
+def test_of_a_spoilt_partial_file_whole_batches_are_kept(moves, data, tmp_path, spoil, kept):
+    partial = tmp_path / "partial"
     whole = analyse(moves, Means(), data, CHOICES, partial=partial)
     partial.write_bytes(spoil(partial.read_bytes()))
     again = Bar()
     found = analyse(moves, Means(), data, CHOICES, partial=partial, progress=again)
-    assert again.done == [0, 1, 2, 3, 4]
+    assert again.done == list(range(kept, 5))
     np.testing.assert_array_equal(found.losses, whole.losses)
 
 
@@ -191,7 +198,7 @@ def test_standard_error_is_that_of_a_weighted_mean_of_batches(moves, data):
 
 
 def test_nan_is_refused_by_layer_and_leaves_no_file(moves, data, tmp_path):
-    partial = tmp_path / "partial.npz"
+    partial = tmp_path / "partial"
     metric = Means(poison=4)  # conv1's second weight move
     with pytest.raises(ValueError, match=r"'means' is NaN or infinite at layer 'conv1' \(w4\)"):
         analyse(moves, metric, data, CHOICES, partial=partial)
@@ -207,9 +214,17 @@ def test_nan_everywhere_points_to_the_network(moves, data):
 def test_nothing_to_analyse_is_refused(moves, data):
     with pytest.raises(ValueError, match="Nothing to analyse: 0 batches, 12 moves"):
         analyse(moves, Means(), [], CHOICES)
-    weights = calibrate_weights(moves.network, QuantizerSpec(), ())
+    weights = calibrate_weights(moves.network, KernelSpec(), ())
     none = MoveNetwork(
         network=moves.network, quantizers=Quantizers(weights=weights, activations=None)
     )
     with pytest.raises(ValueError, match=r"4 batches, 0 moves. Give calibration examples"):
         analyse(none, Means(), data, choice_grid((32,)))
+
+
+def test_every_metric_goes_by_its_name():
+    assert set(TITLES) == set(typing.get_args(MetricName))
+    names = [name for name in typing.get_args(MetricName) if name != "composed"]
+    assert [make_metric(name).about.name for name in names] == names
+    with pytest.raises(ValueError, match="'composed' is made of logit changes"):
+        make_metric("composed")

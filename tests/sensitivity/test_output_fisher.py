@@ -6,7 +6,7 @@ import numpy as np
 
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.metrics.output_fisher import OutputFisher, output_gradients
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
@@ -83,7 +83,8 @@ def test_a_layer_used_twice_adds_up_its_uses():
 
     w, x = (jax.random.normal(jax.random.key(i), (3, 3)) for i in range(2))
     labels = jnp.array([0, 2, 1])
-    spec = QuantizerSpec(clipping="minmax")
+    kernels = KernelSpec(clipping="minmax")
+    inputs = InputSpec(grid="symmetric", granularity="channel", clipping="minmax")
     found = []
     for function, params, tied in (
         (apply, {"w": w}, ("w",)),
@@ -91,8 +92,10 @@ def test_a_layer_used_twice_adds_up_its_uses():
     ):
         network = Network.from_function(function, params, x, tied=tied)
         quantizers = Quantizers(
-            weights=calibrate_weights(network, spec, (2, 3)),
-            activations=calibrate_activations(network, spec, (2,), [x], key=jax.random.key(0)),
+            weights=calibrate_weights(network, kernels, (2, 3)),
+            activations=calibrate_activations(
+                network, inputs, (2,), [x], key=jax.random.key(0)
+            ),
         )
         moves = MoveNetwork(network=network, quantizers=quantizers)
         found.append(OutputFisher()(moves, x, labels, jax.random.key(0)).second)
@@ -103,7 +106,7 @@ def test_weights_only_and_activations_only(dense):
     whole = OutputFisher()(dense.moves, dense.inputs, dense.labels, jax.random.key(0)).second
     weights, none = (
         dense.quantizers.weights,
-        calibrate_weights(dense.network, QuantizerSpec(), ()),
+        calibrate_weights(dense.network, KernelSpec(), ()),
     )
     activations = dense.quantizers.activations
     for quantizers, kept in (

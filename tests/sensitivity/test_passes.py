@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import math
 import types
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from jmpq.formats import choice_grid
-from jmpq.sensitivity.analyse import Terms, analyse, estimate_batch
-from jmpq.sensitivity.batch_memory import Placement, Program, cuts, estimate
+from jmpq.sensitivity.analyse import analyse, estimate_batch
+from jmpq.sensitivity.batch_memory import Placement, cuts, estimate
+from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
 from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
@@ -89,7 +91,7 @@ def compare(moves, metric, count):
 
 def keys(metric, count):
     key = jax.random.key(0)
-    return jax.random.split(key, count) if hasattr(metric, "additive") else key
+    return jax.random.split(key, count) if metric.about.additive else key
 
 
 @pytest.mark.parametrize("count", [1, 5, 27, 64])
@@ -136,9 +138,7 @@ class Planned:
 
     needs: object
     compiled: list
-    name: str = "planned"
-    unit: str = "nats per example"
-    use_first: bool = True
+    about: typing.ClassVar = About(name="planned", additive=False)
 
     def programs(self, moves, inputs, targets, key):
         self.compiled.append(inputs.shape[0])
@@ -187,9 +187,7 @@ def test_as_many_examples_as_their_own_compilation_allows(
 class OnTheHost:
     """A metric that looks at numbers and does not tell what it compiles."""
 
-    name: str = "on_the_host"
-    unit: str = "nats per example"
-    use_first: bool = True
+    about: typing.ClassVar = About(name="on_the_host", use_first=True, additive=False)
 
     def __call__(self, moves, inputs, targets, key):
         mean = float(np.asarray(inputs).mean())

@@ -9,7 +9,7 @@ from jmpq.network.network import Network
 from jmpq.network.piecewise import piecewise_linear
 from jmpq.network.tap import Tap
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.metrics.taylor import ExactHessian
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
@@ -19,12 +19,13 @@ KEY = jax.random.key(0)
 
 
 def move_network(network, inputs):
-    spec = QuantizerSpec(granularity="tensor", clipping="minmax")
+    kernels = KernelSpec(granularity="tensor", clipping="minmax")
+    inputs_spec = InputSpec(grid="symmetric", clipping="minmax")
     return MoveNetwork(
         network=network,
         quantizers=Quantizers(
-            weights=calibrate_weights(network, spec, [2, 4]),
-            activations=calibrate_activations(network, spec, [3], [inputs], key=KEY),
+            weights=calibrate_weights(network, kernels, [2, 4]),
+            activations=calibrate_activations(network, inputs_spec, [3], [inputs], key=KEY),
         ),
     )
 

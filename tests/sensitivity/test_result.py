@@ -163,6 +163,7 @@ def test_a_diagonal_has_no_interactions():
 def test_projection_is_the_nearest_positive_semidefinite_matrix():
     table = sensitivity(4)
     projected = table.positive_semidefinite()
+    assert (projected.metric, projected.projected) == (table.metric, True)
     s, p = table.second, projected.second
     assert np.linalg.eigvalsh(s)[0] < -1  # there is something to project
     # P ⪰ 0, P − S ⪰ 0 and ⟨P, P − S⟩ = 0 hold for the nearest matrix and for no other

@@ -11,7 +11,7 @@ import pytest
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice, choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.logits.superposed import Superposed, changes_bytes
 from jmpq.sensitivity.metrics.measured_moves import measured_increases
@@ -170,7 +170,7 @@ def test_what_was_not_calibrated_is_refused(dense, superposed):
     with pytest.raises(ValueError, match="Nothing to measure: 0 batches, 16 moves"):
         Superposed.measure(dense.moves, [], CHOICES)
     none = Quantizers(
-        weights=calibrate_weights(dense.network, QuantizerSpec(), ()), activations=None
+        weights=calibrate_weights(dense.network, KernelSpec(), ()), activations=None
     )
     moves = MoveNetwork(network=dense.network, quantizers=none)
     with pytest.raises(ValueError, match="Nothing to measure: 1 batches, 0 moves"):

@@ -6,7 +6,7 @@ import numpy as np
 
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
-from jmpq.quantizers.spec import QuantizerSpec
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
 from jmpq.sensitivity.metrics.squared_error import SquaredError
@@ -85,9 +85,9 @@ def test_exact_hessian_of_the_kl_divergence_is_gauss_newton_and_its_gradient_is_
 
 def test_move_side_and_class_side_jacobians_agree(dense):
     few = Quantizers(
-        weights=calibrate_weights(dense.network, QuantizerSpec(), []),
+        weights=calibrate_weights(dense.network, KernelSpec(), []),
         activations=calibrate_activations(
-            dense.network, QuantizerSpec(), [], [dense.inputs], key=jax.random.key(0)
+            dense.network, InputSpec(), [], [dense.inputs], key=jax.random.key(0)
         ),
     )
     assert MoveNetwork(network=dense.network, quantizers=few).moves == ()

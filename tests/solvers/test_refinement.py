@@ -116,9 +116,9 @@ def test_patience_counts_failures_in_a_row():
     assert noisy.path == (noisy.start,)
 
 
-def test_an_interrupted_refinement_goes_on_from_its_record(tmp_path):
+def test_an_interrupted_refinement_goes_on_from_its_journal(tmp_path):
     truth = quadratic_problem(1, "indefinite", layers=8)
-    model, path = truth.separable(), tmp_path / "folder" / "record.jsonl"
+    model, path = truth.separable(), tmp_path / "folder" / "journal"
     start = Exact()(model).allocation
     whole = refine(model, start, Measured(truth), max_evaluations=60, patience=1000)
 
@@ -129,36 +129,33 @@ def test_an_interrupted_refinement_goes_on_from_its_record(tmp_path):
             return super().__call__(allocations)
 
     with pytest.raises(KeyboardInterrupt):
-        refine(model, start, Interrupted(truth), max_evaluations=60, record=path)
+        refine(model, start, Interrupted(truth), max_evaluations=60, journal=path)
     with path.open("a") as file:
-        file.write('{"columns": [0, 1')  # cut off in the middle of a line
+        file.write('{"key": "[0, 1')  # cut off in the middle of a line
     measured = Measured(truth)
-    rest = refine(model, start, measured, max_evaluations=60, patience=1000, record=path)
+    rest = refine(model, start, measured, max_evaluations=60, patience=1000, journal=path)
     assert rest.path == whole.path
     assert rest.allocation == whole.allocation
     assert rest.evaluations == whole.evaluations
     assert 0 < rest.fresh == len(measured.seen) < whole.evaluations
-    again = refine(model, start, measured, max_evaluations=60, patience=1000, record=path)
+    again = refine(model, start, measured, max_evaluations=60, patience=1000, journal=path)
     assert again.fresh == 0
     assert again.path == whole.path
     assert len(path.read_text().splitlines()) == 1 + whole.evaluations
-    assert (
-        json.loads(path.read_text().splitlines()[1])["columns"] == model.columns(start).tolist()
-    )
+    (_, first, *_) = path.read_text().splitlines()
+    assert json.loads(json.loads(first)["key"]) == model.columns(start).tolist()
 
 
-def test_a_record_of_something_else_is_refused(tmp_path):
+def test_a_journal_of_something_else_is_refused(tmp_path):
     problem = random_problem(1)
     start = Greedy()(problem).allocation
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "journal"
     path.write_text("{}\n")
-    with pytest.raises(
-        ValueError, match="is no record of this refinement: its header has another version"
-    ):
-        refine(problem, start, Measured(problem), record=path)
+    with pytest.raises(ValueError, match="belongs to other work"):
+        refine(problem, start, Measured(problem), journal=path)
     path.write_text("nonsense\n")
-    with pytest.raises(ValueError, match="is no record of this refinement"):
-        refine(problem, start, Measured(problem), record=path)
+    with pytest.raises(ValueError, match="belongs to other work: choose another file"):
+        refine(problem, start, Measured(problem), journal=path)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -34,8 +34,7 @@ from jmpq.allocation import Allocation, column_table
 from jmpq.formats import Choice
 from jmpq.sensitivity.logits.superposed import MEMORY_BYTES, Superposed, in_chunks, increases
 from jmpq.sensitivity.metrics.measured_moves import Kind
-from jmpq.sensitivity.metrics.taylor import NATS
-from jmpq.sensitivity.table import Sensitivity, choice_members
+from jmpq.sensitivity.table import NATS, Sensitivity, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
 MOST_CLASSES = 64  # for which whole maps are fitted where nothing else is asked

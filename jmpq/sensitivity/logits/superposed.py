@@ -15,17 +15,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jmpq.allocation import Allocation, column_table
-from jmpq.devices import to_host
-from jmpq.files import atomic_file, json_sha256
+from jmpq.artifact import ArtifactKind
+from jmpq.devices import shared_journal, to_host
+from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.sensitivity.batch_memory import Placement
 from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.notes import Notes
 from jmpq.sensitivity.table import Move, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
-SCHEMA, VERSION = "jmpq/superposed", 1
+KIND = ArtifactKind("superposed", 1, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
 WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
 
@@ -91,9 +91,8 @@ class Superposed:
             choices: Candidates of every layer.
             mesh: Devices over which the examples of a batch are spread (`device_mesh`).
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
-            partial: Folder for finished batches, one file each: where it holds some of the
-                same measurement they are not made again. Of several processes 0 writes it.
-                The caller removes it when the result is safe.
+            partial: File of a journal of finished batches: those of the same measurement
+                are not made again. The caller removes it when the result is safe.
             provenance: What identifies network, data and quantizers.
             progress: Called with (finished batches, all batches).
 
@@ -125,19 +124,19 @@ class Superposed:
             "moves": [list(move) for move in moves.moves],
             **(provenance or {}),
         }
+        journal = shared_journal(partial, identity)
         place, done = Placement(moves, mesh), 0
         progress(0, len(batches))
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
             here = slice(done, done + len(t))
-            path = partial and partial / f"{n}.npz"
-            notes = Notes(path, json_sha256(identity))
-            if (kept := notes.get("batch")) is None:
+            if (entry := journal.get(str(n))) is None:
                 placed, spread, _ = place(inputs, t)
-                found, changes = _changes(placed, spread)
-                kept = {"logits": to_host(found), "changes": to_host(changes)}
-                _check_finite(moves.moves, np.moveaxis(kept["changes"], 1, 0))
-                notes.keep("batch", kept)
-            z[here], u[:, here] = kept["logits"], np.moveaxis(kept["changes"], 1, 0)
+                logits, changes = map(to_host, _changes(placed, spread))
+                _check_finite(moves.moves, np.moveaxis(changes, 1, 0))
+                journal.keep(str(n), arrays={"logits": logits, "changes": changes})
+            else:
+                logits, changes = entry.arrays["logits"], entry.arrays["changes"]
+            z[here], u[:, here] = logits, np.moveaxis(changes, 1, 0)
             done += len(t)
             progress(n + 1, len(batches))
         return cls(
@@ -243,9 +242,7 @@ class Superposed:
 
     def save(self, path: pathlib.Path) -> None:
         """Write one npz file, whole or not at all."""
-        header = {
-            "schema": SCHEMA,
-            "version": VERSION,
+        header = KIND.header | {
             "layers": self.layers,
             "choices": [choice.label for choice in self.choices],
             "moves": self.moves,
@@ -269,22 +266,14 @@ class Superposed:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is not one of superposed logits of this version.
         """
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"{path} not found: measure the logit changes first.")
+        KIND.existing(path := pathlib.Path(path))
         try:
             with np.load(path, allow_pickle=False) as stored:
                 header = json.loads(str(stored["header"]))
                 arrays = {k: stored[k] for k in ("logits", "changes_by_move", "targets")}
-            got = header["schema"], header["version"]
         except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
-            raise ValueError(
-                f"{path} is no file of superposed logits; measure the logit changes again."
-            ) from error
-        if got != (SCHEMA, VERSION):
-            raise ValueError(
-                f"{path} holds {got[0]} version {got[1]}; this jmpq reads {SCHEMA} version "
-                f"{VERSION}. Measure the logit changes again."
-            )
+            raise KIND.unusable(path, "not a file of superposed logits") from error
+        KIND.check(path, header)
         return cls(
             layers=tuple(header["layers"]),
             choices=tuple(Choice.parse(label) for label in header["choices"]),

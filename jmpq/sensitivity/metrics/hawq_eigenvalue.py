@@ -14,16 +14,15 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.curvature.eigen import EigenPairs, top_eigenpairs
 from jmpq.curvature.power import power_iteration
 from jmpq.devices import to_host
+from jmpq.journal import Journal
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
-from jmpq.sensitivity.analyse import Prepared, Terms, batch_sizes
-from jmpq.sensitivity.batch_memory import Program
+from jmpq.sensitivity.analyse import batch_sizes
+from jmpq.sensitivity.metric import About, Prepared, Program, Terms
 from jmpq.sensitivity.metrics.hawq_trace import shifted_losses, zero_shifts
 from jmpq.sensitivity.metrics.output_fisher import output_gradients
 from jmpq.sensitivity.metrics.squared_error import squared_norms
-from jmpq.sensitivity.metrics.taylor import NATS
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.notes import Notes
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
 Method = Literal["power", "lanczos"]
@@ -98,9 +97,10 @@ class HawqEigenvalue:
 
     search: Search = Search()
     loss: ExampleLoss = cross_entropy
-    name: str = "hawq_eigenvalue"
-    unit: str = NATS
-    use_first: bool = False
+
+    @property
+    def about(self) -> About:
+        return About(name="hawq_eigenvalue", additive=False)
 
     def prepare(
         self,
@@ -109,33 +109,34 @@ class HawqEigenvalue:
         key: Array,
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
-        notes: Notes | None = None,
+        journal: Journal | None = None,
     ) -> Prepared:
         """Find the leading eigenvector of every kernel over all batches.
 
-        A layer that is in `notes` is not searched again.
+        A layer that is in the journal is not searched again.
         """
         network, vectors, record = moves.network, {}, {}
-        notes = notes or Notes()
+        journal = journal or Journal(None, None)
         layers = _layers_of(moves, "w")
         progress(0, len(layers))
         for done, i in enumerate(layers):
             name = network.layers[i].name
-            if (pair := notes.get(name)) is None:
+            if (entry := journal.get(name)) is None:
                 product = block_product(network, self.loss, batches, [i])
                 found = self.search.kernels(
                     product, [network.kernels()[i]], jax.random.fold_in(key, i)
                 )
-                pair = {
-                    "vector": to_host(found.vectors[0][0]),
-                    "eigenvalue": found.values[0],
-                    "residual": found.residuals[0],
-                    "converged": found.converged[0],
-                    "products": np.array(found.products),
+                vector = to_host(found.vectors[0][0])
+                record[name] = {
+                    "eigenvalue": float(found.values[0]),
+                    "residual": float(found.residuals[0]),
+                    "converged": bool(found.converged[0]),
+                    "products": int(found.products),
                 }
-                notes.keep(name, pair)
-            vectors[i] = jnp.asarray(pair["vector"])
-            record[name] = {k: v.item() for k, v in pair.items() if k != "vector"}
+                journal.keep(name, record[name], {"vector": vector})
+            else:
+                vector, record[name] = entry.arrays["vector"], entry.value
+            vectors[i] = jnp.asarray(vector)
             progress(done + 1, len(layers))
         return Prepared(_AlongEigenvectors(of=self, vectors=vectors), record)
 
@@ -158,16 +159,8 @@ class _AlongEigenvectors:
     vectors: dict[int, Array]  # by layer, norm one
 
     @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def unit(self) -> str:
-        return self.of.unit
-
-    @property
-    def use_first(self) -> bool:
-        return self.of.use_first
+    def about(self) -> About:
+        return self.of.about
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         zeros = [jnp.zeros_like(kernel) for kernel in moves.network.kernels()]
@@ -210,9 +203,10 @@ class QBert:
     block: str | None = None
     search: Search = Search()
     loss: ExampleLoss = cross_entropy
-    name: str = "qbert"
-    unit: str = NATS
-    use_first: bool = False
+
+    @property
+    def about(self) -> About:
+        return About(name="qbert", additive=False, spread=self.spread)
 
     def blocks(self, network: Network) -> list[list[int]]:
         """The layers of every block.

@@ -7,7 +7,7 @@ moves, activations quantized as they come out of the perturbed layers before the
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmpq.allocation import bit_arrays
 from jmpq.devices import to_host
 from jmpq.quantizers.fake_quant import quantized_logits
-from jmpq.sensitivity.analyse import Terms
-from jmpq.sensitivity.batch_memory import Program
-from jmpq.sensitivity.metrics.taylor import NATS
+from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
@@ -48,13 +46,10 @@ class MeasuredSingle:
 
     kind: Kind = "loss"
     loss: ExampleLoss = cross_entropy
-    unit: str = NATS
-    use_first: bool = False
-    additive: ClassVar[Literal[True]] = True
 
     @property
-    def name(self) -> str:
-        return f"measured_{self.kind}"
+    def about(self) -> About:
+        return About(name=f"measured_{self.kind}")
 
     def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
         """Pairs of moves that are measured."""
@@ -92,13 +87,10 @@ class MeasuredPairs:
 
     kind: Kind = "loss"
     loss: ExampleLoss = cross_entropy
-    unit: str = NATS
-    use_first: bool = False
-    additive: ClassVar[Literal[True]] = True
 
     @property
-    def name(self) -> str:
-        return f"measured_pairs_{self.kind}"
+    def about(self) -> About:
+        return About(name=f"measured_pairs_{self.kind}")
 
     def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
         """Pairs of moves that are measured."""

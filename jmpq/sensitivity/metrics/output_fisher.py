@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
-from jmpq.sensitivity.analyse import Terms
-from jmpq.sensitivity.metrics.taylor import NATS
+from jmpq.sensitivity.metric import About, Terms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
@@ -34,10 +32,10 @@ class OutputFisher:
     """
 
     loss: ExampleLoss = cross_entropy
-    name: str = "output_fisher"
-    unit: str = NATS
-    use_first: bool = False
-    additive: ClassVar[Literal[True]] = True
+
+    @property
+    def about(self) -> About:
+        return About(name="output_fisher")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,7 @@ from jmpq.allocation import Allocation, bit_arrays
 from jmpq.devices import to_host
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
-from jmpq.sensitivity.analyse import Terms
-from jmpq.sensitivity.batch_memory import Program
-from jmpq.sensitivity.metrics.taylor import NATS
+from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy
 
@@ -51,10 +49,10 @@ class PathAttribution:
 
     points: int = 2
     loss: ExampleLoss = cross_entropy
-    name: str = "path_attribution"
-    unit: str = NATS
-    use_first: bool = True
-    additive: ClassVar[Literal[True]] = True
+
+    @property
+    def about(self) -> About:
+        return About(name="path_attribution", use_first=True)
 
     def __post_init__(self) -> None:
         _check_points(self.points)

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jmpq.sensitivity.analyse import Terms
+from jmpq.sensitivity.metric import About, Terms
 from jmpq.sensitivity.moves import MoveNetwork
 
 
@@ -26,10 +26,9 @@ class SquaredNorms(NamedTuple):
 class SquaredError:
     """‖Q(w) − w‖² and mean ‖Q(a) − a‖²: not a loss, only comparable with itself."""
 
-    name: str = "squared_error"
-    unit: str = "squared error"
-    use_first: bool = False
-    additive: ClassVar[Literal[True]] = True
+    @property
+    def about(self) -> About:
+        return About(name="squared_error", unit="squared error")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:

@@ -26,7 +26,7 @@ from jmpq.formats import FLOAT_BITS
 from jmpq.network.sites import Op, Site
 from jmpq.network.walk import Path, bind
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
-from jmpq.sensitivity.batch_memory import Program
+from jmpq.sensitivity.metric import Program
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
 from jmpq.network.piecewise import piecewise_linear
-from jmpq.sensitivity.analyse import Terms
-from jmpq.sensitivity.batch_memory import Program
+from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.metrics.tangent_hessian import exact_programs, exact_terms
 from jmpq.sensitivity.moves import MoveNetwork, by_shard, micro_batches
 from jmpq.training.losses import ExampleLoss, cross_entropy
-
-NATS = "nats per example"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +22,10 @@ class FirstOrder:
     """⟨∇L, δ⟩: one backward pass for all moves."""
 
     loss: ExampleLoss = cross_entropy
-    name: str = "first_order"
-    unit: str = NATS
-    use_first: bool = True
-    additive: ClassVar[Literal[True]] = True
+
+    @property
+    def about(self) -> About:
+        return About(name="first_order", use_first=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -46,10 +43,10 @@ class EmpiricalFisher:
     """
 
     loss: ExampleLoss = cross_entropy
-    name: str = "empirical_fisher"
-    unit: str = NATS
-    use_first: bool = False
-    additive: ClassVar[Literal[True]] = True
+
+    @property
+    def about(self) -> About:
+        return About(name="empirical_fisher")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -75,9 +72,6 @@ class GaussNewton:
     changes: Literal["derivative", "difference"] = "derivative"
     loss: ExampleLoss = cross_entropy
     class_samples: int | Literal["all"] = "all"
-    unit: str = NATS
-    use_first: bool = False
-    additive: ClassVar[Literal[True]] = True
 
     def __post_init__(self) -> None:
         if self.class_samples == "all":
@@ -98,8 +92,9 @@ class GaussNewton:
             )
 
     @property
-    def name(self) -> str:
-        return "gauss_newton" if self.changes == "derivative" else "gauss_newton_difference"
+    def about(self) -> About:
+        by_difference = self.changes == "difference"
+        return About(name="gauss_newton_difference" if by_difference else "gauss_newton")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -171,10 +166,10 @@ class ExactHessian:
 
     micro_batch: int = 4
     loss: ExampleLoss = cross_entropy
-    name: str = "hessian"
-    unit: str = NATS
-    use_first: bool = False
-    additive: ClassVar[Literal[True]] = True
+
+    @property
+    def about(self) -> About:
+        return About(name="hessian")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array

@@ -7,15 +7,15 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jmpq.allocation import Allocation
+from jmpq.journal import Journal
 from jmpq.problem.problem import Problem
 from jmpq.solvers.measured.objective_search import Measurement, Objective, scored_moves
 from jmpq.solvers.quadratic.neighbourhood import Neighbourhood
 from jmpq.solvers.quadratic.tabu_search import LossField
 
-SCHEMA, VERSION = "jmpq/refinement", 2
 MOST_PAIRS = 256  # swaps that are predicted for a ranking
 
 
@@ -28,7 +28,7 @@ class Refinement:
         measured: Its measured loss.
         start: Measured loss of the first allocation.
         path: Measured loss after every accepted swap, the first allocation's first.
-        evaluations: Allocations measured, those read from a record included.
+        evaluations: Allocations measured, those read from a journal included.
         fresh: Allocations measured in this call.
         finished: Whether no proposal is left, or `patience` of them failed in a row; False
             where the evaluations ran out.
@@ -53,7 +53,7 @@ def refine(
     batch: int = 8,
     least_gain: float = 0.0,
     predict: Objective | None = None,
-    record: pathlib.Path | None = None,
+    journal: pathlib.Path | None = None,
     progress: Callable[[int, float], None] = lambda evaluations, best: None,
 ) -> Refinement:
     """Improve an allocation by swaps that a measurement has accepted.
@@ -70,20 +70,20 @@ def refine(
         allocation: First allocation, a solver's answer.
         evaluate: Measured losses of a batch of allocations.
         max_evaluations: Most allocations measured, the first included, and those in the
-            record too.
+            journal too.
         patience: Proposals that fail in a row before the search ends.
         batch: Allocations in one call of `evaluate`.
         least_gain: What a swap has to gain, in the unit of the measurement: its noise.
         predict: Predicted losses of a table of allocations, in the place of the problem's; of
             the swaps the `MOST_PAIRS` that promise most by their single changes are ranked.
-        record: JSON lines, one an evaluation, written as they come. Where the file is there,
-            its evaluations are read first and not repeated: an interrupted refinement goes
-            on, and a longer one builds on a shorter.
+        journal: File of a journal, one entry an evaluation. Where it is there, its evaluations
+            are not repeated: an interrupted refinement resumes, and a longer one builds on a
+            shorter.
         progress: Called with (evaluations, least measured loss) after every batch.
 
     Raises:
         ValueError: If the first allocation breaks a budget, an option makes no sense, a
-            measurement is not finite, or the record belongs to another problem.
+            measurement is not finite, or the journal belongs to another problem.
 
     References:
         CASA (arXiv 2609.25916): swaps after the knapsack, accepted by measured loss.
@@ -98,7 +98,7 @@ def refine(
     if over := problem.violated(problem.evaluate(columns)[1]):
         raise ValueError(f"The first allocation breaks budget {', '.join(over)}.")
     reduced = problem.reduced(interactions=True)
-    measure = _Record(problem, evaluate, record, max_evaluations)
+    measure = _Measurements(problem, evaluate, journal, max_evaluations)
     here = reduced.collapse(columns)
     (start,) = measure([columns])
     path, failed, finished = [start], 0, False
@@ -160,7 +160,7 @@ def _proposals(
 
 
 def _better(
-    measure: "_Record",
+    measure: "_Measurements",
     proposals: list[Int[np.ndarray, " groups"]],
     groups: Int[np.ndarray, " layers"],
     below: float,
@@ -171,28 +171,21 @@ def _better(
     return (proposals[best], values[best]) if values[best] < below else None
 
 
-class _Record:
-    """Measurements by allocation, in memory and in the file; no more than the limit."""
+class _Measurements:
+    """Measured losses by allocation, kept in the journal; no more than the limit."""
 
     def __init__(
         self, problem: Problem, evaluate: Measurement, path: pathlib.Path | None, limit: int
     ) -> None:
-        self.problem, self.evaluate, self.path, self.limit = problem, evaluate, path, limit
+        self.problem, self.evaluate, self.limit = problem, evaluate, limit
+        choices = [choice.label for choice in problem.choices]
+        work = {"refinement of": list(problem.layers), "choices": choices}
+        self.journal = Journal(path, work, anew=False)
         self.known: dict[tuple[int, ...], float] = {}
+        for key in self.journal.keys:
+            if (entry := self.journal.get(key)) is not None:
+                self.known[tuple(json.loads(key))] = float(entry.value)
         self.fresh, self.full = 0, False  # full: a measurement was refused
-        header = {
-            "schema": SCHEMA,
-            "version": VERSION,
-            "layers": list(problem.layers),
-            "choices": [choice.label for choice in problem.choices],
-        }
-        if path is None:
-            return
-        if path.exists():
-            self._read(path, header)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(header) + "\n")
 
     @property
     def evaluations(self) -> int:
@@ -212,32 +205,8 @@ class _Record:
                     f"The evaluation must return one finite loss for each of the {len(asked)} "
                     f"allocations, got {values.tolist()}."
                 )
-            self._write(asked, values)
-            self.known |= dict(zip(asked, values.tolist(), strict=True))
+            for key, value in zip(asked, values.tolist(), strict=True):
+                self.journal.keep(json.dumps(key), value)
+                self.known[key] = value
             self.fresh += len(asked)
         return [self.known.get(key, math.inf) for key in keys]
-
-    def _write(
-        self, asked: list[tuple[int, ...]], values: Float[np.ndarray, " allocations"]
-    ) -> None:
-        if self.path is None:
-            return
-        with self.path.open("a") as file:
-            for key, value in zip(asked, values.tolist(), strict=True):
-                file.write(json.dumps({"columns": key, "measured": value}) + "\n")
-
-    def _read(self, path: pathlib.Path, header: dict[str, object]) -> None:
-        lines = path.read_text().splitlines()
-        complete = lines if path.read_text().endswith("\n") else lines[:-1]
-        try:
-            rows = [json.loads(line) for line in complete]
-            if not rows or rows[0] != header:
-                raise ValueError("its header has another version, other layers or choices")
-            self.known = {tuple(row["columns"]): float(row["measured"]) for row in rows[1:]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} is no record of this refinement: {error}. Delete it or choose another "
-                "file."
-            ) from error
-        if len(complete) < len(lines):  # interrupted while a line was written
-            path.write_text("".join(f"{line}\n" for line in complete))

@@ -1,48 +1,43 @@
 """The loss of a run: ready-made by its name, or a function of the user's."""
 
-from typing import TYPE_CHECKING
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
-from jmpq.cli.run_folder import imported
+from jmpq.run.network import imported
+from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence, squared_error
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-    from jmpq.training.losses import ExampleLoss
-
+READY = {"cross_entropy": cross_entropy, "squared_error": squared_error, "kl": kl_divergence}
 # Their gradient is zero where the network still equals its reference: so are their terms.
 ZERO_FOR_KL = ("first_order", "empirical_fisher", "output_fisher")
 
 
-def find_loss(name: str) -> "ExampleLoss":
-    """The loss of one example, nats: by a name of its own or ``package.module:function``.
+def find_loss(name: str) -> ExampleLoss:
+    """The loss of one example, nats: a ready-made one or ``package.module:function``.
 
-    Its own names are ``cross_entropy``, ``squared_error`` and ``kl``. The targets of ``kl`` are
-    the float network's own logits, not labels.
+    The ready-made ones are ``cross_entropy``, ``squared_error`` and ``kl``. The targets of
+    ``kl`` are the float network's own logits, not labels.
 
     Raises:
         ValueError: If there is no such loss.
     """
-    from jmpq.training.losses import cross_entropy, kl_divergence, squared_error
-
-    ready = {
-        "cross_entropy": cross_entropy,
-        "squared_error": squared_error,
-        "kl": kl_divergence,
-    }
-    if name in ready:
-        return ready[name]
+    if name in READY:
+        return READY[name]
     if ":" not in name:
         raise ValueError(
-            f"{name!r} is no loss: expected {', '.join(ready)} or package.module:function."
+            f"{name!r} is not a loss: expected {', '.join(READY)} or package.module:function."
         )
     return imported(name, "a loss", "of the logits of one example and its label")
 
 
+def measured_loss(name: str) -> str:
+    """The loss that is measured beside a predicted one: the KL divergence always is."""
+    return "cross_entropy" if name == "kl" else name
+
+
 def check_loss(
-    name: str,
-    loss: "ExampleLoss",
-    logits: "Float[Array, 'batch classes']",
-    targets: "Array",
+    name: str, loss: ExampleLoss, logits: Float[Array, "batch classes"], targets: Array
 ) -> None:
     """Try a loss on a first batch, before hours are spent on it.
 
@@ -50,21 +45,17 @@ def check_loss(
         ValueError: If it fails, returns no real scalar, or is NaN or infinite where the
             logits are finite (logits that are not, the metrics report by layer).
     """
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
     call = "It is called with the logits of one example [classes] and its label."
     try:
-        found = jax.eval_shape(loss, logits[0], targets[0])
+        value = jax.eval_shape(loss, logits[0], targets[0])
     except Exception as error:  # someone else's code
         first = str(error).partition("\n")[0]
         raise ValueError(
             f"Loss {name!r} failed with {type(error).__name__}: {first}. {call}"
         ) from error
-    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        what = type(found).__name__ if shape is None else f"{dtype}{list(shape)}"
+        what = type(value).__name__ if shape is None else f"{dtype}{list(shape)}"
         raise ValueError(f"Loss {name!r} returned {what}; expected one real number. {call}")
     values = np.asarray(jax.jit(jax.vmap(loss))(logits, targets))
     finite = np.isfinite(np.asarray(logits)).all(axis=1)

@@ -1,0 +1,5 @@
+"""``python -m jmpq``: the command line."""
+
+from jmpq.cli.main import main
+
+main()

@@ -1,0 +1,50 @@
+"""A run: a folder of artifacts, and the steps that fill it, one after another.
+
+    train ─► layers ─► sensitivity ─► solve ─┬─► evaluate ─► jmpq.write_report
+                                      ▲      └─► finetune
+                race, refine, floor ──┘
+
+For everybody who wants the whole flow without writing it: notebooks, experiments and studies
+call these functions, and the command line is a thin layer over them. The stages before this
+one are for those who bring their own data, metric or solver.
+
+    from jmpq import run
+    run.train(folder, run.Train(epochs=1))
+    run.layers(folder, run.Layers(model="digits_resnet", data="digits"))
+    run.sensitivity(folder)
+    plan = run.solve(folder, run.Solve(budget=("size_bytes=W4A4",)))
+    evaluation = run.evaluate(folder)
+
+`RunFolder` knows which artifact lies where and which must have been made from which;
+`run.predictions` makes everything that is predicted of an allocation, which the plan then
+carries. Steps are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported
+when they are first used: `solve` needs JAX only for logit changes.
+"""
+
+import importlib
+from typing import Any
+
+_STEPS = ("train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
+          "finetune")  # fmt: skip
+_OPTIONS = ("Train", "Layers", "Sensitivity", "Compute", "Solve", "Comparison", "Inverse",
+            "Race", "Refine", "Floor", "Evaluate", "Finetune")  # fmt: skip
+_HOME = {
+    **{name: f"steps.{name}" for name in _STEPS},
+    **dict.fromkeys(_OPTIONS, "options"),
+    "RunFolder": "folder",
+    **dict.fromkeys(
+        ("NetworkSpec", "LayerTable", "Sensitivities", "Evaluation", "Finetuning"), "artifacts"
+    ),
+    **dict.fromkeys(("load_data", "load_network", "network_of"), "network"),
+    **dict.fromkeys(("Subject", "load_subject"), "subject"),
+    **dict.fromkeys(("Reporter", "QUIET", "TERMINAL", "bar"), "progress"),
+    "training_curve": "steps.finetune",
+}
+
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jmpq.run' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jmpq.run.{_HOME[name]}"), name)

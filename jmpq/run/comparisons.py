@@ -1,0 +1,89 @@
+"""Allocations that solutions are compared with: baselines, other budgets, no budgets at all."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from jmpq.allocation import Allocation
+from jmpq.formats import UNQUANTIZED
+from jmpq.problem import Infeasible, PlannedAllocation, Problem, Solution, with_budgets
+from jmpq.problem.plan import planned_allocation
+from jmpq.run.options import Comparison
+from jmpq.solvers import draw_allocations, random_search, reversed_search
+
+Solvers = Mapping[str, Callable[[Problem], Solution]]
+
+
+def baselines(
+    problem: Problem, metric: str, options: Comparison, seed: int
+) -> Iterator[PlannedAllocation]:
+    """Uniform, reversed and random allocations."""
+    for choice in problem.choices:
+        columns = problem.uniform(choice)
+        loss, costs = problem.evaluate(columns)
+        yield PlannedAllocation(
+            name=f"uniform/{choice.label}",
+            role="baseline",
+            allocation=problem.allocation(columns),
+            costs=costs,
+            metric=metric,
+            asked="uniform",
+            predicted_loss=loss,
+            budgets=dict(problem.budgets),
+        )
+    solution = reversed_search(problem)
+    yield planned_allocation(
+        "reversed", "baseline", problem, solution, metric=metric, asked="reversed"
+    )
+    for i in range(options.random):
+        yield planned_allocation(
+            f"random/{i}",
+            "baseline",
+            problem,
+            random_search(problem, seed=seed + i),
+            metric=metric,
+            asked="random",
+            seed=seed + i,
+        )
+
+
+def other_budgets(
+    problem: Problem, metric: str, options: Comparison, solvers: Solvers
+) -> Iterator[PlannedAllocation]:
+    """Solutions between the cheapest and the dearest allocation.
+
+    Budgets that conflict there are left out.
+    """
+    for i in range(1, options.sweep + 1):
+        percent = f"{100 * i / (options.sweep + 1):.4g}%"
+        here = with_budgets(problem, [f"{name}={percent}" for name in problem.budgets])
+        for name, solver in solvers.items():
+            try:
+                solution = solver(here)
+            except Infeasible:
+                continue
+            by = metric if solution.objective == "loss" else solution.objective
+            yield planned_allocation(
+                f"sweep/{name}/{percent}", "sweep", here, solution, metric=by, asked=name
+            )
+
+
+def without_budgets(
+    problem: Problem, options: Comparison, seed: int
+) -> Iterator[PlannedAllocation]:
+    """Random joint allocations, and every choice of every single layer."""
+    for i, columns in enumerate(draw_allocations(problem, options.joint, seed=seed)):
+        yield PlannedAllocation(
+            name=f"joint/{i}",
+            role="random",
+            allocation=problem.allocation(columns),
+            costs=problem.evaluate(columns)[1],
+            seed=seed,
+        )
+    unquantized = dict.fromkeys(problem.layers, UNQUANTIZED)
+    for layer in problem.layers if options.singles else ():
+        for choice in problem.choices:
+            yield PlannedAllocation(
+                name=f"single/{layer}/{choice.label}",
+                role="single",
+                allocation=Allocation(unquantized | {layer: choice}),
+                costs={},
+            )

@@ -1,0 +1,165 @@
+"""The run folder: which artifact lies where, and which must have been made from which.
+
+``layers.json`` knows the weights. ``sensitivity.npz`` was made from those weights,
+``plan.json`` from that sensitivity file, ``evaluation.json`` from that plan. An artifact is
+read together with all that it was made from; where one does not belong, the error names the
+step to run again. A step reads what it needs at its head, so that nothing is computed from a
+mixture.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from jmpq.artifact import ArtifactKind
+from jmpq.files import check_writable, file_sha256
+from jmpq.problem import plan as plans
+from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
+from jmpq.run import artifacts
+from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable, Sensitivities
+from jmpq.sensitivity import table as tables
+
+if TYPE_CHECKING:  # it needs JAX
+    from jmpq.sensitivity.logits.superposed import Superposed
+
+WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
+LAYERS, SENSITIVITY, SUPERPOSED = "layers.json", "sensitivity.npz", "superposed.npz"
+PLAN, FRONT, EVALUATION = "plan.json", "front.csv", "evaluation.json"
+FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"
+# What logit changes and sensitivities have in common if they were measured together.
+MEASURED_TOGETHER = ("weights_sha256", "quantizers_sha256", "calibration", "loss")
+
+
+class RunFolder:
+    """A run folder and its artifacts, each read once, with all that it was made from.
+
+    Args:
+        path: The folder; it need not be there.
+
+    Raises:
+        FileNotFoundError: From a property, if an artifact is missing; it names the step that
+            writes it.
+        ValueError: From a property, if an artifact cannot be used, or was made from another
+            one than lies there; it names the step to run again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+
+    @functools.cached_property
+    def layers(self) -> LayerTable:
+        """The layer table."""
+        return LayerTable.read(self.path / LAYERS)
+
+    @functools.cached_property
+    def sensitivities(self) -> Sensitivities:
+        """Sensitivities of the layers."""
+        weights = self.layers.weights_sha256
+        made = Sensitivities.read(self.path / SENSITIVITY)
+        if made.provenance.get("weights_sha256") != weights:
+            raise self._stale(SENSITIVITY, LAYERS, "weights", tables.KIND)
+        return made
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The plan that was made from the sensitivities."""
+        layers, sensitivities = self.layers, self.sensitivities
+        plan = read_plan(self.path / PLAN)
+        if plan.weights_sha256 != layers.weights_sha256:
+            raise self._stale(PLAN, LAYERS, "weights", plans.KIND)
+        if plan.sensitivity_sha256 != self.sha256(SENSITIVITY):
+            raise self._stale(PLAN, SENSITIVITY, "contents", plans.KIND)
+        self._check_layers(plan, layers.names, LAYERS)
+        for table in sensitivities.tables.values():
+            self._check_layers(plan, table.layers, SENSITIVITY)
+        return plan
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation:
+        """What was measured of the plan."""
+        plan_sha256 = self.sha256(PLAN) if self.plan else ""
+        made = Evaluation.read(self.path / EVALUATION)
+        if made.plan_sha256 != plan_sha256:
+            raise self._stale(EVALUATION, PLAN, "contents", artifacts.EVALUATION)
+        return made
+
+    @functools.cached_property
+    def finetuning(self) -> Finetuning | None:
+        """The fine-tuning of the network, if there was one."""
+        if not (self.path / FINETUNING).is_file():
+            return None
+        made = Finetuning.read(self.path / FINETUNING)
+        if made.weights_sha256 != self.layers.weights_sha256:
+            raise self._stale(FINETUNING, LAYERS, "weights", artifacts.FINETUNING)
+        return made
+
+    @functools.cached_property
+    def superposed(self) -> "Superposed | None":
+        """The logit changes that metric ``composed`` left, if it was measured."""
+        if not (path := self.path / SUPERPOSED).is_file():
+            return None
+        from jmpq.sensitivity.logits.superposed import Superposed
+
+        made, beside = Superposed.load(path), self.sensitivities
+        for key in MEASURED_TOGETHER:
+            if made.provenance.get(key) != beside.provenance.get(key):
+                raise ValueError(
+                    f"{path} was not measured with {self.path / SENSITIVITY} ({key} differs): "
+                    f"run `jmpq sensitivity {self.path}` with metric composed again, or delete "
+                    "the file."
+                )
+        return made
+
+    def sha256(self, name: str) -> str:
+        """Hash of an artifact's file."""
+        return file_sha256(self.path / name)
+
+    def check_writable(self, name: str) -> None:
+        """Raise now what writing an artifact would raise after hours of work."""
+        check_writable(self.path / name)
+
+    def journal(self, work: str) -> pathlib.Path:
+        """File of the journal of one kind of work."""
+        return self.path / f".{work}.journal"
+
+    def planned(self, name: str | None, *, with_budgets: bool = False) -> PlannedAllocation:
+        """An allocation of the plan by its name, or its first solution.
+
+        Args:
+            name: Name; None for the first solution.
+            with_budgets: Whether that solution has to have budgets.
+
+        Raises:
+            ValueError: If there is none of that name, or no solution.
+        """
+        if name is not None:
+            return self.plan.named(name)
+        for allocation in self.plan.allocations:
+            if allocation.role == "solution" and (allocation.budgets or not with_budgets):
+                return allocation
+        raise ValueError(
+            f"{self.path / PLAN} has no solution to start from: run `jmpq solve {self.path}`, "
+            "or name one with --allocation."
+        )
+
+    def add_to_plan(self, new: PlannedAllocation) -> None:
+        """Write the plan with one more allocation, in the place of one of the same name."""
+        kept = [a for a in self.plan.allocations if a.name != new.name]
+        plan = dataclasses.replace(self.plan, allocations=(*kept, new))
+        write_plan(self.path / PLAN, plan)
+
+    def _stale(self, name: str, source: str, what: str, kind: ArtifactKind) -> ValueError:
+        return ValueError(
+            f"{self.path / name} was made from another {self.path / source} ({what} differ): "
+            f"{kind.command(self.path / name)} again, and the steps after it."
+        )
+
+    def _check_layers(self, plan: Plan, known: Iterable[str], source: str) -> None:
+        if unknown := [name for name in plan.layers if name not in set(known)]:
+            raise ValueError(
+                f"{self.path / PLAN} has layers that {self.path / source} lacks "
+                f"({', '.join(unknown[:3])}): {plans.KIND.command(self.path / PLAN)} again."
+            )

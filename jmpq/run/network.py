@@ -1,0 +1,175 @@
+"""The network and the data of a run, from built-in names or the user's functions."""
+
+import importlib
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmpq.data.dataset import Dataset
+from jmpq.data.load import load_dataset
+from jmpq.data.tokens import Tokenizer, read_tokenizer
+from jmpq.network.equalize import equalize_ranges, without_caps
+from jmpq.network.fold import fold_batch_norm
+from jmpq.network.network import Network
+from jmpq.quantizers.products import quantize_products
+from jmpq.run.artifacts import NetworkSpec
+from jmpq.run.folder import LAYERS, TOKENIZER, RunFolder
+from jmpq.zoo.architectures import PREPROCESSINGS, architecture, build_module
+from jmpq.zoo.tensor_files import header_of, weights_sha256
+from jmpq.zoo.weights import load_weights
+
+
+def load_data(spec: NetworkSpec, folder: pathlib.Path = pathlib.Path()) -> Dataset:
+    """The data set of a run, preprocessed or turned into tokens as the network expects.
+
+    Args:
+        spec: Where network and data come from.
+        folder: The run folder, where a relative tokenizer lies.
+
+    Raises:
+        ValueError: If there is no such data set, network or preprocessing, or no tokenizer.
+        FileNotFoundError: If the data or the tokenizer are not there.
+    """
+    name = spec.preprocessing
+    if name is None and ":" not in spec.model:
+        name = architecture(spec.model).preprocessing
+    if name not in (None, *PREPROCESSINGS):
+        raise ValueError(
+            f"There is no preprocessing {name!r}; choose one of {', '.join(PREPROCESSINGS)}."
+        )
+    rule = None if name is None else PREPROCESSINGS[name]
+    tokenizer = None if spec.tokenizer is None else read_tokenizer(folder / spec.tokenizer)
+    return load_dataset(spec.data, spec.data_dir, rule, tokenizer)
+
+
+def load_network(
+    spec: NetworkSpec, folder: pathlib.Path, dataset: Dataset | None = None
+) -> Network:
+    """The network of a run.
+
+    Args:
+        spec: Where it comes from; relative weights lie in the run folder.
+        folder: The run folder.
+        dataset: The data set of `spec`, where it is in memory already.
+
+    Raises:
+        ValueError: If the model or its weights are wrong: the message says which and why.
+        FileNotFoundError: If there are no weights.
+    """
+    if ":" in spec.model:
+        if spec.fold:
+            raise ValueError(
+                f"{spec.model!r} makes its own network: fold its variables there, with "
+                "jmpq.network.fold.fold_batch_norm."
+            )
+        return _changed(spec, _made_by(spec.model))
+    dataset = dataset or load_data(spec, folder)
+    tokenizer = dataset.tokenizer
+    vocab_size = None if tokenizer is None else tokenizer.vocab_size
+    module = build_module(spec.model, len(dataset.classes), vocab_size)
+    if spec.weights is None:
+        raise ValueError(
+            f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "
+            "with `jmpq train`."
+        )
+    variables = load_weights(folder / spec.weights, module, architecture=spec.model)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, folder / spec.weights, variables)
+    dtype = jnp.float32 if tokenizer is None else jnp.int32
+    example = jax.tree.map(
+        lambda x: jnp.zeros((1, *x.shape[1:]), dtype), dataset.heldout.inputs
+    )
+    if spec.fold:
+        variables = fold_batch_norm(module, variables, example)
+    return _changed(spec, Network.from_linen(module, variables, example))
+
+
+def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
+    """Network and data set of a run; the weights are those of its layer table.
+
+    Raises:
+        ValueError: If the weights have changed since the layer table was written.
+    """
+    table = folder.layers
+    dataset = load_data(table.network, folder.path)
+    network = load_network(table.network, folder.path, dataset)
+    if weights_sha256((network.params, network.state)) != table.weights_sha256:
+        raise ValueError(
+            f"The weights of {table.network.model!r} are not those of {folder.path / LAYERS}: "
+            f"run `jmpq layers {folder.path}` again, and the steps after it."
+        )
+    return network, dataset
+
+
+def imported(text: str, what: str, call: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names, importable from the current folder.
+
+    Args:
+        text: The name.
+        what: What the function gives, for the error ("a network").
+        call: How it is called, for the error ("without arguments").
+
+    Raises:
+        ValueError: If there is no such function; it says why.
+    """
+    name, _, attribute = text.partition(":")
+    sys.path.insert(0, str(pathlib.Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"Cannot get {what} from {text!r}: {error}. Expected 'package.module:function', "
+            f"importable from here, {call}."
+        ) from error
+    finally:
+        sys.path.pop(0)
+    if not callable(function):
+        raise ValueError(f"{text!r} is {type(function).__name__}, not a function, {call}.")
+    return function
+
+
+def _changed(spec: NetworkSpec, network: Network) -> Network:
+    if spec.capless:
+        network = without_caps(network)
+    if spec.equalize:
+        network = equalize_ranges(network)
+    if spec.product_bits is not None:
+        network = quantize_products(network, spec.product_bits)
+    return network
+
+
+def _check_tokenizer(
+    tokenizer: Tokenizer, weights: pathlib.Path, variables: dict[str, Any]
+) -> None:
+    """Raise `ValueError` where weights were made with other tokens."""
+    words = variables["params"]["embeddings"]["word_embeddings"]["embedding"]
+    tokenizer.check_vocabulary(len(words))
+    known = header_of(weights).get("metadata", {}).get("vocabulary_sha256")
+    if known not in (None, tokenizer.vocabulary_sha256):
+        raise ValueError(
+            f"The tokenizer knows as many tokens as the one that {weights} was trained with, "
+            f"but not the same. Give the {TOKENIZER} that was written beside the weights."
+        )
+
+
+def _made_by(model: str) -> Network:
+    make = imported(model, "a network", "without arguments")
+    try:
+        network = make()
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # someone else's code
+        raise ValueError(
+            f"{model!r} failed with {type(error).__name__}: {error}. Call it in Python to see "
+            "where; it takes no arguments."
+        ) from error
+    if not isinstance(network, Network):
+        raise ValueError(
+            f"{model!r} returned {type(network).__name__}; expected a jmpq.Network, as made by "
+            "Network.from_linen or Network.from_function."
+        )
+    return network

@@ -1,0 +1,359 @@
+"""The options of every step, in the order of the steps; the command line shows these texts.
+
+Nothing here imports JAX, so that the help comes at once.
+"""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from jmpq.network.layers import TieKind
+from jmpq.problem.plan import Role
+from jmpq.quantizers.spec import InputSpec, KernelSpec
+from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName
+
+CorrectName = Literal["none", "bias", "batch_norm"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Options of `jmpq.run.train`."""
+
+    model: str = "digits_resnet"
+    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110; bert_tiny or
+    bert_mini (sentences); or one for ImageNet, see `jmpq layers --help` (without dropout and
+    without random crops)."""
+    data: str = "digits"
+    """Data set: digits or cifar10; sst2 (sentences); imagenet2012, imagenette or image_folder
+    for ImageNet's networks."""
+    data_dir: pathlib.Path | None = None
+    """Local folder of the data set."""
+    epochs: int = 15
+    """Passes over the training examples."""
+    batch_size: int = 64
+    """Examples per step."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Nesterov momentum, or AdamW."""
+    learning_rate: float = 5e-3
+    """Peak learning rate; it falls to 0 along a cosine."""
+    weight_decay: float = 1e-2
+    """Weight decay (kernels only)."""
+    shift: int = 0
+    """Augmentation: random shifts by up to so many pixels."""
+    flip: bool = False
+    """Augmentation: random mirroring left to right."""
+    vocab_size: int = 8000
+    """Largest vocabulary of a tokenizer (sentences only); it is made from the training
+    examples."""
+    seed: int = 0
+    """Seed of initialisation, order of examples and augmentation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Options of `jmpq.run.layers`."""
+
+    model: str = "resnet20"
+    """A built-in network: digits_resnet; resnet20, 32, 44, 56, 110 (small images); resnet18,
+    34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
+    mobilenet_v2, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6, bert_base
+    (sentences). Or package.module:function, which returns a jmpq.Network."""
+    weights: pathlib.Path | None = None
+    """File of the weights, safetensors or a PyTorch state dict; RUN/weights.safetensors where
+    it is there."""
+    data: str = "cifar10"
+    """Data set: digits, cifar10; imagenet2012, imagenet_v2, imagenette, as prepared by
+    tensorflow-datasets; imagenet_sample, image_folder; sst2 (sentences)."""
+    data_dir: pathlib.Path | None = None
+    """Local folder of the data set (image_folder: folder or zip archive); without it,
+    tensorflow-datasets' folder."""
+    preprocessing: str | None = None
+    """Preprocessing of images: torchvision (mean and standard deviation of ImageNet) or
+    tensorflow (x/127.5 - 1); by default what the built-in network expects."""
+    tokenizer: pathlib.Path | None = None
+    """Tokenizer of sentences: tokenizer.json, vocab.txt, or a folder with one; by default the
+    one beside the weights."""
+    fold_batch_norm: bool = False
+    """Fold batch normalisation into the kernels before it: the logits stay, the kernels and
+    what they are quantized to do not."""
+    without_caps: bool = False
+    """Take the caps off activations: ReLU6 becomes ReLU. Another network: `jmpq evaluate`
+    reports its own float accuracy."""
+    equalize_ranges: bool = False
+    """Scale channels so that their ranges are equal in a layer and in the one that reads it
+    (Nagel et al. 2019): for depthwise networks whose tensors have one scale. Needs
+    --fold-batch-norm, and --without-caps where activations are capped."""
+    product_bits: int | None = None
+    """Bits of both operands of every product of two activations (attention), on the range of
+    every example and head. Part of the network: `jmpq evaluate` reports its accuracy as that
+    of the float network."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """Options of `jmpq.run.sensitivity`."""
+
+    metrics: tuple[MetricName, ...] = DEFAULT_METRICS
+    """Metrics to compute; the first is the one the report puts first. composed also writes
+    RUN/superposed.npz: what every move alone does to the logits, with which `jmpq solve`
+    searches and predicts joint allocations."""
+    w_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    """Candidate bits of weights: 1 to 16, or 32 for unquantized."""
+    a_bits: tuple[int, ...] = (4, 8)
+    """Candidate bits of activations: 1 to 16; 32 leaves them unquantized."""
+    calibration_from: Literal["train", "heldout"] = "heldout"
+    """Source of the calibration examples: training data, or a part of the held-out data set
+    aside for it (accuracy is then reported on the rest only)."""
+    examples: int = 256
+    """Number of calibration examples."""
+    batch_size: int = 64
+    """Examples per batch; a smaller last batch is kept."""
+    loss: str = "cross_entropy"
+    """Loss whose increase is predicted: cross_entropy; kl, the KL divergence to the float
+    network's own logits, which needs no labels; squared_error, of a regression; or
+    package.module:function, of the logits of one example and its label, in nats."""
+    class_samples: int | None = None
+    """Backward passes per example of gauss_newton with many classes, in random directions of
+    the logits instead of one per class. Unbiased; the standard error is printed."""
+    traces: Literal["auto", "exact", "probes"] = "auto"
+    """Traces of hawq_trace: exact, in a network that is piecewise linear (ReLU), by a backward
+    pass for every output; by random probes, as HAWQ-V2; or auto, whichever is worth more. The
+    step says which."""
+    probes: int = 1
+    """Random probes per batch of hawq_trace, where it takes probes."""
+    qbert_spread: float = 1.0
+    """c of qbert: mean + c · standard deviation of the eigenvalue over batches."""
+    seed: int = 0
+    """Seed of calibration examples, sampled activations and probes."""
+    weights: KernelSpec = KernelSpec()
+    """Grid of weights."""
+    activations: InputSpec = InputSpec()
+    """Grid of activations."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Devices, processes and memory; the result is the same up to rounding."""
+
+    devices: int | None = None
+    """Devices (of each process) over which the examples of a batch are spread; on a CPU, the
+    number that the host is split into. One by default; with --distributed all there are."""
+    distributed: bool = False
+    """This is one of several processes that compute together, all started with the same
+    command on the same run folder; process 0 alone writes and prints."""
+    coordinator: str | None = None
+    """host:port of process 0; else JAX_COORDINATOR_ADDRESS, or what Slurm, Open MPI,
+    Kubernetes or Cloud TPU say."""
+    processes: int | None = None
+    """Number of processes; else JAX_NUM_PROCESSES, or what the cluster says."""
+    process_index: int | None = None
+    """Index of this process, from 0; else JAX_PROCESS_ID, or what the cluster says."""
+    memory: str | None = None
+    """Most that a pass may take on one device, as 4GB (10^9), 4GiB (2^30) or bytes: batches
+    are cut into parts that fit, by what XLA says of the compiled pass. No limit by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Solve:
+    """Options of `jmpq.run.solve`."""
+
+    budget: tuple[str, ...] = ()
+    """NAME=VALUE with NAME size_bytes (bytes), average_bits (bits per searched weight) or
+    bops (bit operations per example), and VALUE a number with unit (120kB, 0.27MB, 1.2G), a
+    ratio to the float network (0.13x), a fraction between the cheapest and the dearest
+    allocation (40%), or the cost of a uniform allocation (W4A4). By default size_bytes and,
+    with quantized activations, bops of uniform 4-bit (or the nearest candidate)."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to solve with, the first leading; all of the sensitivity file by default."""
+    solvers: tuple[str, ...] = ("exact", "greedy")
+    """Solvers, the first leading. exact: the proven optimum, by the core solver for one budget,
+    by HiGHS through cvxpy for several; greedy: the paper's Algorithm 1; core,
+    dynamic_programming, or any mixed-integer solver that cvxpy finds installed: HIGHS, SCIP
+    (pip install 'jmpq[scip]'), GUROBI, ... With the cross-layer terms, for metrics that have
+    them: local_search, a tabu search; branch_and_bound or linearized, the same with a proof of
+    how far from optimal it can be. Their allocations go by the metric NAME_full."""
+    rule: tuple[str, ...] = ()
+    """'pin PATTERN=W8A8', 'allow PATTERN=W4,W8A8', 'exclude PATTERN', 'tie PATTERN PATTERN';
+    patterns are regular expressions that match a whole layer name; the first match wins."""
+    tie: tuple[TieKind, ...] = ()
+    """Ready-made ties, found in the network's graph: downsample, the projection of a shortcut
+    with the first convolution beside it (HAWQ-V3); depthwise, with the layer after it;
+    residual, layers whose outputs are added; shared_input, layers that read the same value.
+    Layers that are pinned or excluded stay apart."""
+    first_last_bits: int = 8
+    """Bits that the first and last layer are pinned to, after the rules above; 0 for none."""
+    first_order: bool = False
+    """Add the first-order term to every metric that has one."""
+    time_limit_s: float = 60.0
+    """Seconds per exact solve; then the best allocation so far, with its bound."""
+    search_evaluations: int = 5000
+    """Allocations that the search on composed logits may predict, at every budget; it starts
+    at the exact optimum of metric composed. 0 for no search."""
+    seed: int = 0
+    """Seed of the search and of all random allocations."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inverse:
+    """The least cost for a loss, and the front of both; budgets do not matter here."""
+
+    loss_ceiling: float | None = None
+    """Also find the cheapest allocation whose predicted loss increase is at most this (nats
+    per example), for every metric."""
+    minimize: str = "size_bytes"
+    """Cost, named as in --budget, that --loss-ceiling minimises and that --front draws the loss
+    against."""
+    front: bool = False
+    """Write RUN/front.csv: every allocation on the convex hull of loss and cost, by the
+    leading metric."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Allocations that the report compares the solutions with."""
+
+    comparison: Literal["none", "baselines", "full"] = "baselines"
+    """none; baselines: uniform, reversed and random allocations within the budgets; full: also
+    solutions at other budgets, random joint allocations without budgets, and every choice of
+    every single layer, to compare prediction and measurement."""
+    random: int = 10
+    """Random baselines within the budgets, one per seed."""
+    sweep: int = 8
+    """Further budgets between the cheapest and the dearest allocation (full only)."""
+    joint: int = 60
+    """Random joint allocations without budgets (full only)."""
+    singles: bool = True
+    """Every choice of every single layer (full only)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refine:
+    """Options of `jmpq.run.refine`."""
+
+    allocation: str | None = None
+    """Allocation to start from; the first solution of the plan by default."""
+    measure: Literal["kl", "loss"] = "kl"
+    """Measurement to decrease: the KL divergence to the float network, or the loss."""
+    max_evaluations: int = 200
+    """Most allocations measured, those of an interrupted run included."""
+    patience: int = 40
+    """Proposals that fail in a row before the search ends."""
+    batch_size: int = 256
+    """Examples per batch."""
+    devices: int | None = None
+    """Devices over which the examples of a batch are spread; on a CPU, the number that the
+    host is split into (one for each core is fastest). One by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Race:
+    """Options of `jmpq.run.race`."""
+
+    allocation: str | None = None
+    """Allocation whose budgets the solutions in the race share; the first solution of the plan
+    by default."""
+    measure: Literal["kl", "loss"] = "kl"
+    """Measurement that decides: the KL divergence to the float network, or the loss."""
+    batch_size: int = 64
+    """Examples between two looks at which solutions cannot be the best any more."""
+    devices: int | None = None
+    """Devices over which the examples of a batch are spread; on a CPU, the number that the
+    host is split into (one for each core is fastest). One by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Floor:
+    """Options of `jmpq.run.floor`."""
+
+    max_drop: float = 1.0
+    """Most points (of 100) that top-1 on the calibration examples may lie below the float
+    network's."""
+    minimize: str = "size_bytes"
+    """Cost to minimise, named as in `jmpq solve --budget`."""
+    metric: str | None = None
+    """Metric that says which allocation is best for its cost; that of the first solution of
+    the plan by default."""
+    batch_size: int = 256
+    """Examples per batch."""
+    devices: int | None = None
+    """Devices over which the examples of a batch are spread; on a CPU, the number that the
+    host is split into (one for each core is fastest). One by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Options of `jmpq.run.evaluate`."""
+
+    roles: tuple[Role, ...] = ("solution", "baseline", "sweep")
+    """Allocations measured on the evaluation examples, by their role in the plan."""
+    calibration_roles: tuple[Role, ...] = ("solution", "baseline", "sweep", "random", "single")
+    """Allocations measured on the calibration examples, where prediction is compared."""
+    examples: int | None = None
+    """Evaluation examples, the first so many; all by default."""
+    batch_size: int = 256
+    """Examples per batch; one compilation serves all batches and allocations."""
+    correct: CorrectName = "none"
+    """Correct every layer's output of every allocation on calibration examples: channel by
+    channel the mean (bias), or mean and spread, as estimating the statistics of batch
+    normalisation again does (batch_norm)."""
+    correct_examples: int = 256
+    """Calibration examples of the correction, the first so many; they go through the network
+    at once."""
+    devices: int | None = None
+    """Devices over which the examples of a batch are spread; on a CPU, the number that the
+    host is split into (one for each core is fastest). One by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Options of `jmpq.run.finetune`."""
+
+    allocation: str | None = None
+    """Name of the allocation; the first solution of the plan by default."""
+    method: Literal["lsq", "ste"] = "lsq"
+    """Learned scales (lsq), or scales as calibrated (ste); gradients straight-through."""
+    epochs: int = 5
+    """Passes over the training examples."""
+    batch_size: int = 64
+    """Examples per step."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Nesterov momentum, or AdamW."""
+    learning_rate: float = 1e-3
+    """Peak learning rate; it falls to 0 along a cosine."""
+    scale_learning_rate: float = 0.1
+    """Learning rate of scales (lsq), as a multiple of --learning-rate."""
+    warmup: float = 0.1
+    """Fraction of all steps in which the learning rate rises."""
+    momentum: float = 0.9
+    """Momentum (SGD only)."""
+    weight_decay: float = 1e-4
+    """Weight decay (kernels only)."""
+    distillation: float = 1.0
+    """Weight of the KL divergence to the float network's output on the training examples; the
+    rest is cross entropy with the labels. With 1 no label is looked at."""
+    temperature: float = 1.0
+    """Temperature of distillation: logits are divided by it, the KL divergence is multiplied
+    by its square."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of convolutions and matrix products; parameters and scales stay float32."""
+    correct: CorrectName = "batch_norm"
+    """Before the first step, bring every layer's output back to the mean (bias), or mean and
+    spread (batch_norm), that it has in the float network: the statistics that stay frozen."""
+    correct_examples: int = 256
+    """Calibration examples of the correction, the first so many; they go through the network
+    at once."""
+    shift: int = 0
+    """Augmentation: random shifts by up to so many pixels."""
+    flip: bool = False
+    """Augmentation: random mirroring left to right."""
+    training_examples: int | None = None
+    """Training examples, the first so many; all by default."""
+    examples: int | None = None
+    """Evaluation examples, the first so many; all by default."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints, besides those after every epoch."""
+    devices: int | None = None
+    """Devices over which the examples of a batch are spread; the result is the same up to
+    rounding. On a CPU, the number that the host is split into. One by default."""
+    seed: int = 0
+    """Seed of the order of examples and augmentation."""

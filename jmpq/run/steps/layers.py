@@ -1,0 +1,85 @@
+"""The layer table: names, shapes, parameters and MACs of every quantizable layer."""
+
+import os
+import pathlib
+
+from jmpq.data.tokens import FILES
+from jmpq.network.equalize import equalization_pairs
+from jmpq.network.ties import architecture_ties
+from jmpq.run.artifacts import LayerTable, NetworkSpec
+from jmpq.run.folder import LAYERS, WEIGHTS, RunFolder
+from jmpq.run.network import load_data, load_network
+from jmpq.run.options import Layers
+from jmpq.run.progress import QUIET, Reporter
+from jmpq.zoo.architectures import architecture
+from jmpq.zoo.tensor_files import weights_sha256
+
+
+def layers(
+    folder: str | os.PathLike[str], options: Layers = Layers(), *, reporter: Reporter = QUIET
+) -> LayerTable:
+    """Find the layers of a network and write ``layers.json``.
+
+    Args:
+        folder: The run folder; made if it is not there.
+        options: Network and data.
+        reporter: Listens.
+
+    Raises:
+        ValueError: If the network, its weights or the data are wrong; it says which and why.
+        FileNotFoundError: If the weights or the data are not there.
+    """
+    run = RunFolder(folder)
+    spec = NetworkSpec(
+        model=options.model,
+        weights=_weights(run, options.weights),
+        data=options.data,
+        data_dir=str(options.data_dir.resolve()) if options.data_dir else None,
+        preprocessing=options.preprocessing,
+        fold=options.fold_batch_norm,
+        capless=options.without_caps,
+        equalize=options.equalize_ranges,
+        product_bits=options.product_bits,
+        tokenizer=_tokenizer(run, options),
+    )
+    # A network that makes itself is looked at before the data.
+    known = None if ":" in spec.model else load_data(spec, run.path)
+    network = load_network(spec, run.path, known)
+    dataset = known or load_data(spec, run.path)
+    pairs = equalization_pairs(network) if spec.equalize else ()
+    ties = architecture_ties(network)
+    table = LayerTable(
+        network=spec,
+        weights_sha256=weights_sha256((network.params, network.state)),
+        layers=tuple(network.layers),
+        other_parameters=network.other_parameters,
+        ties={kind: [list(g) for g in made] for kind, made in ties.items()},
+        data_note=f"{dataset.name}: {dataset.note}." if dataset.note else "",
+        equalized=tuple((one, two) for one, two in pairs),
+    )
+    table.write(run.path / LAYERS)
+    reporter.say(f"Wrote {run.path / LAYERS}")
+    return table
+
+
+def _weights(run: RunFolder, path: pathlib.Path | None) -> str | None:
+    if path is None:
+        return WEIGHTS if (run.path / WEIGHTS).is_file() else None
+    return _portable(run, path)
+
+
+def _tokenizer(run: RunFolder, options: Layers) -> str | None:
+    """The tokenizer beside the weights of a built-in network, if nothing else is said."""
+    path = options.tokenizer
+    if path is None and ":" not in options.model and architecture(options.model).tokens:
+        folder = run.path
+        if (weights := options.weights) is not None:
+            folder = weights if weights.is_dir() else weights.parent
+        path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    return None if path is None else _portable(run, path)
+
+
+def _portable(run: RunFolder, path: pathlib.Path) -> str:
+    """Relative to the run folder where the file lies in it, else absolute."""
+    resolved, own = path.resolve(), run.path.resolve()
+    return str(resolved.relative_to(own) if resolved.is_relative_to(own) else resolved)

@@ -1,0 +1,262 @@
+"""Sensitivities: the predicted loss increase of every choice of every layer."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jmpq.data.batches import batches
+from jmpq.data.splits import calibration_split
+from jmpq.data.stream import Stream
+from jmpq.devices import is_main_process
+from jmpq.files import versions
+from jmpq.formats import UNQUANTIZED, Choice, choice_grid
+from jmpq.quantizers.calibrate import calibrate_quantizers
+from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.spec import check_bits
+from jmpq.run.artifacts import Sensitivities
+from jmpq.run.compute import join_devices, parse_bytes
+from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
+from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss
+from jmpq.run.network import network_of
+from jmpq.run.options import Compute
+from jmpq.run.options import Sensitivity as Options
+from jmpq.run.predictions import SEARCHED_BY_KL
+from jmpq.run.progress import QUIET, Reporter
+from jmpq.sensitivity.analyse import analyse, batch_sizes
+from jmpq.sensitivity.batch_memory import Estimate
+from jmpq.sensitivity.logits.composed import Composed, ridge_for
+from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.metrics.by_name import make_metric
+from jmpq.sensitivity.metrics.measured_moves import float_logits
+from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.sensitivity.table import Sensitivity, save_sensitivities
+from jmpq.training.losses import ExampleLoss
+
+
+def sensitivity(
+    folder: str | os.PathLike[str],
+    options: Options = Options(),
+    *,
+    compute: Compute = Compute(),
+    reporter: Reporter = QUIET,
+) -> Sensitivities:
+    """Predict losses of every layer and choice, nats per example; write ``sensitivity.npz``.
+
+    Metric ``composed`` also writes ``superposed.npz``. If interrupted, the same call resumes
+    from the last finished batch.
+
+    Args:
+        folder: The run folder, with ``layers.json``.
+        options: Metrics, candidates, examples and grids.
+        compute: Devices, processes and memory.
+        reporter: Listens.
+
+    Raises:
+        ValueError: If options do not fit each other, the network or the data, or a metric is
+            not finite; it names the layer.
+        FileNotFoundError: If there is no layer table, or the data are not there.
+    """
+    memory = None if compute.memory is None else parse_bytes(compute.memory)
+    mesh = join_devices(compute)
+    run, main = RunFolder(folder), is_main_process()
+    reporter = reporter if main else QUIET
+    choices = choice_grid(options.w_bits, options.a_bits)
+    loss, class_samples = _check(options)
+    work = _Work(run, options, choices, loss, class_samples, mesh, memory, reporter)
+    weights_sha256 = run.layers.weights_sha256  # read before anything that takes long
+    if main:
+        run.check_writable(SENSITIVITY)
+    network, dataset = network_of(run)
+    split, _ = calibration_split(
+        dataset, options.calibration_from, examples=options.examples, seed=options.seed
+    )
+    examples = batches(split, options.batch_size, last="keep")
+    inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
+    quantizers = _calibrated(work, network, inputs)
+    provenance = {
+        "weights_sha256": weights_sha256,
+        "calibration": split.record(),
+        "quantizers_sha256": quantizers.sha256,
+        "quantizers": {
+            "weights": dataclasses.asdict(options.weights),
+            "activations": dataclasses.asdict(options.activations),
+        },
+        "batch_size": options.batch_size,
+        "loss": options.loss,
+        "versions": versions("jax", "jaxlib", "flax"),
+    }
+    moves = MoveNetwork(network=network, quantizers=quantizers)
+    if options.loss == "kl":  # the targets are the float network's own logits
+        logits = [np.asarray(float_logits(moves, x)) for x in inputs]
+        data = Stream(inputs.sizes, lambda i: (inputs[i], logits[i]))
+    first, targets = data[0]
+    check_loss(options.loss, loss, float_logits(moves, first), jnp.asarray(targets))
+    reporter.say(
+        f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
+        f"{len(split)} examples of the {split.source} split in {len(data)} batches"
+        f"{'' if mesh is None else f' on {mesh.size} devices'}."
+        f"{f' {split.dataset}: {split.note}.' if split.note else ''}"
+    )
+    tables = {}
+    for name in dict.fromkeys(options.metrics):
+        start = time.perf_counter()
+        make = _composed if name == "composed" else _analysed
+        tables[name] = make(work, name, moves, data, provenance)
+        reporter.say(f"{name}: {time.perf_counter() - start:.1f} s with compilation")
+        if note := tables[name].provenance.get("note"):
+            reporter.say(f"{name}: {note}")
+        _report_sampling(tables[name], reporter)
+    if main:
+        save_sensitivities(run.path / SENSITIVITY, tables, quantizers.to_arrays())
+        for journal in run.path.glob(f".{SENSITIVITY}.*"):
+            journal.unlink()
+    reporter.say(f"Wrote {run.path / SENSITIVITY}")
+    return Sensitivities(path=run.path / SENSITIVITY, tables=tables)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What all metrics share."""
+
+    run: RunFolder
+    options: Options
+    choices: tuple[Choice, ...]
+    loss: ExampleLoss
+    class_samples: int | Literal["all"]
+    mesh: Mesh | None
+    memory_bytes: int | None
+    reporter: Reporter
+
+    def journal(self, name: str) -> Any:
+        return self.run.journal(f"{SENSITIVITY}.{name}")
+
+
+def _check(options: Options) -> tuple[ExampleLoss, int | Literal["all"]]:
+    """The loss and the sampled classes; options are refused before anything is loaded."""
+    for spec, widths in (
+        (options.weights, options.w_bits),
+        (options.activations, options.a_bits),
+    ):
+        for bits in widths:
+            check_bits(spec, bits)
+    loss = find_loss(options.loss)
+    if options.loss == "kl":
+        for name in options.metrics:
+            if name in ZERO_FOR_KL:
+                raise ValueError(
+                    f"Metric {name!r} is zero with --loss kl, whose gradient vanishes at the "
+                    "float network. Leave it out, or choose another loss."
+                )
+    class_samples = "all" if options.class_samples is None else options.class_samples
+    if class_samples != "all" and "gauss_newton" not in options.metrics:
+        raise ValueError("class_samples is for gauss_newton: add it to the metrics.")
+    make_metric("gauss_newton", loss=loss, class_samples=class_samples)
+    return loss, class_samples
+
+
+def _calibrated(work: _Work, network: Any, inputs: Sequence[Any]) -> Quantizers:
+    """Scales of weights and activations, and codes of weights; rounded layers are kept."""
+    options, rounding = work.options, work.options.weights.rounding
+    reporter = QUIET if rounding == "nearest" else work.reporter
+    with reporter.bar(f"{rounding:24s}", "layers") as progress:
+        return calibrate_quantizers(
+            network,
+            options.w_bits,
+            options.a_bits,
+            inputs,
+            weights=options.weights,
+            activations=options.activations,
+            seed=options.seed,
+            partial=work.journal(rounding),
+            progress=progress,
+        )
+
+
+def _analysed(
+    work: _Work,
+    name: Any,
+    moves: MoveNetwork,
+    data: Sequence[tuple[Any, Any]],
+    provenance: dict[str, Any],
+) -> Sensitivity:
+    """One metric, averaged over batches."""
+    metric = make_metric(
+        name,
+        loss=work.loss,
+        traces=work.options.traces,
+        probes=work.options.probes,
+        qbert_spread=work.options.qbert_spread,
+        class_samples=work.class_samples,
+    )
+    with work.reporter.bar(f"{name:24s}", "batches") as progress:
+        return analyse(
+            moves,
+            metric,
+            data,
+            work.choices,
+            seed=work.options.seed,
+            mesh=work.mesh,
+            memory_bytes=work.memory_bytes,
+            announce=lambda needed: work.reporter.say(f"{name}: {_in_words(needed)}"),
+            partial=work.journal(name),
+            provenance=provenance,
+            progress=progress,
+        )
+
+
+def _composed(
+    work: _Work,
+    name: str,
+    moves: MoveNetwork,
+    data: Sequence[tuple[Any, Any]],
+    provenance: dict[str, Any],
+) -> Sensitivity:
+    """Measure and write the logit changes of every move; return their main effects."""
+    start, path = time.perf_counter(), work.run.path / SUPERPOSED
+    with work.reporter.bar(f"{name:24s}", "batches") as progress:
+        measured = Superposed.measure(
+            moves,
+            data,
+            tuple(
+                dict.fromkeys((*work.choices, UNQUANTIZED))
+            ),  # of layers that a plan excludes
+            mesh=work.mesh,
+            partial=work.journal(name),
+            provenance=provenance,
+            progress=progress,
+        )
+    if is_main_process():
+        measured.save(path)
+    work.reporter.say(f"Wrote {path}: {measured.changes.nbytes / 1e6:.3g} MB")
+    table = Composed(
+        superposed=dataclasses.replace(measured, choices=work.choices),
+        ridge=ridge_for(measured.logits.shape[1]),
+    ).main_effects(
+        batch_sizes(data),
+        kind="kl" if work.options.loss in SEARCHED_BY_KL else "loss",
+        loss=work.loss,
+        seed=work.options.seed,
+    )
+    seconds = time.perf_counter() - start
+    return dataclasses.replace(table, provenance={**table.provenance, "seconds": seconds})
+
+
+def _in_words(needed: Estimate | None) -> str:
+    """What a pass takes, for people."""
+    if needed is None:
+        return "memory is not known before the start"
+    examples = "1 example" if needed.examples == 1 else f"{needed.examples} examples"
+    return f"about {needed.bytes / 1e6:.3g} MB on each device, {examples} at a time"
+
+
+def _report_sampling(table: Sensitivity, reporter: Reporter) -> None:
+    if (sem := table.sampling_sem) is not None:
+        share = 100 * np.linalg.norm(sem) / np.linalg.norm(table.losses)
+        error = f"{share:.2g} % of the losses" if share < np.inf else "unknown"
+        reporter.say(f"{table.metric}: standard error by sampled classes {error}")

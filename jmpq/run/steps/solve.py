@@ -1,0 +1,190 @@
+"""Solving: allocations for any budget, with bounds, from sensitivities alone."""
+
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+from jmpq.files import versions
+from jmpq.problem import Plan, PlannedAllocation, Problem, Solution, additive_cost, write_plan
+from jmpq.problem.plan import planned_allocation, planned_budgets
+from jmpq.problem.rules import describe, rules_to_json
+from jmpq.run.comparisons import baselines, other_budgets, without_budgets
+from jmpq.run.folder import FRONT, PLAN, SENSITIVITY, RunFolder
+from jmpq.run.inverse import least_cost_allocations, write_front
+from jmpq.run.options import Comparison, Inverse, Solve
+from jmpq.run.predictions import with_predictions
+from jmpq.run.problems import all_rules, chosen_tables, default_budgets, run_problem
+from jmpq.run.progress import QUIET, Reporter
+from jmpq.run.searches import composed_search
+from jmpq.solvers import Greedy, exact_solver
+
+# Solvers that take cross-layer terms; the others solve without them.
+QUADRATIC = ("local_search", "branch_and_bound", "linearized")
+Search = Callable[[Problem], Solution]
+
+
+def solve(
+    folder: str | os.PathLike[str],
+    options: Solve = Solve(),
+    *,
+    comparison: Comparison = Comparison(),
+    inverse: Inverse = Inverse(),
+    reporter: Reporter = QUIET,
+) -> Plan:
+    """Find an allocation for every metric and solver; write ``plan.json``.
+
+    Every allocation of the plan carries its predictions by all metrics, and by the logit
+    changes where ``superposed.npz`` has them.
+
+    Args:
+        folder: The run folder, with ``layers.json`` and ``sensitivity.npz``.
+        options: Budgets, rules, metrics and solvers.
+        comparison: Allocations that the solutions are compared with.
+        inverse: The least cost for a loss.
+        reporter: Listens.
+
+    Raises:
+        ValueError: If options do not fit the network, or artifacts do not belong together.
+        Infeasible: If no allocation meets the budgets; it says which conflict.
+        FileNotFoundError: If a step is missing; it says which.
+    """
+    run = RunFolder(folder)
+    layers = run.layers
+    tables = chosen_tables(run, options)
+    metric, lead = next(iter(tables.items()))
+    additive_cost(inverse.minimize)  # refused early
+    rules = all_rules(run, options, lead.choices)
+    for line in describe(rules, layers.names, lead.choices):
+        reporter.say(f"rule: {line}")
+    budgets = options.budget or default_budgets(lead.choices)
+    crossed = not set(QUADRATIC).isdisjoint(options.solvers)
+    whole = {
+        name: run_problem(
+            run,
+            table,
+            rules=rules,
+            budgets=budgets,
+            interactions=crossed and table.has_interactions,
+        )
+        for name, table in tables.items()
+    }
+    solutions = list(_solutions(whole, options, reporter))
+    problems = {name: each.separable() for name, each in whole.items()}
+    problem = problems[metric]
+    _report_budgets(problem, reporter)
+    search = None
+    if options.search_evaluations > 0 and "composed" in tables:
+        search = composed_search(run, options, reporter)
+    drafts = [
+        *solutions,
+        *_searched(search, problems),
+        *_compared(problem, metric, options, comparison, search),
+        *least_cost_allocations(
+            problems, inverse, time_limit_s=options.time_limit_s, reporter=reporter
+        ),
+    ]
+    plan = Plan(
+        jmpq=versions()["jmpq"],
+        versions=versions("cvxpy", "highspy"),
+        seed=options.seed,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        weights_sha256=layers.weights_sha256,
+        sensitivity_sha256=run.sha256(SENSITIVITY),
+        quantizers=dict(lead.provenance["quantizers"]),
+        layers=problem.layers,
+        choices=problem.choices,
+        rules=tuple(rules_to_json(rules)),
+        budgets=planned_budgets(problem),
+        unquantized=dict(problem.constants),
+        allocations=with_predictions(run, drafts, tables),
+        excluded=tuple(name for name in layers.names if name not in problem.layers),
+    )
+    write_plan(run.path / PLAN, plan)
+    reporter.say(f"Wrote {run.path / PLAN}")
+    if inverse.front:
+        points = write_front(run.path / FRONT, problem, inverse.minimize)
+        reporter.say(f"Wrote {run.path / FRONT}: {points} points")
+    return plan
+
+
+def _solutions(
+    problems: Mapping[str, Problem], options: Solve, reporter: Reporter
+) -> Iterator[PlannedAllocation]:
+    """By every metric and solver; a quadratic solver by the metrics with cross-layer terms.
+
+    Raises:
+        ValueError: If a quadratic solver is asked for and no metric has cross-layer terms.
+    """
+    without = [name for name, each in problems.items() if each.interactions is None]
+    if quadratic := [solver for solver in options.solvers if solver in QUADRATIC]:
+        if len(without) == len(problems):
+            raise ValueError(
+                f"Solver {quadratic[0]!r} needs a metric with cross-layer terms; "
+                f"{', '.join(without)} has none. Compute gauss_newton, hessian or another "
+                "that has them, or leave the solver out."
+            )
+        for name in without:
+            reporter.say(f"{', '.join(quadratic)}: {name} has no cross-layer terms, left out")
+    for metric, problem in problems.items():
+        for solver in dict.fromkeys(options.solvers):
+            if solver in QUADRATIC and problem.interactions is None:
+                continue
+            solution = _solved(problem, solver, options)
+            by = f"{metric}_full" if solver in QUADRATIC else metric
+            yield planned_allocation(
+                f"{solver}/{by}", "solution", problem, solution, metric=by, asked=solver
+            )
+
+
+def _solved(problem: Problem, solver: str, options: Solve) -> Solution:
+    if solver not in QUADRATIC:
+        problem = problem.separable()
+    if solver == "greedy":
+        return Greedy()(problem)
+    name = "auto" if solver == "exact" else solver
+    return exact_solver(problem, name, time_limit_s=options.time_limit_s)(problem)
+
+
+def _searched(
+    search: Search | None, problems: Mapping[str, Problem]
+) -> Iterator[PlannedAllocation]:
+    """The search on whole allocations, within the budgets."""
+    if search is not None:
+        solution = search(problem := problems["composed"])
+        by = solution.objective
+        yield planned_allocation(
+            f"search/{by}", "solution", problem, solution, metric=by, asked="search"
+        )
+
+
+def _compared(
+    problem: Problem,
+    metric: str,
+    options: Solve,
+    comparison: Comparison,
+    search: Search | None,
+) -> Iterator[PlannedAllocation]:
+    """What the solutions are compared with."""
+    if comparison.comparison == "none":
+        return
+    yield from baselines(problem, metric, comparison, options.seed)
+    if comparison.comparison == "baselines":
+        return
+    solvers: dict[str, Search] = {
+        name: lambda here, name=name: _solved(here, name, options)
+        for name in options.solvers
+        if name not in QUADRATIC
+    }
+    if search is not None and metric == "composed":
+        solvers["search"] = search
+    yield from other_budgets(problem, metric, comparison, solvers)
+    yield from without_budgets(problem, comparison, options.seed)
+
+
+def _report_budgets(problem: Problem, reporter: Reporter) -> None:
+    for name, limit in problem.budgets.items():
+        least, most = problem.range(name)
+        asked = problem.asked.get(name, "")
+        reporter.say(
+            f"budget: {name} <= {limit:g} (asked {asked}; {least:g} to {most:g} possible)"
+        )

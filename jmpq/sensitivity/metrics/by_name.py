@@ -1,0 +1,131 @@
+"""Metrics by name: for command line, experiments and reports. No JAX until one is made."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from jmpq.sensitivity.metric import Metric
+    from jmpq.training.losses import ExampleLoss
+
+MetricName = Literal[
+    "composed",
+    "gauss_newton",
+    "gauss_newton_difference",
+    "empirical_fisher",
+    "first_order",
+    "hessian",
+    "output_fisher",
+    "hawq_eigenvalue",
+    "hawq_trace",
+    "qbert",
+    "squared_error",
+    "measured_loss",
+    "measured_kl",
+    "measured_pairs_loss",
+    "measured_pairs_kl",
+    "path_attribution",
+]
+# The first leads: it chooses best. Composed logits predict best. The others are the rivals.
+DEFAULT_METRICS: tuple[MetricName, ...] = (
+    "gauss_newton",
+    "composed",
+    "empirical_fisher",
+    "hawq_trace",
+    "squared_error",
+)
+TITLES: Mapping[MetricName, str] = MappingProxyType(
+    {
+        "composed": "composed logits, main effects",
+        "gauss_newton": "Gauss–Newton",
+        "gauss_newton_difference": "Gauss–Newton (difference)",
+        "empirical_fisher": "empirical Fisher",
+        "first_order": "first order",
+        "hessian": "exact Hessian",
+        "output_fisher": "output Fisher",
+        "hawq_eigenvalue": "HAWQ eigenvalue",
+        "hawq_trace": "HAWQ-V2 trace",
+        "qbert": "Q-BERT eigenvalue",
+        "squared_error": "squared error",
+        "measured_loss": "measured loss",
+        "measured_kl": "measured KL",
+        "measured_pairs_loss": "measured pairs, loss",
+        "measured_pairs_kl": "measured pairs, KL",
+        "path_attribution": "path attribution",
+    }
+)
+
+
+def make_metric(
+    name: MetricName,
+    *,
+    loss: "ExampleLoss | None" = None,
+    traces: Literal["auto", "exact", "probes"] = "auto",
+    probes: int = 1,
+    qbert_spread: float = 1.0,
+    class_samples: int | Literal["all"] = "all",
+) -> "Metric":
+    """A metric of `analyse` by its name; the loss is cross-entropy by default.
+
+    Args:
+        name: Name of the metric.
+        loss: Loss of one example.
+        traces: `HawqTrace.traces`.
+        probes: `HawqTrace.num_probes`.
+        qbert_spread: `QBert.spread`.
+        class_samples: `GaussNewton.class_samples`, by derivative.
+
+    Raises:
+        ValueError: If the name is ``composed``, which is made of logit changes instead.
+    """
+    from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
+    from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
+    from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+    from jmpq.sensitivity.metrics.output_fisher import OutputFisher
+    from jmpq.sensitivity.metrics.path_attribution import PathAttribution
+    from jmpq.sensitivity.metrics.squared_error import SquaredError
+    from jmpq.sensitivity.metrics.taylor import (
+        EmpiricalFisher,
+        ExactHessian,
+        FirstOrder,
+        GaussNewton,
+    )
+    from jmpq.training.losses import cross_entropy
+
+    loss = loss or cross_entropy
+    match name:
+        case "gauss_newton":
+            return GaussNewton(loss=loss, class_samples=class_samples)
+        case "gauss_newton_difference":
+            return GaussNewton(changes="difference", loss=loss)
+        case "empirical_fisher":
+            return EmpiricalFisher(loss=loss)
+        case "first_order":
+            return FirstOrder(loss=loss)
+        case "hessian":
+            return ExactHessian(loss=loss)
+        case "hawq_eigenvalue":
+            return HawqEigenvalue(loss=loss)
+        case "qbert":
+            return QBert(spread=qbert_spread, loss=loss)
+        case "hawq_trace":
+            return HawqTrace(traces=traces, num_probes=probes, loss=loss)
+        case "squared_error":
+            return SquaredError()
+        case "output_fisher":
+            return OutputFisher(loss=loss)
+        case "measured_loss":
+            return MeasuredSingle(kind="loss", loss=loss)
+        case "measured_kl":
+            return MeasuredSingle(kind="kl")
+        case "measured_pairs_loss":
+            return MeasuredPairs(kind="loss", loss=loss)
+        case "measured_pairs_kl":
+            return MeasuredPairs(kind="kl")
+        case "path_attribution":
+            return PathAttribution(loss=loss)
+        case "composed":
+            raise ValueError(
+                "Metric 'composed' is made of logit changes: measure them with "
+                "Superposed.measure and take Composed(superposed=...).main_effects(...)."
+            )

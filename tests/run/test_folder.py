@@ -1,0 +1,186 @@
+"""The run folder by itself: artifacts read back, and one made from another one is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jmpq.allocation import Allocation
+from jmpq.formats import Choice
+from jmpq.problem import read_plan, write_plan
+from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable
+from jmpq.run.folder import RunFolder
+from tests.report import synthetic_run
+
+STEPS = {
+    "layers": "layers",
+    "sensitivities": "sensitivity",
+    "plan": "solve",
+    "evaluation": "evaluate",
+}
+FILES = ("layers.json", "sensitivity.npz", "plan.json", "evaluation.json")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    synthetic_run.write_run(folder, synthetic_run.sensitivities(5), count=5)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def finetuning(folder):
+    first = RunFolder(folder).planned(None)
+    return Finetuning(
+        weights_sha256=synthetic_run.WEIGHTS_SHA256, quantizers_sha256="q",
+        finetuned_sha256="f", name=first.name, allocation=first.allocation, costs=first.costs,
+        config={"method": "lsq"}, seed=0, devices=1, device="cpu", versions={}, splits={},
+        loss="cross_entropy", steps=1, curve=[{"step": 1, "loss": 0.5}], outcomes={},
+        seconds=1.5,
+    )  # fmt: skip
+
+
+def test_artifacts_read_back_as_written(folder):
+    run = RunFolder(folder)
+    assert run.layers == synthetic_run.layer_table(5)
+    assert list(run.sensitivities.tables) == ["gauss_newton", "empirical_fisher"]
+    assert run.plan.layers == synthetic_run.layer_names(5)
+    before = json.loads((folder / "evaluation.json").read_text())
+    layers, plan, evaluation = run.layers, run.plan, run.evaluation
+    layers.write(folder / "layers.json")
+    write_plan(folder / "plan.json", plan)
+    evaluation.write(folder / "evaluation.json")
+    assert LayerTable.read(folder / "layers.json") == layers
+    assert read_plan(folder / "plan.json") == plan
+    assert json.loads((folder / "evaluation.json").read_text()) == before
+    made = finetuning(folder)
+    made.write(folder / "finetuning.json")
+    assert RunFolder(folder).finetuning == made
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_is_missing_is_named_with_the_step_that_writes_it(folder, number):
+    (folder / FILES[number]).unlink()
+    step = list(STEPS.values())[number]
+    for name in list(STEPS)[number:]:
+        match = f"{FILES[number]} not found: run `jmpq {step} .*run` first"
+        with pytest.raises(FileNotFoundError, match=match):
+            getattr(RunFolder(folder), name)
+    for name in list(STEPS)[:number]:
+        assert getattr(RunFolder(folder), name) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "made_from", "step", "readers"),
+    [
+        ("plan.json", {"sensitivity_sha256": "other"}, "sensitivity.npz", "solve", 2),
+        ("plan.json", {"weights_sha256": "other"}, "layers.json", "solve", 2),
+        ("evaluation.json", {"plan_sha256": "other"}, "plan.json", "evaluate", 3),
+    ],
+)
+def test_an_artifact_made_from_another_one_is_refused(
+    folder, name, changes, made_from, step, readers
+):
+    edit(folder / name, **changes)
+    match = (
+        rf"{name} was made from another .*{made_from} \(.* differ\): run `jmpq {step} "
+        ".*run` again, and the steps after it"
+    )
+    for reader in list(STEPS)[readers:]:
+        with pytest.raises(ValueError, match=match):
+            getattr(RunFolder(folder), reader)
+
+
+def test_other_weights_make_everything_after_them_stale(folder):
+    finetuning(folder).write(folder / "finetuning.json")
+    edit(folder / "layers.json", weights_sha256="other")
+    match = r"npz was made from another .*layers.json .*: run `jmpq sensitivity .*run` again"
+    for reader in ("sensitivities", "plan", "evaluation"):
+        with pytest.raises(ValueError, match=match):
+            getattr(RunFolder(folder), reader)
+    with pytest.raises(ValueError, match=r"finetuning.json was made .*run `jmpq finetune"):
+        RunFolder(folder).finetuning
+
+
+@pytest.mark.parametrize("name", ["layers.json", "plan.json", "evaluation.json"])
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda record: record.update(version=1), "version 1; this jmpq reads 'jmpq/.*' versi"),
+        (lambda record: record.update(schema="x"), "has schema 'x'"),
+        (lambda record: record.update(colour=3), "unknown fields: colour"),
+        (lambda record: record.pop(list(record)[3]), "lacks "),
+        (lambda record: record.clear(), "has schema None version None"),
+    ],
+)
+def test_a_file_of_another_kind_or_version_names_the_step_to_run_again(
+    folder, name, spoil, match
+):
+    record = json.loads((folder / name).read_text())
+    spoil(record)
+    (folder / name).write_text(json.dumps(record))
+    reader, step = {
+        "layers.json": ("layers", "layers"),
+        "plan.json": ("plan", "solve"),
+        "evaluation.json": ("evaluation", "evaluate"),
+    }[name]
+    with pytest.raises(ValueError, match=rf"{name} .*{match}.*run `jmpq {step} .*` again") as e:
+        getattr(RunFolder(folder), reader)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", [LayerTable, Evaluation, Finetuning])
+def test_artifacts_of_no_json_are_refused(tmp_path, kind):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"not readable JSON: .*\): run `jmpq .*` again"):
+        kind.read(tmp_path / "a.json")
+
+
+def test_an_allocation_is_added_to_the_plan_in_the_place_of_its_name(folder):
+    run = RunFolder(folder)
+    first = run.planned(None)
+    whole = Allocation.uniform(run.plan.layers, Choice(8, 8))
+    for predicted in (1.0, 2.0):
+        new = dataclasses.replace(first, name="new", allocation=whole, predicted_loss=predicted)
+        RunFolder(folder).add_to_plan(new)
+    after = RunFolder(folder).plan
+    assert after.named("new") == new
+    assert len(after.allocations) == len(run.plan.allocations) + 1
+    with pytest.raises(ValueError, match="made from another"):  # measured before
+        RunFolder(folder).evaluation
+    with pytest.raises(ValueError, match="Did you mean 'new'"):
+        RunFolder(folder).planned("neww")
+
+
+def test_a_plan_without_solutions_says_what_to_do(folder):
+    plan = json.loads((folder / "plan.json").read_text())
+    kept = [a for a in plan["allocations"] if a["role"] == "baseline"]
+    edit(folder / "plan.json", allocations=kept)
+    with pytest.raises(ValueError, match=r"no solution to start from: run `jmpq solve .*name"):
+        RunFolder(folder).planned(None)
+
+
+def test_predictions_are_those_of_the_tables(folder):
+    from jmpq.run.predictions import all_predictors, predict_all
+
+    run = RunFolder(folder)
+    allocations = [a.allocation for a in run.plan.allocations]
+    rows = predict_all(all_predictors(run), allocations)
+    for name, table in run.sensitivities.tables.items():
+        for allocation, row in zip(allocations, rows, strict=True):
+            want = sum(
+                table.losses[table.layers.index(layer), table.choices.index(choice)]
+                for layer, choice in allocation.items()
+                if choice in table.choices
+            )
+            np.testing.assert_allclose(row[name], want, rtol=1e-12)
