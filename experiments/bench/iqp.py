@@ -134,7 +134,7 @@ def instances(config: Config) -> Iterator[tuple[dict[str, Any], Problem]]:
 
 def measure(problem: Problem, config: Config) -> dict[str, Any]:
     """Losses, bounds and seconds of one instance."""
-    from experiments.bench.iqp_rivals import Linearized, convex_bound, linearized_bound
+    from experiments.iqp_rivals import Linearized, convex_bound, linearized_bound
     from jmpq.solvers import BranchAndBound, LocalSearch
     from jmpq.solvers.quadratic.row_bound import row_bound
     from jmpq.solvers.quadratic.semidefinite import semidefinite_bound

@@ -21,5 +21,5 @@ What the proof rests on:
 
 `neighbourhood` holds the moves, single changes and swaps of budget between two groups, that
 tabu search and the searches of `measured` make. The linearized program and other bounds from
-the literature are rivals in `experiments/bench/iqp_rivals.py`; none is tighter there.
+the literature are rivals in `experiments/iqp_rivals.py`; none is tighter there.
 """
