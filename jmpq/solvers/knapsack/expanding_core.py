@@ -114,7 +114,7 @@ class CoreSearch:
         self, reduced: Reduced, columns: Columns, deadline: float
     ) -> tuple[Columns, float]:
         """The best choice found and a proven bound, stated anew while that makes it finer."""
-        # Invariant: `loss` is that of `choice`, an allocation within budget, and no allocation
+        # Invariant: `loss` is that of `columns`, an allocation within budget, and no allocation
         # within budget loses less than `bound`.
         loss, bound, reach = _loss(reduced, columns), -math.inf, math.inf
         reduced = _affordable(reduced)

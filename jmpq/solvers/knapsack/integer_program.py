@@ -222,7 +222,7 @@ class _Program:
     def cut(
         self, columns: Int[np.ndarray, " groups"], budget: int
     ) -> Bool[np.ndarray, " options"]:
-        """Options as dear as `choice` in its groups: taking only such breaks the budget.
+        """Options as dear as `columns` in its groups: taking only such breaks the budget.
 
         So an allocation within budget takes at least one other, and "at most all groups but
         one" is a row that it meets. The choice itself does not: it is cut off, with all that
