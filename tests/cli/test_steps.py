@@ -263,6 +263,16 @@ def test_kl_needs_no_labels_and_its_hessian_is_the_gauss_newton_matrix(run):
     assert read(run / "evaluation.json")["loss"] == "cross_entropy"
 
 
+def test_traces_of_hawq_are_said_to_be_exact_or_by_probes(run):
+    out = works("sensitivity", run, *FEW, "--metrics", "hawq_trace").out
+    assert "hawq_trace: traces: exact (piecewise linear, 10 outputs cost less than 50" in out
+    probes = ("--traces", "probes", "--probes", 2)
+    out = works("sensitivity", run, *FEW, "--metrics", "hawq_trace", *probes).out
+    assert "hawq_trace: traces: 2 probes a batch (asked for)" in out
+    found = load_sensitivities(run / "sensitivity.npz")["hawq_trace"]
+    assert found.provenance["prepared"]["traces"] == "probes"
+
+
 def test_a_loss_of_the_users_is_predicted_and_measured(run):
     loss, solve = "tests.cli.losses:brier", ("solve", run, *SMALL)
     options = (*FEW, "--loss", loss, "--metrics", "gauss_newton")
