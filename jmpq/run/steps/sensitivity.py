@@ -22,6 +22,7 @@ from jmpq.quantizers.spec import check_bits
 from jmpq.run.artifacts import Sensitivities
 from jmpq.run.compute import join_devices, parse_bytes
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
+from jmpq.run.lock import writer_lock
 from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss
 from jmpq.run.network import network_of
 from jmpq.run.options import Compute
@@ -32,7 +33,7 @@ from jmpq.sensitivity.analyse import analyse, batch_sizes
 from jmpq.sensitivity.batch_memory import Estimate
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
-from jmpq.sensitivity.metrics.by_name import make_metric
+from jmpq.sensitivity.metrics.by_name import RIVALS, MetricName, make_metric
 from jmpq.sensitivity.metrics.measured_moves import float_logits
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, save_sensitivities
@@ -64,8 +65,20 @@ def sensitivity(
     """
     memory = None if compute.memory is None else parse_bytes(compute.memory)
     mesh = join_devices(compute)
-    run, main = RunFolder(folder), is_main_process()
-    reporter = reporter if main else QUIET
+    if not is_main_process():  # only process 0 writes
+        return _sensitivity(RunFolder(folder), options, mesh, memory, QUIET)
+    with writer_lock(folder, "sensitivity"):
+        return _sensitivity(RunFolder(folder), options, mesh, memory, reporter)
+
+
+def _sensitivity(
+    run: RunFolder,
+    options: Options,
+    mesh: Mesh | None,
+    memory: int | None,
+    reporter: Reporter,
+) -> Sensitivities:
+    main = is_main_process()
     choices = choice_grid(options.w_bits, options.a_bits)
     loss, class_samples = _check(options)
     work = _Work(run, options, choices, loss, class_samples, mesh, memory, reporter)
@@ -104,7 +117,7 @@ def sensitivity(
         f"{f' {split.dataset}: {split.note}.' if split.note else ''}"
     )
     tables = {}
-    for name in dict.fromkeys(options.metrics):
+    for name in _metrics(options):
         start = time.perf_counter()
         make = _composed if name == "composed" else _analysed
         tables[name] = make(work, name, moves, data, provenance)
@@ -137,6 +150,10 @@ class _Work:
         return self.run.journal(f"{SENSITIVITY}.{name}")
 
 
+def _metrics(options: Options) -> list[MetricName]:
+    return list(dict.fromkeys((*options.metrics, *(RIVALS if options.rivals else ()))))
+
+
 def _check(options: Options) -> tuple[ExampleLoss, int | Literal["all"]]:
     """The loss and the sampled classes; options are refused before anything is loaded."""
     for spec, widths in (
@@ -147,14 +164,14 @@ def _check(options: Options) -> tuple[ExampleLoss, int | Literal["all"]]:
             check_bits(spec, bits)
     loss = find_loss(options.loss)
     if options.loss == "kl":
-        for name in options.metrics:
+        for name in _metrics(options):
             if name in ZERO_FOR_KL:
                 raise ValueError(
                     f"Metric {name!r} is zero with --loss kl, whose gradient vanishes at the "
                     "float network. Leave it out, or choose another loss."
                 )
     class_samples = "all" if options.class_samples is None else options.class_samples
-    if class_samples != "all" and "gauss_newton" not in options.metrics:
+    if class_samples != "all" and "gauss_newton" not in _metrics(options):
         raise ValueError("class_samples is for gauss_newton: add it to the metrics.")
     make_metric("gauss_newton", loss=loss, class_samples=class_samples)
     return loss, class_samples
