@@ -55,7 +55,7 @@ class Measured:
         self._layers = [layer.name for layer in subject.network.layers]
         self._quantizers = subject.quantizers
         of = {
-            "weights": folder.layers.weights_sha256,
+            "network": folder.layers.identity,
             "examples": split.sha256,
             "loss": subject.loss,
             "correct": correct,

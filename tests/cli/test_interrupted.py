@@ -72,18 +72,27 @@ def test_sensitivity_goes_on_from_the_last_finished_batch(
     before = contents(tmp_path)
     args = ("sensitivity", tmp_path, *FEW, *METRICS)
     bars.interrupts(metric, done, *args)
-    left = set(contents(tmp_path)) - set(before)
+    left = contents(tmp_path)
     wanted = ("gauss_newton", "squared_error")
     started = wanted[: wanted.index(metric) + 1]
-    assert left == {f".sensitivity.npz.{name}.journal" for name in started}
-    seconds = helpers.batch_seconds(tmp_path / f".sensitivity.npz.{metric}.journal")
+    kinds = ("quantizers", *(f"losses-{name}" for name in started))
+    assert set(left) - set(before) == {"store", *(stored(tmp_path, kind) for kind in kinds)}
+    seconds = helpers.batch_seconds(tmp_path / stored(tmp_path, f"losses-{metric}"))
     assert len(seconds) == done
     works(*args)
     assert bars.moves[:2] == moves
-    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz"}
+    kinds = ("quantizers", *(f"losses-{name}" for name in wanted))
+    kept = {"store", *(stored(tmp_path, kind) for kind in kinds)}
+    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz", *kept}
     assert_same_sensitivities(tmp_path / "sensitivity.npz", tiny_run / "sensitivity.npz")
     found = load_sensitivities(tmp_path / "sensitivity.npz")[metric]
     assert found.provenance["batch_seconds"][:done] == seconds
+
+
+def stored(run, kind):
+    """The only journal of a kind in the store."""
+    (path,) = (run / "store").glob(f"{kind}-*.journal")
+    return str(path.relative_to(run))
 
 
 def interrupt(*args):
@@ -94,8 +103,9 @@ def test_logit_changes_go_on_from_the_last_finished_batch(tiny_run, tmp_path, ba
     shutil.copy(tiny_run / "layers.json", tmp_path)
     args = ("sensitivity", tmp_path, *FEW, "--metrics", "composed")
     bars.interrupts("composed", 2, *args)
-    journal = tmp_path / ".sensitivity.npz.composed.journal"
-    assert set(contents(tmp_path)) == {"layers.json", journal.name}
+    journal = tmp_path / stored(tmp_path, "moves")
+    kept = {"layers.json", "store", stored(tmp_path, "moves"), stored(tmp_path, "quantizers")}
+    assert set(contents(tmp_path)) == kept
     before = journal.read_bytes()
     real = superposed._changes
     made = []
@@ -106,7 +116,7 @@ def test_logit_changes_go_on_from_the_last_finished_batch(tiny_run, tmp_path, ba
     assert len(made) == 2  # to learn the shapes, and for the last batch
     assert journal.read_bytes()[: len(before)] == before
     works(*args)
-    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz", "superposed.npz"}
+    assert set(contents(tmp_path)) == {*kept, "sensitivity.npz", "superposed.npz"}
 
 
 def test_other_options_do_not_go_on_from_an_interrupted_run(tiny_run, tmp_path, bars):
@@ -120,22 +130,24 @@ def test_sensitivity_goes_on_in_another_process(tiny_run, tmp_path):
     shutil.copy(tiny_run / "layers.json", tmp_path)
     many = ("--w-bits", 2, 4, "--a-bits", 8, "--examples", 100, "--batch-size", 1)
     args = ("sensitivity", tmp_path, *many, "--metrics", "empirical_fisher")
-    partial = tmp_path / ".sensitivity.npz.empirical_fisher.journal"
+    store = tmp_path / "store"
     child, end = process(*args), time.monotonic() + 60
-    while not partial.exists() and child.poll() is None and time.monotonic() < end:
+    while not list(store.glob("losses-*")) and child.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     result = finish(child)
     assert result.code == 130, result.err
     assert result.err.splitlines()[-1].startswith("jmpq: interrupted")
     assert "Traceback" not in result.err
-    assert set(contents(tmp_path)) == {"layers.json", partial.name}
-    seconds = helpers.batch_seconds(partial)
+    partial = stored(tmp_path, "losses-empirical_fisher")
+    kept = {"layers.json", "store", partial, stored(tmp_path, "quantizers")}
+    assert set(contents(tmp_path)) == kept  # no lock
+    seconds = helpers.batch_seconds(tmp_path / partial)
     assert 0 < len(seconds) < 100
     works(*args)
     found = load_sensitivities(tmp_path / "sensitivity.npz")["empirical_fisher"]
     assert found.provenance["batch_seconds"][: len(seconds)] == seconds
-    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz"}
+    assert set(contents(tmp_path)) == {*kept, "sensitivity.npz"}
 
 
 @pytest.mark.parametrize("split", ["calibration", "evaluation"])

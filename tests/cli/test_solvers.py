@@ -86,7 +86,8 @@ def test_solving_one_budget_imports_what_it_needs_and_no_more(run):
     code = """
 import sys
 from jmpq.cli.main import main
-main(["solve", sys.argv[1], "--replace", "--budget", "size_bytes=40%", "--solvers", "exact", "greedy"])
+run, solvers = sys.argv[1], ["--solvers", "exact", "greedy"]
+main(["solve", run, "--replace", "--budget", "size_bytes=40%", *solvers])
 print(sorted({"jax", "flax", "cvxpy", "highspy", "scipy"} & set(sys.modules)))
 """
     result = finish(process(run, code=code))

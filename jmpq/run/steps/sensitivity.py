@@ -1,9 +1,10 @@
 """Sensitivities: the predicted loss increase of every choice of every layer."""
 
 import dataclasses
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -16,10 +17,9 @@ from jmpq.data.stream import Stream
 from jmpq.devices import is_main_process
 from jmpq.files import versions
 from jmpq.formats import UNQUANTIZED, Choice, choice_grid
-from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.quantizers.spec import check_bits
 from jmpq.run.artifacts import Sensitivities
+from jmpq.run.calibrated import calibrated
 from jmpq.run.compute import join_devices, parse_bytes
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
 from jmpq.run.lock import writer_lock
@@ -29,14 +29,14 @@ from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
 from jmpq.run.predictions import SEARCHED_BY_KL
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.sensitivity.analyse import analyse, batch_sizes
+from jmpq.sensitivity.analyse import analyse, analysis_identity, batch_sizes
 from jmpq.sensitivity.batch_memory import Estimate
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.metrics.by_name import RIVALS, MetricName, make_metric
 from jmpq.sensitivity.metrics.measured_moves import float_logits
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.table import Sensitivity, save_sensitivities
+from jmpq.sensitivity.table import Sensitivity, load_sensitivities, save_sensitivities
 from jmpq.training.losses import ExampleLoss
 
 
@@ -49,8 +49,9 @@ def sensitivity(
 ) -> Sensitivities:
     """Predict losses of every layer and choice, nats per example; write ``sensitivity.npz``.
 
-    Metric ``composed`` also writes ``superposed.npz``. If interrupted, the same call resumes
-    from the last finished batch.
+    Metric ``composed`` also writes ``superposed.npz``. What the store has is not computed
+    again: scales and logit changes by bit-width, losses by metric, options and candidates. If
+    interrupted, the same call resumes from the last finished batch.
 
     Args:
         folder: The run folder, with ``layers.json``.
@@ -91,7 +92,8 @@ def _sensitivity(
     )
     examples = batches(split, options.batch_size, last="keep")
     inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
-    quantizers = _calibrated(work, network, inputs)
+    drawn = {"split": split.record(), "batch_size": options.batch_size}
+    quantizers = calibrated(run, network, options, inputs, drawn, reporter)
     provenance = {
         "weights_sha256": weights_sha256,
         "calibration": split.record(),
@@ -116,6 +118,7 @@ def _sensitivity(
         f"{'' if mesh is None else f' on {mesh.size} devices'}."
         f"{f' {split.dataset}: {split.note}.' if split.note else ''}"
     )
+    earlier = _earlier(run, choices, provenance)
     tables = {}
     for name in _metrics(options):
         start = time.perf_counter()
@@ -125,6 +128,7 @@ def _sensitivity(
         if note := tables[name].provenance.get("note"):
             reporter.say(f"{name}: {note}")
         _report_sampling(tables[name], reporter)
+    tables |= {name: table for name, table in earlier.items() if name not in tables}
     if main:
         save_sensitivities(run.path / SENSITIVITY, tables, quantizers.to_arrays())
         for journal in run.path.glob(f".{SENSITIVITY}.*"):
@@ -146,8 +150,25 @@ class _Work:
     memory_bytes: int | None
     reporter: Reporter
 
-    def journal(self, name: str) -> Any:
-        return self.run.journal(f"{SENSITIVITY}.{name}")
+    def store(self, name: str, of: Any) -> Any:
+        return self.run.store(name, [self.run.layers.identity, of])
+
+
+def _earlier(
+    run: RunFolder, choices: Sequence[Choice], provenance: Mapping[str, Any]
+) -> dict[str, Sensitivity]:
+    """The metrics that the file already has of the same quantizers, examples and loss."""
+    try:
+        tables = load_sensitivities(run.path / SENSITIVITY)
+    except (OSError, ValueError):
+        return {}
+    asked = json.loads(json.dumps(provenance))
+    return {
+        name: table
+        for name, table in tables.items()
+        if table.choices == tuple(choices)
+        and all(table.provenance.get(key) == value for key, value in asked.items())
+    }
 
 
 def _metrics(options: Options) -> list[MetricName]:
@@ -177,24 +198,6 @@ def _check(options: Options) -> tuple[ExampleLoss, int | Literal["all"]]:
     return loss, class_samples
 
 
-def _calibrated(work: _Work, network: Any, inputs: Sequence[Any]) -> Quantizers:
-    """Scales of weights and activations, and codes of weights; rounded layers are kept."""
-    options, rounding = work.options, work.options.weights.rounding
-    reporter = QUIET if rounding == "nearest" else work.reporter
-    with reporter.bar(f"{rounding:24s}", "layers") as progress:
-        return calibrate_quantizers(
-            network,
-            options.w_bits,
-            options.a_bits,
-            inputs,
-            weights=options.weights,
-            activations=options.activations,
-            seed=options.seed,
-            partial=work.journal(rounding),
-            progress=progress,
-        )
-
-
 def _analysed(
     work: _Work,
     name: Any,
@@ -211,6 +214,9 @@ def _analysed(
         qbert_spread=work.options.qbert_spread,
         class_samples=work.class_samples,
     )
+    of = analysis_identity(
+        moves, metric, data, work.choices, seed=work.options.seed, provenance=provenance
+    )
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
         return analyse(
             moves,
@@ -221,7 +227,7 @@ def _analysed(
             mesh=work.mesh,
             memory_bytes=work.memory_bytes,
             announce=lambda needed: work.reporter.say(f"{name}: {_in_words(needed)}"),
-            partial=work.journal(name),
+            partial=work.store(f"losses-{name}", of),
             provenance=provenance,
             progress=progress,
         )
@@ -236,6 +242,8 @@ def _composed(
 ) -> Sensitivity:
     """Measure and write the logit changes of every move; return their main effects."""
     start, path = time.perf_counter(), work.run.path / SUPERPOSED
+    examples = {key: provenance[key] for key in ("calibration", "batch_size", "versions")}
+    of = {"network": work.run.layers.identity, **examples}
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
         measured = Superposed.measure(
             moves,
@@ -244,7 +252,8 @@ def _composed(
                 dict.fromkeys((*work.choices, UNQUANTIZED))
             ),  # of layers that a plan excludes
             mesh=work.mesh,
-            partial=work.journal(name),
+            partial=work.store("moves", of),
+            of=of,
             provenance=provenance,
             progress=progress,
         )
