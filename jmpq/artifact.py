@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+PLANS = "plans"  # folder of a run with a folder for every plan that has a name
+
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactKind:
@@ -75,7 +77,11 @@ class ArtifactKind:
 
     def command(self, path: pathlib.Path) -> str:
         """What to do about a file, but for when."""
-        return f"run `jmpq {self.step} {path.parent}`"
+        folder = path.parent
+        if folder.parent.name != PLANS:
+            return f"run `jmpq {self.step} {folder}`"
+        option = "--name" if self.step == "solve" else "--plan"
+        return f"run `jmpq {self.step} {folder.parent.parent} {option} {folder.name}`"
 
 
 def fields_of(

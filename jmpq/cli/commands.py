@@ -65,9 +65,10 @@ def solve(
 ) -> None:
     """Find allocations: RUN/plan.json, one for every metric and solver, with proven bounds.
 
-    Needs no data. Every allocation carries what all metrics predict of it.
+    Needs no data. Every allocation carries what all metrics predict of it. Another budget is
+    another plan: --name keeps it beside the first, --replace writes over it.
 
-    For example: jmpq solve runs/r20 --budget size_bytes=40% bops=W4A4 --solvers exact SCIP
+    For example: jmpq solve runs/r20 --name tight --budget size_bytes=20% bops=W4A4
     """
     from jmpq.cli.show import show_plan
     from jmpq.run import progress
@@ -124,8 +125,9 @@ def evaluate(run: RunPath, options: Annotated[o.Evaluate, arg(name="")] = o.Eval
     """Measure the allocations of the plan: RUN/evaluation.json.
 
     Loss (that of the sensitivities), KL divergence to the float network and top-1, on the
-    calibration and on the evaluation examples. If interrupted, rerun the command; it resumes
-    from the last finished allocation.
+    calibration and on the evaluation examples. What was measured before, for any plan, is not
+    measured again. If interrupted, rerun the command; it resumes from the last finished
+    allocation.
 
     For example: jmpq evaluate runs/r20 --devices 2
     """
@@ -150,14 +152,19 @@ def finetune(run: RunPath, options: Annotated[o.Finetune, arg(name="")] = o.Fine
     finetune(run, options, reporter=progress.TERMINAL)
 
 
-def report(run: RunPath) -> None:
+def report(
+    run: RunPath,
+    plan: Annotated[str | None, arg(help="Name of the plan, as for jmpq evaluate.")] = None,
+) -> None:
     """Write RUN/report.html, RUN/figures/*.svg and RUN/tables/*.csv; needs no data.
+
+    For a plan with a name they are written into RUN/plans/NAME.
 
     For example: jmpq report runs/r20
     """
     from jmpq.report.report import write_report
 
-    print(f"Wrote {write_report(run)}")
+    print(f"Wrote {write_report(run, plan=plan)}")
 
 
 def demo(
@@ -176,9 +183,9 @@ def demo(
     steps = {
         "train": lambda: train(run, o.Train(epochs=epochs, seed=seed)),
         "layers": lambda: layers(run, o.Layers(model="digits_resnet", data="digits")),
-        "sensitivity": lambda: sensitivity(run, o.Sensitivity(seed=seed)),
+        "sensitivity": lambda: sensitivity(run, o.Sensitivity(seed=seed, rivals=True)),
         "solve": lambda: solve(run, o.Solve(seed=seed), full),
-        "evaluate": lambda: evaluate(run, o.Evaluate(roles=every)),
+        "evaluate": lambda: evaluate(run, o.Evaluate(roles=every, calibration_roles=every)),
         "report": lambda: report(run),
     }
     for number, (name, step) in enumerate(steps.items(), start=1):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -63,6 +63,11 @@ class Outcome:
         """Plain values; NaN and infinite numbers (a destroyed network) become None."""
         values = dataclasses.asdict(self)
         return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Outcome":
+        """Inverse of `to_json`; None becomes NaN."""
+        return cls(**{k: math.nan if v is None else v for k, v in record.items()})
 
 
 class Evaluator:

@@ -77,7 +77,10 @@ class PlannedAllocation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that `plan.json` holds; `excluded` layers stay unquantized."""
+    """Everything that `plan.json` holds.
+
+    `excluded` layers stay unquantized; `options` are those that it was solved with.
+    """
 
     jmpq: str
     versions: dict[str, str]
@@ -93,6 +96,7 @@ class Plan:
     unquantized: dict[str, float]
     allocations: tuple[PlannedAllocation, ...]
     excluded: tuple[str, ...] = ()
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [allocation.name for allocation in self.allocations]

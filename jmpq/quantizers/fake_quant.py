@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.files import json_sha256
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
@@ -112,6 +113,22 @@ class Quantizers:
                     digest.update(np.asarray(array).tobytes())
         return digest.hexdigest()
 
+    @functools.cached_property
+    def _sha256_by_bits(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Hashes of specification, scales and codes of weights and of activations, by bits."""
+        return _sha256_by_bits(self.weights), _sha256_by_bits(self.activations)
+
+    def sha256_at(self, w_bits: Iterable[int], a_bits: Iterable[int]) -> str:
+        """Hash of all that quantizes weights and activations to some bit-widths only.
+
+        It does not depend on which others were calibrated; 32 has nothing to hash.
+        """
+        used = [
+            [(b, known[b]) for b in sorted(set(bits) - {FLOAT_BITS})]
+            for known, bits in zip(self._sha256_by_bits, (w_bits, a_bits), strict=True)
+        ]
+        return json_sha256(used)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Arrays to store in an npz file, whatever else it holds."""
         arrays: dict[str, np.ndarray] = {}
@@ -147,6 +164,17 @@ class Quantizers:
         if "weights" not in found:
             raise ValueError("The file holds no quantizers; run `jmpq sensitivity` again.")
         return cls(weights=found["weights"], activations=found.get("activations"))
+
+
+def _sha256_by_bits(scales: Scales | None) -> dict[int, str]:
+    hashes: dict[int, str] = {}
+    for i, bits in enumerate(scales.bits if scales else ()):
+        assert scales is not None
+        digest = hashlib.sha256(repr(scales.spec).encode())
+        for array in (*scales.scale, *scales.zero_point, *scales.codes):
+            digest.update(np.asarray(array[i]).astype(np.float64).tobytes())
+        hashes[bits] = digest.hexdigest()
+    return hashes
 
 
 def calibrate_weights(

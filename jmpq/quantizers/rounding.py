@@ -52,7 +52,7 @@ def hessian_codes(
     """
     widths = jnp.array(bits)[:, None, None]
     least, most = (np.asarray(x, np.float64) for x in code_range(widths, spec.grid, float))
-    dtype = f"{'u' if spec.grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
+    dtype = code_dtype(bits, spec.grid)
     optimise = {"gptq": round_by_hessian, "adaround": learn_rounding}[spec.rounding]
     codes: list[Array | None] = [None] * len(network.layers)
     journal = shared_journal(partial, {"spec": dataclasses.asdict(spec), "bits": list(bits)})
@@ -92,6 +92,11 @@ def hessian_codes(
             table = network.layers[layer]
             round_layer(layer, np.eye(table.parameters // table.output_features)[None])
     return tuple(found for found in codes if found is not None)
+
+
+def code_dtype(bits: Sequence[int], grid: str) -> str:
+    """Type of the codes of all bit-widths: 8-bit integers where they suffice."""
+    return f"{'u' if grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
 
 
 def _sha256(arrays: Sequence[np.ndarray]) -> str:

@@ -5,7 +5,6 @@ the same code as a run folder.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,20 +27,19 @@ class Contents:
     finetuning: Json | None = None
 
 
-def read_contents(folder: str | os.PathLike[str]) -> Contents:
-    """Read the artifacts of a run folder.
+def read_contents(folder: RunFolder) -> Contents:
+    """Read the artifacts of a run folder and of its plan.
 
     Raises:
         FileNotFoundError: If an artifact is missing; it names the step that writes it.
         ValueError: If an artifact cannot be used, or was made from another one than the
             artifact beside it; it names the step to run again.
     """
-    run = RunFolder(folder)
-    evaluation, finetuning = run.evaluation, run.finetuning
+    evaluation, finetuning = folder.evaluation, folder.finetuning
     return Contents(
-        layers=run.layers,
-        sensitivities=run.sensitivities.tables,
-        plan=plan_to_json(run.plan),
+        layers=folder.layers,
+        sensitivities=folder.sensitivities.tables,
+        plan=plan_to_json(folder.plan),
         evaluation=evaluation.to_json(),
         finetuning=None if finetuning is None else finetuning.to_json(),
     )

@@ -13,12 +13,13 @@ from jmpq.report.figures import Drawing, draw_figures
 from jmpq.report.style import write_svg
 from jmpq.report.summary import summary, unmeasured
 from jmpq.report.tables import Table, all_tables, cell, csv_text, sensitivity_rows
+from jmpq.run.folder import RunFolder
 
 _XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
-def write_report(run: Path) -> Path:
-    """Write ``figures/*.svg``, ``tables/*.csv`` and ``report.html`` into a run folder.
+def write_report(run: Path, *, plan: str | None = None) -> Path:
+    """Write ``figures/*.svg``, ``tables/*.csv`` and ``report.html`` beside a plan.
 
     Reads ``layers.json``, ``sensitivity.npz``, ``plan.json`` and ``evaluation.json``, and
     ``finetuning.json`` where it is there; the
@@ -28,6 +29,7 @@ def write_report(run: Path) -> Path:
 
     Args:
         run: The run folder.
+        plan: Name of the plan; None for the one without a name, in the run folder itself.
 
     Returns:
         Path of the page.
@@ -36,7 +38,8 @@ def write_report(run: Path) -> Path:
         FileNotFoundError: If an artifact is missing.
         ValueError: If an artifact is unreadable or belongs to another one.
     """
-    contents = read_contents(run)
+    folder = RunFolder(run, plan=plan)
+    contents, here = read_contents(folder), folder.plan_folder
     drawings = draw_figures(contents)
     tables = all_tables(contents)
     pictures = {
@@ -44,19 +47,19 @@ def write_report(run: Path) -> Path:
         for drawing in drawings
         if drawing.figure is not None
     }
-    page = render_page(contents, drawings, pictures, tables, title=run.resolve().name)
+    page = render_page(contents, drawings, pictures, tables, title=here.resolve().name)
     for drawing in drawings:
-        path = run / "figures" / f"{drawing.name}.svg"
+        path = here / "figures" / f"{drawing.name}.svg"
         if drawing.name in pictures:
             write_text(path, _XML + pictures[drawing.name])
         else:
             path.unlink(missing_ok=True)  # of an earlier report
     for table in tables:
-        write_text(run / "tables" / f"{table.name}.csv", csv_text(table.rows))
+        write_text(here / "tables" / f"{table.name}.csv", csv_text(table.rows))
     rows = sensitivity_rows(contents.sensitivities)
-    write_text(run / "tables" / "sensitivities.csv", csv_text(rows))
-    write_text(run / "report.html", page)
-    return run / "report.html"
+    write_text(here / "tables" / "sensitivities.csv", csv_text(rows))
+    write_text(here / "report.html", page)
+    return here / "report.html"
 
 
 def render_page(

@@ -80,6 +80,14 @@ class LayerTable:
     equalized: tuple[tuple[str, str], ...] = ()
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the network computes, for the names of stores."""
+        given = dataclasses.asdict(self.network)
+        where = ("weights", "data", "data_dir", "tokenizer")
+        changes = {key: value for key, value in given.items() if key not in where}
+        return {"weights_sha256": self.weights_sha256, **changes}
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(layer.name for layer in self.layers)
 

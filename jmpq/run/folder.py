@@ -5,17 +5,22 @@
 read together with all that it was made from; where one does not belong, the error names the
 step to run again. A step reads what it needs at its head, so that nothing is computed from a
 mixture.
+
+A plan with a name, and what is made from it, lie in ``plans/NAME`` under the same file names.
+What was measured or computed lies in ``store``, in journals named by all that it depends on:
+artifacts are views of it, and nothing in it is ever written over.
 """
 
 import dataclasses
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jmpq.artifact import ArtifactKind
-from jmpq.files import check_writable, file_sha256
+from jmpq.artifact import PLANS, ArtifactKind
+from jmpq.files import check_writable, file_sha256, json_sha256
 from jmpq.problem import plan as plans
 from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.run import artifacts
@@ -29,6 +34,8 @@ WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
 LAYERS, SENSITIVITY, SUPERPOSED = "layers.json", "sensitivity.npz", "superposed.npz"
 PLAN, FRONT, EVALUATION = "plan.json", "front.csv", "evaluation.json"
 FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"
+OF_PLAN = (PLAN, FRONT, EVALUATION, FINETUNED, FINETUNING)  # one of each for every plan
+STORE = "store"
 # What logit changes and sensitivities have in common if they were measured together.
 MEASURED_TOGETHER = ("weights_sha256", "quantizers_sha256", "calibration", "loss")
 
@@ -38,16 +45,32 @@ class RunFolder:
 
     Args:
         path: The folder; it need not be there.
+        plan: Name of the plan; None for the one without a name, ``plan.json``.
 
     Raises:
         FileNotFoundError: From a property, if an artifact is missing; it names the step that
             writes it.
         ValueError: From a property, if an artifact cannot be used, or was made from another
-            one than lies there; it names the step to run again.
+            one than lies there; it names the step to run again. At once, if the plan's name
+            cannot be the name of a folder.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, plan: str | None = None) -> None:
         self.path = pathlib.Path(path)
+        if plan is not None and not re.fullmatch(r"\w[\w.-]*", plan):
+            raise ValueError(
+                f"{plan!r} cannot name a plan: expected letters, digits, '_', '-' and '.', as "
+                "in 'tight'."
+            )
+        self.plan_folder = self.path if plan is None else self.path / PLANS / plan
+
+    def file(self, name: str) -> pathlib.Path:
+        """Path of an artifact."""
+        return (self.plan_folder if name in OF_PLAN else self.path) / name
+
+    def store(self, kind: str, of: Any) -> pathlib.Path:
+        """File of the journal of one kind of results, by all that they depend on."""
+        return self.path / STORE / f"{kind}-{json_sha256(of)[:12]}.journal"
 
     @functools.cached_property
     def layers(self) -> LayerTable:
@@ -67,7 +90,8 @@ class RunFolder:
     def plan(self) -> Plan:
         """The plan that was made from the sensitivities."""
         layers, sensitivities = self.layers, self.sensitivities
-        plan = read_plan(self.path / PLAN)
+        self._plan_sha256 = self.sha256(PLAN) if self.file(PLAN).is_file() else ""
+        plan = read_plan(self.file(PLAN))
         if plan.weights_sha256 != layers.weights_sha256:
             raise self._stale(PLAN, LAYERS, "weights", plans.KIND)
         if plan.sensitivity_sha256 != self.sha256(SENSITIVITY):
@@ -81,7 +105,7 @@ class RunFolder:
     def evaluation(self) -> Evaluation:
         """What was measured of the plan."""
         plan_sha256 = self.sha256(PLAN) if self.plan else ""
-        made = Evaluation.read(self.path / EVALUATION)
+        made = Evaluation.read(self.file(EVALUATION))
         if made.plan_sha256 != plan_sha256:
             raise self._stale(EVALUATION, PLAN, "contents", artifacts.EVALUATION)
         return made
@@ -89,9 +113,9 @@ class RunFolder:
     @functools.cached_property
     def finetuning(self) -> Finetuning | None:
         """The fine-tuning of the network, if there was one."""
-        if not (self.path / FINETUNING).is_file():
+        if not self.file(FINETUNING).is_file():
             return None
-        made = Finetuning.read(self.path / FINETUNING)
+        made = Finetuning.read(self.file(FINETUNING))
         if made.weights_sha256 != self.layers.weights_sha256:
             raise self._stale(FINETUNING, LAYERS, "weights", artifacts.FINETUNING)
         return made
@@ -115,11 +139,11 @@ class RunFolder:
 
     def sha256(self, name: str) -> str:
         """Hash of an artifact's file."""
-        return file_sha256(self.path / name)
+        return file_sha256(self.file(name))
 
     def check_writable(self, name: str) -> None:
         """Raise now what writing an artifact would raise after hours of work."""
-        check_writable(self.path / name)
+        check_writable(self.file(name))
 
     def journal(self, work: str) -> pathlib.Path:
         """File of the journal of one kind of work."""
@@ -141,25 +165,34 @@ class RunFolder:
             if allocation.role == "solution" and (allocation.budgets or not with_budgets):
                 return allocation
         raise ValueError(
-            f"{self.path / PLAN} has no solution to start from: run `jmpq solve {self.path}`, "
-            "or name one with --allocation."
+            f"{self.file(PLAN)} has no solution to start from: "
+            f"{plans.KIND.command(self.file(PLAN))}, or name one with --allocation."
         )
 
     def add_to_plan(self, new: PlannedAllocation) -> None:
-        """Write the plan with one more allocation, in the place of one of the same name."""
+        """Write the plan with one more allocation, in the place of one of the same name.
+
+        Raises:
+            ValueError: If the file is not the one that was read.
+        """
         kept = [a for a in self.plan.allocations if a.name != new.name]
         plan = dataclasses.replace(self.plan, allocations=(*kept, new))
-        write_plan(self.path / PLAN, plan)
+        if self.sha256(PLAN) != self._plan_sha256:
+            raise ValueError(
+                f"{self.file(PLAN)} was changed while this step worked, so that {new.name} "
+                "was not added: run the step again; what it measured is kept."
+            )
+        write_plan(self.file(PLAN), plan)
 
     def _stale(self, name: str, source: str, what: str, kind: ArtifactKind) -> ValueError:
         return ValueError(
-            f"{self.path / name} was made from another {self.path / source} ({what} differ): "
-            f"{kind.command(self.path / name)} again, and the steps after it."
+            f"{self.file(name)} was made from another {self.file(source)} ({what} differ): "
+            f"{kind.command(self.file(name))} again, and the steps after it."
         )
 
     def _check_layers(self, plan: Plan, known: Iterable[str], source: str) -> None:
         if unknown := [name for name in plan.layers if name not in set(known)]:
             raise ValueError(
-                f"{self.path / PLAN} has layers that {self.path / source} lacks "
-                f"({', '.join(unknown[:3])}): {plans.KIND.command(self.path / PLAN)} again."
+                f"{self.file(PLAN)} has layers that {self.path / source} lacks "
+                f"({', '.join(unknown[:3])}): {plans.KIND.command(self.file(PLAN))} again."
             )

@@ -13,6 +13,7 @@ from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName
 
 CorrectName = Literal["none", "bias", "batch_norm"]
+MeasuredRole = Role | Literal["uniform"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,13 @@ class Sensitivity:
     """Options of `jmpq.run.sensitivity`."""
 
     metrics: tuple[MetricName, ...] = DEFAULT_METRICS
-    """Metrics to compute; the first is the one the report puts first. composed also writes
-    RUN/superposed.npz: what every move alone does to the logits, with which `jmpq solve`
-    searches and predicts joint allocations."""
+    """Metrics to compute; the first is the one the report puts first. Others that the file has
+    of the same examples and candidates are kept. composed also writes RUN/superposed.npz: what
+    every move alone does to the logits, with which `jmpq solve` searches and predicts joint
+    allocations."""
+    rivals: bool = False
+    """Also compute the metrics of other methods, to compare with: empirical_fisher, hawq_trace
+    (about as long as all others together), squared_error."""
     w_bits: tuple[int, ...] = (2, 3, 4, 6, 8)
     """Candidate bits of weights: 1 to 16, or 32 for unquantized."""
     a_bits: tuple[int, ...] = (4, 8)
@@ -157,6 +162,11 @@ class Compute:
 class Solve:
     """Options of `jmpq.run.solve`."""
 
+    name: str | None = None
+    """Name of the plan, to keep it beside others: it lies in RUN/plans/NAME, and other steps
+    take it by --plan NAME. By default it has none and is RUN/plan.json."""
+    replace: bool = False
+    """Write over a plan that was solved with other options."""
     budget: tuple[str, ...] = ()
     """NAME=VALUE with NAME size_bytes (bytes), average_bits (bits per searched weight) or
     bops (bit operations per example), and VALUE a number with unit (120kB, 0.27MB, 1.2G), a
@@ -230,6 +240,8 @@ class Comparison:
 class Refine:
     """Options of `jmpq.run.refine`."""
 
+    plan: str | None = None
+    """Name of the plan, as given to `jmpq solve --name`; by default the one without a name."""
     allocation: str | None = None
     """Allocation to start from; the first solution of the plan by default."""
     measure: Literal["kl", "loss"] = "kl"
@@ -249,6 +261,8 @@ class Refine:
 class Race:
     """Options of `jmpq.run.race`."""
 
+    plan: str | None = None
+    """Name of the plan, as given to `jmpq solve --name`; by default the one without a name."""
     allocation: str | None = None
     """Allocation whose budgets the solutions in the race share; the first solution of the plan
     by default."""
@@ -265,6 +279,8 @@ class Race:
 class Floor:
     """Options of `jmpq.run.floor`."""
 
+    plan: str | None = None
+    """Name of the plan, as given to `jmpq solve --name`; by default the one without a name."""
     max_drop: float = 1.0
     """Most points (of 100) that top-1 on the calibration examples may lie below the float
     network's."""
@@ -284,9 +300,15 @@ class Floor:
 class Evaluate:
     """Options of `jmpq.run.evaluate`."""
 
-    roles: tuple[Role, ...] = ("solution", "baseline", "sweep")
-    """Allocations measured on the evaluation examples, by their role in the plan."""
-    calibration_roles: tuple[Role, ...] = ("solution", "baseline", "sweep", "random", "single")
+    plan: str | None = None
+    """Name of the plan, as given to `jmpq solve --name`; by default the one without a name."""
+    allocation: pathlib.Path | None = None
+    """File with an allocation written by hand, JSON as {"conv1": "W8A8", "conv2": "W4A8"}: it
+    is added to the plan under the file's name, as given/NAME, and is the only one measured."""
+    roles: tuple[MeasuredRole, ...] = ("solution", "uniform")
+    """Allocations measured on the evaluation examples, by their role in the plan; uniform are
+    the baselines of one choice for all layers. What was measured before is kept."""
+    calibration_roles: tuple[MeasuredRole, ...] = ("solution", "uniform")
     """Allocations measured on the calibration examples, where prediction is compared."""
     examples: int | None = None
     """Evaluation examples, the first so many; all by default."""
@@ -308,6 +330,8 @@ class Evaluate:
 class Finetune:
     """Options of `jmpq.run.finetune`."""
 
+    plan: str | None = None
+    """Name of the plan, as given to `jmpq solve --name`; by default the one without a name."""
     allocation: str | None = None
     """Name of the allocation; the first solution of the plan by default."""
     method: Literal["lsq", "ste"] = "lsq"

@@ -52,9 +52,9 @@ def analyse(
             batches of an additive metric are cut into parts that fit. No limit by default.
         announce: Called before the start with what a pass takes, or None where the metric
             does not tell.
-        partial: File of a journal of finished batches: those of the same analysis are not
-            computed again. The caller removes it when the result is safe, and the
-            ``*.prepared`` beside it that a metric which `Prepares` leaves.
+        partial: File of a journal of finished batches: those of the same analysis
+            (`analysis_identity`) are not computed again. A metric that `Prepares` keeps a
+            ``*.prepared`` beside it.
         provenance: What identifies network, data and quantizers (a partial file of another
             one is not used), kept in the result.
         progress: Called with (finished batches, all batches); before, by a metric that
@@ -76,14 +76,10 @@ def analyse(
             f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
-    identity = {
-        "metric": _options(metric),
-        "batches": (sizes := batch_sizes(batches)),
-        "moves": [list(move) for move in moves.moves],
-        "choices": [choice.label for choice in choices],
-        "seed": seed,
-        **(provenance or {}),
-    }
+    sizes = batch_sizes(batches)
+    identity = analysis_identity(
+        moves, metric, batches, choices, seed=seed, provenance=provenance
+    )
     layers = tuple(layer.name for layer in moves.network.layers)
     members = choice_members(layers, choices, moves.moves)
     journal, sums = shared_journal(partial, identity), _Sums()
@@ -144,6 +140,26 @@ def analyse(
             "batch_seconds": sums.seconds,
         },
     )
+
+
+def analysis_identity(
+    moves: MoveNetwork,
+    metric: Metric,
+    batches: Sequence[tuple[PyTree, Any]],
+    choices: Sequence[Choice],
+    *,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """All that decides the result of `analyse`, as JSON; arguments are those of `analyse`."""
+    return {
+        "metric": _options(metric),
+        "batches": batch_sizes(batches),
+        "moves": [list(move) for move in moves.moves],
+        "choices": [choice.label for choice in choices],
+        "seed": seed,
+        **(provenance or {}),
+    }
 
 
 def batch_sizes(batches: Sequence[tuple[Any, ...]]) -> list[int]:

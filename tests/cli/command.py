@@ -33,6 +33,18 @@ FEW = (
     "--batch-size",
     "16",
 )
+EVERY = (
+    "--roles",
+    "solution",
+    "baseline",
+    "sweep",
+    "--calibration-roles",
+    "solution",
+    "baseline",
+    "sweep",
+    "random",
+    "single",
+)
 SMALL = ("--comparison", "full", "--random", "2", "--joint", "3", "--sweep", "2")
 
 

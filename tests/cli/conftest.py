@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from tests.cli.command import FEW, SMALL, TINY, works
+from tests.cli.command import EVERY, FEW, SMALL, TINY, works
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,7 +23,7 @@ def digits_run(tmp_path_factory):
     minmax = ("--weights.clipping", "minmax", "--activations.clipping", "minmax")
     works("sensitivity", run, *FEW, *minmax, "--metrics", "gauss_newton")
     works("solve", run, *SMALL)
-    works("evaluate", run, "--examples", 100)
+    works("evaluate", run, *EVERY, "--examples", 100)
     works("report", run)
     return run
 
@@ -35,7 +35,7 @@ def tiny_run(tmp_path_factory):
     works("layers", run, *TINY)
     works("sensitivity", run, *FEW, "--metrics", "gauss_newton", "squared_error")
     works("solve", run, *SMALL)
-    works("evaluate", run, "--examples", 100)
+    works("evaluate", run, *EVERY, "--examples", 100)
     return run
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jmpq.data import batches as batches_module
 from jmpq.sensitivity.table import load_sensitivities
-from tests.cli.command import FEW, contents, finish, process, works
+from tests.cli.command import EVERY, FEW, contents, finish, process, works
 
 METRICS = ("--metrics", "gauss_newton", "squared_error")
 
@@ -47,7 +47,7 @@ def test_examples_are_spread_over_as_many_devices_as_asked_for(tiny_run, folder)
 
 def test_outcomes_on_two_devices_are_those_of_one(run):
     expected = json.loads((run / "evaluation.json").read_text())
-    result = finish(process("evaluate", run, "--examples", 100, "--devices", 2))
+    result = finish(process("evaluate", run, *EVERY, "--examples", 100, "--devices", 2))
     assert result.code == 0, result.err
     found = json.loads((run / "evaluation.json").read_text())
     assert found["timing"].keys() == expected["timing"].keys()

@@ -327,7 +327,7 @@ def test_sensitivities_that_changed_are_noticed(run):
     match = r"plan.json was made from another .*sensitivity.npz .*: run `jmpq solve"
     for step in ("race", "refine", "floor", "evaluate", "finetune", "report"):
         refuses(run, (step, run), match)
-    works("solve", run)
+    works("solve", run, "--replace")
     refuses(run, ("report", run), "made from another .*plan.json.*: run `jmpq evaluate")
 
 

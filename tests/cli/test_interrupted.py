@@ -13,7 +13,7 @@ from jmpq.run import progress
 from jmpq.sensitivity.logits import superposed
 from jmpq.sensitivity.table import load_sensitivities
 from tests import helpers
-from tests.cli.command import FEW, TINY, contents, finish, jmpq, process, works
+from tests.cli.command import EVERY, FEW, TINY, contents, finish, jmpq, process, works
 
 METRICS = ("--metrics", "gauss_newton", "squared_error")
 
@@ -72,18 +72,27 @@ def test_sensitivity_goes_on_from_the_last_finished_batch(
     before = contents(tmp_path)
     args = ("sensitivity", tmp_path, *FEW, *METRICS)
     bars.interrupts(metric, done, *args)
-    left = set(contents(tmp_path)) - set(before)
+    left = contents(tmp_path)
     wanted = ("gauss_newton", "squared_error")
     started = wanted[: wanted.index(metric) + 1]
-    assert left == {f".sensitivity.npz.{name}.journal" for name in started}
-    seconds = helpers.batch_seconds(tmp_path / f".sensitivity.npz.{metric}.journal")
+    kinds = ("quantizers", *(f"losses-{name}" for name in started))
+    assert set(left) - set(before) == {"store", *(stored(tmp_path, kind) for kind in kinds)}
+    seconds = helpers.batch_seconds(tmp_path / stored(tmp_path, f"losses-{metric}"))
     assert len(seconds) == done
     works(*args)
     assert bars.moves[:2] == moves
-    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz"}
+    kinds = ("quantizers", *(f"losses-{name}" for name in wanted))
+    kept = {"store", *(stored(tmp_path, kind) for kind in kinds)}
+    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz", *kept}
     assert_same_sensitivities(tmp_path / "sensitivity.npz", tiny_run / "sensitivity.npz")
     found = load_sensitivities(tmp_path / "sensitivity.npz")[metric]
     assert found.provenance["batch_seconds"][:done] == seconds
+
+
+def stored(run, kind):
+    """The only journal of a kind in the store."""
+    (path,) = (run / "store").glob(f"{kind}-*.journal")
+    return str(path.relative_to(run))
 
 
 def interrupt(*args):
@@ -94,8 +103,9 @@ def test_logit_changes_go_on_from_the_last_finished_batch(tiny_run, tmp_path, ba
     shutil.copy(tiny_run / "layers.json", tmp_path)
     args = ("sensitivity", tmp_path, *FEW, "--metrics", "composed")
     bars.interrupts("composed", 2, *args)
-    journal = tmp_path / ".sensitivity.npz.composed.journal"
-    assert set(contents(tmp_path)) == {"layers.json", journal.name}
+    journal = tmp_path / stored(tmp_path, "moves")
+    kept = {"layers.json", "store", stored(tmp_path, "moves"), stored(tmp_path, "quantizers")}
+    assert set(contents(tmp_path)) == kept
     before = journal.read_bytes()
     real = superposed._changes
     made = []
@@ -106,7 +116,7 @@ def test_logit_changes_go_on_from_the_last_finished_batch(tiny_run, tmp_path, ba
     assert len(made) == 2  # to learn the shapes, and for the last batch
     assert journal.read_bytes()[: len(before)] == before
     works(*args)
-    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz", "superposed.npz"}
+    assert set(contents(tmp_path)) == {*kept, "sensitivity.npz", "superposed.npz"}
 
 
 def test_other_options_do_not_go_on_from_an_interrupted_run(tiny_run, tmp_path, bars):
@@ -120,34 +130,38 @@ def test_sensitivity_goes_on_in_another_process(tiny_run, tmp_path):
     shutil.copy(tiny_run / "layers.json", tmp_path)
     many = ("--w-bits", 2, 4, "--a-bits", 8, "--examples", 100, "--batch-size", 1)
     args = ("sensitivity", tmp_path, *many, "--metrics", "empirical_fisher")
-    partial = tmp_path / ".sensitivity.npz.empirical_fisher.journal"
+    store = tmp_path / "store"
     child, end = process(*args), time.monotonic() + 60
-    while not partial.exists() and child.poll() is None and time.monotonic() < end:
+    while not list(store.glob("losses-*")) and child.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     result = finish(child)
     assert result.code == 130, result.err
     assert result.err.splitlines()[-1].startswith("jmpq: interrupted")
     assert "Traceback" not in result.err
-    assert set(contents(tmp_path)) == {"layers.json", partial.name}
-    seconds = helpers.batch_seconds(partial)
+    partial = stored(tmp_path, "losses-empirical_fisher")
+    kept = {"layers.json", "store", partial, stored(tmp_path, "quantizers")}
+    assert set(contents(tmp_path)) == kept  # no lock
+    seconds = helpers.batch_seconds(tmp_path / partial)
     assert 0 < len(seconds) < 100
     works(*args)
     found = load_sensitivities(tmp_path / "sensitivity.npz")["empirical_fisher"]
     assert found.provenance["batch_seconds"][: len(seconds)] == seconds
-    assert set(contents(tmp_path)) == {"layers.json", "sensitivity.npz"}
+    assert set(contents(tmp_path)) == {*kept, "sensitivity.npz"}
 
 
 @pytest.mark.parametrize("split", ["calibration", "evaluation"])
 def test_evaluate_goes_on_from_the_last_finished_allocation(run, bars, split):
     expected = json.loads((run / "evaluation.json").read_text())
     (run / "evaluation.json").unlink()
+    for journal in (run / "store").glob("outcomes-*"):
+        journal.unlink()
     before = contents(run)
-    args = ("evaluate", run, "--examples", 100)
+    args = ("evaluate", run, *EVERY, "--examples", 100)
     bars.interrupts(f"Measuring on {split}", 5, *args)
     left = set(contents(run)) - set(before)
-    assert f".evaluation.json.{split}.journal" in left
-    assert "evaluation.json" not in left
+    assert len(left) == ("calibration", "evaluation").index(split) + 1
+    assert all(name.startswith("store/outcomes-") for name in left)
     works(*args)
     counts = {description: total for description, done, total in bars.moves if done == 0}
     all_of_it = {
@@ -163,7 +177,9 @@ def test_evaluate_goes_on_from_the_last_finished_allocation(run, bars, split):
     found = json.loads((run / "evaluation.json").read_text())
     assert found.pop("timing").keys() == expected.pop("timing").keys()
     assert found == expected
-    assert set(contents(run)) == {*before, "evaluation.json"}
+    stores = {name for name in contents(run) if name.startswith("store/outcomes-")}
+    assert len(stores) == 2
+    assert set(contents(run)) == {*before, "evaluation.json", *stores}
 
 
 def allocations(run, evaluation, split):
@@ -174,9 +190,12 @@ def allocations(run, evaluation, split):
 
 @pytest.mark.parametrize("text", ["", '{"of"', "[]", '{"of": "another plan", "outcomes": {}}'])
 def test_evaluate_starts_anew_where_the_journal_does_not_fit(run, bars, text):
-    (run / ".evaluation.json.calibration.journal").write_text(text)
+    journals = list((run / "store").glob("outcomes-*"))
+    assert len(journals) == 2
+    for journal in journals:
+        journal.write_text(text)
     works("evaluate", run, "--roles", "solution", "--calibration-roles", "solution")
-    assert next(done for name, done, _ in bars.moves if "calibration" in name) == 0
+    assert next(total for name, _, total in bars.moves if "calibration" in name) > 0
     assert not list(run.glob(".*"))
 
 
@@ -185,7 +204,7 @@ def test_interrupting_a_step_without_memory_leaves_nothing(run, monkeypatch):
 
     before = contents(run)
     monkeypatch.setattr(Exact, "__call__", interrupt)
-    assert jmpq("solve", run).code == 130
+    assert jmpq("solve", run, "--replace").code == 130
     assert contents(run) == before
 
 

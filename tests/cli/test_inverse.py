@@ -11,7 +11,7 @@ def test_least_cost_and_front_are_found_from_saved_sensitivities(run):
     rows = {row["name"]: row for row in plan["allocations"]}
     exact = rows["exact/gauss_newton"]
     ceiling = exact["predicted_loss"]
-    result = works("solve", run, *SMALL, "--loss-ceiling", ceiling, "--front")
+    result = works("solve", run, "--replace", *SMALL, "--loss-ceiling", ceiling, "--front")
     assert "least size_bytes, gauss_newton: " in result.out
     plan = json.loads((run / "plan.json").read_text())
     rows = {row["name"]: row for row in plan["allocations"]}
@@ -33,7 +33,7 @@ def test_least_cost_and_front_are_found_from_saved_sensitivities(run):
 
 
 def test_a_ceiling_that_no_metric_meets_is_an_error_of_one_line(run):
-    result = jmpq("solve", run, *SMALL, "--loss-ceiling", "-1e9")
+    result = jmpq("solve", run, "--replace", *SMALL, "--loss-ceiling", "-1e9")
     assert result.code == 1
     assert "jmpq: A loss of at most -1000000000 cannot be met" in result.err
     assert result.err.count("\n") == 1

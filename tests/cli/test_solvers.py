@@ -19,9 +19,11 @@ def rows(run):
 def test_the_exact_optimum_is_found_by_the_solver_that_is_named(run, solver):
     if solver == "SCIP" and solver not in installed():
         pytest.skip("SCIP is not installed")
-    works("solve", run, *ONE, *FREE, "--metrics", "gauss_newton")
+    works("solve", run, "--replace", *ONE, *FREE, "--metrics", "gauss_newton")
     want = rows(run)["exact/gauss_newton"]
-    works("solve", run, *ONE, *FREE, "--metrics", "gauss_newton", "--solvers", solver)
+    works(
+        "solve", run, "--replace", *ONE, *FREE, "--metrics", "gauss_newton", "--solvers", solver
+    )
     (found,) = rows(run).values()
     assert (found["name"], found["asked"]) == (f"{solver}/gauss_newton", solver)
     back_ends = {"HIGHS": "exact", "SCIP": "exact/SCIP"}
@@ -32,7 +34,7 @@ def test_the_exact_optimum_is_found_by_the_solver_that_is_named(run, solver):
 
 def test_a_solver_that_is_not_there_is_an_error_of_one_line(run):
     before = (run / "plan.json").read_bytes()
-    result = jmpq("solve", run, *SMALL, "--solvers", "NOPE")
+    result = jmpq("solve", run, "--replace", *SMALL, "--solvers", "NOPE")
     assert result.code == 1
     assert result.err.startswith("jmpq: cvxpy finds no mixed-integer solver 'NOPE'; it finds ")
     assert result.err.count("\n") == 1
@@ -41,7 +43,7 @@ def test_a_solver_that_is_not_there_is_an_error_of_one_line(run):
 
 def test_cross_layer_terms_are_solved_where_a_metric_has_them(run):
     quadratic = ("--solvers", "exact", "local_search", "branch_and_bound")
-    result = works("solve", run, *SMALL, *FREE, *quadratic)
+    result = works("solve", run, "--replace", *SMALL, *FREE, *quadratic)
     assert (
         "local_search, branch_and_bound: squared_error has no cross-layer terms, left out"
         in (result.out)
@@ -69,7 +71,9 @@ def test_cross_layer_terms_are_solved_where_a_metric_has_them(run):
 
 
 def test_a_quadratic_solver_without_cross_layer_terms_is_an_error_of_one_line(run):
-    result = jmpq("solve", run, "--metrics", "squared_error", "--solvers", "branch_and_bound")
+    result = jmpq(
+        "solve", run, "--replace", "--metrics", "squared_error", "--solvers", "branch_and_bound"
+    )
     assert result.code == 1
     assert (
         "jmpq: Solver 'branch_and_bound' needs a metric with cross-layer terms; squared_error "
@@ -82,7 +86,8 @@ def test_solving_one_budget_imports_what_it_needs_and_no_more(run):
     code = """
 import sys
 from jmpq.cli.main import main
-main(["solve", sys.argv[1], "--budget", "size_bytes=40%", "--solvers", "exact", "greedy"])
+run, solvers = sys.argv[1], ["--solvers", "exact", "greedy"]
+main(["solve", run, "--replace", "--budget", "size_bytes=40%", *solvers])
 print(sorted({"jax", "flax", "cvxpy", "highspy", "scipy"} & set(sys.modules)))
 """
     result = finish(process(run, code=code))

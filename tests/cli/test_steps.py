@@ -18,7 +18,7 @@ from jmpq.sensitivity.logits.composed import Composed
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.table import load_sensitivities
 from tests.cli import losses
-from tests.cli.command import FEW, SMALL, TINY, contents, finish, jmpq, process, works
+from tests.cli.command import EVERY, FEW, SMALL, TINY, contents, finish, jmpq, process, works
 
 LAYERS = (
     "conv1",
@@ -54,6 +54,7 @@ def test_every_step_leaves_its_artifact_and_nothing_else(digits_run):
         "plan.json",
         "report.html",
         "sensitivity.npz",
+        "store",
         "tables",
         "weights.safetensors",
     ]
@@ -188,7 +189,7 @@ def without_clock(value):
             ("sensitivity", *FEW, "--metrics", "gauss_newton", "squared_error"),
         ),
         ("plan.json", ("solve", *SMALL)),
-        ("evaluation.json", ("evaluate", "--examples", 100)),
+        ("evaluation.json", ("evaluate", *EVERY, "--examples", 100)),
     ],
 )
 def test_a_step_called_again_gives_the_same_result(run, artifact, args):
@@ -218,7 +219,7 @@ def test_new_budgets_and_the_report_need_neither_jax_nor_network_nor_data(run):
 import pathlib, sys
 from jmpq.cli.main import main
 run = sys.argv[1]
-main(["solve", run, "--budget", "average_bits=60%"])
+main(["solve", run, "--replace", "--budget", "average_bits=60%"])
 main(["report", sys.argv[2]])
 heavy = {"jax", "flax", "optax", "orbax", "sklearn", "tensorflow_datasets"} & set(sys.modules)
 assert not heavy, heavy
@@ -233,9 +234,13 @@ assert not heavy, heavy
 
 
 def test_allocations_of_other_roles_can_be_left_out(run):
+    shutil.rmtree(run / "store")
     works("evaluate", run, "--roles", "solution", "--calibration-roles", "solution")
     measured = read(run / "evaluation.json")["measured"]
-    assert {name.split("/")[0] for name in measured} == {"exact", "greedy"}
+    plan = {a["name"]: a for a in read(run / "plan.json")["allocations"]}
+    solved = [a["allocation"] for a in plan.values() if a["role"] == "solution"]
+    assert {"exact/gauss_newton", "greedy/gauss_newton"} <= set(measured)
+    assert all(plan[name]["allocation"] in solved for name in measured)
 
 
 def test_budgets_that_conflict_in_the_sweep_are_left_out_of_it(run):
@@ -244,7 +249,16 @@ def test_budgets_that_conflict_in_the_sweep_are_left_out_of_it(run):
     rule = "allow .*=W4A8,W8A2"  # the first has the least size, the second the least bops
     budgets = ("--budget", "size_bytes=99%", "bops=99%")
     works(
-        "solve", run, "--rule", rule, *budgets, "--first-last-bits", 0, "--comparison", "full"
+        "solve",
+        run,
+        "--replace",
+        "--rule",
+        rule,
+        *budgets,
+        "--first-last-bits",
+        0,
+        "--comparison",
+        "full",
     )
     names = [a["name"] for a in read(run / "plan.json")["allocations"]]
     sweep = [name for name in names if name.startswith("sweep/exact")]
@@ -357,7 +371,7 @@ def test_demo_runs_all_steps_in_order(tmp_path, monkeypatch):
 
 def test_ready_made_ties_are_printed_and_kept(digits_run, tmp_path):
     run = shutil.copytree(digits_run, tmp_path / "run")
-    result = works("solve", run, *SMALL, "--tie", "residual")
+    result = works("solve", run, "--replace", *SMALL, "--tie", "residual")
     tied = ("layer1/0/conv2", "layer2/0/conv2", "layer3/0/conv2")  # conv1, the first, is pinned
     assert f"rule: tie {' '.join(tied)}: {', '.join(tied)}" in result.out
     plan = read(run / "plan.json")
@@ -365,7 +379,7 @@ def test_ready_made_ties_are_printed_and_kept(digits_run, tmp_path):
         if allocation["role"] in ("solution", "sweep"):
             assert len({allocation["allocation"][name] for name in tied}) == 1
     assert f"tie {' '.join(tied)}" in plan["rules"]
-    result = jmpq("solve", run, *SMALL, "--tie", "downsample")
+    result = jmpq("solve", run, "--replace", *SMALL, "--tie", "downsample")
     assert result.code == 1
     assert "nothing to tie by 'downsample'" in result.err
     assert "it has residual" in result.err

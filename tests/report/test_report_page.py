@@ -23,6 +23,7 @@ from jmpq.report.tables import (
     correlation_rows,
     csv_text,
 )
+from jmpq.run.folder import RunFolder
 from tests.report import synthetic_run
 
 
@@ -139,7 +140,9 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
             allocation["predictions"]["superposed_kl"] = kl[allocation["name"]] / 2
 
     def headings():
-        table = next(t for t in all_tables(read_contents(copy)) if t.name == "allocations")
+        table = next(
+            t for t in all_tables(read_contents(RunFolder(copy))) if t.name == "allocations"
+        )
         return [column.heading for column in table.columns]
 
     assert "KL by superposed logits" not in headings()
@@ -148,7 +151,7 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
     edit(copy / "evaluation.json", lambda value: value.update(plan_sha256=sha))
     at = headings().index("KL by superposed logits")
     assert headings()[at + 1] == "KL, calibration"
-    contents = read_contents(copy)
+    contents = read_contents(RunFolder(copy))
     rows = correlation_rows(contents.plan, contents.evaluation)
     ((row),) = [
         row
@@ -165,14 +168,14 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
 
 def test_summary_names_what_was_not_measured(copy):
     edit(copy / "evaluation.json", lambda value: value["measured"].pop("exact/gauss_newton"))
-    found = dict(summary(read_contents(copy)))
+    found = dict(summary(read_contents(RunFolder(copy))))
     assert "not evaluated" in found["Not measured"]
     assert "exact/gauss_newton" in found["Not measured"]
     assert "exact/gauss_newton" not in found["By measurement"]
 
 
 def test_summary_names_the_winners(run):
-    contents = read_contents(run)
+    contents = read_contents(RunFolder(run))
     found = dict(summary(contents))
     assert "ranks exact/gauss_newton first" in found["By prediction"]
     rows = allocation_rows(contents.plan, contents.evaluation)

@@ -1,26 +1,28 @@
 """Evaluation: what the allocations of a plan really cost in loss and accuracy."""
 
+import json
 import os
-import time
-from collections.abc import Sequence
+import pathlib
 from typing import Any
 
 import jax
 
 from jmpq.allocation import Allocation
-from jmpq.deploy.measure import Evaluator, Outcome
 from jmpq.files import versions
-from jmpq.journal import Journal
+from jmpq.problem import Plan, PlannedAllocation
 from jmpq.run.artifacts import Evaluation
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import EVALUATION, PLAN, RunFolder
-from jmpq.run.options import Compute, Evaluate
+from jmpq.run.lock import writes
+from jmpq.run.options import Compute, Evaluate, MeasuredRole
+from jmpq.run.outcomes import Measured
+from jmpq.run.predictions import with_predictions
+from jmpq.run.problems import planned_problem, table_of
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import first_examples, load_subject
 
-Outcomes = dict[Allocation, dict[str, Any]]
 
-
+@writes
 def evaluate(
     folder: str | os.PathLike[str],
     options: Evaluate = Evaluate(),
@@ -29,8 +31,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure loss, KL divergence to the float network and top-1; write ``evaluation.json``.
 
-    Every allocation of the plan is measured on the calibration and on the evaluation examples.
-    If interrupted, the same call resumes from the last finished allocation.
+    Allocations are measured on the calibration and on the evaluation examples, those of which
+    the store has the outcome not again. The file has all outcomes that are known of the plan,
+    of whichever roles. If interrupted, the same call resumes from the last finished allocation.
 
     Args:
         folder: The run folder, with a plan.
@@ -43,9 +46,17 @@ def evaluate(
     """
     mesh = join_devices(Compute(devices=options.devices))
     check_positive(options, "examples", "batch_size", "correct_examples")
-    run = RunFolder(folder)
+    run = RunFolder(folder, plan=options.plan)
+    given = None
+    if options.allocation is not None:
+        given = _written_by_hand(run, options.allocation)
     plan, subject = run.plan, load_subject(run)
     run.check_writable(EVALUATION)
+    if given is not None:
+        run.add_to_plan(given)
+        reporter.say(f"Added {given.name} to {run.file(PLAN)}")
+        run = RunFolder(folder, plan=options.plan)
+        plan = run.plan
     corrected = None
     if options.correct != "none":
         corrected = first_examples(subject.calibration, options.correct_examples)
@@ -53,27 +64,23 @@ def evaluate(
         "calibration": (subject.calibration, options.calibration_roles),
         "evaluation": (first_examples(subject.evaluation, options.examples), options.roles),
     }
-    plan_sha256, journals = run.sha256(PLAN), []
     measured: dict[str, dict[str, Any]] = {a.name: {} for a in plan.allocations}
     float_outcomes, timing = {}, {}
     for name, (split, roles) in splits.items():
-        wanted = [a for a in plan.allocations if a.role in roles]
-        evaluator = subject.evaluator(
-            split, options.batch_size, correct=options.correct, corrected=corrected, mesh=mesh
-        )
-        of = [plan_sha256, split.sha256, subject.quantizers.sha256, options.correct]
-        of += [corrected.sha256] if corrected is not None else []
-        journals.append(Journal(run.journal(f"{EVALUATION}.{name}"), of))
+        outcomes = Measured(
+            run, subject, split, options.batch_size,
+            correct=options.correct, corrected=corrected, mesh=mesh,
+        )  # fmt: skip
+        wanted = _wanted(plan, roles) if given is None else [given]
         with reporter.bar(f"Measuring on {name:11s}", "allocations") as progress:
-            outcomes, seconds = _measured(
-                evaluator, [a.allocation for a in wanted], journals[-1], progress
-            )
-        for allocation in wanted:
-            measured[allocation.name][name] = outcomes[allocation.allocation]
-        float_outcomes[name] = evaluator.float_outcome().to_json()
-        timing[name] = {"seconds_per_allocation": seconds}
+            outcomes([a.allocation for a in wanted], progress=progress)
+        for planned in plan.allocations:
+            if (outcome := outcomes.known(planned.allocation)) is not None:
+                measured[planned.name][name] = outcome.to_json()
+        float_outcomes[name] = outcomes.float_outcome().to_json()
+        timing[name] = {"seconds_per_allocation": outcomes.seconds_per_allocation}
     evaluation = Evaluation(
-        plan_sha256=plan_sha256,
+        plan_sha256=run.sha256(PLAN),
         versions=versions("jax", "jaxlib", "flax"),
         loss=subject.loss,
         correct=options.correct,
@@ -84,41 +91,55 @@ def evaluate(
         timing=timing,
         measured={name: outcomes for name, outcomes in measured.items() if outcomes},
     )
-    evaluation.write(run.path / EVALUATION)
-    for journal in journals:
-        journal.remove()
+    evaluation.write(run.file(EVALUATION))
     top1, count = float_outcomes["evaluation"]["top1"], len(splits["evaluation"][0])
     reporter.say(f"Float top-1 {100 * top1:.2f} % on {count} evaluation examples.")
-    reporter.say(f"Wrote {run.path / EVALUATION}")
+    reporter.say(f"Wrote {run.file(EVALUATION)}")
     return evaluation
 
 
-def _measured(
-    evaluator: Evaluator, allocations: Sequence[Allocation], journal: Journal, progress: Any
-) -> tuple[Outcomes, float | None]:
-    """Outcomes by allocation, and seconds per allocation without compilation.
+def _wanted(plan: Plan, roles: tuple[MeasuredRole, ...]) -> list[PlannedAllocation]:
+    """The allocations of some roles; ``uniform`` are baselines of one choice."""
+    return [
+        a
+        for a in plan.allocations
+        if a.role in roles or (a.asked == "uniform" and "uniform" in roles)
+    ]
 
-    Equal allocations are measured once, those in the journal not again.
+
+def _written_by_hand(run: RunFolder, path: pathlib.Path) -> PlannedAllocation:
+    """The allocation of a file, with its costs and predictions.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no allocation, or not one of the plan's layers and choices.
     """
-    known: Outcomes = {}
-    for allocation in dict.fromkeys(allocations):
-        if (entry := journal.get(allocation.label)) is not None:
-            known[allocation] = entry.value
-    todo = [allocation for allocation in dict.fromkeys(allocations) if allocation not in known]
-    ends: list[float] = []
-    progress(0, len(todo))
-
-    def keep(index: int, outcome: Outcome) -> None:
-        known[todo[index]] = outcome.to_json()
-        journal.keep(todo[index].label, known[todo[index]])
-        progress(index + 1, len(todo))
-        ends.append(time.perf_counter())
-
-    evaluator(todo, done=keep)
-    chunk = evaluator.candidates_per_call  # the first one compiles
-    if len(ends) <= chunk:
-        return known, None
-    return known, (ends[-1] - ends[chunk - 1]) / (len(ends) - chunk)
+    if not path.is_file():
+        raise FileNotFoundError(f"allocation {path} not found: give a file of JSON.")
+    table = table_of(run, run.planned(None).metric)
+    problem = planned_problem(run, table, {})
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"it is {type(record).__name__}")
+        allocation = problem.allocation(problem.columns(Allocation.from_json(record)))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds no allocation of {run.file(PLAN)} ({str(error).rstrip('.')}): "
+            'expected JSON as {"conv1": "W8A8"}.'
+        ) from error
+    loss, costs = problem.evaluate(allocation)
+    new = PlannedAllocation(
+        name=f"given/{path.stem}",
+        role="solution",
+        allocation=allocation,
+        costs=costs,
+        metric=table.metric,
+        predicted_loss=loss,
+        asked="given",
+    )
+    (new,) = with_predictions(run, [new])
+    return new
 
 
 def check_positive(options: object, *names: str) -> None:

@@ -19,6 +19,7 @@ from jmpq.files import json_sha256, versions
 from jmpq.run.artifacts import Finetuning
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import FINETUNED, FINETUNING, RunFolder
+from jmpq.run.lock import writes
 from jmpq.run.options import Compute, Finetune
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.steps.evaluate import check_positive
@@ -28,6 +29,7 @@ from jmpq.training.loop import TrainConfig
 POINTS = 100  # of the training curve, at most
 
 
+@writes
 def finetune(
     folder: str | os.PathLike[str],
     options: Finetune = Finetune(),
@@ -55,7 +57,7 @@ def finetune(
     """
     mesh = join_devices(Compute(devices=options.devices))
     check_positive(options, "training_examples", "examples", "correct_examples")
-    run, config = RunFolder(folder), _config(options)
+    run, config = RunFolder(folder, plan=options.plan), _config(options)
     chosen = run.planned(options.allocation)
     subject = load_subject(run)
     run.check_writable(FINETUNING)
@@ -84,7 +86,7 @@ def finetune(
     seconds = time.perf_counter() - began
     outcomes = _outcomes(subject, tuned, evaluation, corrected, options)
     save_finetuned(
-        run.path / FINETUNED,
+        run.file(FINETUNED),
         tuned,
         architecture=run.layers.network.model,
         metadata={"allocation": chosen.name, "seed": options.seed,
@@ -113,13 +115,13 @@ def finetune(
         outcomes=outcomes,
         seconds=seconds,
     )
-    finetuning.write(run.path / FINETUNING)
+    finetuning.write(run.file(FINETUNING))
     top1 = {name: f"{100 * o['top1']:.2f} %" for name, o in outcomes.items()}
     reporter.say(
         f"Top-1 on {len(evaluation)} evaluation examples: float {top1['float']}, "
         f"post-training {top1['post_training']}, fine-tuned {top1['finetuned']}."
     )
-    reporter.say(f"Wrote {run.path / FINETUNED} and {run.path / FINETUNING}")
+    reporter.say(f"Wrote {run.file(FINETUNED)} and {run.file(FINETUNING)}")
     return finetuning
 
 

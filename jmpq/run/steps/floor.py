@@ -7,7 +7,9 @@ import numpy as np
 from jmpq.problem import PlannedAllocation, additive_cost
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import PLAN, RunFolder
+from jmpq.run.lock import writes
 from jmpq.run.options import Compute, Floor
+from jmpq.run.outcomes import Measured
 from jmpq.run.predictions import with_predictions
 from jmpq.run.problems import planned_problem, table_named, table_of
 from jmpq.run.progress import QUIET, Reporter
@@ -15,6 +17,7 @@ from jmpq.run.subject import load_subject
 from jmpq.solvers import cheapest_above, pareto_hull
 
 
+@writes
 def floor(
     folder: str | os.PathLike[str], options: Floor = Floor(), *, reporter: Reporter = QUIET
 ) -> PlannedAllocation:
@@ -37,7 +40,7 @@ def floor(
         FileNotFoundError: If a step is missing; it says which.
     """
     mesh = join_devices(Compute(devices=options.devices))
-    run, cost = RunFolder(folder), options.minimize
+    run, cost = RunFolder(folder, plan=options.plan), options.minimize
     additive_cost(cost)  # refused early
     if options.metric is None:
         table = table_of(run, run.planned(None).metric)
@@ -47,8 +50,8 @@ def floor(
     problem = planned_problem(run, table, {})
     hull = pareto_hull(problem, cost)
     subject = load_subject(run)
-    evaluator = subject.evaluator(subject.calibration, options.batch_size, mesh=mesh)
-    top1 = evaluator.float_outcome().top1
+    outcomes = Measured(run, subject, subject.calibration, options.batch_size, mesh=mesh)
+    top1 = outcomes.float_outcome().top1
     least = top1 - options.max_drop / 100
     steps = int(np.ceil(np.log2(max(len(hull.costs), 2))))
     with reporter.bar("Bisecting", "allocations") as progress:
@@ -61,7 +64,7 @@ def floor(
 
         cheapest = cheapest_above(
             hull,
-            lambda allocations: np.array([o.top1 for o in evaluator(allocations)]),
+            lambda allocations: np.array([o.top1 for o in outcomes(allocations)]),
             least - 0.5 / len(subject.calibration),  # half an example: counts are compared
             steps=steps,
             progress=told,
@@ -86,5 +89,5 @@ def floor(
     )
     (new,) = with_predictions(run, [new])
     run.add_to_plan(new)
-    reporter.say(f"Added {new.name} to {run.path / PLAN}")
+    reporter.say(f"Added {new.name} to {run.file(PLAN)}")
     return new

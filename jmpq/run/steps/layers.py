@@ -8,6 +8,7 @@ from jmpq.network.equalize import equalization_pairs
 from jmpq.network.ties import architecture_ties
 from jmpq.run.artifacts import LayerTable, NetworkSpec
 from jmpq.run.folder import LAYERS, WEIGHTS, RunFolder
+from jmpq.run.lock import writes
 from jmpq.run.network import load_data, load_network
 from jmpq.run.options import Layers
 from jmpq.run.progress import QUIET, Reporter
@@ -15,6 +16,7 @@ from jmpq.zoo.architectures import architecture
 from jmpq.zoo.tensor_files import weights_sha256
 
 
+@writes
 def layers(
     folder: str | os.PathLike[str], options: Layers = Layers(), *, reporter: Reporter = QUIET
 ) -> LayerTable:

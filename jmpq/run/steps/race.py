@@ -6,11 +6,14 @@ from jmpq.deploy.race import race as race_allocations
 from jmpq.problem import PlannedAllocation
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import PLAN, RunFolder
+from jmpq.run.lock import writes
 from jmpq.run.options import Compute, Race
+from jmpq.run.outcomes import Measured
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import load_subject
 
 
+@writes
 def race(
     folder: str | os.PathLike[str], options: Race = Race(), *, reporter: Reporter = QUIET
 ) -> PlannedAllocation:
@@ -32,7 +35,7 @@ def race(
         FileNotFoundError: If a step is missing; it says which.
     """
     mesh = join_devices(Compute(devices=options.devices))
-    run = RunFolder(folder)
+    run = RunFolder(folder, plan=options.plan)
     first = run.planned(options.allocation, with_budgets=True)
     run.check_writable(PLAN)
     subject = load_subject(run)
@@ -41,8 +44,11 @@ def race(
         for a in run.plan.allocations
         if a.role == "solution" and a.budgets == first.budgets and a.asked != "race"
     }
-    evaluator = subject.evaluator(subject.calibration, options.batch_size, mesh=mesh)
-    result = race_allocations(evaluator, list(runners), by=options.measure)
+    outcomes = Measured(run, subject, subject.calibration, options.batch_size, mesh=mesh)
+    result = race_allocations(outcomes.evaluator, list(runners), by=options.measure)
+    for allocation, end, outcome in zip(runners, result.finished, result.outcomes, strict=True):
+        if end and outcomes.known(allocation) is None:
+            outcomes.keep(allocation, outcome)
     best, outcome = list(runners.values())[result.best], result.outcomes[result.best]
     value = outcome.kl if options.measure == "kl" else outcome.loss
     reporter.say(
@@ -63,5 +69,5 @@ def race(
         predictions=best.predictions,
     )
     run.add_to_plan(winner)
-    reporter.say(f"Added {winner.name} to {run.path / PLAN}")
+    reporter.say(f"Added {winner.name} to {run.file(PLAN)}")
     return winner

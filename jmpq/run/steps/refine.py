@@ -8,7 +8,9 @@ from jmpq.files import json_sha256
 from jmpq.problem import PlannedAllocation, Problem
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import PLAN, RunFolder
+from jmpq.run.lock import writes
 from jmpq.run.options import Compute, Refine
+from jmpq.run.outcomes import Measured
 from jmpq.run.predictions import with_predictions
 from jmpq.run.problems import planned_problem, table_of
 from jmpq.run.progress import QUIET, Reporter
@@ -17,6 +19,7 @@ from jmpq.run.subject import Subject, load_subject
 from jmpq.solvers import refine as refine_allocation
 
 
+@writes
 def refine(
     folder: str | os.PathLike[str], options: Refine = Refine(), *, reporter: Reporter = QUIET
 ) -> PlannedAllocation:
@@ -40,19 +43,19 @@ def refine(
         FileNotFoundError: If a step is missing; it says which.
     """
     mesh = join_devices(Compute(devices=options.devices))
-    run = RunFolder(folder)
+    run = RunFolder(folder, plan=options.plan)
     start = run.planned(options.allocation, with_budgets=True)
     run.check_writable(PLAN)
     subject = load_subject(run)
     problem = planned_problem(run, table_of(run, start.metric), start.budgets)
     field = "kl" if options.measure == "kl" else "increase"
-    evaluator = subject.evaluator(subject.calibration, options.batch_size, mesh=mesh)
+    outcomes = Measured(run, subject, subject.calibration, options.batch_size, mesh=mesh)
     model = composed_objective(run)
     with reporter.bar("Refining", "allocations") as progress:
         refined = refine_allocation(
             problem,
             start.allocation,
-            lambda allocations: np.array([getattr(o, field) for o in evaluator(allocations)]),
+            lambda allocations: np.array([getattr(o, field) for o in outcomes(allocations)]),
             max_evaluations=options.max_evaluations,
             patience=options.patience,
             predict=model and model(problem),
@@ -78,7 +81,7 @@ def refine(
     )
     (new,) = with_predictions(run, [new])
     run.add_to_plan(new)
-    reporter.say(f"Added {new.name} to {run.path / PLAN}")
+    reporter.say(f"Added {new.name} to {run.file(PLAN)}")
     return new
 
 

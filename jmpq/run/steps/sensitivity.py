@@ -1,9 +1,10 @@
 """Sensitivities: the predicted loss increase of every choice of every layer."""
 
 import dataclasses
+import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -16,26 +17,26 @@ from jmpq.data.stream import Stream
 from jmpq.devices import is_main_process
 from jmpq.files import versions
 from jmpq.formats import UNQUANTIZED, Choice, choice_grid
-from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.quantizers.spec import check_bits
 from jmpq.run.artifacts import Sensitivities
+from jmpq.run.calibrated import calibrated
 from jmpq.run.compute import join_devices, parse_bytes
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
+from jmpq.run.lock import writer_lock
 from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss
 from jmpq.run.network import network_of
 from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
 from jmpq.run.predictions import SEARCHED_BY_KL
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.sensitivity.analyse import analyse, batch_sizes
+from jmpq.sensitivity.analyse import analyse, analysis_identity, batch_sizes
 from jmpq.sensitivity.batch_memory import Estimate
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
-from jmpq.sensitivity.metrics.by_name import make_metric
+from jmpq.sensitivity.metrics.by_name import RIVALS, MetricName, make_metric
 from jmpq.sensitivity.metrics.measured_moves import float_logits
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.table import Sensitivity, save_sensitivities
+from jmpq.sensitivity.table import Sensitivity, load_sensitivities, save_sensitivities
 from jmpq.training.losses import ExampleLoss
 
 
@@ -48,8 +49,9 @@ def sensitivity(
 ) -> Sensitivities:
     """Predict losses of every layer and choice, nats per example; write ``sensitivity.npz``.
 
-    Metric ``composed`` also writes ``superposed.npz``. If interrupted, the same call resumes
-    from the last finished batch.
+    Metric ``composed`` also writes ``superposed.npz``. What the store has is not computed
+    again: scales and logit changes by bit-width, losses by metric, options and candidates. If
+    interrupted, the same call resumes from the last finished batch.
 
     Args:
         folder: The run folder, with ``layers.json``.
@@ -64,8 +66,20 @@ def sensitivity(
     """
     memory = None if compute.memory is None else parse_bytes(compute.memory)
     mesh = join_devices(compute)
-    run, main = RunFolder(folder), is_main_process()
-    reporter = reporter if main else QUIET
+    if not is_main_process():  # only process 0 writes
+        return _sensitivity(RunFolder(folder), options, mesh, memory, QUIET)
+    with writer_lock(folder, "sensitivity"):
+        return _sensitivity(RunFolder(folder), options, mesh, memory, reporter)
+
+
+def _sensitivity(
+    run: RunFolder,
+    options: Options,
+    mesh: Mesh | None,
+    memory: int | None,
+    reporter: Reporter,
+) -> Sensitivities:
+    main = is_main_process()
     choices = choice_grid(options.w_bits, options.a_bits)
     loss, class_samples = _check(options)
     work = _Work(run, options, choices, loss, class_samples, mesh, memory, reporter)
@@ -78,7 +92,8 @@ def sensitivity(
     )
     examples = batches(split, options.batch_size, last="keep")
     inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
-    quantizers = _calibrated(work, network, inputs)
+    drawn = {"split": split.record(), "batch_size": options.batch_size}
+    quantizers = calibrated(run, network, options, inputs, drawn, reporter)
     provenance = {
         "weights_sha256": weights_sha256,
         "calibration": split.record(),
@@ -103,8 +118,9 @@ def sensitivity(
         f"{'' if mesh is None else f' on {mesh.size} devices'}."
         f"{f' {split.dataset}: {split.note}.' if split.note else ''}"
     )
+    earlier = _earlier(run, choices, provenance)
     tables = {}
-    for name in dict.fromkeys(options.metrics):
+    for name in _metrics(options):
         start = time.perf_counter()
         make = _composed if name == "composed" else _analysed
         tables[name] = make(work, name, moves, data, provenance)
@@ -112,6 +128,7 @@ def sensitivity(
         if note := tables[name].provenance.get("note"):
             reporter.say(f"{name}: {note}")
         _report_sampling(tables[name], reporter)
+    tables |= {name: table for name, table in earlier.items() if name not in tables}
     if main:
         save_sensitivities(run.path / SENSITIVITY, tables, quantizers.to_arrays())
         for journal in run.path.glob(f".{SENSITIVITY}.*"):
@@ -133,8 +150,29 @@ class _Work:
     memory_bytes: int | None
     reporter: Reporter
 
-    def journal(self, name: str) -> Any:
-        return self.run.journal(f"{SENSITIVITY}.{name}")
+    def store(self, name: str, of: Any) -> Any:
+        return self.run.store(name, [self.run.layers.identity, of])
+
+
+def _earlier(
+    run: RunFolder, choices: Sequence[Choice], provenance: Mapping[str, Any]
+) -> dict[str, Sensitivity]:
+    """The metrics that the file already has of the same quantizers, examples and loss."""
+    try:
+        tables = load_sensitivities(run.path / SENSITIVITY)
+    except (OSError, ValueError):
+        return {}
+    asked = json.loads(json.dumps(provenance))
+    return {
+        name: table
+        for name, table in tables.items()
+        if table.choices == tuple(choices)
+        and all(table.provenance.get(key) == value for key, value in asked.items())
+    }
+
+
+def _metrics(options: Options) -> list[MetricName]:
+    return list(dict.fromkeys((*options.metrics, *(RIVALS if options.rivals else ()))))
 
 
 def _check(options: Options) -> tuple[ExampleLoss, int | Literal["all"]]:
@@ -147,35 +185,17 @@ def _check(options: Options) -> tuple[ExampleLoss, int | Literal["all"]]:
             check_bits(spec, bits)
     loss = find_loss(options.loss)
     if options.loss == "kl":
-        for name in options.metrics:
+        for name in _metrics(options):
             if name in ZERO_FOR_KL:
                 raise ValueError(
                     f"Metric {name!r} is zero with --loss kl, whose gradient vanishes at the "
                     "float network. Leave it out, or choose another loss."
                 )
     class_samples = "all" if options.class_samples is None else options.class_samples
-    if class_samples != "all" and "gauss_newton" not in options.metrics:
+    if class_samples != "all" and "gauss_newton" not in _metrics(options):
         raise ValueError("class_samples is for gauss_newton: add it to the metrics.")
     make_metric("gauss_newton", loss=loss, class_samples=class_samples)
     return loss, class_samples
-
-
-def _calibrated(work: _Work, network: Any, inputs: Sequence[Any]) -> Quantizers:
-    """Scales of weights and activations, and codes of weights; rounded layers are kept."""
-    options, rounding = work.options, work.options.weights.rounding
-    reporter = QUIET if rounding == "nearest" else work.reporter
-    with reporter.bar(f"{rounding:24s}", "layers") as progress:
-        return calibrate_quantizers(
-            network,
-            options.w_bits,
-            options.a_bits,
-            inputs,
-            weights=options.weights,
-            activations=options.activations,
-            seed=options.seed,
-            partial=work.journal(rounding),
-            progress=progress,
-        )
 
 
 def _analysed(
@@ -194,6 +214,9 @@ def _analysed(
         qbert_spread=work.options.qbert_spread,
         class_samples=work.class_samples,
     )
+    of = analysis_identity(
+        moves, metric, data, work.choices, seed=work.options.seed, provenance=provenance
+    )
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
         return analyse(
             moves,
@@ -204,7 +227,7 @@ def _analysed(
             mesh=work.mesh,
             memory_bytes=work.memory_bytes,
             announce=lambda needed: work.reporter.say(f"{name}: {_in_words(needed)}"),
-            partial=work.journal(name),
+            partial=work.store(f"losses-{name}", of),
             provenance=provenance,
             progress=progress,
         )
@@ -219,6 +242,8 @@ def _composed(
 ) -> Sensitivity:
     """Measure and write the logit changes of every move; return their main effects."""
     start, path = time.perf_counter(), work.run.path / SUPERPOSED
+    examples = {key: provenance[key] for key in ("calibration", "batch_size", "versions")}
+    of = {"network": work.run.layers.identity, **examples}
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
         measured = Superposed.measure(
             moves,
@@ -227,7 +252,8 @@ def _composed(
                 dict.fromkeys((*work.choices, UNQUANTIZED))
             ),  # of layers that a plan excludes
             mesh=work.mesh,
-            partial=work.journal(name),
+            partial=work.store("moves", of),
+            of=of,
             provenance=provenance,
             progress=progress,
         )

@@ -1,28 +1,34 @@
 """Solving: allocations for any budget, with bounds, from sensitivities alone."""
 
 import datetime
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from jmpq.files import versions
 from jmpq.problem import Plan, PlannedAllocation, Problem, Solution, additive_cost, write_plan
-from jmpq.problem.plan import planned_allocation, planned_budgets
+from jmpq.problem.plan import planned_allocation, planned_budgets, read_plan
 from jmpq.problem.rules import describe, rules_to_json
 from jmpq.run.comparisons import baselines, other_budgets, without_budgets
 from jmpq.run.folder import FRONT, PLAN, SENSITIVITY, RunFolder
 from jmpq.run.inverse import least_cost_allocations, write_front
+from jmpq.run.lock import writes
 from jmpq.run.options import Comparison, Inverse, Solve
 from jmpq.run.predictions import with_predictions
 from jmpq.run.problems import all_rules, chosen_tables, default_budgets, run_problem
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.searches import composed_search
+from jmpq.sensitivity.table import Sensitivity
 from jmpq.solvers import Greedy, exact_solver
 
 # Solvers that take cross-layer terms; the others solve without them.
 QUADRATIC = ("local_search", "branch_and_bound", "linearized")
+ADDED = ("refine", "race", "floor", "given")  # who makes the allocations that steps add
 Search = Callable[[Problem], Solution]
 
 
+@writes
 def solve(
     folder: str | os.PathLike[str],
     options: Solve = Solve(),
@@ -48,7 +54,7 @@ def solve(
         Infeasible: If no allocation meets the budgets; it says which conflict.
         FileNotFoundError: If a step is missing; it says which.
     """
-    run = RunFolder(folder)
+    run = RunFolder(folder, plan=options.name)
     layers = run.layers
     tables = chosen_tables(run, options)
     metric, lead = next(iter(tables.items()))
@@ -68,20 +74,23 @@ def solve(
         )
         for name, table in tables.items()
     }
-    solutions = list(_solutions(whole, options, reporter))
     problems = {name: each.separable() for name, each in whole.items()}
     problem = problems[metric]
     _report_budgets(problem, reporter)
+    asked = _as_json(options, comparison, inverse)
+    earlier = None if options.replace else _earlier(run, asked)
+    added = () if earlier is None else _added(run, earlier, problem, lead)
     search = None
     if options.search_evaluations > 0 and "composed" in tables:
         search = composed_search(run, options, reporter)
     drafts = [
-        *solutions,
+        *_solutions(whole, options, reporter),
         *_searched(search, problems),
         *_compared(problem, metric, options, comparison, search),
         *least_cost_allocations(
             problems, inverse, time_limit_s=options.time_limit_s, reporter=reporter
         ),
+        *added,
     ]
     plan = Plan(
         jmpq=versions()["jmpq"],
@@ -98,13 +107,65 @@ def solve(
         unquantized=dict(problem.constants),
         allocations=with_predictions(run, drafts, tables),
         excluded=tuple(name for name in layers.names if name not in problem.layers),
+        options=asked,
     )
-    write_plan(run.path / PLAN, plan)
-    reporter.say(f"Wrote {run.path / PLAN}")
+    write_plan(run.file(PLAN), plan)
+    reporter.say(f"Wrote {run.file(PLAN)}")
     if inverse.front:
-        points = write_front(run.path / FRONT, problem, inverse.minimize)
-        reporter.say(f"Wrote {run.path / FRONT}: {points} points")
+        points = write_front(run.file(FRONT), problem, inverse.minimize)
+        reporter.say(f"Wrote {run.file(FRONT)}: {points} points")
     return plan
+
+
+def _as_json(options: Solve, comparison: Comparison, inverse: Inverse) -> dict[str, Any]:
+    """All options that decide what a plan holds."""
+    record = {k: v for each in (options, comparison, inverse) for k, v in vars(each).items()}
+    decide = {k: v for k, v in record.items() if k not in ("name", "replace", "front")}
+    return json.loads(json.dumps(decide))
+
+
+def _earlier(run: RunFolder, asked: Mapping[str, Any]) -> Plan | None:
+    """The plan that is solved again; None where there is none, or it cannot be read.
+
+    Raises:
+        ValueError: If it was solved with other options, which are named.
+    """
+    path = run.file(PLAN)
+    try:
+        plan = read_plan(path)
+    except (OSError, ValueError):
+        return None
+    if differing := [k for k in asked if plan.options.get(k) != asked[k]]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
+        raise ValueError(
+            f"{path} was solved with other options ({names}). Keep it and add a plan beside "
+            "it with --name NAME, or write over it with --replace."
+        )
+    return plan
+
+
+def _added(
+    run: RunFolder, earlier: Plan, problem: Problem, lead: Sensitivity
+) -> tuple[PlannedAllocation, ...]:
+    """What refine, race, floor and evaluate have added to the plan that is solved again.
+
+    Raises:
+        ValueError: If it does not fit any more: other quantizers, layers or choices.
+    """
+    added = tuple(a for a in earlier.allocations if a.asked in ADDED)
+    fits = (
+        earlier.weights_sha256 == run.layers.weights_sha256
+        and earlier.quantizers == lead.provenance["quantizers"]
+        and set(earlier.layers) == set(problem.layers)
+        and set(earlier.choices) <= set(problem.choices)
+    )
+    if added and not fits:
+        raise ValueError(
+            f"{run.file(PLAN)} holds {', '.join(a.name for a in added)}, made with other "
+            "sensitivities. Keep it and add a plan beside it with --name NAME, or write over "
+            "it with --replace."
+        )
+    return added
 
 
 def _solutions(

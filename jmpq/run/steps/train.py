@@ -10,6 +10,7 @@ from jmpq.data.load import load_dataset
 from jmpq.data.tokens import Tokenizer, train_tokenizer
 from jmpq.run.artifacts import NetworkSpec
 from jmpq.run.folder import TOKENIZER, WEIGHTS, RunFolder
+from jmpq.run.lock import writes
 from jmpq.run.network import load_data
 from jmpq.run.options import Train
 from jmpq.run.progress import QUIET, Reporter
@@ -20,6 +21,7 @@ from jmpq.zoo.architectures import build_module
 from jmpq.zoo.tensor_files import save_variables
 
 
+@writes
 def train(
     folder: str | os.PathLike[str], options: Train = Train(), *, reporter: Reporter = QUIET
 ) -> Evaluation:

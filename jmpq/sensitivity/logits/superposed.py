@@ -6,7 +6,7 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jmpq.artifact import ArtifactKind
 from jmpq.devices import shared_journal, to_host
 from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity.batch_memory import Placement
 from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.moves import MoveNetwork
@@ -80,6 +81,7 @@ class Superposed:
         mesh: Mesh | None = None,
         memory_bytes: int = 2**32,
         partial: pathlib.Path | None = None,
+        of: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "Superposed":
@@ -91,9 +93,10 @@ class Superposed:
             choices: Candidates of every layer.
             mesh: Devices over which the examples of a batch are spread (`device_mesh`).
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
-            partial: File of a journal of finished batches: those of the same measurement
-                are not made again. The caller removes it when the result is safe.
-            provenance: What identifies network, data and quantizers.
+            partial: File of a journal of moves, batch by batch: those of the same network,
+                examples and scales are not made again, whatever other bits there are.
+            of: What identifies network and examples in the journal; the provenance by default.
+            provenance: What identifies network, data and quantizers, kept in the result.
             progress: Called with (finished batches, all batches).
 
         Raises:
@@ -119,24 +122,33 @@ class Superposed:
             )
         z = np.empty(shape[1:], struct.dtype)
         u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
-        identity = {
-            "batches": [len(t) for t in targets],
-            "moves": [list(move) for move in moves.moves],
-            **(provenance or {}),
-        }
-        journal = shared_journal(partial, identity)
-        place, done = Placement(moves, mesh), 0
+        sizes = [len(t) for t in targets]
+        known = provenance or {} if of is None else of
+        journal = shared_journal(partial, {"batches": sizes, **known})
+        widths = _by_width(moves)
+        places: dict[tuple[_Width, ...], Placement] = {}
+        done = 0
         progress(0, len(batches))
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
             here = slice(done, done + len(t))
-            if (entry := journal.get(str(n))) is None:
+            lacking = []
+            for width, rows in widths.items():
+                if (entry := journal.get(f"{n} {width.key}")) is None:
+                    lacking.append(width)
+                else:
+                    z[here], u[rows, here] = entry.arrays["logits"], entry.arrays["changes"]
+            if lacking:
+                if (asked := tuple(lacking)) not in places:
+                    places[asked] = Placement(_only(moves, asked), mesh)
+                place = places[asked]
                 placed, spread, _ = place(inputs, t)
                 logits, changes = map(to_host, _changes(placed, spread))
-                _check_finite(moves.moves, np.moveaxis(changes, 1, 0))
-                journal.keep(str(n), arrays={"logits": logits, "changes": changes})
-            else:
-                logits, changes = entry.arrays["logits"], entry.arrays["changes"]
-            z[here], u[:, here] = logits, np.moveaxis(changes, 1, 0)
+                changes = np.moveaxis(changes, 1, 0)
+                _check_finite(place.moves.moves, changes)
+                for width, rows in _by_width(place.moves).items():
+                    own = {"logits": logits, "changes": changes[rows]}
+                    journal.keep(f"{n} {width.key}", arrays=own)
+                    z[here], u[widths[width], here] = logits, own["changes"]
             done += len(t)
             progress(n + 1, len(batches))
         return cls(
@@ -339,6 +351,34 @@ class PredictedLoss:
     ) -> Float[np.ndarray, " allocations"]:
         """`predict` for searches: of rows of columns of `choices`."""
         return self.logits.predict_columns(table, "loss", loss=self.loss)
+
+
+class _Width(NamedTuple):
+    """All moves of one kind and bit-width; their key tells scales and codes too."""
+
+    kind: str
+    bits: int
+    key: str
+
+
+def _by_width(moves: MoveNetwork) -> dict[_Width, list[int]]:
+    """Indices of the moves of every width."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    for m, move in enumerate(moves.moves):
+        rows.setdefault((move.kind, move.bits), []).append(m)
+    keyed = {}
+    for (kind, bits), own in rows.items():
+        used = ([bits], []) if kind == "w" else ([], [bits])
+        key = f"{kind}{bits} {moves.quantizers.sha256_at(*used)[:16]}"
+        keyed[_Width(kind, bits, key)] = own
+    return keyed
+
+
+def _only(moves: MoveNetwork, widths: Sequence[_Width]) -> MoveNetwork:
+    """The same network with the moves of some widths."""
+    bits = {kind: [each.bits for each in widths if each.kind == kind] for kind in "wa"}
+    quantizers = restricted(moves.quantizers, bits["w"], bits["a"])
+    return dataclasses.replace(moves, quantizers=quantizers)
 
 
 def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:
