@@ -19,7 +19,7 @@ from jmpq.run.searches import composed_search
 from jmpq.solvers import Greedy, exact_solver
 
 # Solvers that take cross-layer terms; the others solve without them.
-QUADRATIC = ("local_search", "branch_and_bound", "linearized")
+QUADRATIC = ("local_search", "branch_and_bound")
 Search = Callable[[Problem], Solution]
 
 
