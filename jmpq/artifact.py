@@ -8,9 +8,20 @@ import dataclasses
 import json
 import math
 import pathlib
+import struct
 import types
+import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+# What a spoilt npz file makes zipfile, zlib, NumPy and json raise.
+_SPOILT = (
+    EOFError, KeyError, MemoryError, NotImplementedError, RecursionError, TypeError, ValueError,
+    struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +82,33 @@ class ArtifactKind:
         self.check(path, record)
         return {key: value for key, value in record.items() if key not in self.header}
 
+    def read_npz(
+        self, path: pathlib.Path, what: str
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The header of an npz file of this kind, and its other arrays.
+
+        Args:
+            path: The file.
+            what: What it is to be, for messages.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If it cannot be read, or is of another kind or version.
+        """
+        self.existing(path := pathlib.Path(path))
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = dict(stored)
+            header = json.loads(str(arrays.pop("header")), parse_constant=_refuse_constant)
+        except _SPOILT as error:
+            raise self.unusable(path, f"not {what}") from error
+        self.check(path, header)
+        return header, arrays
+
     def unusable(self, path: pathlib.Path, reason: object) -> ValueError:
         """The error for a file that cannot be used."""
-        why = str(reason).rstrip(".")
+        why = f"{reason} is missing" if isinstance(reason, KeyError) else str(reason)
+        why = why.rstrip(".")
         return ValueError(f"{path} cannot be used ({why}): {self.command(path)} again.")
 
     def command(self, path: pathlib.Path) -> str:
@@ -182,6 +217,17 @@ def _shown(value: Any) -> str:
         return "null"
     kind = next((name for kind, name in _NAMES.items() if _is(value, kind)), "a value")
     return f"{kind} ({value!r})" if len(repr(value)) <= 40 else kind
+
+
+def check_array(array: Any, shape: tuple[int, ...], what: str, *, finite: bool = True) -> None:
+    """Raise `ValueError` where a stored array is not of real numbers of a shape, or NaN."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        kind = getattr(array, "dtype", "missing")
+        raise ValueError(f"{what} is {kind}, expected an array of numbers")
+    if array.shape != shape:
+        raise ValueError(f"{what} has shape {array.shape}, expected {shape}")
+    if finite and not np.isfinite(array).all():
+        raise ValueError(f"{what} has NaN or infinite values")
 
 
 def _refuse_constant(text: str) -> None:

@@ -43,9 +43,9 @@ def check_arguments(args: Sequence[str]) -> None:
 
 
 def one_line(panel: str) -> str:
-    """The parser's message without its frame, its help texts and the names it made up.
+    r"""The parser's message without its frame, its help texts and the names it made up.
 
-    >>> one_line("╭─ Value error ─╮\\n│ Wrong number. │\\n│ ───────────── │\\n│ Help. │")
+    >>> one_line("╭─ Value error ─╮\n│ Wrong number. │\n│ ───────────── │\n│ Help. │")
     'Wrong number.'
     """
     lines = [_BOX.sub("", line).strip() for line in panel.splitlines()]

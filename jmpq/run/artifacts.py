@@ -15,7 +15,8 @@ from jmpq.allocation import Allocation
 from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.files import write_json
 from jmpq.network.layers import Layer, TieKind, layers_from_json, layers_to_json
-from jmpq.quantizers.spec import KernelSpec
+from jmpq.quantizers.spec import KernelSpec, read_spec
+from jmpq.sensitivity.table import KIND as SENSITIVITY
 from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 
 Json = Mapping[str, Any]
@@ -159,7 +160,32 @@ class Sensitivities:
             FileNotFoundError: If it is not there.
             ValueError: If it is not a sensitivity file of this version.
         """
-        return cls(path=path, tables=load_sensitivities(path))
+        tables = load_sensitivities(path)
+        try:
+            _check_provenance(tables)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SENSITIVITY.unusable(path, error) from error
+        return cls(path=path, tables=tables)
+
+
+def _check_provenance(tables: Mapping[str, Sensitivity]) -> None:
+    """Raise where tables are not of one network, or do not say what they were made from."""
+    if not tables:
+        raise ValueError("it has no metric")
+    one, *others = (table.provenance for table in tables.values())
+    for key, kind in (
+        ("weights_sha256", str),
+        ("loss", str),
+        ("quantizers", dict[str, dict[str, Any]]),
+        ("calibration", dict[str, Any]),
+    ):
+        check_json(kind, one[key], f"provenance {key}")
+        if any(other[key] != one[key] for other in others):
+            raise ValueError(f"its metrics differ in {key}")
+    read_spec(KernelSpec, one["quantizers"]["weights"])
+    layers, choices = next((t.layers, t.choices) for t in tables.values())
+    if any((t.layers, t.choices) != (layers, choices) for t in tables.values()):
+        raise ValueError("its metrics differ in layers or choices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,7 +255,7 @@ def _evaluation(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_outcome(outcome: dict[str, Any], what: str) -> None:
-    """Raise `ValueError` where an outcome is not as `jmpq.deploy.measure.Outcome` is written."""
+    """Raise `ValueError` where an outcome is not as `Outcome.to_json` writes it."""
     if wrong := sorted(set(OUTCOME) ^ set(outcome)):
         raise ValueError(f"{what} lacks, or has unknown, {', '.join(wrong)}")
     for key, optional in OUTCOME.items():
