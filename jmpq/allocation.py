@@ -198,6 +198,10 @@ class Allocation(Mapping[str, Choice]):
         Raises:
             ValueError: If a value is not a choice; the message names the layer.
         """
+        if not isinstance(record, Mapping):
+            raise ValueError(
+                f"an allocation is a JSON object of choices by layer, not {record!r:.40}"
+            )
         return cls({layer: _parsed(layer, label) for layer, label in record.items()})
 
 

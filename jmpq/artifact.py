@@ -6,9 +6,22 @@ file of another one is refused in one line that says which step to run again.
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+import struct
+import types
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+# What a spoilt npz file makes zipfile, zlib, NumPy and json raise.
+_SPOILT = (
+    EOFError, KeyError, MemoryError, NotImplementedError, RecursionError, TypeError, ValueError,
+    struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 PLANS = "plans"  # folder of a run with a folder for every plan that has a name
 
@@ -64,15 +77,40 @@ class ArtifactKind:
             ValueError: If it is not JSON, or of another kind or version.
         """
         try:
-            record = json.loads(self.existing(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+            text = self.existing(path).read_text(encoding="utf-8")
+            record = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
             raise self.unusable(path, f"not readable JSON: {error}") from error
         self.check(path, record)
         return {key: value for key, value in record.items() if key not in self.header}
 
+    def read_npz(
+        self, path: pathlib.Path, what: str
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The header of an npz file of this kind, and its other arrays.
+
+        Args:
+            path: The file.
+            what: What it is to be, for messages.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If it cannot be read, or is of another kind or version.
+        """
+        self.existing(path := pathlib.Path(path))
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = dict(stored)
+            header = json.loads(str(arrays.pop("header")), parse_constant=_refuse_constant)
+        except _SPOILT as error:
+            raise self.unusable(path, f"not {what}") from error
+        self.check(path, header)
+        return header, arrays
+
     def unusable(self, path: pathlib.Path, reason: object) -> ValueError:
         """The error for a file that cannot be used."""
-        why = str(reason).rstrip(".")
+        why = f"{reason} is missing" if isinstance(reason, KeyError) else str(reason)
+        why = why.rstrip(".")
         return ValueError(f"{path} cannot be used ({why}): {self.command(path)} again.")
 
     def command(self, path: pathlib.Path) -> str:
@@ -89,6 +127,9 @@ def fields_of(
 ) -> dict[str, Any]:
     """The fields of a dataclass in a JSON object.
 
+    A field of plain JSON values is checked against its annotation; what else a dataclass holds
+    is made, and checked, by whoever reads the file.
+
     Args:
         kind: The dataclass.
         record: The JSON value.
@@ -96,7 +137,8 @@ def fields_of(
         ignore: Keys that are no fields and may be there.
 
     Raises:
-        ValueError: If it is not an object, or fields are missing or unknown.
+        ValueError: If it is not an object, fields are missing or unknown, or a value has
+            another type than its field; the message names the field and both types.
     """
     if not isinstance(record, Mapping):
         raise ValueError(f"{what} is {type(record).__name__}, expected a JSON object.")
@@ -108,4 +150,91 @@ def fields_of(
     known = {field.name for field in fields}
     if unknown := sorted(set(record) - known - set(ignore)):
         raise ValueError(f"{what} has unknown fields: {', '.join(unknown)}.")
+    hints = get_type_hints(kind)
+    for name in known & set(record):
+        check_json(hints[name], record[name], f"{name} of {what}")
     return {key: value for key, value in record.items() if key in known}
+
+
+def check_json(annotation: Any, value: Any, what: str) -> None:
+    """Refuse a JSON value that is not of an annotated type.
+
+    Numbers must be finite. Classes that JSON does not know are not looked at.
+
+    >>> check_json(dict[str, float], {"bops": "many"}, "costs")
+    Traceback (most recent call last):
+    ValueError: bops of costs is a string ('many'), expected a number.
+
+    Raises:
+        ValueError: If it is not; the message names the value, its type and the expected one.
+    """
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{what} is {_shown(value)}, expected one of {arguments}.")
+    elif origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return
+        rest = [kind for kind in arguments if kind is not type(None)]
+        if len(rest) == 1:
+            check_json(rest[0], value, what)
+    elif origin in _NAMES:
+        if not _is(value, origin):
+            raise ValueError(f"{what} is {_shown(value)}, expected {_NAMES[origin]}.")
+        if isinstance(value, Mapping):
+            kinds = arguments[1:] or (Any,)
+            parts: Iterable[tuple[Any, Any]] = value.items()
+        elif isinstance(value, list | tuple):
+            kinds = [kind for kind in arguments if kind is not Ellipsis] or (Any,)
+            fixed = origin is tuple and Ellipsis not in arguments and arguments
+            if fixed and len(value) != len(arguments):
+                raise ValueError(f"{what} has {len(value)} values, expected {len(arguments)}.")
+            parts = enumerate(value)
+        else:
+            return
+        for position, (key, part) in enumerate(parts):
+            check_json(kinds[position % len(kinds)], part, f"{key} of {what}")
+
+
+_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    tuple: "a list",
+    dict: "an object",
+    Mapping: "an object",
+}
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a JSON value is of a kind: a whole number is a number, a truth value is not."""
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else int | float)
+        return number and not isinstance(value, bool) and math.isfinite(value)
+    accepted = {list: list | tuple, tuple: list | tuple, dict: Mapping}
+    return isinstance(value, accepted.get(kind, kind))
+
+
+def _shown(value: Any) -> str:
+    """A JSON value's kind, and the value itself where it is short."""
+    if value is None:
+        return "null"
+    kind = next((name for kind, name in _NAMES.items() if _is(value, kind)), "a value")
+    return f"{kind} ({value!r})" if len(repr(value)) <= 40 else kind
+
+
+def check_array(array: Any, shape: tuple[int, ...], what: str, *, finite: bool = True) -> None:
+    """Raise `ValueError` where a stored array is not of real numbers of a shape, or NaN."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        kind = getattr(array, "dtype", "missing")
+        raise ValueError(f"{what} is {kind}, expected an array of numbers")
+    if array.shape != shape:
+        raise ValueError(f"{what} has shape {array.shape}, expected {shape}")
+    if finite and not np.isfinite(array).all():
+        raise ValueError(f"{what} has NaN or infinite values")
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"it holds {text}, which is no JSON number")

@@ -39,7 +39,8 @@ class Choice:
     @classmethod
     def parse(cls, text: str) -> "Choice":
         """Read a label: ``W4A8``, ``W4`` (activations unquantized) or ``W4A32``."""
-        if (match := _LABEL.fullmatch(text.strip())) is None:
+        match = _LABEL.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None:
             raise ValueError(
                 f"{text!r} is no choice of bits: expected weight and activation bits as in "
                 "'W4A8', or 'W4' for unquantized activations."

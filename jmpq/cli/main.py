@@ -1,13 +1,14 @@
-"""The command ``jmpq``."""
+"""The command ``jmpq``.
 
+What takes long to import is imported inside, where an interruption is one line.
+"""
+
+import contextlib
+import functools
+import io
 import os
 import sys
-from collections.abc import Sequence
-
-from tyro.extras import subcommand_cli_from_dict
-
-from jmpq.cli import commands
-from jmpq.files import versions
+from collections.abc import Callable, Sequence
 
 DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven bound.
 
@@ -17,38 +18,83 @@ folder and can be restarted there; demo runs them all on embedded data. Losses a
 per example, sizes bytes (MB = 10^6). `jmpq --version` tells the version."""
 
 STEPS = (
-    commands.train,
-    commands.layers,
-    commands.sensitivity,
-    commands.solve,
-    commands.race,
-    commands.refine,
-    commands.floor,
-    commands.evaluate,
-    commands.finetune,
-    commands.report,
-    commands.demo,
+    "train",
+    "layers",
+    "sensitivity",
+    "solve",
+    "race",
+    "refine",
+    "floor",
+    "evaluate",
+    "finetune",
+    "report",
+    "demo",
 )
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run one step; errors are one line and exit code 1 (JMPQ_DEBUG=1: with traceback)."""
-    args = sys.argv[1:] if args is None else list(args)
-    if args == ["--version"]:
-        print(f"jmpq {versions()['jmpq']}")
-        return
+    """Run one step.
+
+    Errors are one line (JMPQ_DEBUG=1: with traceback), with exit code 2 if the arguments are
+    at fault, else 1. Where nobody reads the output any more, as after ``| head``, the step
+    ends as it does for other programs, with code 141.
+    """
     try:
-        subcommand_cli_from_dict(
-            {step.__name__: step for step in STEPS},
-            prog="jmpq",
-            description=DESCRIPTION,
-            args=args,
-        )
+        _run(sys.argv[1:] if args is None else list(args))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("jmpq: interrupted; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # Python writes what is left when it ends, which would fail once more.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("JMPQ_DEBUG"):
             raise
         print(f"jmpq: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run(args: list[str]) -> None:
+    from jmpq.cli.arguments import check_arguments
+    from jmpq.files import versions
+
+    if args == ["--version"]:
+        print(f"jmpq {versions()['jmpq']}")
+        return
+    check_arguments(args)
+    _parsed(args)()
+
+
+def _parsed(args: list[str]) -> Callable[[], None]:
+    """The call that the arguments ask for."""
+    from tyro.extras import subcommand_cli_from_dict
+
+    from jmpq.cli import commands
+    from jmpq.cli.arguments import one_line
+
+    steps = {name: _deferred(getattr(commands, name)) for name in STEPS}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return subcommand_cli_from_dict(
+                steps, prog="jmpq", description=DESCRIPTION, args=args
+            )
+    except SystemExit as end:
+        if end.code:
+            step = f"{args[0]} " if args and args[0] in STEPS else ""
+            line = one_line(said.getvalue())
+            print(f"jmpq: {line} See `jmpq {step}--help`.", file=sys.stderr)
+        raise
+
+
+def _deferred(step: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The step with the same arguments, to be called later."""
+
+    @functools.wraps(step)
+    def call(*args: object, **options: object) -> Callable[[], None]:
+        return functools.partial(step, *args, **options)
+
+    return call

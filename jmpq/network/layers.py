@@ -41,6 +41,13 @@ class Layer:
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        sizes = (self.macs, *self.kernel_shape, *self.input_shape, *self.output_shape)
+        axes = (*self.output_axes, *self.input_axes)
+        if min(sizes) < 0 or not set(axes) <= set(range(len(self.kernel_shape))):
+            raise ValueError(
+                f"Layer {self.name!r}: sizes {sizes} must not be negative, and axes {axes} "
+                f"must be those of a kernel of shape {self.kernel_shape}."
+            )
         if self.parameters != math.prod(self.kernel_shape):
             raise ValueError(
                 f"Layer {self.name!r}: {self.parameters} parameters, but its kernel has "

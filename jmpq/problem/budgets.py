@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from jmpq.formats import FLOAT_BITS, Choice, labels
@@ -82,6 +82,28 @@ def parse_budget(text: str) -> Budget:
     return Budget(name, asked, "absolute", value * {**_DECIMAL, **_BINARY}[unit])
 
 
+def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:
+    """Read several texts ``NAME=VALUE``.
+
+    Raises:
+        ValueError: If one is not a budget, or a name is given twice.
+    """
+    parsed = tuple(parse_budget(text) for text in texts)
+    names = [budget.name for budget in parsed]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"Budget {twice[0]!r} is given more than once: keep one of them.")
+    return parsed
+
+
+def check_cost(budget: Budget, known: Collection[str]) -> None:
+    """Raise `ValueError` where a budget is on none of the `known` costs."""
+    if budget.name not in known:
+        raise ValueError(
+            f"Budget '{budget.name}={budget.asked}' is on an unknown cost: expected one of "
+            f"{', '.join(known)}."
+        )
+
+
 def limit_of(budget: Budget, problem: Problem) -> float:
     """The absolute limit a budget comes to, in the unit of its cost, constants included.
 
@@ -92,11 +114,7 @@ def limit_of(budget: Budget, problem: Problem) -> float:
             cost, or the uniform choice is not a candidate.
     """
     name = budget.name
-    if name not in problem.costs:
-        raise ValueError(
-            f"Budget '{name}={budget.asked}' is on an unknown cost: expected one of "
-            f"{', '.join(problem.costs)}."
-        )
+    check_cost(budget, problem.costs)
     if budget.kind == "absolute":
         return budget.value
     if budget.kind == "ratio":
@@ -128,10 +146,7 @@ def with_budgets(problem: Problem, budgets: Sequence[str] | Mapping[str, float])
         limits = {name: float(limit) for name, limit in budgets.items()}
         asked = {name: f"{limit:.17g}" for name, limit in limits.items()}
         return dataclasses.replace(problem, budgets=limits, asked=asked)
-    parsed = [parse_budget(text) for text in budgets]
-    names = [budget.name for budget in parsed]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"Budget {twice[0]!r} is given more than once: keep one of them.")
+    parsed = parse_budgets(budgets)
     return dataclasses.replace(
         problem,
         budgets={budget.name: limit_of(budget, problem) for budget in parsed},

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from jmpq.allocation import Allocation
 from jmpq.artifact import ArtifactKind, fields_of
@@ -232,14 +232,9 @@ def read_plan(path: Path) -> Plan:
 
 
 def _allocation(row: dict[str, Any]) -> PlannedAllocation:
-    name = row.get("name", "without a name")
-    fields = fields_of(PlannedAllocation, row, f"allocation {name!r}")
-    for key, accepted in (("role", get_args(Role)), ("status", (*get_args(Status), None))):
-        if fields.get(key) not in accepted:
-            raise ValueError(
-                f"allocation {name!r} has {key} {fields.get(key)!r}: expected one of "
-                f"{accepted}."
-            )
+    name = row.get("name") if isinstance(row, dict) else None
+    what = "an allocation without a name" if name is None else f"allocation {name!r}"
+    fields = fields_of(PlannedAllocation, row, what)
     try:
         fields["allocation"] = Allocation.from_json(row["allocation"])
     except ValueError as error:

@@ -102,6 +102,31 @@ class Quantizers:
                         f"{list(known[kind])} and {FLOAT_BITS} (unquantized)."
                     )
 
+    def check_network(self, network: Network) -> None:
+        """Refuse quantizers that were calibrated on another network.
+
+        Raises:
+            ValueError: If tensors, or blocks of a layer, are not as many as the network has.
+        """
+        tensors = {"weights": len(network.layers), "activations": len(network.sites)}
+        for kind, count in tensors.items():
+            scales: Scales | None = getattr(self, kind)
+            if scales is not None and {len(scales.scale), len(scales.zero_point)} != {count}:
+                raise ValueError(
+                    f"The quantizers have scales of {len(scales.scale)} {kind}, the network "
+                    f"has {count}: they were calibrated on another network."
+                )
+        if not self.weights.bits:
+            return
+        for layer, scale in zip(network.layers, self.weights.scale, strict=True):
+            shape = (len(self.weights.bits), self.weights.spec.layer_scales(layer))
+            if scale.shape != shape:
+                raise ValueError(
+                    f"The quantizers of layer {layer.name!r} have scales of shape "
+                    f"{scale.shape}, expected {shape} (bits, scales): they were calibrated on "
+                    "another network."
+                )
+
     @property
     def sha256(self) -> str:
         """Hash of specifications, bits, scales and codes."""

@@ -7,15 +7,16 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from jmpq.allocation import Allocation
-from jmpq.artifact import ArtifactKind, fields_of
+from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.files import write_json
-from jmpq.network.layers import Layer, layers_from_json, layers_to_json
-from jmpq.quantizers.spec import KernelSpec
+from jmpq.network.layers import Layer, TieKind, layers_from_json, layers_to_json
+from jmpq.quantizers.spec import KernelSpec, read_spec
+from jmpq.sensitivity.table import KIND as SENSITIVITY
 from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 
 Json = Mapping[str, Any]
@@ -110,6 +111,16 @@ class LayerTable:
 
 
 def _layer_table(record: dict[str, Any]) -> dict[str, Any]:
+    for number, row in enumerate(record["layers"]):
+        fields_of(Layer, row, f"layer {number}")
+    names = [row["name"] for row in record["layers"]]
+    if not names or len(set(names)) < len(names):
+        raise ValueError("the layers have no names of their own")
+    tied = {name for groups in record["ties"].values() for group in groups for name in group}
+    if kinds := sorted(set(get_args(TieKind)) ^ set(record["ties"])):
+        raise ValueError(f"ties of kind {', '.join(kinds)} are missing or unknown")
+    if unknown := sorted(tied - set(names)):
+        raise ValueError(f"ties name layers that are not there: {', '.join(unknown)}")
     return {
         "network": NetworkSpec(**fields_of(NetworkSpec, record["network"], "network")),
         "layers": layers_from_json(record["layers"]),
@@ -157,7 +168,32 @@ class Sensitivities:
             FileNotFoundError: If it is not there.
             ValueError: If it is not a sensitivity file of this version.
         """
-        return cls(path=path, tables=load_sensitivities(path))
+        tables = load_sensitivities(path)
+        try:
+            _check_provenance(tables)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SENSITIVITY.unusable(path, error) from error
+        return cls(path=path, tables=tables)
+
+
+def _check_provenance(tables: Mapping[str, Sensitivity]) -> None:
+    """Raise where tables are not of one network, or do not say what they were made from."""
+    if not tables:
+        raise ValueError("it has no metric")
+    one, *others = (table.provenance for table in tables.values())
+    for key, kind in (
+        ("weights_sha256", str),
+        ("loss", str),
+        ("quantizers", dict[str, dict[str, Any]]),
+        ("calibration", dict[str, Any]),
+    ):
+        check_json(kind, one[key], f"provenance {key}")
+        if any(other[key] != one[key] for other in others):
+            raise ValueError(f"its metrics differ in {key}")
+    read_spec(KernelSpec, one["quantizers"]["weights"])
+    layers, choices = next((t.layers, t.choices) for t in tables.values())
+    if any((t.layers, t.choices) != (layers, choices) for t in tables.values()):
+        raise ValueError("its metrics differ in layers or choices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,13 +233,46 @@ class Evaluation:
             FileNotFoundError: If it is not there.
             ValueError: If it is not an evaluation of this version.
         """
-        return _read(cls, EVALUATION, path)
+        return _read(cls, EVALUATION, path, _evaluation)
 
     def write(self, path: pathlib.Path) -> None:
         write_json(path, EVALUATION.header | _shallow(self))
 
     def to_json(self) -> dict[str, Any]:
         return _shallow(self)
+
+
+# Keys of an outcome as it is written, and whether a network that is destroyed has None there.
+OUTCOME = {
+    "examples": False,
+    **dict.fromkeys(("loss", "loss_sem", "increase", "increase_sem", "kl", "kl_sem"), True),
+    **dict.fromkeys(("top1", "top1_sem", "top5", "top5_sem", "agreement"), True),
+}
+
+
+def _evaluation(record: dict[str, Any]) -> dict[str, Any]:
+    splits = set(record["splits"])
+    if splits != set(record["float"]) or splits != {"calibration", "evaluation"}:
+        raise ValueError("it is not of the splits calibration and evaluation")
+    for name, outcomes in (*record["measured"].items(), ("float", record["float"])):
+        for split, outcome in outcomes.items():
+            if split not in splits:
+                raise ValueError(f"{name!r} is measured on an unknown split {split!r}")
+            _check_outcome(outcome, f"the outcome of {name!r} on {split}")
+    return {}
+
+
+def _check_outcome(outcome: dict[str, Any], what: str) -> None:
+    """Raise `ValueError` where an outcome is not as `Outcome.to_json` writes it."""
+    if wrong := sorted(set(OUTCOME) ^ set(outcome)):
+        raise ValueError(f"{what} lacks, or has unknown, {', '.join(wrong)}")
+    for key, optional in OUTCOME.items():
+        check_json(float | None if optional else int, outcome[key], f"{key} of {what}")
+    for key in ("top1", "top5", "agreement"):
+        if outcome[key] is not None and not 0 <= outcome[key] <= 1:
+            raise ValueError(f"{key} of {what} is {outcome[key]}, expected 0 to 1")
+    if outcome["examples"] < 1:
+        raise ValueError(f"{what} is of {outcome['examples']} examples")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,7 +330,7 @@ class Finetuning:
             cls,
             FINETUNING,
             path,
-            lambda record: {"allocation": Allocation.from_json(record["allocation"])},
+            _finetuning,
         )
 
     def write(self, path: pathlib.Path) -> None:
@@ -269,6 +338,18 @@ class Finetuning:
 
     def to_json(self) -> dict[str, Any]:
         return _shallow(self) | {"allocation": self.allocation.to_json()}
+
+
+def _finetuning(record: dict[str, Any]) -> dict[str, Any]:
+    for name, outcome in record["outcomes"].items():
+        _check_outcome(outcome, f"the outcome {name!r}")
+    if lacking := {"float", "post_training", "finetuned"} - set(record["outcomes"]):
+        raise ValueError(f"it lacks the outcome {', '.join(sorted(lacking))}")
+    for number, point in enumerate(record["curve"]):
+        check_json(dict[str, float], point, f"point {number} of the curve")
+        if set(point) != {"step", "loss"}:
+            raise ValueError(f"point {number} of the curve is not a step with its loss")
+    return {"allocation": Allocation.from_json(record["allocation"])}
 
 
 def _shallow(artifact: Any) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from jmpq.artifact import PLANS, ArtifactKind
 from jmpq.files import check_writable, file_sha256, json_sha256
+from jmpq.problem import Overhead
 from jmpq.problem import plan as plans
 from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
+from jmpq.problem.plan_check import check_plan
 from jmpq.run import artifacts
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable, Sensitivities
 from jmpq.sensitivity import table as tables
@@ -99,6 +101,19 @@ class RunFolder:
         self._check_layers(plan, layers.names, LAYERS)
         for table in sensitivities.tables.values():
             self._check_layers(plan, table.layers, SENSITIVITY)
+        try:
+            check_plan(
+                plan,
+                layers.layers,
+                Overhead.of(layers.layers, sensitivities.kernels),
+                {
+                    name: [dataclasses.replace(table, use_first=x) for x in (False, True)]
+                    for name, table in sensitivities.tables.items()
+                },
+                unquantized_parameters=layers.other_parameters,
+            )
+        except ValueError as error:
+            raise plans.KIND.unusable(self.path / PLAN, error) from error
         return plan
 
     @functools.cached_property

@@ -1,19 +1,34 @@
 """The options of every step, in the order of the steps; the command line shows these texts.
 
-Nothing here imports JAX, so that the help comes at once.
+Nothing here imports JAX, so that the help comes at once, and so does the refusal of a value
+that no run could use.
 """
 
 import dataclasses
 import pathlib
 from typing import Literal
 
+from jmpq.formats import choice_grid
 from jmpq.network.layers import TieKind
+from jmpq.problem.budgets import check_cost, parse_budgets
+from jmpq.problem.costs import additive_cost, additive_costs
 from jmpq.problem.plan import Role
-from jmpq.quantizers.spec import InputSpec, KernelSpec
+from jmpq.problem.rules import parse_rule
+from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits
+from jmpq.run.ranges import between, check_batches, check_seed, counts, not_empty
 from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName
 
 CorrectName = Literal["none", "bias", "batch_norm"]
 MeasuredRole = Role | Literal["uniform"]
+# Solvers of our own; names in capitals are those of cvxpy.
+SOLVERS = (
+    "exact",
+    "greedy",
+    "core",
+    "dynamic_programming",
+    "local_search",
+    "branch_and_bound",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,13 @@ class Train:
     examples."""
     seed: int = 0
     """Seed of initialisation, order of examples and augmentation."""
+
+    def __post_init__(self) -> None:
+        check_batches(self, "epochs")
+        between(self, 0.0, 1e6, "learning_rate", above=True)
+        between(self, 0.0, 1e6, "weight_decay")
+        counts(self, "vocab_size")
+        counts(self, "shift", least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +110,9 @@ class Layers:
     """Bits of both operands of every product of two activations (attention), on the range of
     every example and head. Part of the network: `jmpq evaluate` reports its accuracy as that
     of the float network."""
+
+    def __post_init__(self) -> None:
+        counts(self, "product_bits", most=16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +160,15 @@ class Sensitivity:
     activations: InputSpec = InputSpec()
     """Grid of activations."""
 
+    def __post_init__(self) -> None:
+        not_empty(self, "metrics", "w_bits", "a_bits")
+        choice_grid(self.w_bits, self.a_bits)
+        for spec, widths in ((self.weights, self.w_bits), (self.activations, self.a_bits)):
+            for bits in widths:
+                check_bits(spec, bits)
+        check_batches(self, "class_samples", "probes", "examples")
+        between(self, 0.0, 1e6, "qbert_spread")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -156,6 +190,10 @@ class Compute:
     memory: str | None = None
     """Most that a pass may take on one device, as 4GB (10^9), 4GiB (2^30) or bytes: batches
     are cut into parts that fit, by what XLA says of the compiled pass. No limit by default."""
+
+    def __post_init__(self) -> None:
+        counts(self, "devices", "processes")
+        counts(self, "process_index", least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,8 +218,8 @@ class Solve:
     by HiGHS through cvxpy for several; greedy: the paper's Algorithm 1; core,
     dynamic_programming, or any mixed-integer solver that cvxpy finds installed: HIGHS, SCIP
     (pip install 'jmpq[scip]'), GUROBI, ... With the cross-layer terms, for metrics that have
-    them: local_search, a tabu search; branch_and_bound or linearized, the same with a proof of
-    how far from optimal it can be. Their allocations go by the metric NAME_full."""
+    them: local_search, a tabu search; branch_and_bound, the same with a proof of how far from
+    optimal it can be. Their allocations go by the metric NAME_full."""
     rule: tuple[str, ...] = ()
     """'pin PATTERN=W8A8', 'allow PATTERN=W4,W8A8', 'exclude PATTERN', 'tie PATTERN PATTERN';
     patterns are regular expressions that match a whole layer name; the first match wins."""
@@ -202,6 +240,23 @@ class Solve:
     seed: int = 0
     """Seed of the search and of all random allocations."""
 
+    def __post_init__(self) -> None:
+        not_empty(self, "solvers")
+        for budget in parse_budgets(self.budget):
+            check_cost(budget, additive_costs())
+        for text in self.rule:
+            parse_rule(text)
+        for name in self.solvers:
+            if name not in SOLVERS and not name.isupper():
+                raise ValueError(
+                    f"solvers={name!r}: expected {', '.join(SOLVERS)}, or a mixed-integer "
+                    f"solver by cvxpy's name, such as HIGHS or SCIP."
+                )
+        counts(self, "first_last_bits", least=0, most=32)
+        between(self, 0.0, 1e9, "time_limit_s", above=True)
+        counts(self, "search_evaluations", least=0)
+        check_seed(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inverse:
@@ -216,6 +271,10 @@ class Inverse:
     front: bool = False
     """Write RUN/front.csv: every allocation on the convex hull of loss and cost, by the
     leading metric."""
+
+    def __post_init__(self) -> None:
+        additive_cost(self.minimize)
+        between(self, -1e9, 1e9, "loss_ceiling")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,6 +293,9 @@ class Comparison:
     """Random joint allocations without budgets (full only)."""
     singles: bool = True
     """Every choice of every single layer (full only)."""
+
+    def __post_init__(self) -> None:
+        counts(self, "random", "sweep", "joint", least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,6 +318,9 @@ class Refine:
     """Devices over which the examples of a batch are spread; on a CPU, the number that the
     host is split into (one for each core is fastest). One by default."""
 
+    def __post_init__(self) -> None:
+        counts(self, "max_evaluations", "patience", "batch_size", "devices")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Race:
@@ -273,6 +338,9 @@ class Race:
     devices: int | None = None
     """Devices over which the examples of a batch are spread; on a CPU, the number that the
     host is split into (one for each core is fastest). One by default."""
+
+    def __post_init__(self) -> None:
+        counts(self, "batch_size", "devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,6 +362,11 @@ class Floor:
     devices: int | None = None
     """Devices over which the examples of a batch are spread; on a CPU, the number that the
     host is split into (one for each core is fastest). One by default."""
+
+    def __post_init__(self) -> None:
+        additive_cost(self.minimize)
+        between(self, 0.0, 100.0, "max_drop")
+        counts(self, "batch_size", "devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -324,6 +397,9 @@ class Evaluate:
     devices: int | None = None
     """Devices over which the examples of a batch are spread; on a CPU, the number that the
     host is split into (one for each core is fastest). One by default."""
+
+    def __post_init__(self) -> None:
+        counts(self, "examples", "batch_size", "correct_examples", "devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -381,3 +457,12 @@ class Finetune:
     rounding. On a CPU, the number that the host is split into. One by default."""
     seed: int = 0
     """Seed of the order of examples and augmentation."""
+
+    def __post_init__(self) -> None:
+        check_batches(self, "epochs", "correct_examples", "devices")
+        counts(self, "training_examples", "examples", "checkpoint_steps")
+        counts(self, "shift", least=0)
+        between(self, 0.0, 1e6, "learning_rate", "temperature", above=True)
+        between(self, 0.0, 1e6, "scale_learning_rate", "weight_decay")
+        between(self, 0.0, 1.0, "distillation")
+        between(self, 0.0, 1.0, "warmup", "momentum", below=True)

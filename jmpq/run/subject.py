@@ -12,9 +12,11 @@ from jmpq.deploy.correction import Correct
 from jmpq.deploy.measure import CANDIDATES_PER_CALL, Evaluator
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.run.artifacts import Sensitivities
 from jmpq.run.folder import RunFolder
 from jmpq.run.loss import find_loss, measured_loss
 from jmpq.run.network import network_of
+from jmpq.sensitivity.table import KIND as SENSITIVITY
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,6 +85,9 @@ def load_subject(folder: RunFolder) -> Subject:
     sensitivities = folder.sensitivities
     network, dataset = network_of(folder)
     drawn = sensitivities.provenance["calibration"]
+    if lacking := {"source", "examples", "seed", "sha256"} - set(drawn):
+        reason = f"calibration lacks {', '.join(sorted(lacking))}"
+        raise SENSITIVITY.unusable(sensitivities.path, reason)
     calibration, evaluation = calibration_split(
         dataset, drawn["source"], examples=drawn["examples"], seed=drawn["seed"]
     )
@@ -93,12 +98,28 @@ def load_subject(folder: RunFolder) -> Subject:
         )
     return Subject(
         network=network,
-        quantizers=Quantizers.from_arrays(sensitivities.arrays),
+        quantizers=_quantizers(sensitivities, network),
         dataset=dataset,
         calibration=calibration,
         evaluation=evaluation,
         loss=measured_loss(sensitivities.loss),
     )
+
+
+def _quantizers(sensitivities: Sensitivities, network: Network) -> Quantizers:
+    """The quantizers of the sensitivities.
+
+    Raises:
+        ValueError: If the file's are spoilt, or not those that its losses were computed with.
+    """
+    try:
+        quantizers = Quantizers.from_arrays(sensitivities.arrays)
+        if quantizers.sha256 != sensitivities.provenance["quantizers_sha256"]:
+            raise ValueError("its quantizers are not those of its losses")
+        quantizers.check_network(network)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SENSITIVITY.unusable(sensitivities.path, error) from error
+    return quantizers
 
 
 def first_examples(split: Split, count: int | None) -> Split:

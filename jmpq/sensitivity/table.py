@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -13,9 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation, column_table
-from jmpq.artifact import ArtifactKind
+from jmpq.artifact import ArtifactKind, check_array, check_json, fields_of
 from jmpq.files import atomic_file
-from jmpq.formats import UNQUANTIZED, Choice
+from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
 
 KIND = ArtifactKind("sensitivity", 2, "sensitivity")
 NATS = "nats per example"  # unit of a loss
@@ -212,7 +210,12 @@ class Sensitivity:
 def choice_members(
     layers: Sequence[str], choices: Sequence[Choice], moves: Sequence[Move]
 ) -> Float[np.ndarray, "layers choices moves"]:
-    """1 where a choice of a layer makes a move, else 0."""
+    """1 where a choice of a layer makes a move, else 0.
+
+    Raises:
+        ValueError: If a choice has bits that no move makes, which would cost nothing.
+    """
+    check_calibrated(layers, choices, moves)
     index = {tuple(move): m for m, move in enumerate(moves)}
     members = np.zeros((len(layers), len(choices), len(moves)))
     for i, layer in enumerate(layers):
@@ -221,6 +224,38 @@ def choice_members(
                 if (m := index.get((layer, kind, bits))) is not None:
                     members[i, c, m] = 1.0
     return members
+
+
+def check_calibrated(
+    layers: Sequence[str], choices: Sequence[Choice], moves: Sequence[Move]
+) -> None:
+    """Refuse choices whose bits no move makes.
+
+    A layer without any move of its input (an embedding) takes all activation bits.
+
+    Raises:
+        ValueError: If there is one; the message names it and the bits that are calibrated.
+    """
+    widths: dict[tuple[str, str], set[int]] = {(x, "w"): set() for x in layers}
+    for layer, kind, bits in moves:
+        widths.setdefault((layer, kind), set()).add(bits)
+    any_input = any(kind == "a" for _, kind in widths)
+    for choice in choices:
+        wanted = {"w": choice.w_bits, "a": choice.a_bits}
+        for (layer, kind), calibrated in widths.items():
+            if wanted[kind] not in (*calibrated, FLOAT_BITS):
+                raise _uncalibrated(choice, layer, kind, calibrated)
+        if choice.a_bits != FLOAT_BITS and not any_input:
+            raise _uncalibrated(choice, layers[0], "a", set())
+
+
+def _uncalibrated(choice: Choice, layer: str, kind: str, calibrated: set[int]) -> ValueError:
+    tensor = "weights" if kind == "w" else "activations"
+    known = ", ".join(map(str, sorted(calibrated))) or "none"
+    return ValueError(
+        f"Choice {choice.label}: layer {layer!r} has no move to these bits of its {tensor}; "
+        f"calibrated are {known}. Calibrate these bits, or leave out the choice."
+    )
 
 
 def save_sensitivities(
@@ -257,33 +292,50 @@ def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
         FileNotFoundError: If there is no such file; it says which step makes it.
         ValueError: If the file is not a sensitivity file of this version.
     """
-    arrays = load_arrays(path)
-    header = json.loads(str(arrays.pop("header")))
-    found = {}
-    for name, record in header["metrics"].items():
-        fields = {
-            k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")
-        }
-        record["choices"] = tuple(Choice.parse(label) for label in record["choices"])
-        record["moves"] = tuple(Move(*move) for move in record["moves"])
-        record["layers"] = tuple(record["layers"])
-        found[name] = Sensitivity(**(record | fields))
-    return found
+    header, arrays = KIND.read_npz(path, "a sensitivity file")
+    try:
+        metrics = header["metrics"]
+        return {name: _table(name, record, arrays) for name, record in metrics.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise KIND.unusable(pathlib.Path(path), error) from error
 
 
 def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of a sensitivity file, by name.
+    """All arrays of a sensitivity file but the header, by name.
 
     Raises:
         FileNotFoundError: If there is no such file; it says which step makes it.
         ValueError: If it is not a sensitivity file of this version.
     """
-    KIND.existing(path := pathlib.Path(path))
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        header = json.loads(str(arrays["header"]))
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
-        raise KIND.unusable(path, "not a sensitivity file") from error
-    KIND.check(path, header)
-    return arrays
+    return KIND.read_npz(path, "a sensitivity file")[1]
+
+
+def _table(name: str, record: Any, arrays: Mapping[str, np.ndarray]) -> Sensitivity:
+    """One metric of a file, every field checked."""
+    own = {k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")}
+    fields = fields_of(Sensitivity, record | own, f"metric {name!r}")
+    layers, moves = tuple(record["layers"]), tuple(Move(*move) for move in record["moves"])
+    choices = tuple(Choice.parse(label) for label in record["choices"])
+    check_json(tuple[str, ...], layers, f"layers of metric {name!r}")
+    for move in moves:
+        check_json(int, move.bits, f"bits of a move of metric {name!r}")
+        if move.layer not in layers or move.kind not in ("w", "a"):
+            raise ValueError(f"metric {name!r} has an unknown move {tuple(move)}")
+    check_calibrated(layers, choices, moves)
+    rows = len(own["batch_examples"]) if np.ndim(own["batch_examples"]) else 0
+    table, square = (len(layers), len(choices)), np.ndim(own["second"]) == 2
+    shapes = {
+        "first": (len(moves),),
+        "second": (len(moves),) * (2 if square else 1),
+        "batch_first": (rows, *table),
+        "batch_second": (rows, *table),
+        "batch_examples": (rows,),
+        "sampling_sem": table,
+    }
+    for key, shape in shapes.items():
+        if fields.get(key) is not None:
+            finite = key != "sampling_sem"  # unknown from a single sample
+            check_array(fields[key], shape, f"{key} of metric {name!r}", finite=finite)
+    if not (rows and (own["batch_examples"] > 0).all()):
+        raise ValueError(f"metric {name!r} is of no examples")
+    return Sensitivity(**(fields | {"layers": layers, "moves": moves, "choices": choices}))

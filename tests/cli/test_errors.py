@@ -17,10 +17,13 @@ DIGITS = ("--model", "digits_resnet", "--data", "digits")
 
 
 def refuses(folder, args, match):
-    """A step ends with one line, and `folder` is as it was before."""
+    """A step ends with one line, and `folder` is as it was before.
+
+    The exit code is 1, or 2 where the options are at fault.
+    """
     before = contents(folder)
     result = jmpq(*args)
-    assert result.code == 1, (result.out, result.err)
+    assert result.code in (1, 2), (result.out, result.err)
     (line,) = filter(str.strip, result.err.splitlines())
     assert line.startswith("jmpq: ")
     assert re.search(match, line), line
@@ -51,7 +54,7 @@ NEWTON = ("--metrics", "gauss_newton")
         (("--data", "cifar10", "--data-dir", "nowhere"), "no data folder nowhere.*"),
         (("--data", "imagenet"), "no data set 'imagenet'; choose one of digits, cifar10"),
         (("--model", "resnet21"), "'resnet21'.*digits_resnet.*resnet20"),
-        (("--epochs", 0), "epochs=0: give a positive number"),
+        (("--epochs", 0), "epochs=0: give at least 1"),
         (("--batch-size", 5000), "batch_size=5000 is more than.*Use a smaller batch"),
     ],
 )

@@ -4,22 +4,28 @@ The numbers are a model of their own (no network): losses fall by 4 per bit, mea
 increases are 1.6 times the predicted ones with noise.
 """
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import scipy.optimize
 
 from jmpq.files import file_sha256
 from jmpq.formats import choice_grid
-from jmpq.network.layers import Layer
-from jmpq.run.artifacts import LayerTable, NetworkSpec
+from jmpq.network.layers import Layer, TieKind
+from jmpq.quantizers.spec import KernelSpec
+from jmpq.run.artifacts import OUTCOME, LayerTable, NetworkSpec
 from jmpq.sensitivity.table import Move, Sensitivity, save_sensitivities
 
 WEIGHTS, ACTIVATIONS = (2, 3, 4, 8), (4, 8)
-SPLITS = ("calibration", "evaluation")
+EXAMPLES = {"calibration": 256, "evaluation": 1000}
+SPLITS = tuple(EXAMPLES)
 FLOAT_LOSS, FLOAT_TOP1 = 0.31, 0.917
 WEIGHTS_SHA256 = "w" * 64
+OTHER_PARAMETERS = 1386
+OTHER_BYTES = 4.0 * OTHER_PARAMETERS
 
 
 CHOICES = choice_grid(WEIGHTS, ACTIVATIONS)
@@ -60,7 +66,17 @@ def sensitivity(metric, layers, losses, sem):
         batch_first=np.zeros_like(batches),
         batch_second=batches,
         batch_examples=np.array([64.0, 64.0]),
-        provenance={"weights_sha256": WEIGHTS_SHA256, "loss": "cross_entropy"},
+        provenance={
+            "weights_sha256": WEIGHTS_SHA256,
+            "loss": "cross_entropy",
+            "quantizers": {"weights": dataclasses.asdict(KernelSpec()), "activations": {}},
+            "calibration": {
+                "source": "heldout",
+                "examples": 128,
+                "seed": 0,
+                "sha256": "c" * 64,
+            },
+        },
     )
 
 
@@ -69,11 +85,11 @@ def parameters(count):
 
 
 def costs(count):
-    """Size and bops ``[layers, choices]`` of the made-up layers."""
+    """Size (with one scale a layer) and bops ``[layers, choices]`` of the made-up layers."""
     n = parameters(count)[:, None]
     w = np.array([c.w_bits for c in CHOICES])
     a = np.array([c.a_bits for c in CHOICES])
-    return np.ceil(n * w / 8), n * 256.0 * w * a
+    return np.ceil(n * w / 8) + 4, n * 256.0 * w * a
 
 
 def solve(losses, sizes, limit):
@@ -113,20 +129,23 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
     count = len(layers)
     sizes, bops = costs(count)
     rows = np.arange(count)
-    limit = float(sizes[:, 4].sum())  # W4A4
+    limit = OTHER_BYTES + float(sizes[:, 4].sum())  # W4A4
     allocations = []
     rng = np.random.default_rng(seed)
 
     def add(name, role, choice, *, metric=None, solver=None, bound=None, seed=None,
             budget=None):  # fmt: skip
         loss = None if metric is None else float(found[metric].losses[rows, choice].sum())
+        status = None
+        if bound is not None:
+            status = "optimal" if loss - bound <= 1e-9 * loss else "feasible"
         allocations.append(
             {
                 "name": name,
                 "role": role,
                 "metric": metric,
                 "asked": solver,
-                "status": "optimal" if solver == "exact" else "feasible",
+                "status": status,
                 "predicted_loss": loss,
                 "bound": bound,
                 "gap": None if bound is None else (loss - bound) / loss,
@@ -134,7 +153,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
                 "seed": seed,
                 "budgets": {} if budget is None else {"size_bytes": budget},
                 "costs": {
-                    "size_bytes": float(sizes[rows, choice].sum()),
+                    "size_bytes": OTHER_BYTES + float(sizes[rows, choice].sum()),
                     "bops": float(bops[rows, choice].sum()),
                     "average_bits": 8
                     * float(sizes[rows, choice].sum())
@@ -150,12 +169,12 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
     def add_solutions(role, budget, end=""):
         for metric in metrics:
             losses = found[metric].losses
-            best = solve(losses, sizes, budget)
+            best = solve(losses, sizes, budget - OTHER_BYTES)
             bound = float(losses[rows, best].sum())
             add(f"exact/{metric}{end}", role, best, metric=metric, solver="exact",
                 bound=bound, budget=budget)  # fmt: skip
-            add(f"greedy/{metric}{end}", role, greedy(losses, sizes, budget), metric=metric,
-                solver="greedy", bound=0.9 * bound, budget=budget)  # fmt: skip
+            add(f"greedy/{metric}{end}", role, greedy(losses, sizes, budget - OTHER_BYTES),
+                metric=metric, solver="greedy", bound=0.9 * bound, budget=budget)  # fmt: skip
 
     add_solutions("solution", limit)
     for i, choice in enumerate(CHOICES):
@@ -169,7 +188,9 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
             budget=limit)  # fmt: skip
     for i, fraction in enumerate(np.linspace(0.15, 0.95, sweep)):
         low, high = sizes.min(1).sum(), sizes.max(1).sum()
-        add_solutions("sweep", float(low + fraction * (high - low)), f"/budget{i}")
+        add_solutions(
+            "sweep", float(OTHER_BYTES + low + fraction * (high - low)), f"/budget{i}"
+        )
     for s in range(randoms):
         add(f"joint/{s}", "random", rng.integers(0, len(CHOICES), count), seed=s)
     for layer in range(count):
@@ -177,6 +198,7 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
             add(f"single/{layers[layer]}/{choice.label}", "single", np.full(count, i))
             row = allocations[-1]
             row["allocation"] = dict.fromkeys(layers, "W32") | {layers[layer]: choice.label}
+            row["costs"] = {}
             row["predictions"] = {m: float(found[m].losses[layer, i]) for m in metrics}
     return {
         "schema": "jmpq/plan",
@@ -196,11 +218,11 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
             "size_bytes": {
                 "limit": limit,
                 "asked": "W4A4",
-                "least": float(sizes.min(1).sum()),
-                "most": float(sizes.max(1).sum()),
+                "least": OTHER_BYTES + float(sizes.min(1).sum()),
+                "most": OTHER_BYTES + float(sizes.max(1).sum()),
             }
         },
-        "unquantized": {"size_bytes": 5544.0},
+        "unquantized": {"size_bytes": OTHER_BYTES},
         "allocations": allocations,
     }  # fmt: skip
 
@@ -216,13 +238,17 @@ def evaluation(made, plan_sha256, *, seed=2):
             increase = kl * (1 + rng.normal(0, 0.1)) - 2e-4 * rng.random()
             top1 = 0.1 + (FLOAT_TOP1 - 0.1) * np.exp(-0.35 * kl)
             measured[allocation["name"]][split] = {
+                "examples": EXAMPLES[split],
                 "loss": FLOAT_LOSS + increase,
                 "loss_sem": 0.03,
+                "increase": increase,
                 "increase_sem": 0.1 * kl,
                 "kl": kl,
                 "kl_sem": 0.08 * kl,
                 "top1": top1,
                 "top1_sem": float(np.sqrt(top1 * (1 - top1) / 1000)),
+                "top5": 1.0,
+                "top5_sem": 0.0,
                 "agreement": top1,
             }
     return {
@@ -237,10 +263,18 @@ def evaluation(made, plan_sha256, *, seed=2):
         "device": "cpu",
         "splits": {
             split: {"source": "heldout", "examples": examples, "seed": 0, "sha256": "c" * 64}
-            for split, examples in zip(SPLITS, (256, 1000), strict=True)
+            for split, examples in EXAMPLES.items()
         },
         "float": {
-            split: {"loss": FLOAT_LOSS, "top1": FLOAT_TOP1, "loss_sem": 0.02}
+            split: {
+                **dict.fromkeys(OUTCOME, 0.0),
+                "examples": EXAMPLES[split],
+                "loss": FLOAT_LOSS,
+                "loss_sem": 0.02,
+                "top1": FLOAT_TOP1,
+                "top5": 1.0,
+                "agreement": 1.0,
+            }
             for split in SPLITS
         },
         "measured": measured,
@@ -249,8 +283,8 @@ def evaluation(made, plan_sha256, *, seed=2):
 
 def layer_table(count=20):
     layers = tuple(
-        Layer(name=name, kind="conv", kernel=f"{name}/kernel", kernel_shape=(int(n),),
-              output_axes=(0,), input_axes=(), parameters=int(n), macs=int(n) * 256,
+        Layer(name=name, kind="conv", kernel=f"{name}/kernel", kernel_shape=(1, int(n)),
+              output_axes=(0,), input_axes=(1,), parameters=int(n), macs=int(n) * 256,
               input_shape=(8, 8, 1), output_shape=(8, 8, int(n)))
         for name, n in zip(layer_names(count), parameters(count), strict=True)
     )  # fmt: skip
@@ -258,8 +292,8 @@ def layer_table(count=20):
         network=NetworkSpec(model="resnet20", weights=None, data="cifar10", data_dir=None),
         weights_sha256=WEIGHTS_SHA256,
         layers=layers,
-        other_parameters=1386,
-        ties={},
+        other_parameters=OTHER_PARAMETERS,
+        ties={kind: [] for kind in get_args(TieKind)},
     )
 
 

@@ -23,7 +23,7 @@ from jmpq.sensitivity.table import Sensitivity
 from jmpq.solvers import Greedy, exact_solver
 
 # Solvers that take cross-layer terms; the others solve without them.
-QUADRATIC = ("local_search", "branch_and_bound", "linearized")
+QUADRATIC = ("local_search", "branch_and_bound")
 ADDED = ("refine", "race", "floor", "given")  # who makes the allocations that steps add
 Search = Callable[[Problem], Solution]
 

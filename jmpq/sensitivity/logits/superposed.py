@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,15 +14,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jmpq.allocation import Allocation, column_table
-from jmpq.artifact import ArtifactKind
+from jmpq.artifact import ArtifactKind, check_array, check_json
 from jmpq.devices import shared_journal, to_host
 from jmpq.files import atomic_file
-from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.formats import Choice
 from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity.batch_memory import Placement
 from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.table import Move, choice_members
+from jmpq.sensitivity.table import Move, check_calibrated, choice_members
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
 KIND = ArtifactKind("superposed", 1, "sensitivity")
@@ -69,7 +68,7 @@ class Superposed:
                 f"`changes` must be [examples, moves, classes] = {want} and `targets` hold one "
                 f"per example; got {self.changes.shape} and {self.targets.shape}."
             )
-        _check_choices(self.layers, self.choices, self.moves)
+        check_calibrated(self.layers, self.choices, self.moves)
 
     @classmethod
     def measure(
@@ -109,7 +108,7 @@ class Superposed:
                 "calibration examples and candidate bits below 32."
             )
         layers = tuple(layer.name for layer in moves.network.layers)
-        _check_choices(layers, choices, moves.moves)
+        check_calibrated(layers, choices, moves.moves)
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)
         struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
@@ -278,23 +277,26 @@ class Superposed:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is not one of superposed logits of this version.
         """
-        KIND.existing(path := pathlib.Path(path))
+        header, arrays = KIND.read_npz(path, "a file of superposed logits")
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                arrays = {k: stored[k] for k in ("logits", "changes_by_move", "targets")}
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
-            raise KIND.unusable(path, "not a file of superposed logits") from error
-        KIND.check(path, header)
-        return cls(
-            layers=tuple(header["layers"]),
-            choices=tuple(Choice.parse(label) for label in header["choices"]),
-            moves=tuple(Move(*move) for move in header["moves"]),
-            logits=arrays["logits"],
-            changes=np.moveaxis(arrays["changes_by_move"], 0, 1),
-            targets=arrays["targets"],
-            provenance=header["provenance"],
-        )
+            moves = tuple(Move(*move) for move in header["moves"])
+            logits, targets = arrays["logits"], arrays["targets"]
+            check_array(logits, (*logits.shape[:1], *logits.shape[-1:]), "logits")
+            shape = (len(moves), *logits.shape)
+            check_array(arrays["changes_by_move"], shape, "changes_by_move")
+            check_array(targets, (len(logits), *targets.shape[1:]), "targets")
+            check_json(dict[str, Any], header["provenance"], "provenance")
+            return cls(
+                layers=tuple(header["layers"]),
+                choices=tuple(Choice.parse(label) for label in header["choices"]),
+                moves=moves,
+                logits=logits,
+                changes=np.moveaxis(arrays["changes_by_move"], 0, 1),
+                targets=targets,
+                provenance=header["provenance"],
+            )
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise KIND.unusable(pathlib.Path(path), error) from error
 
 
 @runtime_checkable
@@ -437,26 +439,6 @@ def in_chunks(
         padded = np.resize(chunk, (size, chunk.shape[1]))
         found.append(np.asarray(function(padded), np.float64)[: len(chunk)])
     return np.concatenate(found) if found else np.zeros((0, 1))
-
-
-def _check_choices(
-    layers: Sequence[str], choices: Sequence[Choice], moves: Sequence[Move]
-) -> None:
-    """Every choice's bits are moves; a layer without input moves at all (embedding) may be."""
-    weights = {(move.layer, move.bits) for move in moves if move.kind == "w"}
-    inputs = {move.bits for move in moves if move.kind == "a"}
-    for choice in choices:
-        lacking = [x for x in layers if (x, choice.w_bits) not in weights]
-        if choice.w_bits != FLOAT_BITS and lacking:
-            raise ValueError(
-                f"Choice {choice.label}: layer {lacking[0]!r} has no move to "
-                f"{choice.w_bits}-bit weights. Calibrate these bits, or leave out the choice."
-            )
-        if choice.a_bits not in (*inputs, FLOAT_BITS):
-            raise ValueError(
-                f"Choice {choice.label}: no layer has a move to {choice.a_bits}-bit "
-                "activations. Calibrate these bits, or leave out the choice."
-            )
 
 
 def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves _ _"]) -> None:
