@@ -1,13 +1,16 @@
 """Evaluation: what the allocations of a plan really cost in loss and accuracy."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jmpq.allocation import Allocation
+from jmpq.data.dataset import Split
 from jmpq.deploy.measure import Evaluator, Outcome
 from jmpq.files import versions
 from jmpq.journal import Journal
@@ -16,6 +19,7 @@ from jmpq.run.compute import join_devices
 from jmpq.run.folder import EVALUATION, PLAN, RunFolder
 from jmpq.run.options import Compute, Evaluate
 from jmpq.run.progress import QUIET, Reporter
+from jmpq.run.recommendation import recommend
 from jmpq.run.subject import first_examples, load_subject
 
 Outcomes = dict[Allocation, dict[str, Any]]
@@ -79,12 +83,13 @@ def evaluate(
         correct=options.correct,
         correct_examples=0 if corrected is None else len(corrected),
         device=jax.devices()[0].device_kind,
-        splits={name: split.record() for name, (split, _) in splits.items()},
+        splits={name: split.record() | chance(split) for name, (split, _) in splits.items()},
         float=float_outcomes,
         timing=timing,
         measured={name: outcomes for name, outcomes in measured.items() if outcomes},
     )
     evaluation.write(run.path / EVALUATION)
+    evaluation = dataclasses.replace(evaluation, recommendation=recommend(plan, evaluation))
     for journal in journals:
         journal.remove()
     top1, count = float_outcomes["evaluation"]["top1"], len(splits["evaluation"][0])
@@ -119,6 +124,14 @@ def _measured(
     if len(ends) <= chunk:
         return known, None
     return known, (ends[-1] - ends[chunk - 1]) / (len(ends) - chunk)
+
+
+def chance(split: Split) -> dict[str, float]:
+    """Share of a split's most frequent class, which guessing reaches; empty for regressions."""
+    labels = split.labels[np.arange(len(split))]
+    if labels.dtype.kind not in "iu":
+        return {}
+    return {"chance": float(np.unique(labels, return_counts=True)[1].max() / len(labels))}
 
 
 def check_positive(options: object, *names: str) -> None:

@@ -34,6 +34,8 @@ DEFAULT_METRICS: tuple[MetricName, ...] = (
     "hawq_trace",
     "squared_error",
 )
+# Their losses are not nats per example: only the order of allocations tells something.
+SCORES: tuple[MetricName, ...] = ("squared_error",)
 TITLES: Mapping[MetricName, str] = MappingProxyType(
     {
         "composed": "composed logits, main effects",
