@@ -46,7 +46,7 @@ def show_plan(plan: Plan) -> None:
         if a.role in ("solution", "baseline") and a.asked != "random":
             rows.setdefault(a.allocation, []).append(a)
     shown = [group[0] for group in rows.values()]
-    predictor = shown_prediction(shown)
+    predictor = shown_prediction([a.predictions for a in shown])
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("allocation", no_wrap=True)
     table.add_column("proof\n(gap in %)", justify="right")

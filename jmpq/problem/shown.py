@@ -1,10 +1,9 @@
-"""The one prediction that people are shown of every allocation of a plan, with its unit."""
+"""The predictions of a plan that people are shown, each with the unit that it deserves."""
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
-from jmpq.problem.plan import PlannedAllocation
 from jmpq.sensitivity.metrics.by_name import SCORES
 
 DIVERGENCES = ("composed_kl", "superposed_kl")  # of whole allocations, never negative
@@ -16,8 +15,8 @@ class Shown:
 
     >>> Shown(name="composed_kl", nats=True).text(0.0123)
     'KL divergence 0.0123 nats per example by composed logits'
-    >>> Shown(name="squared_error", nats=False).text(3.21)
-    'score 3.21 (no unit) by squared_error'
+    >>> Shown(name="squared_error", nats=False).heading
+    'score by squared_error (no unit)'
 
     Attributes:
         name: Predictor, a key of the predictions of an allocation.
@@ -45,28 +44,44 @@ class Shown:
         """Head of a column, with the unit."""
         if not self.nats:
             return f"score by {self.source} (no unit)"
-        return f"predicted {self.quantity.removesuffix(' divergence')} by {self.source} (nats)"
+        quantity = self.quantity.removesuffix(" divergence")
+        return f"predicted {quantity} by {self.source} (nats)"
+
+    def value(self, value: float) -> str:
+        """A value with its unit."""
+        unit = "nats per example" if self.nats else "(no unit)"
+        return f"{value:.3g} {unit}".replace("-", "\u2212")
 
     def text(self, value: float) -> str:
         """A value in a sentence."""
-        unit = "nats per example" if self.nats else "(no unit)"
-        return f"{self.quantity} {value:.3g} {unit} by {self.source}".replace("-", "−")
+        return f"{self.quantity} {self.value(value)} by {self.source}"
 
 
-def shown_prediction(allocations: Iterable[PlannedAllocation]) -> Shown | None:
-    """The prediction to show beside each other for solutions and baselines.
+def shown_as(name: str, rows: Sequence[Mapping[str, float]]) -> Shown:
+    """How one prediction of several allocations is shown.
+
+    A sum that comes out negative is extrapolated, and one of another unit compares only with
+    itself: both are scores.
+
+    Args:
+        name: Predictor.
+        rows: Predictions of every allocation that is shown.
+    """
+    negative = any(row.get(name, math.nan) < 0 for row in rows)
+    return Shown(name=name, nats=name not in SCORES and not negative)
+
+
+def shown_prediction(rows: Sequence[Mapping[str, float]]) -> Shown | None:
+    """The one prediction that is shown where there is room for one.
 
     The divergence by composed logits where every allocation has it, for it knows the whole
-    allocation; else the sum of the leading metric. A sum that comes out negative is
-    extrapolated, and one of another unit compares only with itself: both are scores. None
-    without predictions.
+    allocation; else the sum of the leading metric. None without predictions.
+
+    Args:
+        rows: Predictions of every allocation that is shown.
     """
-    shown = [a for a in allocations if a.role in ("solution", "baseline")]
     for name in DIVERGENCES:
-        if shown and all(name in a.predictions for a in shown):
-            return Shown(name=name, nats=True)
-    lead = next((name for a in shown for name in a.predictions), None)
-    if lead is None:
-        return None
-    values = [a.predictions.get(lead, math.nan) for a in shown]
-    return Shown(name=lead, nats=lead not in SCORES and not any(v < 0 for v in values))
+        if rows and all(name in row for row in rows):
+            return shown_as(name, rows)
+    lead = next((name for row in rows for name in row), None)
+    return None if lead is None else shown_as(lead, rows)

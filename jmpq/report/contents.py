@@ -7,29 +7,48 @@ the same code as a run folder.
 import dataclasses
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jmpq.problem.plan import plan_to_json
 from jmpq.run.artifacts import LayerTable
 from jmpq.run.folder import RunFolder
+from jmpq.run.recommendation import Recommendation
 from jmpq.sensitivity.table import NATS, Sensitivity
 
 Json = Mapping[str, Any]
 
+NOT_EVALUATED: Json = MappingProxyType({"splits": {}, "float": {}, "measured": {}})
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Contents:
-    """What a report is drawn from; `finetuning` is None where there was none."""
+    """What a report is drawn from.
+
+    Attributes:
+        layers: The layer table.
+        sensitivities: Sensitivities by metric.
+        plan: The plan.
+        evaluation: What was measured of it; `NOT_EVALUATED` before evaluation.
+        recommendation: Allocation to use; None if none meets the budgets.
+        finetuning: The fine-tuning; None where there was none.
+    """
 
     layers: LayerTable
     sensitivities: Mapping[str, Sensitivity]
     plan: Json
     evaluation: Json
+    recommendation: Recommendation | None = None
     finetuning: Json | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether anything was measured."""
+        return self.evaluation is not NOT_EVALUATED
 
 
 def read_contents(folder: str | os.PathLike[str]) -> Contents:
-    """Read the artifacts of a run folder.
+    """Read the artifacts of a run folder; there need not be an evaluation.
 
     Raises:
         FileNotFoundError: If an artifact is missing; it names the step that writes it.
@@ -37,12 +56,13 @@ def read_contents(folder: str | os.PathLike[str]) -> Contents:
             artifact beside it; it names the step to run again.
     """
     run = RunFolder(folder)
-    evaluation, finetuning = run.evaluation, run.finetuning
+    finetuning = run.finetuning
     return Contents(
         layers=run.layers,
         sensitivities=run.sensitivities.tables,
         plan=plan_to_json(run.plan),
-        evaluation=evaluation.to_json(),
+        evaluation=run.evaluation.to_json() if run.is_evaluated else NOT_EVALUATED,
+        recommendation=run.recommendation,
         finetuning=None if finetuning is None else finetuning.to_json(),
     )
 

@@ -234,7 +234,9 @@ class _Look:
 
     def __init__(self, plan: Plan, evaluation: Measurements | None) -> None:
         self.plan, self.evaluation = plan, evaluation
-        self.predictor = shown_prediction(plan.allocations)
+        self.predictor = shown_prediction(
+            [a.predictions for a in plan.allocations if a.role in ("solution", "baseline")]
+        )
         first = plan.allocations[0].predictions if plan.allocations else {}
         self.lead = next(iter(first), None)
         splits = evaluation.splits if evaluation else {}
@@ -425,14 +427,13 @@ def _destroyed(r: Recommendation) -> str:
 
 
 def _proof(r: Recommendation) -> str:
+    loss = f"predicted loss by {r.metric}"
     if r.gap is None:
         return f"Proof: none; it was found by a search that minimises {r.metric}."
     if r.gap <= OPTIMALITY:
-        return f"Proof: no allocation within the budgets has a smaller predicted loss by {r.metric}."
-    return (
-        f"Proof: at most {100 * r.gap:.2g} % of its predicted loss by {r.metric} could still be saved "
-        "within the budgets."
-    )
+        return f"Proof: no allocation within the budgets has a smaller {loss}."
+    part = f"{100 * r.gap:.2g} %"
+    return f"Proof: at most {part} of its {loss} could still be saved within the budgets."
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

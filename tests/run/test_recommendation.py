@@ -168,16 +168,15 @@ def test_the_solution_that_is_uniform_says_so():
 
 
 def test_predictions_are_shown_in_nats_only_if_they_can_be_nats():
-    sums = [planned("x", W2, W2, gauss=0.1), planned("y", W4, W4, gauss=0.2)]
+    sums = [{"gauss_newton": 0.1}, {"gauss_newton": 0.2}]
     assert shown_prediction(sums).heading == "predicted loss increase by gauss_newton (nats)"
-    below = [*sums, planned("z", W8, W8, gauss=-0.508)]
+    below = [*sums, {"gauss_newton": -0.508}]
     assert shown_prediction(below).heading == "score by gauss_newton (no unit)"
-    joint = [planned("x", W2, W2, gauss=-0.5, joint=0.3)]
+    joint = [{"composed": -0.5, "composed_kl": 0.3}]
     assert shown_prediction(joint).heading == "predicted KL by composed logits (nats)"
-    some = [*joint, planned("y", W4, W4, gauss=0.2)]  # one without a joint prediction
-    assert shown_prediction(some).name == "gauss_newton"
-    squared = [planned("x", W2, W2, predictions={"squared_error": 3.0})]
-    assert not shown_prediction(squared).nats
+    some = [*joint, {"composed": 0.2}]  # one without a joint prediction
+    assert shown_prediction(some).heading == "score by composed (no unit)"
+    assert not shown_prediction([{"squared_error": 3.0}]).nats
     assert shown_prediction([]) is None
 
 
