@@ -47,6 +47,7 @@ WITHOUT_JAX = (
     "run.predictions",
     "run.problems",
     "run.progress",
+    "run.recommendation",
     "run.searches",
     "run.steps.solve",
     "sensitivity.metrics.by_name",

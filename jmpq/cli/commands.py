@@ -70,12 +70,15 @@ def solve(
 
     For example: jmpq solve runs/r20 --name tight --budget size_bytes=20% bops=W4A4
     """
-    from jmpq.cli.show import show_plan
+    from jmpq.cli.show import show_plan, show_recommendation
     from jmpq.run import progress
+    from jmpq.run.recommendation import recommend
     from jmpq.run.steps.solve import solve
 
     reporter = progress.TERMINAL
-    show_plan(solve(run, options, comparison=comparison, inverse=inverse, reporter=reporter))
+    plan = solve(run, options, comparison=comparison, inverse=inverse, reporter=reporter)
+    show_plan(plan)
+    show_recommendation(recommend(plan))
 
 
 def race(run: RunPath, options: Annotated[o.Race, arg(name="")] = o.Race()) -> None:
@@ -131,10 +134,12 @@ def evaluate(run: RunPath, options: Annotated[o.Evaluate, arg(name="")] = o.Eval
 
     For example: jmpq evaluate runs/r20 --devices 2
     """
+    from jmpq.cli.show import show_recommendation
     from jmpq.run import progress
     from jmpq.run.steps.evaluate import evaluate
 
-    evaluate(run, options, reporter=progress.TERMINAL)
+    evaluation = evaluate(run, options, reporter=progress.TERMINAL)
+    show_recommendation(evaluation.recommendation)
 
 
 def finetune(run: RunPath, options: Annotated[o.Finetune, arg(name="")] = o.Finetune()) -> None:
@@ -158,13 +163,17 @@ def report(
 ) -> None:
     """Write RUN/report.html, RUN/figures/*.svg and RUN/tables/*.csv; needs no data.
 
+    Before evaluation it shows what a plan alone can show.
     For a plan with a name they are written into RUN/plans/NAME.
 
     For example: jmpq report runs/r20
     """
+    from jmpq.cli.show import show_recommendation
     from jmpq.report.report import write_report
+    from jmpq.run.folder import RunFolder
 
     print(f"Wrote {write_report(run, plan=plan)}")
+    show_recommendation(RunFolder(run, plan=plan).recommendation)
 
 
 def demo(
@@ -191,4 +200,3 @@ def demo(
     for number, (name, step) in enumerate(steps.items(), start=1):
         print(f"\n[{number}/{len(steps)}] jmpq {name} {run}")
         step()
-    print(f"\nThe report is at {(run / 'report.html').resolve()}")

@@ -1,11 +1,17 @@
 """What steps return, as tables on the terminal."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jmpq.problem import COSTS, Plan
+from jmpq.allocation import Allocation
+from jmpq.problem import COSTS, Plan, PlannedAllocation
+from jmpq.problem.shown import shown_prediction
+from jmpq.problem.solution import OPTIMALITY
 from jmpq.run.artifacts import LayerTable
+from jmpq.run.recommendation import Recommendation
 
 
 def show_layers(layers: LayerTable) -> None:
@@ -31,25 +37,58 @@ def show_layers(layers: LayerTable) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """Solutions and baselines: status, predicted loss, gap and every cost."""
+    """Solutions and baselines: status, gap, one prediction of all, every cost.
+
+    Names of the same allocation share a row; a cost over its budget is marked.
+    """
+    rows: dict[Allocation, list[PlannedAllocation]] = {}
+    for a in plan.allocations:
+        if a.role in ("solution", "baseline") and a.asked != "random":
+            rows.setdefault(a.allocation, []).append(a)
+    shown = [group[0] for group in rows.values()]
+    predictor = shown_prediction([a.predictions for a in shown])
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("allocation", no_wrap=True)
-    for title in ("status", "predicted", "gap"):
-        table.add_column(title, no_wrap=True, justify="right")
-    shown = [
-        a
-        for a in plan.allocations
-        if a.role in ("solution", "baseline") and a.asked != "random"
-    ]
+    table.add_column("proof\n(gap in %)", justify="right")
+    if predictor is not None:
+        title = predictor.heading.replace(" by ", "\nby ").replace(" (", "\n(")
+        table.add_column(title, justify="right", no_wrap=True)
     divisors = {}
     for name in shown[0].costs if shown else ():
         divisors[name], unit = COSTS[name].scale(max(a.costs[name] for a in shown))
         title = COSTS[name].title + (f"\n({unit})" if unit else "")
         table.add_column(title, justify="right")
-    for a in shown:
-        numbers = ["-" if x is None else f"{x:.3g}" for x in (a.predicted_loss, a.gap)]
-        costs = [f"{a.costs[name] / divisor:.3g}" for name, divisor in divisors.items()]
-        table.add_row(a.name, a.status or "-", *numbers, *costs)
+    marked = False
+    for group in rows.values():
+        a = group[0]
+        cells = ["\n= ".join(each.name for each in group), _proof(group)]
+        if predictor is not None:
+            cells.append(f"{a.predictions[predictor.name]:.3g}")
+        over = plan.exceeded(a.costs)
+        marked |= bool(over)
+        cells += [
+            f"{a.costs[name] / divisor:.3g}{'*' if name in over else ' '}"
+            for name, divisor in divisors.items()
+        ]
+        table.add_row(*cells)
     console = Console()
-    console.width = max(console.width, 90)
+    console.width = max(console.width, 100)
     console.print(table)
+    if marked:
+        console.print("* over the budget of the plan")
+
+
+def _proof(group: Sequence[PlannedAllocation]) -> str:
+    """The best that was proven of one allocation, by whichever metric."""
+    gaps = [a.gap for a in group if a.gap is not None]
+    if not gaps:
+        return "-"
+    return "optimal" if min(gaps) <= OPTIMALITY else f"{100 * min(gaps):.2g}"
+
+
+def show_recommendation(recommendation: Recommendation | None) -> None:
+    """Which allocation to use."""
+    if recommendation is None:
+        print("No recommendation: no solution of the plan is within its budgets.")
+    else:
+        print(f"\n{recommendation}")

@@ -20,6 +20,7 @@ as files. No JAX.
   that loss, costs, gap and status never are a solver's word; `Infeasible` names the budgets
   that conflict and how far each would have to be raised.
 - `plan`: the allocations of a run with their proofs, as JSON that is readable without jmpq.
+- `shown`: which of an allocation's predictions people are shown, with its unit.
 - `problem_file`: a problem as one npz file, to be solved elsewhere.
 - `exact_sum`: correctly rounded sums. A budget is met or not, whatever the order of layers.
 

@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from jmpq.allocation import Allocation
 from jmpq.artifact import ArtifactKind, fields_of
 from jmpq.files import write_text
 from jmpq.formats import Choice
-from jmpq.problem.problem import Problem
+from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, Status
 
 KIND = ArtifactKind("plan", 2, "solve")
@@ -110,6 +112,14 @@ class Plan:
                     f"Allocation {allocation.name!r} and the plan disagree on layers: "
                     f"{', '.join(sorted(wrong))}."
                 )
+
+    def exceeded(self, costs: Mapping[str, float]) -> tuple[str, ...]:
+        """Names of the budgets that the costs of an allocation break."""
+        return tuple(
+            name
+            for name, budget in self.budgets.items()
+            if costs.get(name, math.inf) > budget.limit * (1 + ROUNDING)
+        )
 
     def named(self, name: str) -> PlannedAllocation:
         """The allocation of a name.

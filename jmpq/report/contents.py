@@ -6,41 +6,61 @@ the same code as a run folder.
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from jmpq.problem.plan import plan_to_json
 from jmpq.run.artifacts import LayerTable
 from jmpq.run.folder import RunFolder
+from jmpq.run.recommendation import Recommendation
 from jmpq.sensitivity.table import NATS, Sensitivity
 
 Json = Mapping[str, Any]
 
+NOT_EVALUATED: Json = MappingProxyType({"splits": {}, "float": {}, "measured": {}})
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Contents:
-    """What a report is drawn from; `finetuning` is None where there was none."""
+    """What a report is drawn from.
+
+    Attributes:
+        layers: The layer table.
+        sensitivities: Sensitivities by metric.
+        plan: The plan.
+        evaluation: What was measured of it; `NOT_EVALUATED` before evaluation.
+        recommendation: Allocation to use; None if none meets the budgets.
+        finetuning: The fine-tuning; None where there was none.
+    """
 
     layers: LayerTable
     sensitivities: Mapping[str, Sensitivity]
     plan: Json
     evaluation: Json
+    recommendation: Recommendation | None = None
     finetuning: Json | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether anything was measured."""
+        return self.evaluation is not NOT_EVALUATED
 
 
 def read_contents(folder: RunFolder) -> Contents:
-    """Read the artifacts of a run folder and of its plan.
+    """Read the artifacts of a run folder and of its plan; there need not be an evaluation.
 
     Raises:
         FileNotFoundError: If an artifact is missing; it names the step that writes it.
         ValueError: If an artifact cannot be used, or was made from another one than the
             artifact beside it; it names the step to run again.
     """
-    evaluation, finetuning = folder.evaluation, folder.finetuning
+    finetuning = folder.finetuning
     return Contents(
         layers=folder.layers,
         sensitivities=folder.sensitivities.tables,
         plan=plan_to_json(folder.plan),
-        evaluation=evaluation.to_json(),
+        evaluation=folder.evaluation.to_json() if folder.is_evaluated else NOT_EVALUATED,
+        recommendation=folder.recommendation,
         finetuning=None if finetuning is None else finetuning.to_json(),
     )
 

@@ -15,6 +15,8 @@ from jmpq.report.figure_sensitivity import sensitivity_figure
 from jmpq.report.measured import fidelity_split
 from jmpq.report.style import NothingToDrawError
 
+_MEASURED = ("F6-loss", "F6-kl", "F10-accuracy")
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Drawing:
@@ -36,7 +38,10 @@ class Drawing:
 
 
 def draw_figures(contents: Contents) -> tuple[Drawing, ...]:
-    """Draw every figure for which the artifacts have data."""
+    """Draw every figure for which the artifacts have data.
+
+    Before evaluation those that show what was measured are left out.
+    """
     plan, evaluation = contents.plan, contents.evaluation
     relative = relative_metrics(contents.sensitivities)
     split = fidelity_split(plan, evaluation)
@@ -94,6 +99,8 @@ def draw_figures(contents: Contents) -> tuple[Drawing, ...]:
             lambda: gap_figure(plan),
         ),
     )
+    if not contents.evaluated:
+        drawings = tuple(each for each in drawings if each.name not in _MEASURED)
     if (finetuning := contents.finetuning) is None:
         return drawings
     return (

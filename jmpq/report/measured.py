@@ -10,47 +10,17 @@ import scipy.stats
 from jaxtyping import Float
 
 from jmpq.report.contents import Json
+from jmpq.run.recommendation import Measured
 
 Split = Literal["calibration", "evaluation"]
 Target = Literal["increase", "kl"]
 Group = Literal["single", "joint"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What one allocation did to one split; NaN where it was not recorded.
-
-    Attributes:
-        increase: Mean loss less the float network's, nats per example.
-        increase_sem: Standard error of `increase`, from differences example by example.
-        kl: Mean KL divergence from the float network, nats per example.
-        kl_sem: Its standard error.
-        top1: Fraction of examples classified correctly.
-        top1_sem: Its standard error.
-    """
-
-    increase: float
-    increase_sem: float
-    kl: float
-    kl_sem: float
-    top1: float
-    top1_sem: float
-
-
-def outcome(evaluation: Json, name: str, split: Split) -> Outcome | None:
+def outcome(evaluation: Json, name: str, split: Split) -> Measured | None:
     """What was measured of an allocation on a split, or None where nothing was."""
     row = evaluation["measured"].get(name, {}).get(split)
-    if row is None:
-        return None
-    reference = evaluation["float"].get(split, {})
-    return Outcome(
-        increase=number(row.get("loss")) - number(reference.get("loss")),
-        increase_sem=number(row.get("increase_sem")),
-        kl=number(row.get("kl")),
-        kl_sem=number(row.get("kl_sem")),
-        top1=number(row.get("top1")),
-        top1_sem=number(row.get("top1_sem")),
-    )
+    return None if row is None else Measured.read(row, evaluation["float"].get(split, {}))
 
 
 def number(value: float | int | None) -> float:

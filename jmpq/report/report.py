@@ -21,11 +21,11 @@ _XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 def write_report(run: Path, *, plan: str | None = None) -> Path:
     """Write ``figures/*.svg``, ``tables/*.csv`` and ``report.html`` beside a plan.
 
-    Reads ``layers.json``, ``sensitivity.npz``, ``plan.json`` and ``evaluation.json``, and
-    ``finetuning.json`` where it is there; the
-    same artifacts give the same bytes. Allocations that were not evaluated are left out of
-    the figures that need a measurement, and the page says so. Every file appears whole or
-    not at all, the page last.
+    Reads ``layers.json``, ``sensitivity.npz`` and ``plan.json``, and ``evaluation.json`` and
+    ``finetuning.json`` where they are there; the same artifacts give the same bytes. The page
+    starts with the recommendation. Allocations that were not evaluated are left out of the
+    figures that need a measurement, and the page says so. Every file appears whole or not at
+    all, the page last.
 
     Args:
         run: The run folder.
@@ -48,12 +48,11 @@ def write_report(run: Path, *, plan: str | None = None) -> Path:
         if drawing.figure is not None
     }
     page = render_page(contents, drawings, pictures, tables, title=here.resolve().name)
-    for drawing in drawings:
-        path = here / "figures" / f"{drawing.name}.svg"
-        if drawing.name in pictures:
-            write_text(path, _XML + pictures[drawing.name])
-        else:
-            path.unlink(missing_ok=True)  # of an earlier report
+    for path in (here / "figures").glob("*.svg"):  # of an earlier report
+        if path.stem not in pictures:
+            path.unlink()
+    for name, picture in pictures.items():
+        write_text(here / "figures" / f"{name}.svg", _XML + picture)
     for table in tables:
         write_text(here / "tables" / f"{table.name}.csv", csv_text(table.rows))
     rows = sensitivity_rows(contents.sensitivities)
@@ -88,7 +87,9 @@ def render_page(
     return template.render(
         title=title,
         summary=summary(contents),
-        partial=bool(unmeasured(plan, contents.evaluation)),
+        answer=contents.recommendation.lines if contents.recommendation else (),
+        evaluated=contents.evaluated,
+        partial=contents.evaluated and bool(unmeasured(plan, contents.evaluation)),
         drawings=drawings,
         pictures=pictures,
         tables=[

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from jmpq.problem.shown import shown_as
 from jmpq.report.contents import Contents, Json
 from jmpq.report.measured import (
     evaluated,
@@ -23,6 +24,10 @@ def summary(contents: Contents) -> list[tuple[str, str]]:
         ("Network", _network(contents)),
         ("Budget", _budgets(plan)),
         ("By prediction", _predicted(plan)),
+    ]
+    if not contents.evaluated:
+        return found
+    found += [
         ("By measurement", _measured(plan, evaluation)),
         ("Accuracy", _accuracy(plan, evaluation)),
         ("Examples", _examples(evaluation)),
@@ -86,8 +91,9 @@ def _predicted(plan: Json) -> str:
         if not rows:
             continue
         best = min(rows, key=lambda a: (a["predictions"][metric], a["metric"] != metric))
-        text = f"{metric_name(metric)} ranks {best['name']} first, "
-        text += f"predicted increase {best['predictions'][metric]:.3g} nats per example"
+        shown = shown_as(metric, [a["predictions"] for a in rows])
+        text = f"{metric_name(metric)} ranks {best['name']} first, predicted {shown.quantity} "
+        text += shown.value(best["predictions"][metric])
         sentences.append(text + _proof(best, metric) + ".")
     return " ".join(_capital(sentence) for sentence in sentences)
 

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jmpq.allocation import Allocation
 from jmpq.problem.costs import COSTS
+from jmpq.problem.shown import DIVERGENCES, shown_as
 from jmpq.report.contents import Contents, Json, relative_metrics
 from jmpq.report.figure_finetuning import STAGES
 from jmpq.report.measured import (
@@ -62,7 +64,7 @@ class Table:
 def allocation_rows(
     plan: Json, evaluation: Json, *, relative: Collection[str] = ()
 ) -> list[Row]:
-    """Every allocation of the plan: costs, predicted loss, bound, gap, what was measured.
+    """Every allocation of the plan: costs, predictions, bound, gap, what was measured.
 
     `gap` is the plan's, against the solver's own bound; `measured_over_predicted` the
     measured loss increase on the calibration split over the loss predicted by the
@@ -89,7 +91,7 @@ def allocation_rows(
             **{name: number(costs.get(name)) for name in known},
             **{
                 key: number(allocation.get("predictions", {}).get(key))
-                for key in ("composed_kl", "superposed_kl")
+                for key in dict.fromkeys((*metrics_of(plan), *DIVERGENCES))
             },
         }
         for split in ("calibration", "evaluation"):
@@ -209,12 +211,34 @@ def _finetuning_table(finetuning: Json) -> Table:
     )
 
 
+def _correlation_table(correlations: Sequence[Row]) -> Table:
+    return Table(
+        name="correlations",
+        title="Predicted against measured",
+        note="Spearman's rank correlation, and the median of measured/predicted, by "
+        "metric; joint: over the random allocations drawn without a budget (all joint "
+        "ones where fewer than three were measured).",
+        rows=correlations,
+        columns=(
+            Column(key="metric", heading="metric"),
+            Column(key="allocations", heading="allocations"),
+            Column(key="measured", heading="measured"),
+            Column(key="split", heading="split"),
+            Column(key="points", heading="points", format="number"),
+            Column(key="spearman", heading="rank correlation", format="number"),
+            Column(key="median_measured_over_predicted", heading="measured / predicted",
+                   format="number"),
+        ),
+        shown=[row for row in correlations if row["points"]],
+    )  # fmt: skip
+
+
 def all_tables(contents: Contents) -> tuple[Table, ...]:
     """The tables of the report, in order."""
     plan, evaluation = contents.plan, contents.evaluation
     relative = relative_metrics(contents.sensitivities)
     allocations = allocation_rows(plan, evaluation, relative=relative)
-    main = [row for row in allocations if row["kind"] not in ("sweep", "single", "random")]
+    main = _merged(plan, [r for r in allocations if r["kind"] not in _UNSHOWN])
     bits = bits_rows(plan)
     few = [a["name"] for a in plan["allocations"] if a["role"] == "solution"][:8]
     provenance = provenance_rows(contents)
@@ -224,34 +248,18 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
         Table(
             name="allocations",
             title="Solutions and baselines",
-            note="Losses in nats per example. Gap: predicted loss above the solver's own "
-            "lower bound, in percent of that loss. Ratio: measured loss increase on the "
-            "calibration split over the predicted one. ± is one standard error. The CSV has "
-            "the single-layer, random and other-budget allocations too.",
+            note="Names of one allocation share a row. A score has no unit: only the order "
+            "tells something. Gap: loss by the solution's own metric above the solver's lower "
+            "bound, in percent of that loss. Ratio: measured loss increase on the calibration "
+            "split over the one predicted by its own metric. ± is one standard error. The CSV "
+            "has the single-layer, random and other-budget allocations too, and every "
+            "allocation's loss and bound by its own metric.",
             rows=allocations,
-            columns=_allocation_columns(main),
+            columns=_allocation_columns(plan, main, evaluated=contents.evaluated),
             shown=main,
         ),
         *([_finetuning_table(contents.finetuning)] if contents.finetuning else []),
-        Table(
-            name="correlations",
-            title="Predicted against measured",
-            note="Spearman's rank correlation, and the median of measured/predicted, by "
-            "metric; joint: over the random allocations drawn without a budget (all joint "
-            "ones where fewer than three were measured).",
-            rows=correlations,
-            columns=(
-                Column(key="metric", heading="metric"),
-                Column(key="allocations", heading="allocations"),
-                Column(key="measured", heading="measured"),
-                Column(key="split", heading="split"),
-                Column(key="points", heading="points", format="number"),
-                Column(key="spearman", heading="rank correlation", format="number"),
-                Column(key="median_measured_over_predicted", heading="measured / predicted",
-                       format="number"),
-            ),
-            shown=[row for row in correlations if row["points"]],
-        ),
+        *([_correlation_table(correlations)] if contents.evaluated else []),
         Table(
             name="bits",
             title="Bits per layer",
@@ -266,12 +274,11 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
             name="gaps",
             title="Optimality gaps",
             note="Predicted loss above the best lower bound that any solver proved for the "
-            "same metric and budgets.",
+            "same metric and budgets, in percent of that loss; the CSV has both.",
             rows=gaps,
             columns=(
                 Column(key="name", heading="allocation"),
-                Column(key="predicted_loss", heading="predicted loss", format="loss"),
-                Column(key="best_bound", heading="best bound", format="loss"),
+                Column(key="metric", heading="metric"),
                 Column(key="gap", heading="gap (%)", format="percent"),
                 Column(key="wall_s", heading="wall time (s)", format="number"),
             ),
@@ -292,45 +299,63 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
     )  # fmt: skip
 
 
-_WHO_COLUMNS = (
-    Column(key="name", heading="allocation"),
-    Column(key="status", heading="status"),
-    Column(key="within_budgets", heading="in budget"),
-)
+_UNSHOWN = ("sweep", "single", "random")  # kinds of which the page shows only figures
 
-_LOSS_COLUMNS = (
-    Column(key="predicted_loss", heading="predicted loss", format="loss"),
-    Column(key="bound", heading="bound", format="loss"),
+
+def _merged(plan: Json, rows: Sequence[Row]) -> list[Row]:
+    """One row an allocation, with all its names and the best that was proven of it."""
+    values = {a["name"]: Allocation.from_json(a["allocation"]) for a in plan["allocations"]}
+    groups: dict[Allocation, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(values[row["name"]], []).append(row)
+    merged = []
+    for group in groups.values():
+        proven = min(group, key=lambda row: math.inf if row["gap"] is None else row["gap"])
+        names = " = ".join(row["name"] for row in group)
+        merged.append(
+            {**group[0], "name": names, "status": proven["status"], "gap": proven["gap"]}
+        )
+    return merged
+
+
+_PROOF_COLUMNS = (
+    Column(key="status", heading="proof"),
     Column(key="gap", heading="gap (%)", format="percent"),
-    Column(key="increase_calibration", heading="loss increase, calibration", format="loss",
-           sem="increase_sem_calibration"),
+)
+_MEASURED_COLUMNS = (
+    Column(key="kl_calibration", heading="KL, calibration (nats)", format="loss",
+           sem="kl_sem_calibration"),
+    Column(key="increase_calibration", heading="loss increase, calibration (nats)",
+           format="loss", sem="increase_sem_calibration"),
     Column(key="measured_over_predicted", heading="ratio", format="number"),
-    Column(key="increase_evaluation", heading="loss increase, evaluation", format="loss",
-           sem="increase_sem_evaluation"),
-    Column(key="kl_evaluation", heading="KL, evaluation", format="loss",
+    Column(key="increase_evaluation", heading="loss increase, evaluation (nats)",
+           format="loss", sem="increase_sem_evaluation"),
+    Column(key="kl_evaluation", heading="KL, evaluation (nats)", format="loss",
            sem="kl_sem_evaluation"),
     Column(key="top1_evaluation", heading="top-1 (%), evaluation", format="percent",
            sem="top1_sem_evaluation"),
 )  # fmt: skip
 
 
-_JOINT_COLUMNS = (
-    Column(key="composed_kl", heading="KL by composed logits", format="loss"),
-    Column(key="superposed_kl", heading="KL by superposed logits", format="loss"),
-    Column(key="kl_calibration", heading="KL, calibration", format="loss",
-           sem="kl_sem_calibration"),
-)  # fmt: skip
-
-
-def _allocation_columns(rows: Sequence[Row]) -> Sequence[Column]:
-    """With every cost, and the joint predictions beside their measurement, if there are any."""
-    first = (*_WHO_COLUMNS, *_cost_columns(rows))
-    *predicted, measured = _JOINT_COLUMNS
-    predicted = [c for c in predicted if any(row[c.key] is not None for row in rows)]
-    if not predicted:
-        return (*first, *_LOSS_COLUMNS)
-    at = [column.key for column in _LOSS_COLUMNS].index("increase_evaluation")
-    return (*first, *_LOSS_COLUMNS[:at], *predicted, measured, *_LOSS_COLUMNS[at:])
+def _allocation_columns(
+    plan: Json, rows: Sequence[Row], *, evaluated: bool
+) -> Sequence[Column]:
+    """One quantity a column: who, every cost, the leading and joint predictions, measured."""
+    main = [a for a in plan["allocations"] if kind(a) not in _UNSHOWN]
+    predictions = [a.get("predictions", {}) for a in main]
+    lead = next((name for row in predictions for name in row), None)
+    joint = [name for name in DIVERGENCES if any(name in row for row in predictions)]
+    return (
+        Column(key="name", heading="allocation"),
+        Column(key="within_budgets", heading="within budgets"),
+        *_cost_columns(rows),
+        *_PROOF_COLUMNS,
+        *(
+            Column(key=name, heading=shown_as(name, predictions).heading, format="loss")
+            for name in dict.fromkeys((*([lead] if lead else []), *joint))
+        ),
+        *(_MEASURED_COLUMNS if evaluated else ()),
+    )
 
 
 def _cost_columns(rows: Sequence[Row]) -> Iterator[Column]:

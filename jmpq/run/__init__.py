@@ -14,6 +14,7 @@ one are for those who bring their own data, metric or solver.
     run.sensitivity(folder)
     plan = run.solve(folder, run.Solve(budget=("size_bytes=W4A4",)))
     evaluation = run.evaluate(folder)
+    print(run.recommend(plan, evaluation))
 
 `RunFolder` knows which artifact lies where and which must have been made from which;
 `run.predictions` makes everything that is predicted of an allocation, which the plan then
@@ -39,6 +40,7 @@ _HOME = {
     **dict.fromkeys(("Subject", "load_subject"), "subject"),
     **dict.fromkeys(("Reporter", "QUIET", "TERMINAL", "bar"), "progress"),
     "training_curve": "steps.finetune",
+    **dict.fromkeys(("Recommendation", "recommend"), "recommendation"),
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -16,6 +16,7 @@ from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.files import write_json
 from jmpq.network.layers import Layer, TieKind, layers_from_json, layers_to_json
 from jmpq.quantizers.spec import KernelSpec, read_spec
+from jmpq.run.recommendation import Recommendation
 from jmpq.sensitivity.table import KIND as SENSITIVITY
 from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 
@@ -212,6 +213,7 @@ class Evaluation:
         timing: Seconds per allocation, by split.
         measured: Outcome by name of the allocation and split, as `jmpq.deploy.measure.Outcome`
             is written.
+        recommendation: Allocation to use; it follows from the plan and is not written.
     """
 
     plan_sha256: str
@@ -224,6 +226,7 @@ class Evaluation:
     float: dict[str, dict[str, Any]]
     timing: dict[str, dict[str, Any]]
     measured: dict[str, dict[str, dict[str, Any]]]
+    recommendation: Recommendation | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "Evaluation":
@@ -233,13 +236,15 @@ class Evaluation:
             FileNotFoundError: If it is not there.
             ValueError: If it is not an evaluation of this version.
         """
-        return _read(cls, EVALUATION, path, _evaluation)
+        return _read(
+            cls, EVALUATION, path, lambda record: _evaluation(record) | {"recommendation": None}
+        )
 
     def write(self, path: pathlib.Path) -> None:
-        write_json(path, EVALUATION.header | _shallow(self))
+        write_json(path, EVALUATION.header | self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        return _shallow(self)
+        return {k: v for k, v in _shallow(self).items() if k != "recommendation"}
 
 
 # Keys of an outcome as it is written, and whether a network that is destroyed has None there.

@@ -27,6 +27,7 @@ from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.problem.plan_check import check_plan
 from jmpq.run import artifacts
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable, Sensitivities
+from jmpq.run.recommendation import Recommendation, recommend
 from jmpq.sensitivity import table as tables
 
 if TYPE_CHECKING:  # it needs JAX
@@ -123,7 +124,19 @@ class RunFolder:
         made = Evaluation.read(self.file(EVALUATION))
         if made.plan_sha256 != plan_sha256:
             raise self._stale(EVALUATION, PLAN, "contents", artifacts.EVALUATION)
-        return made
+        return dataclasses.replace(made, recommendation=recommend(self.plan, made))
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is an evaluation."""
+        return (self.path / EVALUATION).is_file()
+
+    @functools.cached_property
+    def recommendation(self) -> Recommendation | None:
+        """The allocation to use, by measurement if the plan was evaluated; None without one."""
+        if self.is_evaluated:
+            return self.evaluation.recommendation
+        return recommend(self.plan)
 
     @functools.cached_property
     def finetuning(self) -> Finetuning | None:

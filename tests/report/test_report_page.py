@@ -1,4 +1,5 @@
 import csv
+import html
 import html.parser
 import json
 import math
@@ -145,12 +146,13 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
         )
         return [column.heading for column in table.columns]
 
-    assert "KL by superposed logits" not in headings()
+    head = "predicted KL by superposed logits (nats)"
+    assert head not in headings()
     edit(copy / "plan.json", add)
     sha = file_sha256(copy / "plan.json")
     edit(copy / "evaluation.json", lambda value: value.update(plan_sha256=sha))
-    at = headings().index("KL by superposed logits")
-    assert headings()[at + 1] == "KL, calibration"
+    at = headings().index(head)
+    assert headings()[at + 1] == "KL, calibration (nats)"
     contents = read_contents(RunFolder(copy))
     rows = correlation_rows(contents.plan, contents.evaluation)
     ((row),) = [
@@ -193,7 +195,6 @@ def test_summary_names_the_winners(run):
         ("layers.json", "layers"),
         ("sensitivity.npz", "sensitivity"),
         ("plan.json", "solve"),
-        ("evaluation.json", "evaluate"),
     ],
 )
 def test_missing_artifact_names_the_step_to_run(copy, name, step):
@@ -201,6 +202,46 @@ def test_missing_artifact_names_the_step_to_run(copy, name, step):
     with pytest.raises(FileNotFoundError, match=rf"{name} not found: run `jmpq {step} "):
         write_report(copy)
     assert not (copy / "report.html").exists()
+
+
+def test_before_evaluation_the_page_shows_what_a_plan_alone_can_show(copy):
+    (copy / "evaluation.json").unlink()
+    (copy / "figures").mkdir()
+    (copy / "figures" / "F6-loss.svg").write_text("of an earlier report")
+    page = write_report(copy).read_text(encoding="utf-8")
+    names = ("F1-bits", "F2-sensitivity", "F11-gap")
+    assert page.count("<svg") == len(names)
+    assert sorted(path.stem for path in (copy / "figures").iterdir()) == sorted(names)
+    assert "Not evaluated: everything on this page is predicted." in page
+    assert "Predicted, not measured: loss increase" in page
+    assert "Not drawn" not in page
+    for word in ("evaluation.json", "KL, evaluation", "By measurement", "Partly evaluated"):
+        assert word not in page
+
+
+def test_the_page_starts_with_the_recommendation(run):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    recommendation = read_contents(run).recommendation
+    assert 3 <= len(recommendation.lines) <= 6
+    at = [page.index(html.escape(line)) for line in recommendation.lines]
+    assert at == sorted(at)
+    assert at[-1] < page.index("<dl>")
+    assert recommendation.lines[0].startswith("Use exact/")
+
+
+def test_columns_hold_one_quantity_with_its_unit_and_equal_allocations_a_row(run):
+    contents = read_contents(run)
+    table = next(t for t in all_tables(contents) if t.name == "allocations")
+    keys = [column.key for column in table.columns]
+    assert "predicted_loss" not in keys  # by different metrics
+    assert "predicted loss increase by gauss_newton (nats)" in [
+        column.heading for column in table.columns
+    ]
+    names = [name for row in table.shown for name in row["name"].split(" = ")]
+    main = [a for a in contents.plan["allocations"] if a["role"] in ("solution", "baseline")]
+    assert sorted(names) == sorted(a["name"] for a in main)
+    different = {json.dumps(a["allocation"], sort_keys=True) for a in main}
+    assert len(table.shown) == len(different)
 
 
 def test_mismatching_artifacts_are_refused(copy):

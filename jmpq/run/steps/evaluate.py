@@ -1,13 +1,16 @@
 """Evaluation: what the allocations of a plan really cost in loss and accuracy."""
 
+import dataclasses
 import json
 import os
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from jmpq.allocation import Allocation
+from jmpq.data.dataset import Split
 from jmpq.files import versions
 from jmpq.problem import Plan, PlannedAllocation
 from jmpq.run.artifacts import Evaluation
@@ -19,6 +22,7 @@ from jmpq.run.outcomes import Measured
 from jmpq.run.predictions import with_predictions
 from jmpq.run.problems import planned_problem, table_of
 from jmpq.run.progress import QUIET, Reporter
+from jmpq.run.recommendation import recommend
 from jmpq.run.subject import first_examples, load_subject
 
 
@@ -86,12 +90,13 @@ def evaluate(
         correct=options.correct,
         correct_examples=0 if corrected is None else len(corrected),
         device=jax.devices()[0].device_kind,
-        splits={name: split.record() for name, (split, _) in splits.items()},
+        splits={name: split.record() | chance(split) for name, (split, _) in splits.items()},
         float=float_outcomes,
         timing=timing,
         measured={name: outcomes for name, outcomes in measured.items() if outcomes},
     )
     evaluation.write(run.file(EVALUATION))
+    evaluation = dataclasses.replace(evaluation, recommendation=recommend(plan, evaluation))
     top1, count = float_outcomes["evaluation"]["top1"], len(splits["evaluation"][0])
     reporter.say(f"Float top-1 {100 * top1:.2f} % on {count} evaluation examples.")
     reporter.say(f"Wrote {run.file(EVALUATION)}")
@@ -140,6 +145,14 @@ def _written_by_hand(run: RunFolder, path: pathlib.Path) -> PlannedAllocation:
     )
     (new,) = with_predictions(run, [new])
     return new
+
+
+def chance(split: Split) -> dict[str, float]:
+    """Share of a split's most frequent class, which guessing reaches; empty for regressions."""
+    labels = split.labels[np.arange(len(split))]
+    if labels.dtype.kind not in "iu":
+        return {}
+    return {"chance": float(np.unique(labels, return_counts=True)[1].max() / len(labels))}
 
 
 def check_positive(options: object, *names: str) -> None:

@@ -29,6 +29,8 @@ MetricName = Literal[
 # The first leads: it chooses best. Composed logits predict best.
 DEFAULT_METRICS: tuple[MetricName, ...] = ("gauss_newton", "composed")
 RIVALS: tuple[MetricName, ...] = ("empirical_fisher", "hawq_trace", "squared_error")
+# Their losses are not nats per example: only the order of allocations tells something.
+SCORES: tuple[MetricName, ...] = ("squared_error",)
 TITLES: Mapping[MetricName, str] = MappingProxyType(
     {
         "composed": "composed logits, main effects",
