@@ -47,6 +47,7 @@ WITHOUT_JAX = (
     "run.predictions",
     "run.problems",
     "run.progress",
+    "run.ranges",
     "run.searches",
     "run.steps.solve",
     "sensitivity.metrics.by_name",

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jmpq.allocation import Allocation, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json
+from jmpq.data.batches import check_finite
 from jmpq.devices import shared_journal, to_host
 from jmpq.files import atomic_file
 from jmpq.formats import Choice
@@ -106,6 +107,7 @@ class Superposed:
             )
         layers = tuple(layer.name for layer in moves.network.layers)
         check_calibrated(layers, choices, moves.moves)
+        moves.quantizers.check_network(moves.network)
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)
         struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
@@ -129,6 +131,7 @@ class Superposed:
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
             here = slice(done, done + len(t))
             if (entry := journal.get(str(n))) is None:
+                check_finite((inputs, t), "the calibration examples")
                 placed, spread, _ = place(inputs, t)
                 logits, changes = map(to_host, _changes(placed, spread))
                 _check_finite(moves.moves, np.moveaxis(changes, 1, 0))
