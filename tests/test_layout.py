@@ -47,6 +47,7 @@ WITHOUT_JAX = (
     "run.predictions",
     "run.problems",
     "run.progress",
+    "run.ranges",
     "run.recommendation",
     "run.searches",
     "run.steps.solve",

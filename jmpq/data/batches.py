@@ -69,8 +69,32 @@ def make_batch(
         weights = np.ones(len(positions), np.float32)
     inputs = split.normalization(jax.tree.map(lambda x: x[positions], split.inputs))
     labels = split.labels[positions]
+    check_finite((inputs, labels), f"the {split.source} split of {split.dataset}")
     dtype = np.float32 if labels.dtype.kind == "f" else np.int32
     return Batch(inputs, labels.astype(dtype), weights)
+
+
+def check_finite(examples: PyTree, where: str) -> None:
+    """Refuse examples that are NaN or infinite.
+
+    Compiled code may drop a NaN on its way (on a CPU, a convolution with ReLU does), so that
+    losses and outcomes look well.
+
+    Args:
+        examples: Inputs and labels of a batch; whole numbers are not looked at.
+        where: What they are a batch of, for the message.
+
+    Raises:
+        ValueError: If a value is not finite.
+    """
+    for leaf in jax.tree.leaves(examples):
+        array = np.asarray(leaf)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(np.sum(~np.isfinite(array)))
+            raise ValueError(
+                f"{bad} of {array.size} values in a batch of {where} are NaN or infinite. "
+                "Check the data and how they are normalised."
+            )
 
 
 def count_batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> int:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jmpq.allocation import Allocation, bit_arrays
-from jmpq.data.batches import Batch
+from jmpq.data.batches import Batch, check_finite
 from jmpq.deploy.correction import (
     Correct,
     Corrections,
@@ -92,7 +92,8 @@ class Evaluator:
             (`jmpq.devices.device_mesh`); outcomes are the same up to rounding.
 
     Raises:
-        ValueError: If there is something to correct and no examples.
+        ValueError: If there is something to correct and no examples, or the quantizers are
+            those of another network.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Evaluator:
                 f"correct={correct!r} compares layers on calibration inputs: pass them as "
                 "`examples`, or correct 'none'."
             )
+        quantizers.check_network(network)
         self.network, self.quantizers = network, quantizers
         self.batches = batches if callable(batches) else lambda: _unpadded(batches)
         self.loss, self.candidates_per_call = loss, candidates_per_call
@@ -269,6 +271,7 @@ class Evaluator:
 def _unpadded(batches: Sequence[tuple[PyTree, Any]]) -> Iterator[Batch]:
     """Batches in which every example counts."""
     for inputs, labels in batches:
+        check_finite((inputs, labels), "the examples")
         yield Batch(inputs, labels, np.ones(len(labels), np.float32))
 
 

@@ -109,7 +109,8 @@ def _check_proof(planned: PlannedAllocation) -> None:
 def _check_gap(planned: PlannedAllocation, tables: Sequence[LossTable]) -> None:
     """The gap is not less than the losses of the layers allow (see `Solution.gap`)."""
     loss, bound, gap = planned.predicted_loss, planned.bound, planned.gap
-    assert loss is not None and bound is not None
+    assert loss is not None
+    assert bound is not None
     assert gap is not None
     largest = max(float(np.abs(table.losses).max(axis=1).sum()) for table in tables)
     scale = max(largest, abs(loss), abs(bound))

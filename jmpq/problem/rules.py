@@ -13,15 +13,20 @@ on the command line and in files:
   makes one tie a stage.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
 from jmpq.formats import FLOAT_BITS, Choice, labels
+
+MATCH_SECONDS = 2.0  # of a pattern on all layers
 
 _CANDIDATE = re.compile(r"(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?", re.IGNORECASE)
 
@@ -280,7 +285,8 @@ def _permitted(rule: Pin | Allow, choices: Sequence[Choice]) -> list[bool]:
 
 
 def _matches(pattern: str, layers: Sequence[str], rule: Rule) -> list[int]:
-    matches = [i for i, name in enumerate(layers) if re.fullmatch(pattern, name)]
+    with _time_limit(pattern):
+        matches = [i for i, name in enumerate(layers) if re.fullmatch(pattern, name)]
     if not matches:
         close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -289,6 +295,37 @@ def _matches(pattern: str, layers: Sequence[str], rule: Rule) -> list[int]:
             f"must match; the layers are {', '.join(layers)}."
         )
     return matches
+
+
+@contextlib.contextmanager
+def _time_limit(pattern: str) -> Iterator[None]:
+    """Stop a match that takes longer than `MATCH_SECONDS`, as of ``(a+)+b``.
+
+    By an alarm, which only the main thread gets, and not on Windows; no limit elsewhere.
+
+    Raises:
+        ValueError: If the time is over.
+    """
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise ValueError(
+            f"Pattern {pattern!r} takes more than {MATCH_SECONDS:g} s to match: write it "
+            "without repetitions inside repetitions."
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, MATCH_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _check_pattern(pattern: str) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.data.batches import check_finite
 from jmpq.files import json_sha256
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
@@ -291,7 +292,10 @@ def calibrate_activations(
             out.append((matrix[:, at], extremes))
         return out
 
-    sampled = [sample(x, jax.random.fold_in(key, n)) for n, x in enumerate(batches)]
+    sampled = []
+    for n, inputs in enumerate(batches):
+        check_finite(inputs, "the calibration inputs")
+        sampled.append(sample(inputs, jax.random.fold_in(key, n)))
     matrices = []
     for site, parts in zip(sites, zip(*sampled, strict=True), strict=True):
         if spec.clipping == "ema":

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Dataset
 from jmpq.data.load import load_dataset
 from jmpq.data.tokens import Tokenizer, read_tokenizer
@@ -102,7 +104,44 @@ def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
             f"The weights of {table.network.model!r} are not those of {folder.path / LAYERS}: "
             f"run `jmpq layers {folder.path}` again, and the steps after it."
         )
+    if tuple(network.layers) != table.layers:
+        named = {layer.name: layer for layer in table.layers}
+        other = [x.name for x in network.layers if named.get(x.name) != x] or ["their order"]
+        raise ValueError(
+            f"The layers of {table.network.model!r} are not those of {folder.path / LAYERS} "
+            f"({', '.join(other[:3])}): run `jmpq layers {folder.path}` again, and the steps "
+            "after it."
+        )
+    check_inputs(network, dataset)
     return network, dataset
+
+
+def check_inputs(network: Network, dataset: Dataset) -> None:
+    """Refuse a network that does not take the examples of a data set, before any work.
+
+    Raises:
+        ValueError: If it fails on one example, or gives anything but one row of outputs.
+    """
+    batch = make_batch(dataset.heldout, np.arange(1))
+    shapes = jax.tree.map(np.shape, batch.inputs)
+    try:
+        logits = jax.eval_shape(network.logits, batch.inputs)
+    except Exception as error:  # whatever the network's code raises
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"The network does not take the inputs of data set {dataset.name!r}, of shape "
+            f"{shapes}: {first}. Choose the data set or the network that fits."
+        ) from error
+    if len(logits.shape) != 2 or logits.shape[0] != 1:
+        raise ValueError(
+            f"The network gives an output of shape {logits.shape} for one example of data set "
+            f"{dataset.name!r}; expected (1, outputs)."
+        )
+    if len(classes := dataset.classes) > logits.shape[1] > 1:
+        raise ValueError(
+            f"The network has {logits.shape[1]} outputs, data set {dataset.name!r} has "
+            f"{len(classes)} classes. Choose the data set or the network that fits."
+        )
 
 
 def imported(text: str, what: str, call: str) -> Callable[..., Any]:
@@ -124,6 +163,11 @@ def imported(text: str, what: str, call: str) -> Callable[..., Any]:
         raise ValueError(
             f"Cannot get {what} from {text!r}: {error}. Expected 'package.module:function', "
             f"importable from here, {call}."
+        ) from error
+    except Exception as error:  # someone else's code: a wrong syntax, or what it runs
+        raise ValueError(
+            f"Cannot get {what} from {text!r}: importing {name} failed with "
+            f"{type(error).__name__}: {error}. Import it in Python to see where."
         ) from error
     finally:
         sys.path.pop(0)

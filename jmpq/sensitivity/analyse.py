@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from jmpq.data.batches import check_finite
 from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
@@ -80,6 +81,7 @@ def analyse(
     identity = analysis_identity(
         moves, metric, batches, choices, seed=seed, provenance=provenance
     )
+    moves.quantizers.check_network(moves.network)
     layers = tuple(layer.name for layer in moves.network.layers)
     members = choice_members(layers, choices, moves.moves)
     journal, sums = shared_journal(partial, identity), _Sums()
@@ -107,6 +109,7 @@ def analyse(
             continue
         start = time.perf_counter()
         inputs, targets = batches[index]
+        check_finite((inputs, targets), "the calibration examples")
         batch_key = jax.random.fold_in(key, index)
         first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
         _check_finite(about.name, moves, first, second)

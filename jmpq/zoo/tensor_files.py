@@ -104,6 +104,7 @@ def load_variables(
         ValueError: If it is not one of ours, of another architecture, or not finite.
     """
     tensors, header = load_tensors(path)
+    check_real(tensors, path)
     if architecture not in (None, header["architecture"]):
         raise ValueError(
             f"{path} has weights of {header['architecture']!r}, not of {architecture!r}. "
@@ -179,7 +180,19 @@ def check_tensors(
             f"{path} does not fit the network ({len(shapes)} tensors, {len(tensors)} in the "
             f"file). Tensors {said}. {advice}"
         )
+    check_real(tensors, path)
     _check_finite(tensors, path)
+
+
+def check_real(tensors: Mapping[str, np.ndarray], path: pathlib.Path | str) -> None:
+    """Raise `ValueError` where a tensor is of whole numbers, as codes without their scales."""
+    whole = {name: array.dtype for name, array in tensors.items() if array.dtype.kind in "iub"}
+    if whole:
+        named = [f"{name} ({dtype})" for name, dtype in whole.items()]
+        raise ValueError(
+            f"{path} has tensors of whole numbers, not of weights: {_some(named)}. Give the "
+            "float weights that they were made from."
+        )
 
 
 def _check_finite(tensors: Mapping[str, np.ndarray], path: pathlib.Path | str) -> None:

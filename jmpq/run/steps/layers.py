@@ -9,7 +9,7 @@ from jmpq.network.ties import architecture_ties
 from jmpq.run.artifacts import LayerTable, NetworkSpec
 from jmpq.run.folder import LAYERS, WEIGHTS, RunFolder
 from jmpq.run.lock import writes
-from jmpq.run.network import load_data, load_network
+from jmpq.run.network import check_inputs, load_data, load_network
 from jmpq.run.options import Layers
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.zoo.architectures import architecture
@@ -48,6 +48,7 @@ def layers(
     known = None if ":" in spec.model else load_data(spec, run.path)
     network = load_network(spec, run.path, known)
     dataset = known or load_data(spec, run.path)
+    check_inputs(network, dataset)
     pairs = equalization_pairs(network) if spec.equalize else ()
     ties = architecture_ties(network)
     table = LayerTable(

@@ -17,6 +17,7 @@ from jmpq.data.stream import Stream
 from jmpq.devices import is_main_process
 from jmpq.files import versions
 from jmpq.formats import UNQUANTIZED, Choice, choice_grid
+from jmpq.problem import Pin, first_and_last
 from jmpq.quantizers.spec import check_bits
 from jmpq.run.artifacts import Sensitivities
 from jmpq.run.calibrated import calibrated
@@ -83,6 +84,12 @@ def _sensitivity(
     choices = choice_grid(options.w_bits, options.a_bits)
     loss, class_samples = _check(options)
     work = _Work(run, options, choices, loss, class_samples, mesh, memory, reporter)
+    pinned = first_and_last(run.layers.names, choices)
+    if lacking := [r.choice for r in pinned if isinstance(r, Pin) and r.choice not in choices]:
+        reporter.say(
+            f"{lacking[0].label} is not a candidate, and `jmpq solve` pins the first and last "
+            "layer to it: add these bits, or solve with other --first-last-bits."
+        )
     weights_sha256 = run.layers.weights_sha256  # read before anything that takes long
     if main:
         run.check_writable(SENSITIVITY)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from jmpq.allocation import Allocation, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json
+from jmpq.data.batches import check_finite
 from jmpq.devices import shared_journal, to_host
 from jmpq.files import atomic_file
 from jmpq.formats import Choice
@@ -109,6 +110,7 @@ class Superposed:
             )
         layers = tuple(layer.name for layer in moves.network.layers)
         check_calibrated(layers, choices, moves.moves)
+        moves.quantizers.check_network(moves.network)
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)
         struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
@@ -137,6 +139,7 @@ class Superposed:
                 else:
                     z[here], u[rows, here] = entry.arrays["logits"], entry.arrays["changes"]
             if lacking:
+                check_finite((inputs, t), "the calibration examples")
                 if (asked := tuple(lacking)) not in places:
                     places[asked] = Placement(_only(moves, asked), mesh)
                 place = places[asked]
