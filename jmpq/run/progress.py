@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -47,7 +49,15 @@ class Reporter:
 
 @contextlib.contextmanager
 def bar(description: str, unit: str = "") -> Iterator[MoveBar]:
-    """A bar on the error stream, moved by calling it with (done, total, note)."""
+    """A bar on the error stream, moved by calling it with (done, total, note).
+
+    Where the error stream is neither a terminal nor a notebook, lines (`log_lines`).
+    """
+    console = Console(stderr=True)
+    if not (console.is_terminal or console.is_jupyter):
+        with log_lines(description, unit) as move:
+            yield move
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,7 +68,7 @@ def bar(description: str, unit: str = "") -> Iterator[MoveBar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=None, note="")
 
         def move(done: int, total: int, note: str = "", /) -> None:
@@ -69,6 +79,55 @@ def bar(description: str, unit: str = "") -> Iterator[MoveBar]:
         except Exception:
             progress.live.transient = True  # the error's one line stands alone
             raise
+
+
+@contextlib.contextmanager
+def log_lines(
+    description: str,
+    unit: str = "",
+    *,
+    write: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[MoveBar]:
+    """Lines for a log, without control characters, in the place of a bar.
+
+    One ten seconds after the last; sooner, but not within a second, where another tenth of the
+    work is done; one at the end.
+
+    Args:
+        description: Name of the work.
+        unit: Unit of the work.
+        write: Called with every line.
+        clock: Seconds.
+    """
+    start = last = clock()
+    first = tenths = None  # what was done before, by an interrupted run; the last tenth
+
+    def move(done: int, total: int, note: str = "", /) -> None:
+        nonlocal last, first, tenths
+        first = done if first is None else first
+        now, reached = clock(), 10 * done // max(total, 1)
+        tenths = reached if tenths is None else tenths
+        wait = 1 if reached > tenths else 10
+        if now - last < wait and not (done >= total and reached > tenths):
+            return
+        last, tenths = now, reached
+        left = "?" if done == first else _clock((now - start) / (done - first) * (total - done))
+        text = f"{description.strip()}: {done}/{total} {unit}".rstrip()
+        text += f", {_clock(now - start)} passed, {left} left {note}".rstrip()
+        write("".join(c if c.isprintable() else " " for c in text))
+
+    yield move
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _clock(3725.4)
+    '1:02:05'
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Solving: allocations for any budget, with bounds, from sensitivities alone."""
 
 import datetime
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -83,15 +84,22 @@ def solve(
     search = None
     if options.search_evaluations > 0 and "composed" in tables:
         search = composed_search(run, options, reporter)
-    drafts = [
-        *_solutions(whole, options, reporter),
-        *_searched(search, problems),
-        *_compared(problem, metric, options, comparison, search),
-        *least_cost_allocations(
-            problems, inverse, time_limit_s=options.time_limit_s, reporter=reporter
-        ),
-        *added,
-    ]
+    drafts: list[PlannedAllocation] = []
+    with reporter.bar("Solving", "solutions") as progress:
+        total = _number_of_solutions(whole, options, comparison, inverse, search)
+        for draft in itertools.chain(
+            _solutions(whole, options, reporter),
+            _searched(search, problems),
+            _compared(problem, metric, options, comparison, search),
+            least_cost_allocations(
+                problems, inverse, time_limit_s=options.time_limit_s, reporter=reporter
+            ),
+        ):
+            drafts.append(draft)
+            done = sum(each.role in ("solution", "sweep") for each in drafts)
+            progress(done, max(done, total))
+        progress(total, total)  # budgets that conflict in the sweep have no solution
+    drafts += added
     plan = Plan(
         jmpq=versions()["jmpq"],
         versions=versions("cvxpy", "highspy"),
@@ -166,6 +174,25 @@ def _added(
             "it with --replace."
         )
     return added
+
+
+def _number_of_solutions(
+    problems: Mapping[str, Problem],
+    options: Solve,
+    comparison: Comparison,
+    inverse: Inverse,
+    search: Search | None,
+) -> int:
+    """Solutions that the step finds at most: what takes its time."""
+    solvers = set(options.solvers)
+    crossed = sum(each.interactions is not None for each in problems.values())
+    quadratic = len(solvers.intersection(QUADRATIC))
+    count = (len(solvers) - quadratic) * len(problems) + quadratic * crossed
+    count += search is not None
+    if comparison.comparison == "full":
+        searched = search is not None and next(iter(problems)) == "composed"
+        count += comparison.sweep * (len(solvers) - quadratic + searched)
+    return count + (0 if inverse.loss_ceiling is None else len(problems))
 
 
 def _solutions(
