@@ -135,9 +135,9 @@ def read_tar(archive: pathlib.Path, folder: str) -> Iterator[tuple[str, str, byt
     """Class folder, file name and bytes of the images below a folder of an archive.
 
     Raises:
-        ValueError: If it is no tar archive, or has no such folder.
+        ValueError: If it is not a tar archive, or has no such folder.
     """
-    found = False
+    count = 0
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -148,11 +148,11 @@ def read_tar(archive: pathlib.Path, folder: str) -> Iterator[tuple[str, str, byt
                     continue
                 file = tar.extractfile(member)
                 assert file is not None
-                found = True
+                count += 1
                 yield path.parent.name, path.name, file.read()
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{archive} is not a readable tar archive: {error}.") from error
-    if not found:
+    if not count:
         raise ValueError(
             f"{archive} has no images in {folder}/CLASS/: it is another one, or newer."
         )

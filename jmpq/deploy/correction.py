@@ -26,7 +26,7 @@ EPSILON = 1e-5  # added to variances, as batch normalisation adds it
 
 
 class Correction(NamedTuple):
-    """What a site's output is multiplied with, then what is added, channel by channel.
+    """Factor of a site's output, then a term added to it, channel by channel.
 
     Shaped to broadcast against the output. The gain folds into the scales of a kernel
     quantized per output channel, the shift into a bias or the batch normalisation after it.

@@ -40,7 +40,7 @@ from jmpq.network.precision import products_in
 from jmpq.network.walk import Rule, bind
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.quantizers.learned import (
-    Rows,
+    ScaleRows,
     gradient_factors,
     kernels_near_codes,
     rows_of,
@@ -77,7 +77,7 @@ class FinetuneConfig:
         distillation: Weight of T²·KL(float network ‖ quantized), both at temperature T; the
             rest is the weight of cross entropy. With 1 the labels are not looked at.
         temperature: T: logits are divided by it for distillation.
-        dtype: Of convolutions and matrix products; parameters, scales and all else stay
+        dtype: Type of convolutions and matrix products; parameters, scales and all else stay
             float32.
         correct: Corrections of the layers' outputs before the first step: none, of their means
             (``bias``), or of means and variances (``batch_norm``).
@@ -112,7 +112,7 @@ class FinetuneConfig:
 
 
 class Fixed(NamedTuple):
-    """What does not change in a fine-tuning.
+    """The constants of one fine-tuning.
 
     Attributes:
         network: The float network, which teaches.
@@ -121,17 +121,17 @@ class Fixed(NamedTuple):
         a_bits: Activation bits of every layer's input.
         scale: Calibrated scales.
         zero_point: Zero points.
-        factors: Of the gradients of scales, per layer and per site; none with ``ste``.
-        corrections: Of the layers' outputs.
-        key: Of augmentation.
+        factors: Factors of the gradients of scales, per layer and per site; none with ``ste``.
+        corrections: Corrections of the layers' outputs.
+        key: Key of the augmentation.
     """
 
     network: Network
     quantizers: Quantizers
     w_bits: Int[Array, " layers"]
     a_bits: Int[Array, " layers"]
-    scale: Rows
-    zero_point: Rows
+    scale: ScaleRows
+    zero_point: ScaleRows
     factors: tuple[list[float], list[float]] | None
     corrections: Corrections
     key: Array
@@ -164,7 +164,7 @@ def finetune(
         split: Training examples.
         config: How to fine-tune; None for the defaults.
         examples: Calibration inputs in one batch, for `FinetuneConfig.correct`.
-        seed: Of the order of examples and augmentation.
+        seed: Seed of the order of examples and of augmentation.
         checkpoints: Folder for the state. An interrupted fine-tuning called again with the
             same arguments goes on from there, to the same result as without interruption; a
             finished one returns at once.
@@ -249,7 +249,7 @@ def start(
     seed: int,
     total: int,
 ) -> tuple[Fixed, dict[str, PyTree]]:
-    """What stays, and the first state: what is learned, the optimizer's memory, the step."""
+    """The constants, and the first state: learned arrays, optimizer state, step."""
     scale, zero_point = rows_of(network, quantizers, w_bits, a_bits)
     factors = None
     if config.method == "lsq":

@@ -26,7 +26,7 @@ Examples = Float[np.ndarray, " examples"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimilarityOutcome:
-    """What was measured on some pairs of sentences.
+    """Measurements on some pairs of sentences.
 
     Attributes:
         examples: Number of pairs.
@@ -64,7 +64,7 @@ class SimilarityEvaluator:
         network: The float network: one output an example.
         quantizers: Its calibrated quantizers.
         batches: Called for the examples; padding has weight zero. Labels in any linear scale.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
 
     def __init__(

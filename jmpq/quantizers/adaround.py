@@ -40,7 +40,7 @@ def learn_rounding(
         zero_point: Zero point of every element; zero where the grid has none.
         least: Least code.
         most: Greatest code.
-        damping: What is added to the diagonal of H, as a multiple of its mean.
+        damping: Addition to the diagonal of H, as a multiple of its mean.
         steps: Steps of Adam.
 
     References:

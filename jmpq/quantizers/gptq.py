@@ -34,7 +34,7 @@ def round_by_hessian(
         zero_point: Zero point of every element; zero where the grid has none.
         least: Least code.
         most: Greatest code.
-        damping: What is added to the diagonal of H, as a multiple of its mean; part of the
+        damping: Addition to the diagonal of H, as a multiple of its mean; part of the
             error that is compared.
 
     References:

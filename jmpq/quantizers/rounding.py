@@ -1,4 +1,4 @@
-"""Integer codes of all kernels at all bit-widths, where rounding to nearest is not it."""
+"""Integer codes of all kernels at all bit-widths, where they are not simply the nearest."""
 
 import dataclasses
 import hashlib
@@ -87,11 +87,11 @@ def hessian_codes(
 
     for layer, hessians in layer_hessians(network, batches):
         round_layer(layer, hessians)
-    for layer, found in enumerate(codes):
-        if found is None:
+    for layer, rounded in enumerate(codes):
+        if rounded is None:
             table = network.layers[layer]
             round_layer(layer, np.eye(table.parameters // table.output_features)[None])
-    return tuple(found for found in codes if found is not None)
+    return tuple(rounded for rounded in codes if rounded is not None)
 
 
 def _sha256(arrays: Sequence[np.ndarray]) -> str:

@@ -1,4 +1,4 @@
-"""What a sensitivity analysis leaves: moves, first and second order, errors. No JAX."""
+"""The table of a sensitivity analysis: moves, two orders of terms, errors. No JAX."""
 
 import dataclasses
 import functools
@@ -225,7 +225,7 @@ def choice_members(
 
 def save_sensitivities(
     path: pathlib.Path,
-    found: Mapping[str, Sensitivity],
+    sensitivities: Mapping[str, Sensitivity],
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write several metrics of one network into one npz file, whole or not at all.
@@ -234,7 +234,7 @@ def save_sensitivities(
     """
     arrays: dict[str, np.ndarray] = dict(extra or {})
     header: dict[str, Any] = KIND.header | {"metrics": {}}
-    for name, sensitivity in found.items():
+    for name, sensitivity in sensitivities.items():
         record = {}
         for field in dataclasses.fields(sensitivity):
             value = getattr(sensitivity, field.name)
@@ -259,7 +259,7 @@ def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
     """
     arrays = load_arrays(path)
     header = json.loads(str(arrays.pop("header")))
-    found = {}
+    sensitivities = {}
     for name, record in header["metrics"].items():
         fields = {
             k.removeprefix(f"{name}/"): v for k, v in arrays.items() if k.startswith(f"{name}/")
@@ -267,8 +267,8 @@ def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
         record["choices"] = tuple(Choice.parse(label) for label in record["choices"])
         record["moves"] = tuple(Move(*move) for move in record["moves"])
         record["layers"] = tuple(record["layers"])
-        found[name] = Sensitivity(**(record | fields))
-    return found
+        sensitivities[name] = Sensitivity(**(record | fields))
+    return sensitivities
 
 
 def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

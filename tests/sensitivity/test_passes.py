@@ -13,7 +13,7 @@ import pytest
 
 from jmpq.formats import choice_grid
 from jmpq.sensitivity.analyse import analyse, estimate_batch
-from jmpq.sensitivity.batch_memory import Placement, cuts, estimate
+from jmpq.sensitivity.batch_memory import Placement, cuts, estimate_memory
 from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
@@ -170,7 +170,7 @@ def test_as_many_examples_as_their_own_compilation_allows(
     dense, needs, limit, examples, compiled
 ):
     metric = Planned(needs, [])
-    found = estimate(
+    found = estimate_memory(
         metric,
         Placement(dense.moves, None),
         dense.inputs,

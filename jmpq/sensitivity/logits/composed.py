@@ -15,7 +15,7 @@ order of execution:
 
 Exact for every single move, whatever the loss; superposed logits are the case B_m = 0. It
 costs the same forward passes, one a move, and allocations are predicted from the stored
-changes without the network. We know of no earlier use.
+changes without the network.
 """
 
 import dataclasses
@@ -167,7 +167,7 @@ class Composed:
             loss: Loss of one example.
             draws: Random allocations, each choice of a layer equally often; 16 for every
                 move where not given.
-            seed: Of the allocations.
+            seed: Seed of the allocations.
 
         Returns:
             Losses of every choice, nats per example. Where every layer always makes a move
@@ -195,9 +195,9 @@ class Composed:
         rng = np.random.default_rng(seed)
         even = np.arange(draws) % len(data.choices)
         table = np.stack([rng.permutation(even) for _ in data.layers], axis=1)
-        found = self.predict_examples(table, kind, loss=loss)
+        predicted = self.predict_examples(table, kind, loss=loss)
         ends = np.cumsum([0, *batch_examples])
-        means = np.stack([found[:, a:b].mean(axis=1) for a, b in itertools.pairwise(ends)])
+        means = np.stack([predicted[:, a:b].mean(axis=1) for a, b in itertools.pairwise(ends)])
         members = choice_members(data.layers, data.choices, data.moves)
         made = members[np.arange(len(data.layers)), table].sum(axis=1)
         gram = made.T @ made

@@ -93,7 +93,7 @@ class Superposed:
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
             partial: File of a journal of finished batches: those of the same measurement
                 are not made again. The caller removes it when the result is safe.
-            provenance: What identifies network, data and quantizers.
+            provenance: Identity of network, data and quantizers.
             progress: Called with (finished batches, all batches).
 
         Raises:
@@ -185,12 +185,12 @@ class Superposed:
         """`predict` for searches: of rows of columns of `choices`, one per layer."""
         table = self.checked(table)
         made = self._members[np.arange(len(self.layers)), table].sum(axis=1)
-        found = in_chunks(
+        predicted = in_chunks(
             lambda chunk: _increases(kind, loss, chunk, *self._on_device),
             made,
             self.allocations_per_chunk(memory_bytes),
         )
-        return found.mean(axis=1)
+        return predicted.mean(axis=1)
 
     def checked(
         self, table: Int[np.ndarray, "allocations layers"]
@@ -375,7 +375,7 @@ def increases(
     z: Float[Array, "examples classes"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
-    """What logits `q` in the place of `z` cost every example, nats."""
+    """Loss increase of every example with logits `q` in the place of `z`, nats."""
     if kind == "kl":
         return jax.vmap(jax.vmap(kl_divergence), (0, None))(q, z)
     return jax.vmap(jax.vmap(loss), (0, None))(q, targets) - jax.vmap(loss)(z, targets)[None]
@@ -391,12 +391,12 @@ def in_chunks(
     Chunks are padded by repetition to powers of two: few sizes, few programs.
     """
     size = min(size, 1 << max(len(rows) - 1, 0).bit_length())
-    found = []
+    chunks = []
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
         padded = np.resize(chunk, (size, chunk.shape[1]))
-        found.append(np.asarray(function(padded), np.float64)[: len(chunk)])
-    return np.concatenate(found) if found else np.zeros((0, 1))
+        chunks.append(np.asarray(function(padded), np.float64)[: len(chunk)])
+    return np.concatenate(chunks) if chunks else np.zeros((0, 1))
 
 
 def _check_choices(

@@ -22,5 +22,9 @@ with itself.
 - ``path_attribution``: the damage of a whole bit-width, shared out; reported elsewhere.
 - ``squared_error``: ‖δ‖², blind to the loss; the simplest rival.
 
-A metric follows `jmpq.sensitivity.metric.Metric`; `by_name` makes one from its name.
+`by_name` makes a metric from its name. To add one, write a frozen dataclass in a file here,
+its options as fields, after `jmpq.sensitivity.metric.Metric`: `about` names it, a call with the
+`MoveNetwork`, one batch and a key returns `Terms`, a compiled function of all moves at once.
+Then name it in `by_name`: in `MetricName`, `TITLES` and `make_metric`, from where the command
+line and the report take it. Tests compare it with a dense reference (tests/sensitivity).
 """

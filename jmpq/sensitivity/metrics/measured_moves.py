@@ -130,19 +130,19 @@ def measured_increases(
         sets: Indices of moves; at most one per tensor.
         inputs: One batch.
         targets: One per example; unused for ``kl``.
-        kind: What is measured, mean over the batch, nats per example.
+        kind: Quantity that is measured, mean over the batch, nats per example.
         loss: Loss of one example.
     """
     z = float_logits(moves, inputs)
     names = [layer.name for layer in moves.network.layers]
     bits = bit_arrays(names, [moves.allocation(made) for made in sets])
-    found = []
+    chunks = []
     for start in range(0, len(sets), SETS_PER_CALL):
         chunk = bits[start : start + SETS_PER_CALL]
         padded = np.resize(chunk, (SETS_PER_CALL, *chunk.shape[1:]))  # one compilation
         increases = _increases(moves, kind, loss, padded, inputs, targets, z)
-        found.append(to_host(increases)[: len(chunk)].astype(np.float64).mean(axis=1))
-    return np.concatenate(found) if found else np.zeros(0)
+        chunks.append(to_host(increases)[: len(chunk)].astype(np.float64).mean(axis=1))
+    return np.concatenate(chunks) if chunks else np.zeros(0)
 
 
 @jax.jit
@@ -173,7 +173,7 @@ def _increases(
 def _programs(
     moves: MoveNetwork, kind: Kind, loss: ExampleLoss, inputs: PyTree, targets: Any
 ) -> list[Program]:
-    """What `measured_increases` compiles."""
+    """Programs that `measured_increases` compiles."""
     bits = np.zeros((SETS_PER_CALL, 2, len(moves.network.layers)), int)
     reference = Program(float_logits, (moves, inputs))
     args = (moves, kind, loss, bits, inputs, targets, reference.results())
@@ -195,8 +195,8 @@ def _terms(
     """The quadratic form that reproduces all measured moves and `pairs`."""
     count = len(moves.moves)
     sets = [*((m,) for m in range(count)), *pairs]
-    found = measured_increases(moves, sets, inputs, targets, kind=kind, loss=loss)
-    single, pair = found[:count], found[count:]
+    measured = measured_increases(moves, sets, inputs, targets, kind=kind, loss=loss)
+    single, pair = measured[:count], measured[count:]
     second = np.diag(2 * single)
     if pairs:
         m, k = np.array(pairs).T
