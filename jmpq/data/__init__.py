@@ -1,4 +1,4 @@
-"""Data sets, fixed splits, batches: NumPy on the host, nothing of JAX in the flow.
+"""Data sets, fixed splits, batches: NumPy arrays on the host.
 
 For the command line and the examples; whoever has arrays hands batches of (inputs, labels)
 to the later stages and needs none of this.

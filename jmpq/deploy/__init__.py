@@ -23,6 +23,8 @@ claimed from it.
 
 An exporter has no stage yet. It will come after this one and take scales, zero points and
 integer codes from the quantizers (`jmpq.quantizers.fake_quant.Scales`), so that what runs is
-what was measured. To add a score, extend `measure.Outcome` and `measure._scores`; to add a
-correction, `correction.find_corrections` and `correction.Correct`.
+what was measured.
+
+To add a score, extend `measure.Outcome`, `measure._scores` and `measure.outcome_of`; to add a
+correction, `correction.Correct` and `correction.find_corrections`.
 """

@@ -7,8 +7,9 @@ traced values, so one compiled program serves them all. The float network is not
 
 By default kernels are on a symmetric grid, a scale per output channel, inputs on an affine
 grid, one scale each, both clipped where the mean squared error is least. Rounding to nearest
-is the default; ``gptq`` is better at 2 to 4 bits and costs a few forward passes, ``adaround``
-optimises each layer by gradient descent. Bits are 1 or 2 to 16, and 32 for unquantized.
+is the default; ``gptq`` leaves less error in each layer's output for a pass over the examples
+and some linear algebra, ``adaround`` by gradient descent, which takes longer. Bits are 1 or 2
+to 16, and 32 for unquantized.
 
 - `spec`: `KernelSpec`, `InputSpec`: all that decides a grid besides the bits. No JAX.
 - `calibrate`: all quantizers at once. `calibration`: scales from values, block by block.

@@ -8,8 +8,7 @@ published PyTorch weights, so that a state dict is read by its names.
 Start with `architectures`: ``build_module("resnet20")`` gives the module of a name,
 `ARCHITECTURES` lists the names, `Preprocessing` says what the inputs look like. Then
 `weights.load_weights` reads variables from a file of ours or from a published one, whichever
-the file is. The networks to learn with are ``digits_resnet``, which trains in a minute on a
-CPU, and ``resnet20`` on CIFAR-10.
+the file is. The one to begin with is ``digits_resnet``: small, and its data are embedded.
 
 - `resnet`, `mobilenet`, `squeezenet`, `vgg`: networks for images; `blocks` are their pieces.
 - `bert`: encoders for sentences and their heads, attention in whole matrices or by heads.

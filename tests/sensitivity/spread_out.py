@@ -30,7 +30,7 @@ from jmpq.sensitivity.batch_memory import Placement, programs_of
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert, Search
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
-from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
 from jmpq.sensitivity.metrics.output_fisher import OutputFisher
 from jmpq.sensitivity.metrics.path_attribution import PathAttribution
 from jmpq.sensitivity.metrics.squared_error import SquaredError
@@ -58,8 +58,8 @@ METRICS = {
     "hawq_trace_piecewise": HawqTrace(traces="exact"),
     "hawq_eigenvalue": HawqEigenvalue(search=PRODUCTS),
     "qbert": QBert(search=PRODUCTS),
-    "measured_loss": MeasuredSingle(),
-    "measured_pairs_kl": MeasuredPairs(kind="kl"),
+    "measured_loss": MeasuredMoves(),
+    "measured_pairs_kl": MeasuredMoves(pairs="all", kind="kl"),
     "path_attribution": PathAttribution(),
 }
 CHOICES = choice_grid((2, 4), (4, 8))

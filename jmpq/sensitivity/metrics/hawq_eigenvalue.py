@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,9 +98,7 @@ class HawqEigenvalue:
     search: Search = Search()
     loss: ExampleLoss = cross_entropy
 
-    @property
-    def about(self) -> About:
-        return About(name="hawq_eigenvalue", additive=False)
+    about: ClassVar[About] = About(name="hawq_eigenvalue", additive=False)
 
     def prepare(
         self,

@@ -26,83 +26,61 @@ SETS_PER_CALL = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeasuredSingle:
-    """The measured increase when one layer's choice is made, all other layers untouched.
-
-    A choice makes a weight move w and an input move a of its layer together, so all such pairs
-    are measured too. With D the measured increase, the terms are ``S_mm = 2 D(m)`` and, for w
-    and a of the same layer, ``S_wa = D({w, a}) − D({w}) − D({a})``; ½ eᵀSe is then (up to
-    rounding) the measurement of w alone, of a alone, and of the pair. Zero across layers, and
-    between two bit-widths of one tensor, of which no choice makes both.
-
-    Costs ``1 + Σ_layers (w + a + w·a)`` forward passes for w and a bit-widths: 341 for
-    ResNet-20 with five and two.
-
-    Attributes:
-        kind: Increase of the ``loss``, or ``kl``, KL(p_float ‖ p_quantized), which needs no
-            labels.
-        loss: Loss of one example, for kind ``loss``.
-    """
-
-    kind: Kind = "loss"
-    loss: ExampleLoss = cross_entropy
-
-    @property
-    def about(self) -> About:
-        return About(name=f"measured_{self.kind}")
-
-    def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
-        """Pairs of moves that are measured."""
-        return [(m, k) for m, k in possible_pairs(moves) if _same_layer(moves, m, k)]
-
-    def programs(
-        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
-    ) -> list[Program]:
-        return _programs(moves, self.kind, self.loss, inputs, targets)
-
-    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeasuredPairs:
-    """The measured increase of every move and every pair of moves: CLADO.
+class MeasuredMoves:
+    """The measured increase when moves are made alone and in pairs, all else untouched.
 
     With D the measured increase, ``S_mm = 2 D(m)`` and ``S_mk = D({m, k}) − D(m) − D(k)``:
-    ½ eᵀSe reproduces every measured move and pair exactly and extrapolates to more. Two
-    bit-widths of one tensor exclude each other, their entry is zero. S may be indefinite; it
-    is not projected here.
+    ½ eᵀSe reproduces every measured move and pair exactly (up to rounding) and extrapolates to
+    more. Two bit-widths of one tensor exclude each other, their entry is zero. S may be
+    indefinite; it is not projected here.
 
-    Costs ``1 + M + P`` forward passes for M moves of which P pairs are possible, about M²/2:
-    9651 for ResNet-20 with five weight and two activation bit-widths (M = 140), where
-    `MeasuredSingle` takes 341 and `GaussNewton` by difference 141.
+    Within a layer, a choice makes a weight move and an input move together, and is measured.
+    That costs ``1 + Σ_layers (w + a + w·a)`` forward passes for w and a bit-widths: 341 for
+    ResNet-20 with five and two. All M moves and their P possible pairs, about M²/2, cost
+    ``1 + M + P``: 9651 there (M = 140), where `GaussNewton` by difference takes 141.
 
     Attributes:
-        kind: Increase of the ``loss`` (as CLADO), or ``kl``, KL(p_float ‖ p_quantized).
+        kind: Increase of the ``loss`` (as CLADO), or ``kl``, KL(p_float ‖ p_quantized), which
+            needs no labels.
+        pairs: Pairs that are measured: within a ``layer``, zero across layers; or ``all``.
         loss: Loss of one example, for kind ``loss``.
 
     References:
-        CLADO, arXiv 2307.05657: pairwise measured loss terms of an integer quadratic program.
+        CLADO, arXiv 2307.05657: measured losses of all pairs, for an integer quadratic program.
     """
 
     kind: Kind = "loss"
+    pairs: Literal["layer", "all"] = "layer"
     loss: ExampleLoss = cross_entropy
 
     @property
     def about(self) -> About:
-        return About(name=f"measured_pairs_{self.kind}")
-
-    def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
-        """Pairs of moves that are measured."""
-        return possible_pairs(moves)
+        return About(name=f"measured_{'pairs_' if self.pairs == 'all' else ''}{self.kind}")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
     ) -> list[Program]:
-        return _programs(moves, self.kind, self.loss, inputs, targets)
+        bits = np.zeros((SETS_PER_CALL, 2, len(moves.network.layers)), int)
+        reference = Program(float_logits, (moves, inputs))
+        args = (moves, self.kind, self.loss, bits, inputs, targets, reference.results())
+        return [reference, Program(_increases, args)]
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
+        count, pairs = len(moves.moves), possible_pairs(moves)
+        if self.pairs == "layer":
+            layers = [move.layer for move in moves.moves]
+            pairs = [(m, k) for m, k in pairs if layers[m] == layers[k]]
+        sets = [*((m,) for m in range(count)), *pairs]
+        increases = measured_increases(
+            moves, sets, inputs, targets, kind=self.kind, loss=self.loss
+        )
+        single, pair = increases[:count], increases[count:]
+        second = np.diag(2 * single)
+        if pairs:
+            m, k = np.array(pairs).T
+            second[m, k] = second[k, m] = pair - single[m] - single[k]
+        dtype = jax.tree.leaves(moves.network.params)[0].dtype
+        return Terms(jnp.zeros(count, dtype), jnp.asarray(second, dtype))
 
 
 def possible_pairs(moves: MoveNetwork) -> list[tuple[int, int]]:
@@ -168,38 +146,3 @@ def _increases(
         return jax.vmap(loss)(q, targets) - jax.vmap(loss)(z, targets)
 
     return jax.lax.map(increase, bits)
-
-
-def _programs(
-    moves: MoveNetwork, kind: Kind, loss: ExampleLoss, inputs: PyTree, targets: Any
-) -> list[Program]:
-    """Programs that `measured_increases` compiles."""
-    bits = np.zeros((SETS_PER_CALL, 2, len(moves.network.layers)), int)
-    reference = Program(float_logits, (moves, inputs))
-    args = (moves, kind, loss, bits, inputs, targets, reference.results())
-    return [reference, Program(_increases, args)]
-
-
-def _same_layer(moves: MoveNetwork, m: int, k: int) -> bool:
-    return moves.moves[m].layer == moves.moves[k].layer
-
-
-def _terms(
-    moves: MoveNetwork,
-    kind: Kind,
-    loss: ExampleLoss,
-    pairs: Sequence[tuple[int, int]],
-    inputs: PyTree,
-    targets: Array,
-) -> Terms:
-    """The quadratic form that reproduces all measured moves and `pairs`."""
-    count = len(moves.moves)
-    sets = [*((m,) for m in range(count)), *pairs]
-    measured = measured_increases(moves, sets, inputs, targets, kind=kind, loss=loss)
-    single, pair = measured[:count], measured[count:]
-    second = np.diag(2 * single)
-    if pairs:
-        m, k = np.array(pairs).T
-        second[m, k] = second[k, m] = pair - single[m] - single[k]
-    dtype = jax.tree.leaves(moves.network.params)[0].dtype
-    return Terms(jnp.zeros(count, dtype), jnp.asarray(second, dtype))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +34,7 @@ class OutputFisher:
 
     loss: ExampleLoss = cross_entropy
 
-    @property
-    def about(self) -> About:
-        return About(name="output_fisher")
+    about: ClassVar[About] = About(name="output_fisher")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,7 @@ class FirstOrder:
 
     loss: ExampleLoss = cross_entropy
 
-    @property
-    def about(self) -> About:
-        return About(name="first_order", use_first=True)
+    about: ClassVar[About] = About(name="first_order", use_first=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -44,9 +42,7 @@ class EmpiricalFisher:
 
     loss: ExampleLoss = cross_entropy
 
-    @property
-    def about(self) -> About:
-        return About(name="empirical_fisher")
+    about: ClassVar[About] = About(name="empirical_fisher")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -167,9 +163,7 @@ class ExactHessian:
     micro_batch: int = 4
     loss: ExampleLoss = cross_entropy
 
-    @property
-    def about(self) -> About:
-        return About(name="hessian")
+    about: ClassVar[About] = About(name="hessian")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
