@@ -16,7 +16,8 @@ one size, padding with weight zero.
 - `images`: images that stay encoded until a batch asks for them.
 - `tokens`: sentences to padded tokens.
 - `cifar10_builder`, `imagenet_builder`: programs that download and prepare data in the format
-  of tensorflow-datasets without TensorFlow (``python -m jmpq.data.cifar10_builder``).
+  of tensorflow-datasets without TensorFlow (``python -m jmpq.data.cifar10_builder``); what
+  they share is in `archives`.
 
 Nothing is downloaded by itself: data are read from a folder (``--data-dir``) or from where
 tensorflow-datasets keeps them, and an error says how to get what is missing.

@@ -25,6 +25,7 @@ from jmpq.deploy.correction import (
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.training.evaluate import standard_error
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
 CANDIDATES_PER_CALL = 8
@@ -336,21 +337,17 @@ def among(
 def outcome_of(scores: Float[np.ndarray, "6 examples"]) -> Outcome:
     """Means and standard errors over examples, in float64."""
     loss, kl, top1, top5, agrees, base = scores
-
-    def sem(x: np.ndarray) -> float:
-        return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-
     return Outcome(
         examples=len(loss),
         loss=float(loss.mean()),
-        loss_sem=sem(loss),
+        loss_sem=standard_error(loss),
         increase=float((loss - base).mean()),
-        increase_sem=sem(loss - base),
+        increase_sem=standard_error(loss - base),
         kl=float(kl.mean()),
-        kl_sem=sem(kl),
+        kl_sem=standard_error(kl),
         top1=float(top1.mean()),
-        top1_sem=sem(top1),
+        top1_sem=standard_error(top1),
         top5=float(top5.mean()),
-        top5_sem=sem(top5),
+        top5_sem=standard_error(top5),
         agreement=float(agrees.mean()),
     )

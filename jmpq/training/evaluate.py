@@ -109,14 +109,14 @@ def evaluate_logits(
     return Evaluation(
         examples=len(wide),
         loss=float(losses.mean()),
-        loss_sem=_sem(losses),
+        loss_sem=standard_error(losses),
         top1=float(right.mean()),
-        top1_sem=_sem(right),
+        top1_sem=standard_error(right),
     )
 
 
-def _sem(values: Float[np.ndarray, " examples"]) -> float:
-    """Standard error of the mean."""
+def standard_error(values: Float[np.ndarray, " examples"]) -> float:
+    """Standard error of the mean; NaN of a single value."""
     if len(values) < 2:
         return float("nan")
     return float(values.std(ddof=1) / np.sqrt(len(values)))

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,9 @@ class HawqEigenvalue:
     search: Search = Search()
     loss: ExampleLoss = cross_entropy
 
-    about: ClassVar[About] = About(name="hawq_eigenvalue", additive=False)
+    @property
+    def about(self) -> About:
+        return About(name="hawq_eigenvalue", additive=False)
 
     def prepare(
         self,

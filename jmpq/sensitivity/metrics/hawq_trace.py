@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,9 @@ class HawqTrace:
     num_probes: int = 1
     loss: ExampleLoss = cross_entropy
 
-    about: ClassVar[About] = About(name="hawq_trace", additive=False)
+    @property
+    def about(self) -> About:
+        return About(name="hawq_trace", additive=False)
 
     def way(self, network: Network) -> tuple[Literal["exact", "probes"], str]:
         """How traces are taken, and why, in a few words."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,9 @@ class OutputFisher:
 
     loss: ExampleLoss = cross_entropy
 
-    about: ClassVar[About] = About(name="output_fisher")
+    @property
+    def about(self) -> About:
+        return About(name="output_fisher")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:

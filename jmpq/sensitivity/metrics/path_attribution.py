@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,9 @@ class PathAttribution:
     points: int = 2
     loss: ExampleLoss = cross_entropy
 
-    about: ClassVar[About] = About(name="path_attribution", use_first=True)
+    @property
+    def about(self) -> About:
+        return About(name="path_attribution", use_first=True)
 
     def __post_init__(self) -> None:
         _check_points(self.points)

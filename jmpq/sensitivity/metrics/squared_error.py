@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,9 @@ class SquaredNorms(NamedTuple):
 class SquaredError:
     """‖Q(w) − w‖² and mean ‖Q(a) − a‖²: not a loss, only comparable with itself."""
 
-    about: ClassVar[About] = About(name="squared_error", unit="squared error")
+    @property
+    def about(self) -> About:
+        return About(name="squared_error", unit="squared error")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ class FirstOrder:
 
     loss: ExampleLoss = cross_entropy
 
-    about: ClassVar[About] = About(name="first_order", use_first=True)
+    @property
+    def about(self) -> About:
+        return About(name="first_order", use_first=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -42,7 +44,9 @@ class EmpiricalFisher:
 
     loss: ExampleLoss = cross_entropy
 
-    about: ClassVar[About] = About(name="empirical_fisher")
+    @property
+    def about(self) -> About:
+        return About(name="empirical_fisher")
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -163,7 +167,9 @@ class ExactHessian:
     micro_batch: int = 4
     loss: ExampleLoss = cross_entropy
 
-    about: ClassVar[About] = About(name="hessian")
+    @property
+    def about(self) -> About:
+        return About(name="hessian")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
