@@ -30,7 +30,7 @@ def power_iteration(
         product: ``H @ tangent``.
         params: Point of expansion.
         key: Decides the starting vector (normal, norm one).
-        tolerance: On the change of vᵀHv between iterations, relative to its last value.
+        tolerance: Limit of the change of vᵀHv between iterations, relative to its last value.
         max_products: Iterations at most.
 
     Returns:

@@ -21,7 +21,7 @@ class EncodedImages:
     Attributes:
         read: The bytes of an encoded image, from its index.
         name: Its name, for errors.
-        indices: Which images these are, in order.
+        indices: Indices of these images, in order.
         preprocessing: How they are resized and cropped (not normalised).
     """
 

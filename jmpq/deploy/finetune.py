@@ -116,7 +116,7 @@ class Fixed(NamedTuple):
 
     Attributes:
         network: The float network, which teaches.
-        quantizers: With the calibrated scales.
+        quantizers: Quantizers with the calibrated scales.
         w_bits: Weight bits of every layer.
         a_bits: Activation bits of every layer's input.
         scale: Calibrated scales.

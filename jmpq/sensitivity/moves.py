@@ -41,7 +41,7 @@ class MoveNetwork:
     Attributes:
         network: The network.
         quantizers: Its calibrated quantizers; every calibrated bit-width is a move.
-        shards: Into how many equal parts the examples of a batch are spread over devices.
+        shards: Number of equal parts of a batch that are spread over devices.
             Results do not depend on it.
     """
 

@@ -39,8 +39,8 @@ def load_bert(
             ``model.safetensors`` or ``pytorch_model.bin``. Names as ``encoder.layer.0.output.
             dense.weight``, with or without ``bert.`` before them.
         module: The network.
-        key: Where the file lacks ``pooler`` or ``classifier``, it is drawn at random with this
-            key, for fine-tuning; without a key that is an error.
+        key: Key to draw at random a ``pooler`` or ``classifier`` that the file lacks, for
+            fine-tuning; without a key that is an error.
 
     Returns:
         ``{"params": ...}`` in the module's dtype. Heads of the file that `module` does not

@@ -20,10 +20,9 @@ from jmpq.devices import shared_journal, to_host
 from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.sensitivity.batch_memory import Placement
-from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, choice_members
-from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
+from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
 KIND = ArtifactKind("superposed", 1, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
@@ -152,7 +151,7 @@ class Superposed:
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
@@ -177,7 +176,7 @@ class Superposed:
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
@@ -298,7 +297,7 @@ class LogitPredictor(Protocol):
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
     ) -> Float[np.ndarray, " allocations"]: ...
@@ -306,7 +305,7 @@ class LogitPredictor(Protocol):
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
     ) -> Float[np.ndarray, " allocations"]: ...
@@ -357,7 +356,7 @@ def _changes(moves: MoveNetwork, inputs: PyTree) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _increases(
-    kind: Kind,
+    kind: Increase,
     loss: ExampleLoss,
     made: Float[Array, "allocations moves"],
     by_move: Float[Array, "moves values"],
@@ -369,16 +368,15 @@ def _increases(
 
 
 def increases(
-    kind: Kind,
+    kind: Increase,
     loss: ExampleLoss,
     q: Float[Array, "allocations examples classes"],
     z: Float[Array, "examples classes"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
     """Loss increase of every example with logits `q` in the place of `z`, nats."""
-    if kind == "kl":
-        return jax.vmap(jax.vmap(kl_divergence), (0, None))(q, z)
-    return jax.vmap(jax.vmap(loss), (0, None))(q, targets) - jax.vmap(loss)(z, targets)[None]
+    examples = jax.vmap(functools.partial(increase, kind, loss))
+    return jax.vmap(examples, (0, None, None))(q, z, targets)
 
 
 def in_chunks(

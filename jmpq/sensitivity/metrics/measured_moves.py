@@ -19,9 +19,8 @@ from jmpq.devices import to_host
 from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
+from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
-Kind = Literal["loss", "kl"]
 SETS_PER_CALL = 32
 
 
@@ -49,7 +48,7 @@ class MeasuredMoves:
         CLADO, arXiv 2307.05657: measured losses of all pairs, for an integer quadratic program.
     """
 
-    kind: Kind = "loss"
+    kind: Increase = "loss"
     pairs: Literal["layer", "all"] = "layer"
     loss: ExampleLoss = cross_entropy
 
@@ -98,7 +97,7 @@ def measured_increases(
     inputs: PyTree,
     targets: Array,
     *,
-    kind: Kind = "loss",
+    kind: Increase = "loss",
     loss: ExampleLoss = cross_entropy,
 ) -> Float[np.ndarray, " sets"]:
     """Measured increase of loss or KL when just the moves of each set are made.
@@ -132,17 +131,15 @@ def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch clas
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _increases(
     moves: MoveNetwork,
-    kind: Kind,
+    kind: Increase,
     loss: ExampleLoss,
     bits: Int[Array, "sets 2 layers"],
     inputs: PyTree,
     targets: Array,
     z: Float[Array, "batch classes"],
 ) -> Float[Array, "sets batch"]:
-    def increase(bits: Int[Array, "2 layers"]) -> Float[Array, " batch"]:
+    def measured(bits: Int[Array, "2 layers"]) -> Float[Array, " batch"]:
         q = quantized_logits(moves.network, moves.quantizers, bits[0], bits[1], inputs)
-        if kind == "kl":
-            return jax.vmap(kl_divergence)(q, z)
-        return jax.vmap(loss)(q, targets) - jax.vmap(loss)(z, targets)
+        return jax.vmap(functools.partial(increase, kind, loss))(q, z, targets)
 
-    return jax.lax.map(increase, bits)
+    return jax.lax.map(measured, bits)
