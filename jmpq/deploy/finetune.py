@@ -111,7 +111,7 @@ class FinetuneConfig:
                 raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}.")
 
 
-class Fixed(NamedTuple):
+class Constants(NamedTuple):
     """The constants of one fine-tuning.
 
     Attributes:
@@ -248,7 +248,7 @@ def start(
     examples: PyTree,
     seed: int,
     total: int,
-) -> tuple[Fixed, dict[str, PyTree]]:
+) -> tuple[Constants, dict[str, PyTree]]:
     """The constants, and the first state: learned arrays, optimizer state, step."""
     scale, zero_point = rows_of(network, quantizers, w_bits, a_bits)
     factors = None
@@ -264,7 +264,7 @@ def start(
         nearest = with_rows(quantizers, scale, zero_point)
         find = jax.jit(find_corrections, static_argnames="kind")
         corrections = find(begun, nearest, *bits, examples, moments, config.correct)
-    fixed = Fixed(
+    fixed = Constants(
         network=network,
         quantizers=with_rows(quantizers, scale, zero_point),
         w_bits=bits[0],
@@ -289,7 +289,7 @@ def start(
 @functools.partial(jax.jit, static_argnames=("config", "total"), donate_argnums=0)
 def finetune_step(
     state: dict[str, PyTree],
-    fixed: Fixed,
+    fixed: Constants,
     inputs: PyTree,
     labels: Int[Array, " batch"],
     *,
@@ -318,7 +318,7 @@ def finetune_step(
 
 def mean_loss(
     learned: dict[str, PyTree],
-    fixed: Fixed,
+    fixed: Constants,
     inputs: PyTree,
     labels: Int[Array, " batch"],
     teacher: Float[Array, "batch classes"] | None,

@@ -28,7 +28,7 @@ from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.batch_memory import Placement, programs_of
 from jmpq.sensitivity.logits.superposed import Superposed
-from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert, Search
+from jmpq.sensitivity.metrics.hawq_eigenvalue import EigenSearch, HawqEigenvalue, QBert
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
 from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
 from jmpq.sensitivity.metrics.output_fisher import OutputFisher
@@ -44,7 +44,7 @@ from jmpq.sensitivity.moves import MoveNetwork
 from tests import helpers
 
 # So many products whatever their rounding; the reference takes as many.
-PRODUCTS = Search(tolerance=0.0, max_products=5)
+PRODUCTS = EigenSearch(tolerance=0.0, max_products=5)
 METRICS = {
     "first_order": FirstOrder(),
     "empirical_fisher": EmpiricalFisher(),

@@ -29,8 +29,8 @@ Method = Literal["power", "lanczos"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search:
-    """How the eigenvalues of the blocks are found.
+class EigenSearch:
+    """Search for the eigenvalues of the blocks: method and when to stop.
 
     Attributes:
         method: For kernels: ``power`` iteration from a normal start, as HAWQ and Q-BERT, which
@@ -95,7 +95,7 @@ class HawqEigenvalue:
         (reported). Ours: whole set and its error, examples of activations by themselves.
     """
 
-    search: Search = Search()
+    search: EigenSearch = EigenSearch()
     loss: ExampleLoss = cross_entropy
 
     @property
@@ -192,7 +192,7 @@ class QBert:
             with the same captured text are one block with one λ, as an encoder layer is in
             Q-BERT: ``(encoder/layer/\d+)/.*``. Other kernels, and all without it, are a block
             each. The largest eigenvalue of a block is at least that of each of its kernels.
-        search: How eigenvalues are found: power iteration to 1 % as in their code.
+        search: Search for eigenvalues: power iteration to 1 % as in their code.
 
     References:
         Shen et al. (2020), Q-BERT, arXiv 1909.05840: sensitivity from mean and spread of λ
@@ -201,7 +201,7 @@ class QBert:
 
     spread: float = 1.0
     block: str | None = None
-    search: Search = Search()
+    search: EigenSearch = EigenSearch()
     loss: ExampleLoss = cross_entropy
 
     @property
@@ -288,7 +288,7 @@ def _layers_of(moves: MoveNetwork, kind: Literal["w", "a"]) -> list[int]:
 
 def _terms(
     moves: MoveNetwork,
-    search: Search,
+    search: EigenSearch,
     loss: ExampleLoss,
     curvature: Mapping[int, Array | float],
     inputs: PyTree,
@@ -445,7 +445,7 @@ def input_eigenvalues(
     targets: Array,
     site: int,
     key: Array,
-    search: Search,
+    search: EigenSearch,
 ) -> Float[np.ndarray, " batch"]:
     """λ_n of the block of every example's input of one site: of largest magnitude, by power
     iteration of all examples side by side, until Σ_n |change of λ_n| is below the tolerance.
