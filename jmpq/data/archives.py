@@ -18,7 +18,7 @@ def prepare(
 
     Args:
         builder: Class of a builder with the attributes `archive` and `URL`.
-        archive: Its archive; None downloads it.
+        archive: Archive of the data set; None downloads it.
         data_dir: Data folder; None: that of tensorflow-datasets.
         attributes: Further attributes of the builder.
 

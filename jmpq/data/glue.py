@@ -83,7 +83,7 @@ def glue(
 
     Args:
         task: See `read_glue`.
-        tokenizer: That of the network.
+        tokenizer: Tokenizer of the network.
         data_dir: See `read_glue`.
         train: The part to train, or to calibrate, on.
         heldout: The part that is held out.

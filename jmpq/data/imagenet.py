@@ -30,7 +30,7 @@ class PreparedData:
     """A data set of tensorflow-datasets.
 
     Attributes:
-        config: Its variant, and folder below the name's; none where empty.
+        config: Variant, and folder below the name's; none where empty.
         version: The version read.
         splits: Name of our sources there.
         how: How it is prepared.
@@ -79,7 +79,7 @@ def imagenet_sample(
     Args:
         data_dir: The folder (or the one that has it as ``imagenet/``) with ``images224.zip``,
             JPEG files ``NNNN_wnid.jpg`` by class index, and ``classes.txt``.
-        preprocessing: That of the network; only its crop and normalisation matter.
+        preprocessing: Preprocessing of the network; only its crop and normalisation matter.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -107,7 +107,7 @@ def prepared_imagenet(
 
     Args:
         name: One of `PREPARED`.
-        data_dir: Its data folder; None for the usual one.
+        data_dir: Data folder of tensorflow-datasets; None for the usual one.
         preprocessing: Size and normalisation that the network expects.
 
     Raises:

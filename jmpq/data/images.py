@@ -20,7 +20,7 @@ class EncodedImages:
 
     Attributes:
         read: The bytes of an encoded image, from its index.
-        name: Its name, for errors.
+        name: Name of an image, for errors.
         indices: Indices of these images, in order.
         preprocessing: How they are resized and cropped (not normalised).
     """

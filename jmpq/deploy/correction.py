@@ -76,7 +76,7 @@ def find_corrections(
 
     Args:
         network: The float network.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         w_bits: Weight bits of every layer.
         a_bits: Activation bits of every layer's input.
         inputs: Calibration inputs, all in one batch: what a layer needs depends on what the

@@ -67,7 +67,7 @@ SCHEDULE = TrainConfig(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How to fine-tune.
+    """Options of a fine-tuning.
 
     Attributes:
         training: Epochs, batches, optimizer and its schedule, augmentation, checkpoints.
@@ -158,7 +158,7 @@ def finetune(
 
     Args:
         network: The float network; it teaches, and its parameters are the start.
-        quantizers: Its calibrated quantizers; the scales are the start.
+        quantizers: Calibrated quantizers of the network; the scales are the start.
         allocation: The allocation to train for; layers that it does not name stay
             unquantized.
         split: Training examples.

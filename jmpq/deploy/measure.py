@@ -73,7 +73,7 @@ class Evaluator:
 
     Args:
         network: The float network.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         batches: Called for the examples; batches of one size, padding with weight zero. Or
             (inputs, labels) of every batch, as `analyse` takes them, nothing of it padding.
         loss: Loss of one example, nats.

@@ -34,11 +34,11 @@ class SimilarityOutcome:
         spearman: Rank correlation of the network's similarity with the label.
         pearson: Linear correlation of the two.
         drop: Spearman of the float network minus `spearman`.
-        drop_sem: Its standard error: `drop` over bootstrap samples of the pairs, the same for
+        drop_sem: Standard error of `drop` over bootstrap samples of the pairs, the same for
             both networks.
         loss: Mean ½(similarity − that of the float network)², nats per example (see
             `jmpq.training.losses.squared_error`).
-        loss_sem: Its standard error over pairs.
+        loss_sem: Standard error of `loss` over pairs.
     """
 
     examples: int
@@ -63,7 +63,7 @@ class SimilarityEvaluator:
 
     Args:
         network: The float network: one output an example.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         batches: Called for the examples; padding has weight zero. Labels in any linear scale.
         seed: Seed of the bootstrap.
     """

@@ -60,7 +60,7 @@ _Value = _Scaled | _Fixed | None  # None: an input, or nothing that can be follo
 
 
 class Channels:
-    """Between which sites of a network channels may be scaled, and what prevents it."""
+    """Pairs of sites between which channels may be scaled, and the obstacles to it."""
 
     def __init__(self, network: Network) -> None:
         self.sites = network.sites

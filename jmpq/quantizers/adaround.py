@@ -34,7 +34,7 @@ def learn_rounding(
     row that ends worse than rounded to nearest is rounded to nearest.
 
     Args:
-        matrix: This and the others as in `round_by_hessian`.
+        matrix: Kernel W, as in `round_by_hessian`; so are the other arrays.
         hessian: H = XᵀX, X the input rows: the squared output error needs no examples.
         scale: Scale of every element.
         zero_point: Zero point of every element.

@@ -174,7 +174,7 @@ def kernels_near_codes(
 
     Args:
         network: The network.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         w_bits: Weight bits of every layer, calibrated ones.
     """
     kernels = network.kernels()

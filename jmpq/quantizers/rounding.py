@@ -38,7 +38,7 @@ def hessian_codes(
 
     Args:
         network: The network.
-        spec: Its grid and blocks; a rounding other than ``nearest``.
+        spec: Grid and blocks of the kernels; a rounding other than ``nearest``.
         bits: Bit-widths.
         scale: Per layer, ``[bits, blocks]``.
         zero_point: Per layer, ``[bits, blocks]``.

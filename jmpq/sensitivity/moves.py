@@ -40,7 +40,7 @@ class MoveNetwork:
 
     Attributes:
         network: The network.
-        quantizers: Its calibrated quantizers; every calibrated bit-width is a move.
+        quantizers: Calibrated quantizers of the network; every calibrated bit-width is a move.
         shards: Number of equal parts of a batch that are spread over devices.
             Results do not depend on it.
     """

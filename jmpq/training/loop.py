@@ -25,7 +25,7 @@ Step = Callable[[PyTree, Any, Any], tuple[PyTree, Float[Array, ""]]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train; the defaults are those of the digits network.
+    """Options of a training; the defaults are those of the digits network.
 
     Attributes:
         epochs: Passes over the training examples.
@@ -96,7 +96,7 @@ def run_steps(
     mesh: Mesh | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> tuple[PyTree, Float[np.ndarray, " steps"]]:
-    """All steps of a training, or those that an interrupted one left.
+    """Run all steps of a training, or the rest of an interrupted one.
 
     Every epoch has its own order of the examples, drawn from `seed` and its number
     (`epoch_order`).

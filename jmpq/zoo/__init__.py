@@ -7,13 +7,13 @@ published PyTorch weights, so that a state dict is read by its names.
 
 Start with `architectures`: ``build_module("resnet20")`` gives the module of a name,
 `ARCHITECTURES` lists the names, `Preprocessing` says what the inputs look like. Then
-`weights.load_weights` reads variables from a file of ours or from a published one, whichever
+`weights.load_weights` reads variables from a file of jmpq or from a published one, whichever
 the file is. The one to begin with is ``digits_resnet``: small, and its data are embedded.
 
 - `resnet`, `mobilenet`, `squeezenet`, `vgg`: networks for images; `blocks` are their pieces.
 - `bert`: encoders for sentences and their heads, attention in whole matrices or by heads.
 - `architectures`: all of them by name.
-- `weights`: variables from any file. Behind it are `tensor_files` (our safetensors files,
+- `weights`: variables from any file. Behind it are `tensor_files` (safetensors files of jmpq,
   with their header), `weights_torchvision` (state dicts of image networks; `timm_names`
   translates timm's) and `weights_bert` (published encoders).
 

@@ -113,7 +113,7 @@ def load_variables(
 
 
 def header_of(path: pathlib.Path | str) -> dict[str, Any]:
-    """Header that `save_tensors` wrote beside the tensors; empty where the file is not of ours.
+    """Header that `save_tensors` wrote beside the tensors; empty if jmpq did not write it.
 
     Raises:
         FileNotFoundError: If there is no such file.
