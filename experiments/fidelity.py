@@ -673,7 +673,7 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
     from jmpq.files import write_json
     from jmpq.sensitivity.logits.composed import Composed
     from jmpq.sensitivity.logits.superposed import Superposed
-    from jmpq.sensitivity.metrics.measured_moves import MeasuredSingle
+    from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
     from jmpq.sensitivity.metrics.taylor import FirstOrder, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
 
@@ -702,7 +702,7 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
         "forward": seconds(lambda: forward(inputs), 9),
     }
     metrics = [*metrics_for(True), FirstOrder(), GaussNewton(changes="difference")]
-    for metric in (*metrics, MeasuredSingle(kind="kl")):
+    for metric in (*metrics, MeasuredMoves(kind="kl")):
         long = ("hessian", "measured_kl", "hawq_eigenvalue", "qbert")
         repeats = 1 if metric.about.name in long else 3
         found[metric.about.name] = seconds(

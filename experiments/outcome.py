@@ -193,7 +193,7 @@ def tables(
     from jmpq.sensitivity.logits.superposed import Superposed
     from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
-    from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
+    from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
     from jmpq.sensitivity.metrics.squared_error import SquaredError
     from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, FirstOrder, GaussNewton
     from jmpq.sensitivity.table import load_sensitivities, save_sensitivities
@@ -235,7 +235,7 @@ def tables(
     ]
     work: list[tuple[Metric, Split]] = [(metric, whole) for metric in of_moves]
     if config.pair_examples and not has_activations(mode):  # with them longer than all else
-        work.append((MeasuredPairs(), whole.take(np.arange(config.pair_examples))))
+        work.append((MeasuredMoves(pairs="all"), whole.take(np.arange(config.pair_examples))))
     for metric, split in work:
         at = folder / f"{metric.about.name}.npz"
         stored = load_sensitivities(at)[metric.about.name] if at.is_file() else None

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -152,6 +153,26 @@ def test_stages_that_stand_alone_import_no_jax():
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_every_module_says_what_it_is(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        folder
+        for folder in sorted({path.parent for path in MODULES})
+        if folder.relative_to(ROOT).parts[:1]
+        in [(stage,) for stage in STAGES[: STAGES.index("run")] if stage != "solvers"]
+    ],
+    ids=lambda folder: str(folder.relative_to(ROOT)),
+)
+def test_page_of_a_stage_names_all_its_files(folder):
+    page = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    assert 20 <= len(page.splitlines()) <= 40
+    named = {word.split(".")[0] for word in re.findall(r"`([a-z0-9_.]+)`", page)}
+    named |= {word.split(".")[-1] for word in re.findall(r"`(jmpq[a-z0-9_.]+)`", page)}
+    inside = {path.parent if path.stem == "__init__" else path for path in folder.glob("*.py")}
+    inside |= {path.parent for path in folder.glob("*/__init__.py")}
+    assert {path.stem for path in inside} - {folder.stem} <= named
 
 
 def test_public_names_resolve():

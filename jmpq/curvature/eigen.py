@@ -200,7 +200,7 @@ def _absorb(
     vector: Vector,
     image: Vector,
 ) -> tuple[Basis, Float[Array, "block size"], Float[Array, " rows"], Float[Array, "_ _"]]:
-    """Put `vector` into row i; what its product adds to the space becomes pending vector j."""
+    """Put `vector` into row i; the new part of its product becomes pending vector j."""
     basis = basis.at[i].set(vector)
     column, rest, _ = orthogonalize(basis, image)
     pending = pending - jnp.outer(highest(pending, vector), vector)

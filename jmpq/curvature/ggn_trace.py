@@ -31,7 +31,8 @@ def ggn_block_traces(
     blocks as well, almost everywhere.
 
     Args:
-        logits: Of ``(params, inputs)``; of one example by itself (batch statistics frozen).
+        logits: Function of ``(params, inputs)``, each example by itself (batch statistics
+            frozen).
             Compiled once for each function: hand on the same one again.
         loss: Loss of one example, nats; any curvature, negative too.
         params: Point of expansion.

@@ -59,7 +59,7 @@ def hessian_over(
     Args:
         loss: Mean loss of one batch, nats per example, as a function of ``(params, batch)``.
         batches: Trees whose leaves have one row per example. Compiled once per shape.
-        order: Of differentiation, where nothing is kept. All give the same product.
+        order: Order of differentiation, where nothing is kept. All give the same product.
         memory_bytes: Room for linearised gradients (`linearization_bytes` each), of as many
             batches as fit. A product there does not take the gradient at `params` again, as
             long as the same `params` come (ResNet-20 on a CPU: 0.7 to 0.9 of the time).

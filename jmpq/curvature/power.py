@@ -22,7 +22,7 @@ def power_iteration(
 ) -> EigenPairs:
     """The eigenvalue of largest magnitude, stopped where it changes by less than 1 %.
 
-    For comparison with published numbers. A small change is no bound on the error: where the
+    For comparison with published numbers. A small change does not bound the error: where the
     two leading eigenvalues are close the iteration stalls between them, and where they
     differ in sign alone it never settles. `residuals` tells; `top_eigenpairs` does better.
 
@@ -30,7 +30,7 @@ def power_iteration(
         product: ``H @ tangent``.
         params: Point of expansion.
         key: Decides the starting vector (normal, norm one).
-        tolerance: On the change of vᵀHv between iterations, relative to its last value.
+        tolerance: Limit of the change of vᵀHv between iterations, relative to its last value.
         max_products: Iterations at most.
 
     Returns:

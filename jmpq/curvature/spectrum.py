@@ -122,8 +122,8 @@ def density(
     Args:
         spectrum: Nodes and weights.
         grid: Where to evaluate, in units of eigenvalues.
-        width: In units of eigenvalues; about the distance of grid points or more. Integrates
-            to one over the real line, whatever the width.
+        width: Standard deviation, in units of eigenvalues; about the distance of grid points
+            or more. The density integrates to one over the real line, whatever the width.
 
     Returns:
         Per unit of eigenvalue; `sem` over probes does not know what smoothing hides.

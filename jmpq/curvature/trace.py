@@ -16,7 +16,7 @@ Value = TypeVar("Value")  # a number, an array, or a tree with one number per le
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Estimate(Generic[Value]):
-    """A mean over random probes and what is known of its error."""
+    """A mean over random probes and its standard error."""
 
     value: Value
     sem: Value  # standard error of `value` over probes, NaN for one probe

@@ -27,7 +27,7 @@ def batches(split: Split, batch_size: int, *, last: LastBatch = "pad") -> Stream
     Args:
         split: The examples.
         batch_size: Examples per batch.
-        last: What becomes of a last batch with fewer examples. ``"pad"`` repeats the split's
+        last: Treatment of a last batch with fewer examples. ``"pad"`` repeats the split's
             first example with weight 0 up to `batch_size`, so that one compilation serves all
             batches: means must use `Batch.weights`. ``"keep"`` leaves it smaller. ``"drop"``
             leaves it out.

@@ -137,7 +137,7 @@ def _arrays(path: pathlib.Path, names: tuple[str, ...]) -> list[np.ndarray]:
 
 
 def _prepared_reader(data_dir: pathlib.Path | None) -> Reader:
-    """What tensorflow-datasets prepared as array_record, in the official order."""
+    """Reader of the array_record files of tensorflow-datasets, in the official order."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import constants
 

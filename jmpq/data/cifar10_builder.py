@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tensorflow_datasets.core import registered
 
+from jmpq.data.archives import download, prepare, report
 from jmpq.data.cifar10 import CLASSES, TFDS_VERSION
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -47,6 +48,7 @@ with registered.skip_registration():
 
         name = "cifar10"
         VERSION = tfds.core.Version(TFDS_VERSION)
+        URL = URL
         archive: pathlib.Path | None = None
         md5: Mapping[str, str] | None = MD5
 
@@ -68,7 +70,7 @@ with registered.skip_registration():
         def _split_generators(
             self, dl_manager: tfds.download.DownloadManager
         ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-            archive = self.archive or download(dl_manager, URL)
+            archive = self.archive or download(dl_manager, self.URL)
             return {name: self._generate_examples(archive, name) for name in BATCHES}
 
         def _generate_examples(
@@ -92,32 +94,14 @@ def prepare_cifar10(
     *,
     verify: bool = True,
 ) -> pathlib.Path:
-    """Prepare CIFAR-10 as array_record; nothing is done if it is there already.
+    """Prepare CIFAR-10 from ``cifar-10-python.tar.gz`` (170 MB), as `archives.prepare` does.
 
     Args:
-        archive: ``cifar-10-python.tar.gz``; None downloads it (170 MB).
+        archive: The archive; None downloads it.
         data_dir: Data folder; None: that of tensorflow-datasets.
         verify: Compare the batch files with their official MD5 sums.
-
-    Returns:
-        The folder of the prepared data.
-
-    Raises:
-        FileNotFoundError: If there is no such archive.
-        OSError: If it cannot be downloaded, or the data folder cannot be written.
-        ValueError: If the archive is not the official one.
     """
-    if archive is not None and not pathlib.Path(archive).is_file():
-        raise FileNotFoundError(
-            f"There is no archive {archive}. Download {URL}, or leave --archive out."
-        )
-    builder = Cifar10(
-        data_dir=None if data_dir is None else str(data_dir), file_format="array_record"
-    )
-    builder.archive = None if archive is None else pathlib.Path(archive)
-    builder.md5 = MD5 if verify else None
-    builder.download_and_prepare()
-    return pathlib.Path(builder.data_path)
+    return prepare(Cifar10, archive, data_dir, md5=MD5 if verify else None)
 
 
 def read_archive(
@@ -148,21 +132,6 @@ def read_archive(
         ) from error
 
 
-def download(dl_manager: tfds.download.DownloadManager, url: str) -> pathlib.Path:
-    """Download an archive.
-
-    Raises:
-        OSError: If that fails.
-    """
-    try:
-        return pathlib.Path(dl_manager.download(url))
-    except (OSError, tfds.download.DownloadError) as error:
-        raise OSError(
-            f"Cannot download {url} ({type(error).__name__}). Download it elsewhere and give "
-            "the file with --archive."
-        ) from error
-
-
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles arrays and plain values and nothing that could run."""
 
@@ -185,13 +154,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--archive", help="cifar-10-python.tar.gz; default: download (170 MB)")
     parser.add_argument("--data-dir", help="default: the folder of tensorflow-datasets")
-    arguments = parser.parse_args()
-    try:
-        print(f"CIFAR-10 is in {prepare_cifar10(arguments.archive, arguments.data_dir)}")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    given = parser.parse_args()
+    return report("CIFAR-10", lambda: prepare_cifar10(given.archive, given.data_dir))
 
 
 if __name__ == "__main__":

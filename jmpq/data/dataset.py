@@ -1,4 +1,4 @@
-"""What a data set is here: two splits, each knowing where its examples come from."""
+"""A data set: two splits, each knowing where its examples come from."""
 
 import dataclasses
 import hashlib
@@ -67,7 +67,7 @@ class Split:
         indices: Positions in the whole `source` split.
         normalization: From raw inputs to the network's.
         seed: Seed of the draw that chose these examples; None for a whole split.
-        note: What a reader of results must know of them.
+        note: Remark that a reader of results must know.
     """
 
     dataset: str
@@ -132,7 +132,7 @@ class Split:
         return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
-        """What an artifact says of the examples it was made from (JSON)."""
+        """JSON description of the examples, kept by the artifacts made from them."""
         return {
             "dataset": self.dataset,
             "source": self.source,
@@ -151,8 +151,8 @@ class Dataset:
         name: Name, as `load_dataset` takes it.
         classes: Names of the classes, in the order of the labels.
         read: Reads one split.
-        note: What a reader of results must know of the examples.
-        tokenizer: What made tokens of sentences; None of images.
+        note: Remark on the examples that a reader of results must know.
+        tokenizer: Tokenizer of the sentences; None for images.
     """
 
     name: str

@@ -83,7 +83,7 @@ def glue(
 
     Args:
         task: See `read_glue`.
-        tokenizer: That of the network.
+        tokenizer: Tokenizer of the network.
         data_dir: See `read_glue`.
         train: The part to train, or to calibrate, on.
         heldout: The part that is held out.
@@ -95,14 +95,14 @@ def glue(
     parts: dict[Source, Part] = {"train": train, "heldout": heldout}
 
     def read(source: Source) -> Split:
-        found = read_glue(task, parts[source], data_dir)
+        sentences = read_glue(task, parts[source], data_dir)
         tokens = (
-            tokenizer(found.first)
-            if found.second is None
-            else tokenizer.pairs(found.first, found.second)
+            tokenizer(sentences.first)
+            if sentences.second is None
+            else tokenizer.pairs(sentences.first, sentences.second)
         )
         name = f"{task} {parts[source]}"
-        return whole_split(name, source, tokens, found.labels, TrimPadding())
+        return whole_split(name, source, tokens, sentences.labels, TrimPadding())
 
     classes = SENTIMENTS if task == "sst2" else ()
     return Dataset(name=task, classes=classes, read=read, tokenizer=tokenizer)
@@ -121,15 +121,15 @@ def _read_table(task: str, path: pathlib.Path) -> Sentences:
     if task == "sst2" and rows[:1] != [["sentence", "label"]]:
         raise ValueError(f"{path} must begin with the header 'sentence<TAB>label'.")
     skipped = 1 if task == "sst2" else 0
-    found = []
+    examples = []
     for number, row in enumerate(rows[skipped:], skipped + 1):
         try:
-            found.append(parse(row))
+            examples.append(parse(row))
         except (ValueError, IndexError) as error:
             raise ValueError(
                 f"{path}, line {number}: {error}; got {len(row)} columns."
             ) from None
-    return _sentences(task, found)
+    return _sentences(task, examples)
 
 
 def _sentiment(row: Sequence[str]) -> tuple[str, None, float]:

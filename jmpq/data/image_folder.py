@@ -49,8 +49,8 @@ def image_folder(
 
     Args:
         path: The folder, or the archive.
-        preprocessing: What the network expects.
-        name: Of the data set.
+        preprocessing: Size and normalisation that the network expects.
+        name: Name of the data set.
         note: See `Dataset`.
 
     Raises:

@@ -26,11 +26,11 @@ SAMPLE = "images224.zip"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedData:
     """A data set of tensorflow-datasets.
 
     Attributes:
-        config: Its variant, and folder below the name's; none where empty.
+        config: Variant, and folder below the name's; none where empty.
         version: The version read.
         splits: Name of our sources there.
         how: How it is prepared.
@@ -44,7 +44,7 @@ class Prepared:
 
 BUILDER = "python -m jmpq.data.imagenet_builder"
 PREPARED = {
-    "imagenet2012": Prepared(
+    "imagenet2012": PreparedData(
         config="",
         version="5.1.0",
         splits={"train": "train", "heldout": "validation"},
@@ -56,13 +56,13 @@ PREPARED = {
             "--file_format array_record. imagenette and imagenet_v2 need no account"
         ),
     ),
-    "imagenet_v2": Prepared(
+    "imagenet_v2": PreparedData(
         config="matched-frequency",
         version="3.0.0",
         splits={"heldout": "test"},
         how=f"Download and prepare it (1.2 GB) with: {BUILDER} imagenet_v2",
     ),
-    "imagenette": Prepared(
+    "imagenette": PreparedData(
         config="full-size-v2",
         version="1.0.0",
         splits={"train": "train", "heldout": "validation"},
@@ -79,15 +79,15 @@ def imagenet_sample(
     Args:
         data_dir: The folder (or the one that has it as ``imagenet/``) with ``images224.zip``,
             JPEG files ``NNNN_wnid.jpg`` by class index, and ``classes.txt``.
-        preprocessing: What the network expects; only its crop and normalisation matter.
+        preprocessing: Preprocessing of the network; only its crop and normalisation matter.
 
     Raises:
         FileNotFoundError: If it is not there.
         ValueError: If the network wants images larger than 224 pixels.
     """
     folders = [pathlib.Path(data_dir), pathlib.Path(data_dir) / "imagenet"] if data_dir else []
-    found = [f / SAMPLE for f in folders if (f / SAMPLE).is_file()]
-    if not found:
+    archives = [f / SAMPLE for f in folders if (f / SAMPLE).is_file()]
+    if not archives:
         places = " or ".join(map(str, folders)) or "no folder"
         raise FileNotFoundError(
             f"No {SAMPLE} in {places}: give the folder of the images with --data-dir."
@@ -97,18 +97,18 @@ def imagenet_sample(
             f"The sample has images of 224 pixels; the network wants {preprocessing.crop}."
         )
     cropped = dataclasses.replace(preprocessing, resize=224)
-    return image_folder(found[0], cropped, name="imagenet_sample", note=SAMPLE_NOTE)
+    return image_folder(archives[0], cropped, name="imagenet_sample", note=SAMPLE_NOTE)
 
 
 def prepared_imagenet(
     name: str, data_dir: pathlib.Path | str | None, preprocessing: Preprocessing
 ) -> Dataset:
-    """What tensorflow-datasets prepared as array_record, in the order it is stored in.
+    """A data set prepared as array_record by tensorflow-datasets, in its stored order.
 
     Args:
         name: One of `PREPARED`.
-        data_dir: Its data folder; None for the usual one.
-        preprocessing: What the network expects.
+        data_dir: Data folder of tensorflow-datasets; None for the usual one.
+        preprocessing: Size and normalisation that the network expects.
 
     Raises:
         FileNotFoundError: If it is not prepared (the message says how to), or has not the

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
-from jmpq.data.cifar10_builder import download
+from jmpq.data.archives import download, prepare, report
 from jmpq.data.imagenet import PREPARED
 
 # Not registered: the names stay those of the builders of tensorflow-datasets itself.
@@ -103,41 +103,17 @@ def prepare_images(
     archive: pathlib.Path | str | None = None,
     data_dir: pathlib.Path | str | None = None,
 ) -> pathlib.Path:
-    """Prepare a data set as array_record; nothing is done if it is there already.
-
-    Args:
-        name: ``"imagenette"`` or ``"imagenet_v2"``.
-        archive: The tar archive; None downloads it.
-        data_dir: Data folder; None: that of tensorflow-datasets.
-
-    Returns:
-        The folder of the prepared data.
-
-    Raises:
-        FileNotFoundError: If there is no such archive.
-        OSError: If it cannot be downloaded, or the data folder cannot be written.
-        ValueError: If the archive is another one.
-    """
-    made = BUILDERS[name]
-    if archive is not None and not pathlib.Path(archive).is_file():
-        raise FileNotFoundError(
-            f"There is no archive {archive}. Download {made.URL}, or leave --archive out."
-        )
-    builder = made(
-        data_dir=None if data_dir is None else str(data_dir), file_format="array_record"
-    )
-    builder.archive = None if archive is None else pathlib.Path(archive)
-    builder.download_and_prepare()
-    return pathlib.Path(builder.data_path)
+    """Prepare ``"imagenette"`` or ``"imagenet_v2"``, as `archives.prepare` does."""
+    return prepare(BUILDERS[name], archive, data_dir)
 
 
 def read_tar(archive: pathlib.Path, folder: str) -> Iterator[tuple[str, str, bytes]]:
     """Class folder, file name and bytes of the images below a folder of an archive.
 
     Raises:
-        ValueError: If it is no tar archive, or has no such folder.
+        ValueError: If it is not a tar archive, or has no such folder.
     """
-    found = False
+    count = 0
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -148,11 +124,11 @@ def read_tar(archive: pathlib.Path, folder: str) -> Iterator[tuple[str, str, byt
                     continue
                 file = tar.extractfile(member)
                 assert file is not None
-                found = True
+                count += 1
                 yield path.parent.name, path.name, file.read()
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{archive} is not a readable tar archive: {error}.") from error
-    if not found:
+    if not count:
         raise ValueError(
             f"{archive} has no images in {folder}/CLASS/: it is another one, or newer."
         )
@@ -165,13 +141,7 @@ def main() -> int:
     parser.add_argument("--archive", help="the tar archive; default: download it")
     parser.add_argument("--data-dir", help="default: the folder of tensorflow-datasets")
     given = parser.parse_args()
-    try:
-        place = prepare_images(given.name, given.archive, given.data_dir)
-        print(f"{given.name} is in {place}")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return report(given.name, lambda: prepare_images(given.name, given.archive, given.data_dir))
 
 
 if __name__ == "__main__":

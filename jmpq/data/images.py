@@ -16,12 +16,12 @@ from jmpq.zoo.architectures import Preprocessing
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedImages:
-    """What looks like an array [images, crop, crop, 3] of uint8 and decodes what is indexed.
+    """An array [images, crop, crop, 3] of uint8 whose images are decoded when indexed.
 
     Attributes:
         read: The bytes of an encoded image, from its index.
-        name: Its name, for errors.
-        indices: Which images these are, in order.
+        name: Name of an image, for errors.
+        indices: Indices of these images, in order.
         preprocessing: How they are resized and cropped (not normalised).
     """
 
@@ -53,7 +53,7 @@ class EncodedImages:
         """Decode the images at these positions, on all cores.
 
         Raises:
-            ValueError: If one is no readable image; it is named.
+            ValueError: If one is not a readable image; it is named.
         """
         chosen = [int(i) for i in self.indices[positions]]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -79,7 +79,7 @@ class EncodedImages:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedLabels:
-    """What looks like an array of labels and reads those that are indexed.
+    """An array of labels that are read when they are indexed.
 
     Attributes:
         read: The label of an index.

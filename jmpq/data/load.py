@@ -37,8 +37,9 @@ def load_dataset(
             ``"image_folder"``, or ``"sst2"`` (sentences).
         data_dir: Local data folder, see `cifar10`, `imagenet_sample`, `prepared_imagenet`,
             `image_folder` and `glue`; digits need none and ignore it.
-        preprocessing: What the network expects of images; digits and CIFAR-10 have their own.
-        tokenizer: What makes the network's tokens of sentences.
+        preprocessing: Size and normalisation of the network's images; digits and CIFAR-10
+            have their own.
+        tokenizer: Tokenizer of the network.
 
     Raises:
         ValueError: If there is no data set of that name, or preprocessing or tokenizer are

@@ -8,7 +8,7 @@ from jmpq.data.dataset import Dataset, Source, Split
 def calibration_split(
     dataset: Dataset, source: Source = "heldout", *, examples: int = 1024, seed: int = 0
 ) -> tuple[Split, Split]:
-    """Draw calibration examples, and say on what to report accuracy.
+    """Draw calibration examples, and give those to report accuracy on.
 
     Args:
         dataset: The data set.

@@ -74,16 +74,16 @@ class Tokenizer:
         texts = (
             list(sentences) if seconds is None else list(zip(sentences, seconds, strict=True))
         )
-        found = self.backend.encode_batch(texts)
-        if cut := sum(bool(encoding.overflowing) for encoding in found):
+        encodings = self.backend.encode_batch(texts)
+        if cut := sum(bool(encoding.overflowing) for encoding in encodings):
             warnings.warn(
-                f"{cut} of {len(found)} sentences have more than {self.max_length} tokens and "
-                "were cut. Raise max_length to keep them whole.",
+                f"{cut} of {len(encodings)} sentences have more than {self.max_length} tokens "
+                "and were cut. Raise max_length to keep them whole.",
                 stacklevel=2,
             )
-        length = max((len(encoding.ids) for encoding in found), default=1)
-        arrays = {key: np.zeros((len(found), length), np.int32) for key in TOKEN_KEYS}
-        for row, encoding in enumerate(found):
+        length = max((len(encoding.ids) for encoding in encodings), default=1)
+        arrays = {key: np.zeros((len(encodings), length), np.int32) for key in TOKEN_KEYS}
+        for row, encoding in enumerate(encodings):
             count = len(encoding.ids)
             arrays["input_ids"][row, :count] = encoding.ids
             arrays["attention_mask"][row, :count] = 1
@@ -113,7 +113,7 @@ def read_tokenizer(
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If the package `tokenizers` is not installed.
-        ValueError: If the file is no tokenizer of a BERT.
+        ValueError: If the file is not a tokenizer of a BERT.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -130,7 +130,7 @@ def read_tokenizer(
             saved, lines = None, path.read_text(encoding="utf-8").splitlines()
             vocabulary = {token: i for i, token in enumerate(lines)}
     except Exception as error:  # of the package, of no class of its own
-        raise ValueError(f"{path} is no tokenizer: {error}.") from error
+        raise ValueError(f"{path} is not a valid tokenizer: {error}.") from error
     if missing := [token for token in SPECIAL if token not in vocabulary]:
         raise ValueError(
             f"{path} is not of a BERT: its vocabulary lacks {', '.join(missing)}. Give the "
@@ -167,18 +167,18 @@ def train_tokenizer(
     empty: dict[str, int] = {token: i for i, token in enumerate((*SPECIAL, MASK))}
     backend = tokenizers.BertWordPieceTokenizer(empty, lowercase=lowercase)
     normalize = backend.normalizer.normalize_str
-    found = sorted({c for s in sentences for c in normalize(s) if not c.isspace()})
-    if not found:
+    characters = sorted({c for s in sentences for c in normalize(s) if not c.isspace()})
+    if not characters:
         raise ValueError(
             f"{len(sentences)} sentences without a word: give sentences to make a tokenizer of."
         )
     # The trainer numbers the pieces of words in the order of a hash table, and equally
     # frequent pairs by those numbers: given beforehand, in order, they are always the same.
-    first = [*empty, *found, *(f"##{c}" for c in found)]
+    first = [*empty, *characters, *(f"##{c}" for c in characters)]
     if vocab_size < len(first):
         raise ValueError(
-            f"vocab_size={vocab_size} is too few: the sentences have {len(found)} characters, "
-            f"which alone are {len(first)} tokens. Give more."
+            f"vocab_size={vocab_size} is too few: the sentences have {len(characters)} "
+            f"characters, which alone are {len(first)} tokens. Give more."
         )
     learned = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=SPECIAL[1]))
     learned.normalizer, learned.pre_tokenizer = backend.normalizer, backend.pre_tokenizer

@@ -26,7 +26,7 @@ EPSILON = 1e-5  # added to variances, as batch normalisation adds it
 
 
 class Correction(NamedTuple):
-    """What a site's output is multiplied with, then what is added, channel by channel.
+    """Factor of a site's output, then a term added to it, channel by channel.
 
     Shaped to broadcast against the output. The gain folds into the scales of a kernel
     quantized per output channel, the shift into a bias or the batch normalisation after it.
@@ -76,7 +76,7 @@ def find_corrections(
 
     Args:
         network: The float network.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         w_bits: Weight bits of every layer.
         a_bits: Activation bits of every layer's input.
         inputs: Calibration inputs, all in one batch: what a layer needs depends on what the

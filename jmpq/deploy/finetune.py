@@ -40,7 +40,7 @@ from jmpq.network.precision import products_in
 from jmpq.network.walk import Rule, bind
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.quantizers.learned import (
-    Rows,
+    ScaleRows,
     gradient_factors,
     kernels_near_codes,
     rows_of,
@@ -67,7 +67,7 @@ SCHEDULE = TrainConfig(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """How to fine-tune.
+    """Options of a fine-tuning.
 
     Attributes:
         training: Epochs, batches, optimizer and its schedule, augmentation, checkpoints.
@@ -77,7 +77,7 @@ class FinetuneConfig:
         distillation: Weight of T²·KL(float network ‖ quantized), both at temperature T; the
             rest is the weight of cross entropy. With 1 the labels are not looked at.
         temperature: T: logits are divided by it for distillation.
-        dtype: Of convolutions and matrix products; parameters, scales and all else stay
+        dtype: Type of convolutions and matrix products; parameters, scales and all else stay
             float32.
         correct: Corrections of the layers' outputs before the first step: none, of their means
             (``bias``), or of means and variances (``batch_norm``).
@@ -111,27 +111,27 @@ class FinetuneConfig:
                 raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}.")
 
 
-class Fixed(NamedTuple):
-    """What does not change in a fine-tuning.
+class Constants(NamedTuple):
+    """The constants of one fine-tuning.
 
     Attributes:
         network: The float network, which teaches.
-        quantizers: With the calibrated scales.
+        quantizers: Quantizers with the calibrated scales.
         w_bits: Weight bits of every layer.
         a_bits: Activation bits of every layer's input.
         scale: Calibrated scales.
         zero_point: Zero points.
-        factors: Of the gradients of scales, per layer and per site; none with ``ste``.
-        corrections: Of the layers' outputs.
-        key: Of augmentation.
+        factors: Factors of the gradients of scales, per layer and per site; none with ``ste``.
+        corrections: Corrections of the layers' outputs.
+        key: Key of the augmentation.
     """
 
     network: Network
     quantizers: Quantizers
     w_bits: Int[Array, " layers"]
     a_bits: Int[Array, " layers"]
-    scale: Rows
-    zero_point: Rows
+    scale: ScaleRows
+    zero_point: ScaleRows
     factors: tuple[list[float], list[float]] | None
     corrections: Corrections
     key: Array
@@ -158,13 +158,13 @@ def finetune(
 
     Args:
         network: The float network; it teaches, and its parameters are the start.
-        quantizers: Its calibrated quantizers; the scales are the start.
+        quantizers: Calibrated quantizers of the network; the scales are the start.
         allocation: The allocation to train for; layers that it does not name stay
             unquantized.
         split: Training examples.
         config: How to fine-tune; None for the defaults.
         examples: Calibration inputs in one batch, for `FinetuneConfig.correct`.
-        seed: Of the order of examples and augmentation.
+        seed: Seed of the order of examples and of augmentation.
         checkpoints: Folder for the state. An interrupted fine-tuning called again with the
             same arguments goes on from there, to the same result as without interruption; a
             finished one returns at once.
@@ -248,8 +248,8 @@ def start(
     examples: PyTree,
     seed: int,
     total: int,
-) -> tuple[Fixed, dict[str, PyTree]]:
-    """What stays, and the first state: what is learned, the optimizer's memory, the step."""
+) -> tuple[Constants, dict[str, PyTree]]:
+    """The constants, and the first state: learned arrays, optimizer state, step."""
     scale, zero_point = rows_of(network, quantizers, w_bits, a_bits)
     factors = None
     if config.method == "lsq":
@@ -264,7 +264,7 @@ def start(
         nearest = with_rows(quantizers, scale, zero_point)
         find = jax.jit(find_corrections, static_argnames="kind")
         corrections = find(begun, nearest, *bits, examples, moments, config.correct)
-    fixed = Fixed(
+    fixed = Constants(
         network=network,
         quantizers=with_rows(quantizers, scale, zero_point),
         w_bits=bits[0],
@@ -289,7 +289,7 @@ def start(
 @functools.partial(jax.jit, static_argnames=("config", "total"), donate_argnums=0)
 def finetune_step(
     state: dict[str, PyTree],
-    fixed: Fixed,
+    fixed: Constants,
     inputs: PyTree,
     labels: Int[Array, " batch"],
     *,
@@ -318,7 +318,7 @@ def finetune_step(
 
 def mean_loss(
     learned: dict[str, PyTree],
-    fixed: Fixed,
+    fixed: Constants,
     inputs: PyTree,
     labels: Int[Array, " batch"],
     teacher: Float[Array, "batch classes"] | None,

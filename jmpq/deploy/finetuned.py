@@ -27,14 +27,14 @@ KINDS = ("weights", "activations")
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Finetuned:
-    """What fine-tuning under one allocation left.
+    """The result of fine-tuning under one allocation.
 
     Attributes:
         network: The network with its new parameters, not yet quantized.
         quantizers: The scales, meant for this allocation and no other.
         allocation: Choice of every layer, unquantized ones included.
-        corrections: Of the layers' outputs, found before the first step, by site.
-        losses: Of every step, nats per example.
+        corrections: Corrections of the layers' outputs, made before the first step, by site.
+        losses: Training loss of every step, nats per example.
     """
 
     network: Network
@@ -50,7 +50,7 @@ class Finetuned:
         return bit_arrays(names, [self.allocation])[0]
 
     def logits(self, inputs: PyTree) -> Float[Array, "batch classes"]:
-        """Of the quantized network."""
+        """Logits of the quantized network."""
         w_bits, a_bits = map(jnp.array, self.bits)
         inputs = jax.tree.map(jnp.asarray, inputs)
         return corrected_logits(
@@ -136,7 +136,8 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such file, or of another network: the tensor or layer is named.
+        ValueError: If it is not such a file, or of another network: the tensor or layer is
+            named.
     """
     tensors, header = load_tensors(path)
     record = header["metadata"]
@@ -150,8 +151,8 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
         for name, leaf in _named(network.params)
     ]
     for name, leaf in _named(network.state):
-        found = _tensor(path, tensors, f"state/{name}", leaf.shape)
-        if not np.array_equal(found, leaf):
+        stored = _tensor(path, tensors, f"state/{name}", leaf.shape)
+        if not np.array_equal(stored, leaf):
             raise ValueError(
                 f"{path} is of another network: its frozen statistics {name!r} differ. Give "
                 "the network that was fine-tuned."
@@ -168,12 +169,12 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
         widths = tuple(sorted(set(bits[i]) - {FLOAT_BITS})) if spec else ()
         rows: dict[str, tuple[Array, ...]] = {}
         for what, default in (("scale", 1.0), ("zero_point", 0.0)):
-            found = []
+            by_bits = []
             for name in names[i]:
                 scale = tensors.get(f"{kind}/{name}/scale", np.ones(1, dtype))
                 row = tensors.get(f"{kind}/{name}/{what}", np.full_like(scale, default))
-                found.append(jnp.broadcast_to(jnp.asarray(row), (len(widths), len(row))))
-            rows[what] = tuple(found)
+                by_bits.append(jnp.broadcast_to(jnp.asarray(row), (len(widths), len(row))))
+            rows[what] = tuple(by_bits)
         if spec or kind == "weights":
             spec_class = KernelSpec if kind == "weights" else InputSpec
             scales[kind] = Scales(spec=read_spec(spec_class, spec or {}), bits=widths, **rows)
@@ -204,11 +205,11 @@ def _tensor(
     name: str,
     shape: tuple[int, ...],
 ) -> np.ndarray:
-    found = tensors.get(name)
-    if found is None or found.shape != shape:
-        what = "absent" if found is None else f"of shape {found.shape}"
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != shape:
+        what = "absent" if tensor is None else f"of shape {tensor.shape}"
         raise ValueError(
             f"{path} is of another network: {name!r} is {what}, expected {shape}. Give the "
             "network that was fine-tuned."
         )
-    return found
+    return tensor

@@ -25,6 +25,7 @@ from jmpq.deploy.correction import (
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.training.evaluate import standard_error
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
 
 CANDIDATES_PER_CALL = 8
@@ -32,7 +33,7 @@ CANDIDATES_PER_CALL = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was measured on some examples; `*_sem` are standard errors over examples.
+    """Measurements on some examples; `*_sem` are standard errors over examples.
 
     Attributes:
         examples: Number of examples.
@@ -77,7 +78,7 @@ class Evaluator:
 
     Args:
         network: The float network.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         batches: Called for the examples; batches of one size, padding with weight zero. Or
             (inputs, labels) of every batch, as `analyse` takes them, nothing of it padding.
         loss: Loss of one example, nats.
@@ -166,8 +167,8 @@ class Evaluator:
             own = self._place(jnp.asarray(batch.labels))
             top1, top5 = (to_host(among(z, own, k)) for k in (1, 5))
             same = np.ones_like(losses)
-            found = [losses, 0 * losses, top1, top5, same, losses]
-            rows.append(np.stack(found)[:, counts])
+            scores = [losses, 0 * losses, top1, top5, same, losses]
+            rows.append(np.stack(scores)[:, counts])
         return outcome_of(np.concatenate(rows, axis=1))
 
     def __call__(
@@ -212,12 +213,12 @@ class Evaluator:
         return bits
 
     def corrections(self, bits: Int[np.ndarray, "allocations 2 layers"]) -> Corrections:
-        """Of at most `candidates_per_call` allocations, which are the first axis."""
+        """Corrections of at most `candidates_per_call` allocations: the first axis."""
         if self.correct == "none":
             count = len(bits)
             return jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), self.fixed)
         network, _, quantizers = self._models(self.examples)
-        found = _corrections(
+        corrections = _corrections(
             network,
             quantizers,
             self.correct,
@@ -225,7 +226,7 @@ class Evaluator:
             self._place(self.examples),
             self._moments,
         )
-        return jax.tree.map(lambda x: to_host(x)[: len(bits)], found)
+        return jax.tree.map(lambda x: to_host(x)[: len(bits)], corrections)
 
     def _padded(self, array: np.ndarray) -> np.ndarray:
         """With as many rows as allocations in a call: one shape, one compilation."""
@@ -238,13 +239,13 @@ class Evaluator:
         batch: Batch,
         corrections: Corrections,
     ) -> Float[np.ndarray, "allocations 6 examples"]:
-        """What at most `candidates_per_call` allocations make of one batch, example by example.
+        """Scores of at most `candidates_per_call` allocations on one batch, example by example.
 
         Args:
             bits: Weight and activation bits.
-            number: Which of the batches it is.
+            number: Position of the batch.
             batch: The batch.
-            corrections: Of these allocations.
+            corrections: Corrections for these allocations.
 
         Returns:
             Loss, KL, whether the label is among the top one and the top five, whether the
@@ -253,7 +254,7 @@ class Evaluator:
         z, losses, counts = self.reference()[number]
         inputs, labels = self._place((batch.inputs, batch.labels))
         network, _, quantizers = self._models(inputs)
-        found = _scores(
+        scores = _scores(
             network,
             quantizers,
             self.loss,
@@ -263,9 +264,9 @@ class Evaluator:
             labels,
             z,
         )
-        found = to_host(found)[: len(bits)].astype(np.float64)
+        scores = to_host(scores)[: len(bits)].astype(np.float64)
         base = np.broadcast_to(losses, (len(bits), 1, len(losses)))
-        return np.concatenate([found, base], axis=1)[:, :, counts]
+        return np.concatenate([scores, base], axis=1)[:, :, counts]
 
 
 def _unpadded(batches: Sequence[tuple[PyTree, Any]]) -> Iterator[Batch]:
@@ -344,21 +345,17 @@ def among(
 def outcome_of(scores: Float[np.ndarray, "6 examples"]) -> Outcome:
     """Means and standard errors over examples, in float64."""
     loss, kl, top1, top5, agrees, base = scores
-
-    def sem(x: np.ndarray) -> float:
-        return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-
     return Outcome(
         examples=len(loss),
         loss=float(loss.mean()),
-        loss_sem=sem(loss),
+        loss_sem=standard_error(loss),
         increase=float((loss - base).mean()),
-        increase_sem=sem(loss - base),
+        increase_sem=standard_error(loss - base),
         kl=float(kl.mean()),
-        kl_sem=sem(kl),
+        kl_sem=standard_error(kl),
         top1=float(top1.mean()),
-        top1_sem=sem(top1),
+        top1_sem=standard_error(top1),
         top5=float(top5.mean()),
-        top5_sem=sem(top5),
+        top5_sem=standard_error(top5),
         agreement=float(agrees.mean()),
     )

@@ -20,7 +20,7 @@ class Race:
     Attributes:
         best: Index of the allocation of least mean among those that finished.
         finished: Whether an allocation was measured on all examples.
-        outcomes: Of every allocation, on the examples it was measured on.
+        outcomes: Outcome of every allocation, on the examples it was measured on.
     """
 
     best: int
@@ -52,11 +52,11 @@ def race(
     Args:
         evaluator: Measures; its batches should hold some 50 examples or more, in random order.
         allocations: The allocations.
-        by: What is to be least: the loss, or the KL divergence to the float network.
+        by: Quantity to minimise: the loss, or the KL divergence to the float network.
         error: Probability of losing the best allocation.
 
     Raises:
-        ValueError: If there is no allocation, `error` is no probability below one half, or a
+        ValueError: If there is no allocation, `error` is not between 0 and 0.5, or a
             layer is given bits that were not calibrated.
 
     References:
@@ -70,8 +70,8 @@ def race(
         )
     step, row = evaluator.candidates_per_call, ("loss", "kl").index(by)
     chunks = [np.arange(i, min(i + step, len(bits))) for i in range(0, len(bits), step)]
-    found = [evaluator.corrections(bits[chunk]) for chunk in chunks]
-    corrections = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    by_chunk = [evaluator.corrections(bits[chunk]) for chunk in chunks]
+    corrections = jax.tree.map(lambda *parts: np.concatenate(parts), *by_chunk)
     level = error / (len(bits) * len(evaluator.reference()))
     seen: list[list[np.ndarray]] = [[] for _ in bits]  # scores, batch by batch
     alive, best = np.arange(len(bits)), 0  # best: its place in alive

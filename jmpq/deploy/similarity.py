@@ -19,6 +19,7 @@ from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
 from jmpq.quantizers.spec import InputSpec
+from jmpq.training.evaluate import standard_error
 
 RESAMPLES = 200  # of the bootstrap
 Examples = Float[np.ndarray, " examples"]
@@ -26,18 +27,18 @@ Examples = Float[np.ndarray, " examples"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimilarityOutcome:
-    """What was measured on some pairs of sentences.
+    """Measurements on some pairs of sentences.
 
     Attributes:
         examples: Number of pairs.
         spearman: Rank correlation of the network's similarity with the label.
         pearson: Linear correlation of the two.
         drop: Spearman of the float network minus `spearman`.
-        drop_sem: Its standard error: `drop` over bootstrap samples of the pairs, the same for
+        drop_sem: Standard error of `drop` over bootstrap samples of the pairs, the same for
             both networks.
         loss: Mean ½(similarity − that of the float network)², nats per example (see
             `jmpq.training.losses.squared_error`).
-        loss_sem: Its standard error over pairs.
+        loss_sem: Standard error of `loss` over pairs.
     """
 
     examples: int
@@ -62,9 +63,9 @@ class SimilarityEvaluator:
 
     Args:
         network: The float network: one output an example.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         batches: Called for the examples; padding has weight zero. Labels in any linear scale.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
 
     def __init__(
@@ -79,9 +80,7 @@ class SimilarityEvaluator:
         self.batches, self.seed = batches, seed
 
     @functools.cached_property
-    def reference(
-        self,
-    ) -> tuple[Float[np.ndarray, " examples"], Float[np.ndarray, " examples"]]:
+    def reference(self) -> tuple[Examples, Examples]:
         """Similarities by the float network, and labels."""
         labels = [np.asarray(b.labels, np.float64)[b.weights > 0] for b in self.batches()]
         idle = np.full(len(self.network.layers), FLOAT_BITS)
@@ -142,8 +141,7 @@ def outcome_of(
     """Correlations and losses; NaN where similarities are not finite or all the same."""
     count = len(labels)
     losses = 0.5 * np.square(similarities - reference)
-    sem = losses.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
-    found, exact = _spearman(similarities, labels), _spearman(reference, labels)
+    quantized, exact = _spearman(similarities, labels), _spearman(reference, labels)
     drops = []
     rng = np.random.default_rng(seed)
     for _ in range(RESAMPLES):
@@ -153,12 +151,12 @@ def outcome_of(
         )
     return SimilarityOutcome(
         examples=count,
-        spearman=found,
+        spearman=quantized,
         pearson=_pearson(similarities, labels),
-        drop=exact - found,
+        drop=exact - quantized,
         drop_sem=float(np.std(drops, ddof=1)),
         loss=float(losses.mean()),
-        loss_sem=float(sem),
+        loss_sem=standard_error(losses),
     )
 
 

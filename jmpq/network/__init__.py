@@ -21,5 +21,6 @@ Rules of the same walk read the graph: `ties` (layers that should share bits), `
 (layers between which channels may be scaled), `piecewise` (no curvature but by products).
 Transforms give another network: `fold` (batch normalisation), `equalize` (ranges of channels,
 caps); `precision` runs the products in a lower precision. `patches` writes a layer as a
-matrix product. `layers` is the layer table by itself, which needs no JAX.
+matrix product. `layers` is the layer table by itself, which needs no JAX; `tree_paths` names
+the leaves of parameters.
 """

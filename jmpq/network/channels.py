@@ -60,7 +60,7 @@ _Value = _Scaled | _Fixed | None  # None: an input, or nothing that can be follo
 
 
 class Channels:
-    """Between which sites of a network channels may be scaled, and what prevents it."""
+    """Pairs of sites between which channels may be scaled, and the obstacles to it."""
 
     def __init__(self, network: Network) -> None:
         self.sites = network.sites
@@ -96,7 +96,7 @@ class Channels:
         ]
 
     def reasons(self) -> dict[str, str]:
-        """What stopped the scales after each layer."""
+        """Reason that stopped the scales, by the layer before."""
         return {self.sites[site].layer.name: why for site, why in self._reasons.items()}
 
     def _read(self, value: _Value, uses: int) -> _Value:
@@ -133,7 +133,7 @@ class Channels:
         return _Scaled(index, len(batch) if operation.operand == 0 else last)
 
     def _apply(self, eqn: Any, ins: Sequence[_Value]) -> _Value:
-        """What an operation without a kernel makes of its operands."""
+        """Results of an operation without a kernel."""
         scaled = [x for x in ins if isinstance(x, _Scaled)]
         fixed = [x for x in ins if isinstance(x, _Fixed)]
         if len(fixed) == len(ins):

@@ -23,7 +23,7 @@ def fold_batch_norm(
 
     Args:
         module: Called as ``module.apply(variables, inputs, **call)``.
-        variables: With frozen statistics; not changed.
+        variables: Variables with frozen statistics; not changed.
         example: Inputs of any batch size, or their shapes.
         call: Arguments of evaluation mode, as ``train=False``.
 

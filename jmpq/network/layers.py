@@ -1,4 +1,4 @@
-"""The layer table: what the later stages know of a network. Plain data, no JAX."""
+"""The layer table: all that later stages know of a network. Plain data, no JAX."""
 
 import dataclasses
 import math

@@ -175,7 +175,7 @@ class Network:
 
         Args:
             module: The module, called as ``module.apply(variables, inputs, **call)``.
-            variables: What ``module.init`` returned or training left.
+            variables: Variables that ``module.init`` returned or training left.
             example: Inputs of any batch size.
             tied: See `from_function`.
             ignore: See `from_function`.

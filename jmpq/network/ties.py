@@ -55,7 +55,7 @@ class _Value:
 
 
 class _Flow:
-    """Which sites of a network feed which, and what is added."""
+    """The sites that feed each other in a network, and the outputs that are added."""
 
     def __init__(self, network: Network) -> None:
         self.sites = network.sites

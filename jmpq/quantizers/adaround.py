@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jmpq.quantizers.gptq import DAMPING
+from jmpq.quantizers.gptq import DAMPING, damped
 
 STEPS, LEARNING_RATE, PENALTY = 1000, 0.03, 10.0
 STRETCH = -0.1, 1.1  # the sigmoid is stretched to these and cut at 0 and 1, as in AdaRound
@@ -34,32 +34,30 @@ def learn_rounding(
     row that ends worse than rounded to nearest is rounded to nearest.
 
     Args:
-        matrix: Kernel W: output features along rows.
+        matrix: Kernel W, as in `round_by_hessian`; so are the other arrays.
         hessian: H = XᵀX, X the input rows: the squared output error needs no examples.
         scale: Scale of every element.
-        zero_point: Zero point of every element; zero where the grid has none.
+        zero_point: Zero point of every element.
         least: Least code.
         most: Greatest code.
-        damping: What is added to the diagonal of H, as a multiple of its mean.
+        damping: Addition to the diagonal of H, as a multiple of its mean.
         steps: Steps of Adam.
 
     References:
         Nagel, Amjad, van Baalen, Louizos, Blankevoort (2020), Up or Down? Adaptive rounding
         for post-training quantization: layer by layer, without the activation function.
     """
-    columns = matrix.shape[1]
-    mean = np.trace(hessian) / columns
-    damped = hessian + (damping * mean if mean > 0 else 1.0) * np.eye(columns)
+    hessian = damped(hessian, damping)
     exact = matrix / scale + zero_point
     plain = np.clip(np.round(exact), least, most)
 
     def error(codes: np.ndarray) -> np.ndarray:
         delta = scale * (codes - zero_point) - matrix
-        return np.einsum("brc,brc->br", delta @ damped, delta)
+        return np.einsum("brc,brc->br", delta @ hessian, delta)
 
     reference = error(plain)
     target = np.where(reference > 0, reference, 1.0)
-    arrays = (matrix, damped, scale, zero_point, least, most, exact, target)
+    arrays = (matrix, hessian, scale, zero_point, least, most, exact, target)
     with jax.numpy_dtype_promotion("standard"):  # as optax expects
         up = _learn(*(jnp.asarray(x, float) for x in arrays), steps)
     codes = np.clip(np.floor(exact) + np.asarray(up, np.float64), least, most)

@@ -34,7 +34,7 @@ def calibrate_quantizers(
             where `weights.rounding` is not ``nearest``.
         weights: How weights are put on a grid.
         activations: How activations are put on a grid.
-        seed: Of the activations that are sampled.
+        seed: Seed of the sample of activations.
         partial: As in `calibrate_weights`: where rounded layers are kept.
         progress: Called with the layers rounded and their number.
 

@@ -65,8 +65,8 @@ def calibrate(
         scale, zero_point = scale_of_range(fraction * low, fraction * high, bits, spec.grid)
         error = squared_error(scale, zero_point)
         better = error < best[0]
-        found = (error, scale, zero_point)
-        return tuple(jnp.where(better, a, b) for a, b in zip(found, best, strict=True)), None
+        tried = (error, scale, zero_point)
+        return tuple(jnp.where(better, a, b) for a, b in zip(tried, best, strict=True)), None
 
     start = (squared_error(*full), *full)
     fractions = jnp.array(FRACTIONS, blocks.dtype)

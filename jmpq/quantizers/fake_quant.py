@@ -175,7 +175,7 @@ class Quantizers:
         Raises:
             ValueError: If there are no quantizers among the arrays.
         """
-        found: dict[str, Scales] = {}
+        scales: dict[str, Scales] = {}
         for kind, spec_class in (("weights", KernelSpec), ("activations", InputSpec)):
             if (header := arrays.get(f"quantizers/{kind}/header")) is None:
                 continue
@@ -186,10 +186,10 @@ class Quantizers:
                 count = sum(key.startswith(prefix) for key in arrays)
                 tensors[name] = tuple(jnp.asarray(arrays[f"{prefix}{i}"]) for i in range(count))
             spec, bits = read_spec(spec_class, record["spec"]), tuple(record["bits"])
-            found[kind] = Scales(spec=spec, bits=bits, **tensors)
-        if "weights" not in found:
+            scales[kind] = Scales(spec=spec, bits=bits, **tensors)
+        if "weights" not in scales:
             raise ValueError("The file holds no quantizers; run `jmpq sensitivity` again.")
-        return cls(weights=found["weights"], activations=found.get("activations"))
+        return cls(weights=scales["weights"], activations=scales.get("activations"))
 
 
 def _sha256_by_bits(scales: Scales | None) -> dict[int, str]:
@@ -240,14 +240,14 @@ def calibrate_weights(
         blocks = [to_blocks(m, kernel_blocks(network, i, spec)) for i, m in enumerate(matrices)]
         return [jax.lax.map(lambda b, x=x: calibrate(x, b, spec), widths) for x in blocks]
 
-    found = _scales(spec, widths, all_layers, network.kernels())
+    scales = _scales(spec, widths, all_layers, network.kernels())
     if spec.rounding == "nearest" or not widths:
-        return found
+        return scales
     codes = hessian_codes(
-        network, spec, widths, found.scale, found.zero_point, batches,
+        network, spec, widths, scales.scale, scales.zero_point, batches,
         partial=partial, progress=progress,
     )  # fmt: skip
-    return dataclasses.replace(found, codes=codes)
+    return dataclasses.replace(scales, codes=codes)
 
 
 def calibrate_activations(
@@ -312,12 +312,12 @@ def calibrate_activations(
             blocks.append(to_blocks(m, (rows, m.shape[1])))
         return [jax.lax.map(lambda b, x=x: calibrate(x, b, spec), widths) for x in blocks]
 
-    found = _scales(spec, widths, all_sites, matrices)
-    empty = jnp.zeros((len(widths), 0), found.scale[0].dtype)
+    scales = _scales(spec, widths, all_sites, matrices)
+    empty = jnp.zeros((len(widths), 0), scales.scale[0].dtype)
     scale, zero_point = [empty] * len(network.sites), [empty] * len(network.sites)
     for n, site in enumerate(sites):
-        scale[site.index], zero_point[site.index] = found.scale[n], found.zero_point[n]
-    return dataclasses.replace(found, scale=tuple(scale), zero_point=tuple(zero_point))
+        scale[site.index], zero_point[site.index] = scales.scale[n], scales.zero_point[n]
+    return dataclasses.replace(scales, scale=tuple(scale), zero_point=tuple(zero_point))
 
 
 def _moving_ends(
@@ -326,8 +326,8 @@ def _moving_ends(
     """Least and greatest value of every feature's block, averaged from batch to batch."""
     rows = _features_per_block(site, spec)
     blocks = [ends.reshape(-1, rows, 2) for ends in extremes]
-    found = [jnp.stack([b[..., 0].min(axis=1), b[..., 1].max(axis=1)], axis=1) for b in blocks]
-    average = functools.reduce(lambda a, x: spec.decay * a + (1 - spec.decay) * x, found)
+    ranges = [jnp.stack([b[..., 0].min(axis=1), b[..., 1].max(axis=1)], axis=1) for b in blocks]
+    average = functools.reduce(lambda a, x: spec.decay * a + (1 - spec.decay) * x, ranges)
     return jnp.repeat(average, rows, axis=0)
 
 
@@ -421,8 +421,8 @@ def _scales(spec: Spec, widths: tuple[int, ...], function: Any, tensors: list) -
     if not widths:  # everything stays unquantized
         none = tuple(jnp.zeros((0, 0), t.dtype) for t in tensors)
         return Scales(spec=spec, bits=(), scale=none, zero_point=none)
-    found = jax.jit(function)(tensors, jnp.array(widths))
-    scale, zero_point = zip(*found, strict=True)
+    pairs = jax.jit(function)(tensors, jnp.array(widths))
+    scale, zero_point = zip(*pairs, strict=True)
     return Scales(spec=spec, bits=widths, scale=scale, zero_point=zero_point)
 
 

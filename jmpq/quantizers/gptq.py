@@ -34,7 +34,7 @@ def round_by_hessian(
         zero_point: Zero point of every element; zero where the grid has none.
         least: Least code.
         most: Greatest code.
-        damping: What is added to the diagonal of H, as a multiple of its mean; part of the
+        damping: Addition to the diagonal of H, as a multiple of its mean; part of the
             error that is compared.
 
     References:
@@ -42,11 +42,9 @@ def round_by_hessian(
         and columns in descending order of the diagonal.
         Frantar, Singh, Alistarh (2022), Optimal Brain Compression, section 5.
     """
-    columns = matrix.shape[1]
-    mean = np.trace(hessian) / columns
-    damped = hessian + (damping * mean if mean > 0 else 1.0) * np.eye(columns)
-    order = np.argsort(np.diag(damped), kind="stable")  # from the last to the first
-    root = scipy.linalg.cholesky(damped[np.ix_(order, order)])
+    columns, hessian = matrix.shape[1], damped(hessian, damping)
+    order = np.argsort(np.diag(hessian), kind="stable")  # from the last to the first
+    root = scipy.linalg.cholesky(hessian[np.ix_(order, order)])
     feedback = root / np.diag(root)[:, None]
     shape = np.broadcast_shapes(scale.shape, matrix.shape)
     scale, zero_point = (np.broadcast_to(x, shape)[..., order] for x in (scale, zero_point))
@@ -72,6 +70,14 @@ def round_by_hessian(
     worse = _output_error(error, root) > _output_error(plain_error, root)
     codes = np.where(worse[..., None], plain, codes)
     return codes[..., np.argsort(order)]
+
+
+def damped(
+    hessian: Float[np.ndarray, "columns columns"], damping: float
+) -> Float[np.ndarray, "columns columns"]:
+    """H with `damping` times the mean of its diagonal added there, or 1 where that is zero."""
+    mean = np.trace(hessian) / len(hessian)
+    return hessian + (damping * mean if mean > 0 else 1.0) * np.eye(len(hessian))
 
 
 def _output_error(

@@ -18,7 +18,7 @@ from jmpq.quantizers.uniform import code_range
 MARGIN = 0.1  # of a scale: how far from a rounding threshold a moved weight stays
 
 
-class Rows(NamedTuple):
+class ScaleRows(NamedTuple):
     """One value per block of every tensor, at the bits that an allocation gives it.
 
     Attributes:
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
 def rows_of(
     network: Network, quantizers: Quantizers, w_bits: Sequence[int], a_bits: Sequence[int]
-) -> tuple[Rows, Rows]:
+) -> tuple[ScaleRows, ScaleRows]:
     """Scales and zero points of an allocation.
 
     Raises:
@@ -44,13 +44,13 @@ def rows_of(
     both = quantizers.weights, quantizers.activations
     tensors = tensor_bits(network, w_bits, a_bits)
 
-    def pick(name: str) -> Rows:
-        found = []
+    def pick(name: str) -> ScaleRows:
+        fields = []
         for scales, bits in zip(both, tensors, strict=True):
             known = scales.bits if scales is not None else ()
             at = [known.index(b) if b in known else 0 for b in bits] if known else []
-            found.append(tuple(getattr(scales, name)[i][row] for i, row in enumerate(at)))
-        return Rows(*found)
+            fields.append(tuple(getattr(scales, name)[i][row] for i, row in enumerate(at)))
+        return ScaleRows(*fields)
 
     return pick("scale"), pick("zero_point")
 
@@ -66,7 +66,7 @@ def tensor_bits(
     return [int(b) for b in w_bits], inputs
 
 
-def with_rows(quantizers: Quantizers, scale: Rows, zero_point: Rows) -> Quantizers:
+def with_rows(quantizers: Quantizers, scale: ScaleRows, zero_point: ScaleRows) -> Quantizers:
     """Quantizers with these scales at any bits, rounding to nearest.
 
     They mean something for the allocation that the rows belong to, and for no other.
@@ -99,7 +99,7 @@ def with_rows(quantizers: Quantizers, scale: Rows, zero_point: Rows) -> Quantize
 def gradient_factors(
     network: Network, quantizers: Quantizers, w_bits: Sequence[int], a_bits: Sequence[int]
 ) -> tuple[list[float], list[float]]:
-    """What LSQ multiplies the gradient of every tensor's scales with: 1/√(N·qmax).
+    """Factor of the gradient of every tensor's scales in LSQ: 1/√(N·qmax).
 
     N is the number of values that share a scale, of activations those of one example; qmax
     the greatest code of the grid. Zero for unquantized tensors.
@@ -115,7 +115,7 @@ def gradient_factors(
         section 2.2.
     """
     names = [layer.name for layer in network.layers], [site.name for site in network.sites]
-    found: list[list[float]] = []
+    by_kind: list[list[float]] = []
     for kind, scales, bits in zip(
         range(2),
         (quantizers.weights, quantizers.activations),
@@ -140,13 +140,13 @@ def gradient_factors(
             else:
                 values = math.prod(network.sites[tensor].input_shape)
             factors.append(1 / math.sqrt(values / scales.scale[tensor].shape[1] * qmax))
-        found.append(factors)
-    return found[0], found[1]
+        by_kind.append(factors)
+    return by_kind[0], by_kind[1]
 
 
-def scale_gradients(rows: Rows, factors: tuple[Sequence[Any], Sequence[Any]]) -> Rows:
+def scale_gradients(rows: ScaleRows, factors: tuple[Sequence[Any], Sequence[Any]]) -> ScaleRows:
     """The same scales, whose gradients arrive multiplied with the `factors`."""
-    return Rows(
+    return ScaleRows(
         *(
             tuple(_scaled(row, jnp.asarray(f, row.dtype)) for row, f in zip(r, fs, strict=True))
             for r, fs in zip(rows, factors, strict=True)
@@ -174,7 +174,7 @@ def kernels_near_codes(
 
     Args:
         network: The network.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         w_bits: Weight bits of every layer, calibrated ones.
     """
     kernels = network.kernels()

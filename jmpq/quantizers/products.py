@@ -25,7 +25,7 @@ def quantize_products(network: Network, bits: int) -> Network:
 
     Args:
         network: Not changed.
-        bits: Of the operands, 1 to 16.
+        bits: Bits of the operands, 1 to 16.
 
     Raises:
         ValueError: If the bits do not exist on the grid, or nothing multiplies activations.

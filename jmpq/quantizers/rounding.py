@@ -1,4 +1,4 @@
-"""Integer codes of all kernels at all bit-widths, where rounding to nearest is not it."""
+"""Integer codes of all kernels at all bit-widths, where they are not simply the nearest."""
 
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ def hessian_codes(
 
     Args:
         network: The network.
-        spec: Its grid and blocks; a rounding other than ``nearest``.
+        spec: Grid and blocks of the kernels; a rounding other than ``nearest``.
         bits: Bit-widths.
         scale: Per layer, ``[bits, blocks]``.
         zero_point: Per layer, ``[bits, blocks]``.
@@ -87,11 +87,11 @@ def hessian_codes(
 
     for layer, hessians in layer_hessians(network, batches):
         round_layer(layer, hessians)
-    for layer, found in enumerate(codes):
-        if found is None:
+    for layer, rounded in enumerate(codes):
+        if rounded is None:
             table = network.layers[layer]
             round_layer(layer, np.eye(table.parameters // table.output_features)[None])
-    return tuple(found for found in codes if found is not None)
+    return tuple(rounded for rounded in codes if rounded is not None)
 
 
 def code_dtype(bits: Sequence[int], grid: str) -> str:

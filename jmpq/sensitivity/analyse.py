@@ -16,7 +16,7 @@ from jmpq.data.batches import check_finite
 from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
-from jmpq.sensitivity.batch_memory import Estimate, Placement, cuts, estimate
+from jmpq.sensitivity.batch_memory import PassMemory, Placement, cuts, estimate_memory
 from jmpq.sensitivity.metric import Metric, Prepares
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, choice_members
@@ -31,7 +31,7 @@ def analyse(
     seed: int = 0,
     mesh: Mesh | None = None,
     memory_bytes: int | None = None,
-    announce: Callable[[Estimate | None], None] | None = None,
+    announce: Callable[[PassMemory | None], None] | None = None,
     partial: pathlib.Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -40,7 +40,7 @@ def analyse(
 
     Args:
         moves: Network, quantizers and their moves.
-        metric: What to compute.
+        metric: Metric to compute.
         batches: (inputs, targets) of the calibration examples; sizes may differ. Asked for
             one by one and not kept. An attribute `sizes`, the number of examples in each,
             saves loading them all beforehand.
@@ -49,15 +49,16 @@ def analyse(
         mesh: Devices over which the examples of a batch are spread (`device_mesh`); the same
             result up to rounding. With several processes each calls this with the same
             arguments and gets the result; process 0 alone writes `partial`.
-        memory_bytes: Most that a pass may take on one device, as `estimate` foretells it: the
-            batches of an additive metric are cut into parts that fit. No limit by default.
+        memory_bytes: Most that a pass may take on one device, as `estimate_memory` foretells
+            it: the batches of an additive metric are cut into parts that fit. No limit by
+            default.
         announce: Called before the start with what a pass takes, or None where the metric
             does not tell.
         partial: File of a journal of finished batches: those of the same analysis
             (`analysis_identity`) are not computed again. A metric that `Prepares` keeps a
             ``*.prepared`` beside it.
-        provenance: What identifies network, data and quantizers (a partial file of another
-            one is not used), kept in the result.
+        provenance: Identity of network, data and quantizers (a partial file of another one
+            is not used), kept in the result.
         progress: Called with (finished batches, all batches); before, by a metric that
             `Prepares`, with its own steps.
 
@@ -89,17 +90,17 @@ def analyse(
     key, total = jax.random.key(seed), len(batches)
     place, most = Placement(moves, mesh), max(sizes)  # examples of a pass on each device
     if memory_bytes is not None or announce is not None:
-        found = estimate_batch(metric, moves, batches, mesh=mesh, memory_bytes=memory_bytes)
-        most = most if found is None else found.examples
+        memory = estimate_batch(metric, moves, batches, mesh=mesh, memory_bytes=memory_bytes)
+        most = most if memory is None else memory.examples
         if announce is not None:
-            announce(found)
+            announce(memory)
     ready, told = metric, {}
     if isinstance(metric, Prepares):
         start = time.perf_counter()
         path = partial and partial.with_name(f"{partial.name}.prepared")
-        found = shared_journal(path, identity)
+        finished = shared_journal(path, identity)
         placed = Stream(tuple(sizes), lambda i: place(*batches[i]))
-        prepared = metric.prepare(moves, placed, key, progress=progress, journal=found)
+        prepared = metric.prepare(moves, placed, key, progress=progress, journal=finished)
         ready, seconds = prepared.metric, time.perf_counter() - start
         told = {"prepared": prepared.record, "prepare_seconds": seconds, "note": prepared.note}
     progress(len(journal.keys), total)
@@ -199,15 +200,17 @@ def estimate_batch(
     *,
     mesh: Mesh | None = None,
     memory_bytes: int | None = None,
-) -> Estimate | None:
-    """What `analyse` will take on each device for its largest batch (see `estimate`).
+) -> PassMemory | None:
+    """Memory that `analyse` will take on each device for its largest batch.
+
+    See `estimate_memory`.
 
     Raises:
         ValueError: If not even one example fits into the memory, or there is a limit and the
             metric does not tell what it compiles.
     """
     inputs, targets = batches[0]
-    found = estimate(
+    memory = estimate_memory(
         metric,
         Placement(moves, mesh),
         inputs,
@@ -216,13 +219,13 @@ def estimate_batch(
         divisible=metric.about.additive,
         memory_bytes=memory_bytes,
     )
-    if found is None and memory_bytes is not None:
+    if memory is None and memory_bytes is not None:
         raise ValueError(
             f"Metric {metric.about.name!r} loops on the host and does not tell what it "
             "compiles, so that no limit of memory can be kept. Leave out memory_bytes, or give "
             "the metric a method `programs`."
         )
-    return found
+    return memory
 
 
 def _options(metric: Metric) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from jmpq.sensitivity.moves import MoveNetwork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What one pass takes on every device, as XLA planned it when it compiled the pass.
+class PassMemory:
+    """Memory that one pass takes on every device, as XLA planned it when it compiled the pass.
 
     Attributes:
-        bytes: Arguments, results and all that lies between them, at the peak of the largest
-            program. Work space that an operation takes for itself while it runs (convolutions
-            on a CPU do) is not known to XLA.
-        examples: At a time on one device.
+        bytes: Size of arguments, results and all that lies between them, at the peak of the
+            largest program. Work space that an operation takes for itself while it runs
+            (convolutions on a CPU do) is not known to XLA.
+        examples: Number of examples at a time on one device.
     """
 
     bytes: int
@@ -65,7 +65,7 @@ def cuts(count: int, devices: int, most: int) -> list[int]:
     return [*range(0, whole, most * devices), *range(whole, count, step or 1), count]
 
 
-def estimate(
+def estimate_memory(
     metric: Metric,
     place: Placement,
     inputs: PyTree,
@@ -74,8 +74,8 @@ def estimate(
     count: int,
     divisible: bool,
     memory_bytes: int | None = None,
-) -> Estimate | None:
-    """What a pass of a metric takes on each device; with a limit, of as many examples as fit.
+) -> PassMemory | None:
+    """Memory of a pass on each device; with a limit, of as many examples as fit.
 
     Compiles the pass and runs nothing. Where it is too large, memory is interpolated between
     one example and all of them, the pass of that many examples compiled, and halved until
@@ -108,7 +108,7 @@ def estimate(
     if (need := needed(most)) is None:
         return None
     if memory_bytes is None or need <= memory_bytes:
-        return Estimate(bytes=need, examples=most)
+        return PassMemory(bytes=need, examples=most)
     least = needed(1) if divisible and most > 1 else need
     assert least is not None
     if least > memory_bytes:
@@ -124,15 +124,15 @@ def estimate(
         need = needed(examples)
         assert need is not None
         if need <= memory_bytes:
-            return Estimate(bytes=need, examples=examples)
+            return PassMemory(bytes=need, examples=examples)
         examples //= 2
-    return Estimate(bytes=least, examples=1)
+    return PassMemory(bytes=least, examples=1)
 
 
 def programs_of(
     metric: Metric, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
 ) -> list[Program] | None:
-    """What a metric compiles for a batch: its own call, or what it tells. None if unknown."""
+    """Programs that a metric compiles for a batch: its own call, or what it tells."""
     if isinstance(metric, Looped):
         return metric.programs(moves, inputs, targets, key)
     call = type(metric).__call__
@@ -158,15 +158,15 @@ def _bytes(
 ) -> int | None:
     """Peak of the largest program of a metric on one device."""
     programs = programs_of(metric, moves, inputs, targets, key)
-    found = [program.compiled().memory_analysis() for program in programs or ()]
-    if not found or any(memory is None for memory in found):
+    plans = [program.compiled().memory_analysis() for program in programs or ()]
+    if not plans or any(memory is None for memory in plans):
         return None
     return max(
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
-        for memory in found
+        for memory in plans
     )
 
 

@@ -1,4 +1,4 @@
-"""The interface of all metrics: what a metric says of itself, takes and returns."""
+"""The interface of all metrics: description, arguments, results."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from jmpq.sensitivity.table import NATS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-    """What a metric says of itself, beside its options.
+    """Description of a metric, beside its options.
 
     Attributes:
         name: Name in files, tables and figures.
@@ -93,8 +93,8 @@ class Looped(Protocol):
     ) -> list[Program]: ...
 
 
-class Prepared(NamedTuple):
-    """What a metric decided or found before the first batch.
+class Preparation(NamedTuple):
+    """A metric ready for the first batch, and what it decided before.
 
     Attributes:
         metric: The metric to average.
@@ -123,4 +123,4 @@ class Prepares(Protocol):
         *,
         progress: Callable[[int, int], None],
         journal: Journal,
-    ) -> Prepared: ...
+    ) -> Preparation: ...

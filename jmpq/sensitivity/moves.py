@@ -40,8 +40,8 @@ class MoveNetwork:
 
     Attributes:
         network: The network.
-        quantizers: Its calibrated quantizers; every calibrated bit-width is a move.
-        shards: Into how many equal parts the examples of a batch are spread over devices.
+        quantizers: Calibrated quantizers of the network; every calibrated bit-width is a move.
+        shards: Number of equal parts of a batch that are spread over devices.
             Results do not depend on it.
     """
 

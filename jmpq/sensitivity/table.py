@@ -1,4 +1,4 @@
-"""What a sensitivity analysis leaves: moves, first and second order, errors. No JAX."""
+"""The table of a sensitivity analysis: moves, two orders of terms, errors. No JAX."""
 
 import dataclasses
 import functools
@@ -260,7 +260,7 @@ def _uncalibrated(choice: Choice, layer: str, kind: str, calibrated: set[int]) -
 
 def save_sensitivities(
     path: pathlib.Path,
-    found: Mapping[str, Sensitivity],
+    sensitivities: Mapping[str, Sensitivity],
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write several metrics of one network into one npz file, whole or not at all.
@@ -269,7 +269,7 @@ def save_sensitivities(
     """
     arrays: dict[str, np.ndarray] = dict(extra or {})
     header: dict[str, Any] = KIND.header | {"metrics": {}}
-    for name, sensitivity in found.items():
+    for name, sensitivity in sensitivities.items():
         record = {}
         for field in dataclasses.fields(sensitivity):
             value = getattr(sensitivity, field.name)

@@ -70,12 +70,12 @@ def _storable(state: PyTree) -> PyTree:
 
 
 def _check_origin(
-    found: Mapping[str, Any], origin: Mapping[str, Any], folder: pathlib.Path
+    stored: Mapping[str, Any], origin: Mapping[str, Any], folder: pathlib.Path
 ) -> None:
-    for key in sorted({*found, *origin}):
-        if found.get(key) != origin.get(key):
+    for key in sorted({*stored, *origin}):
+        if stored.get(key) != origin.get(key):
             raise ValueError(
                 f"The checkpoints in {folder} are of another training: {key} is "
-                f"{found.get(key)!r} there and {origin.get(key)!r} here. Choose another folder "
-                "or delete that one."
+                f"{stored.get(key)!r} there and {origin.get(key)!r} here. Choose another "
+                "folder or delete that one."
             )

@@ -18,7 +18,7 @@ Apply = Callable[[PyTree, PyTree], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Scores:
     """Means over the examples with their standard errors.
 
     Attributes:
@@ -40,9 +40,7 @@ class Evaluation:
         return dataclasses.asdict(self)
 
 
-def evaluate(
-    apply: Apply, params: PyTree, split: Split, *, batch_size: int = 500
-) -> Evaluation:
+def evaluate(apply: Apply, params: PyTree, split: Split, *, batch_size: int = 500) -> Scores:
     """Mean loss and accuracy of ``apply(params, ·)`` on a split.
 
     Args:
@@ -87,7 +85,7 @@ def _forward(apply: Apply, params: PyTree, inputs: PyTree) -> Array:
 
 def evaluate_logits(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
-) -> Evaluation:
+) -> Scores:
     """Mean loss and accuracy from logits; float64 on the host.
 
     Raises:
@@ -106,17 +104,17 @@ def evaluate_logits(
         )
     losses = scipy.special.logsumexp(wide, axis=1) - wide[np.arange(len(wide)), labels]
     right = (wide.argmax(1) == labels).astype(np.float64)
-    return Evaluation(
+    return Scores(
         examples=len(wide),
         loss=float(losses.mean()),
-        loss_sem=_sem(losses),
+        loss_sem=standard_error(losses),
         top1=float(right.mean()),
-        top1_sem=_sem(right),
+        top1_sem=standard_error(right),
     )
 
 
-def _sem(values: Float[np.ndarray, " examples"]) -> float:
-    """Standard error of the mean."""
+def standard_error(values: Float[np.ndarray, " examples"]) -> float:
+    """Standard error of the mean; NaN of a single value."""
     if len(values) < 2:
         return float("nan")
     return float(values.std(ddof=1) / np.sqrt(len(values)))

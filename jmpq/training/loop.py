@@ -25,7 +25,7 @@ Step = Callable[[PyTree, Any, Any], tuple[PyTree, Float[Array, ""]]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train; the defaults are those of the digits network.
+    """Options of a training; the defaults are those of the digits network.
 
     Attributes:
         epochs: Passes over the training examples.
@@ -34,11 +34,11 @@ class TrainConfig:
             ``"adamw"`` (decoupled weight decay).
         learning_rate: Peak; rises linearly, then falls to 0 along a cosine.
         warmup: Fraction of all steps in which it rises.
-        momentum: Of SGD.
-        weight_decay: On kernels only: biases and normalisation are left alone.
-        shift: Augmentation: every image is shifted by up to so many pixels, zeros (of the
+        momentum: Momentum (SGD only).
+        weight_decay: Decay of kernels only: biases and normalisation are left alone.
+        shift: Largest augmenting shift of an image, pixels, zeros (of the
             normalised input) moving in.
-        flip: Augmentation: every second image on average is mirrored left to right.
+        flip: Whether every second image on average is mirrored left to right.
         checkpoint_epochs: Epochs between checkpoints.
         checkpoint_steps: Steps between further ones; None for none.
     """
@@ -96,7 +96,7 @@ def run_steps(
     mesh: Mesh | None = None,
     progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> tuple[PyTree, Float[np.ndarray, " steps"]]:
-    """All steps of a training, or those that an interrupted one left.
+    """Run all steps of a training, or the rest of an interrupted one.
 
     Every epoch has its own order of the examples, drawn from `seed` and its number
     (`epoch_order`).
@@ -106,8 +106,8 @@ def run_steps(
         state: Where to start: jax arrays. It may be donated.
         split: Training examples.
         config: Epochs, batch size, checkpoints.
-        seed: Of the order of examples.
-        store: Keeps the state; the newest one in it is where to go on.
+        seed: Seed of the order of examples.
+        store: Checkpoints of the state; training goes on from the newest.
         mesh: Devices over which the examples of a batch are spread; None for one device.
         progress: Called with finished steps, all steps, and the loss before the last step but
             one (NaN at first), so that the device never waits for it.
@@ -146,9 +146,9 @@ def run_steps(
         if config.checkpoint_steps is not None:
             save = save or (number + 1) % config.checkpoint_steps == 0
         if ends or save:
-            found = np.asarray(jax.device_get(recent), np.float64)
-            losses[number + 1 - len(found) : number + 1] = found
-            _check_loss(found, epoch, config)
+            latest = np.asarray(jax.device_get(recent), np.float64)
+            losses[number + 1 - len(latest) : number + 1] = latest
+            _check_loss(latest, epoch, config)
             recent = []
         if store and save:
             store.save(number + 1, {"state": state, "losses": jnp.asarray(losses)})

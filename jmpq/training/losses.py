@@ -1,13 +1,16 @@
 """Losses of one example in nats, as functions of the logits."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 # loss(logits of one example, its target) -> nats
 ExampleLoss = Callable[[Float[Array, " classes"], Array], Float[Array, ""]]
+# Increase of a loss, or KL(p_reference ‖ p_logits), which needs no target
+Increase = Literal["loss", "kl"]
 
 
 def cross_entropy(logits: Float[Array, " classes"], label: Int[Array, ""]) -> Float[Array, ""]:
@@ -18,11 +21,22 @@ def cross_entropy(logits: Float[Array, " classes"], label: Int[Array, ""]) -> Fl
 def kl_divergence(
     logits: Float[Array, " classes"], reference: Float[Array, " classes"]
 ) -> Float[Array, ""]:
-    """KL(p_reference ‖ p_logits) of one example, nats: what quantization lost of the
-    reference network's answer.
-    """  # noqa: D205
+    """KL(p_reference ‖ p_logits) of one example, nats; zero where both answer alike."""
     log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+
+
+def increase(
+    kind: Increase,
+    loss: ExampleLoss,
+    logits: Float[Array, " classes"],
+    reference: Float[Array, " classes"],
+    target: Shaped[Array, "..."],
+) -> Float[Array, ""]:
+    """Increase of one example with `logits` in the place of `reference`, nats."""
+    if kind == "kl":
+        return kl_divergence(logits, reference)
+    return loss(logits, target) - loss(reference, target)
 
 
 def squared_error(

@@ -42,7 +42,7 @@ def train(
             ``params`` and, with batch normalisation, ``batch_stats``. It may draw ``dropout``.
         split: Training examples; batches of sentences are of similar length.
         config: How to train; None for the defaults.
-        seed: Of initialisation, order of examples, augmentation and dropout.
+        seed: Seed of initialisation, order of examples, augmentation and dropout.
         checkpoints: Folder for the state after epochs. An interrupted training called again
             with the same arguments goes on from there, to the same result as without
             interruption; a finished one returns at once.

@@ -1,4 +1,4 @@
-"""The built-in networks by name: module, and what its inputs are made of."""
+"""The built-in networks by name: module and preprocessing of its inputs."""
 
 import dataclasses
 import difflib
@@ -26,10 +26,10 @@ class Preprocessing:
         resize: Shorter side before the crop, pixels; equal to `crop` for images whose shorter
             side already has that many.
         crop: Height and width of the input, pixels.
-        scale: What 8-bit values are divided by.
-        mean: Of every channel, subtracted.
-        std: Of every channel, divided by.
-        origin: Where the published weights say so.
+        scale: Divisor of the 8-bit values.
+        mean: Mean of every channel, subtracted.
+        std: Standard deviation of every channel, divided by.
+        origin: Place where the published weights say so.
     """
 
     resize: int
@@ -149,17 +149,17 @@ def build_module(name: str, num_classes: int = 10, vocab_size: int | None = None
         ValueError: If there is no such name, or it takes images where there are tokens, or
             tokens where there are none.
     """
-    found = architecture(name)
-    if found.tokens and vocab_size is None:
+    chosen = architecture(name)
+    if chosen.tokens and vocab_size is None:
         raise ValueError(
             f"Network {name!r} takes sentences, but the data are images. Choose "
-            " data of sentences, as sst2, or a network that takes images."
+            "data of sentences, as sst2, or a network that takes images."
         )
     if vocab_size is None:
-        return found.make(num_classes=num_classes)
-    if not found.tokens:
+        return chosen.make(num_classes=num_classes)
+    if not chosen.tokens:
         known = ", ".join(name for name, x in ARCHITECTURES.items() if x.tokens)
         raise ValueError(
             f"Network {name!r} takes images, but the data are sentences. Choose one of {known}."
         )
-    return found.make(num_classes=num_classes, vocab_size=vocab_size)
+    return chosen.make(num_classes=num_classes, vocab_size=vocab_size)

@@ -49,7 +49,8 @@ class BertConfig:
         intermediate_size: Features inside the feed-forward part of a layer.
         max_positions: Rows of the position embedding: tokens of the longest sentence.
         type_vocab_size: Rows of the token type embedding.
-        activation: Of the feed-forward part: ``gelu`` (exact), ``gelu_new`` (tanh), ``relu``.
+        activation: Function in the feed-forward part: ``gelu`` (exact), ``gelu_new`` (tanh)
+            or ``relu``.
         layer_norm_eps: Added to the variance in layer normalisation.
         dropout: Rate in training.
         split_heads: Whether every attention head has query, key, value and output kernels of
@@ -109,14 +110,14 @@ class Bert(nn.Module):
 
     Attributes:
         config: Sizes.
-        head: What is returned. ``hidden``: ``[*batch, length, hidden]``. ``pooled``: tanh of
+        head: Kind of result. ``hidden``: ``[*batch, length, hidden]``. ``pooled``: tanh of
             a dense layer on the first token, ``[*batch, hidden]``. ``classification``:
             logits ``[*batch, classes]`` from it; ``regression``: one number, ``[*batch, 1]``.
             ``embedding``: mean over the tokens, norm one, ``[*batch, hidden]``.
             ``similarity``: cosine of the embeddings of two sentences, ``[*batch, 1]``, the
             tokens being ``[*batch, 2, length]``.
-        num_classes: Of ``classification``.
-        dtype: Of parameters and results.
+        num_classes: Number of classes of ``classification``.
+        dtype: Type of parameters and results.
 
     Raises:
         ValueError: If sentences are longer than the position embedding, or tokens lack a key.
@@ -167,7 +168,7 @@ def mean_embedding(
 
 @dataclasses.dataclass(frozen=True)
 class _Build:
-    """What all parts of one call share."""
+    """Settings that all parts of one call share."""
 
     config: BertConfig
     dtype: Any
@@ -219,7 +220,7 @@ class Embeddings(nn.Module):
     def __call__(self, tokens: Tokens) -> Float[Array, "*batch length hidden"]:
         config, ids = self.build.config, tokens["input_ids"]
         # Looked up example by example, as the words are: a table read otherwise than by what
-        # an example says is no layer.
+        # an example says is not a layer.
         positions = jnp.arange(ids.shape[-1], dtype=ids.dtype) + jnp.zeros((), ids.dtype) * ids
         total = (
             self.build.table(config.vocab_size, "word_embeddings")(ids)
@@ -240,10 +241,10 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch length hidden"], mask: Mask
     ) -> Float[Array, "*batch length hidden"]:
-        return Layers(self.build, name="layer")(x, mask)
+        return LayerStack(self.build, name="layer")(x, mask)
 
 
-class Layers(nn.Module):
+class LayerStack(nn.Module):
     """The encoder layers, named 0, 1, ..."""
 
     build: _Build
@@ -381,7 +382,7 @@ class FromHeads(nn.Module):
 def attention_weights(
     module: Bert, params: PyTree, tokens: Tokens
 ) -> list[Float[Array, "*batch heads length length"]]:
-    """What every token of a sentence attends to in every encoder layer, first layer first."""
+    """Attention weights of every token in every encoder layer, first layer first."""
     _, kept = module.apply({"params": params}, tokens, mutable=[ATTENTION])
     layers: Any = kept[ATTENTION]["encoder"]["layer"]
     names = map(str, range(module.config.num_layers))
@@ -412,34 +413,36 @@ def read_config(path: pathlib.Path | str) -> BertConfig:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no BERT, or has what this BERT has not.
+        ValueError: If it is not a BERT, or has parts that this BERT does not have.
     """
     path = pathlib.Path(path)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: give a folder with a BERT's config.json.")
     try:
-        found = json.loads(path.read_text())
-        if (kind := found.get("model_type", "bert")) != "bert":
+        record = json.loads(path.read_text())
+        if (kind := record.get("model_type", "bert")) != "bert":
             raise ValueError(f"model_type={kind!r}, expected 'bert'")
-        if (kind := found.get("position_embedding_type", "absolute")) != "absolute":
+        if (kind := record.get("position_embedding_type", "absolute")) != "absolute":
             raise ValueError(f"position_embedding_type={kind!r}, expected 'absolute'")
         return BertConfig(
-            vocab_size=found["vocab_size"],
-            hidden_size=found["hidden_size"],
-            num_layers=found["num_hidden_layers"],
-            num_heads=found["num_attention_heads"],
-            intermediate_size=found["intermediate_size"],
-            max_positions=found["max_position_embeddings"],
-            type_vocab_size=found["type_vocab_size"],
-            activation=found.get("hidden_act", "gelu"),
-            layer_norm_eps=found.get("layer_norm_eps", 1e-12),
-            dropout=found.get("hidden_dropout_prob", 0.1),
+            vocab_size=record["vocab_size"],
+            hidden_size=record["hidden_size"],
+            num_layers=record["num_hidden_layers"],
+            num_heads=record["num_attention_heads"],
+            intermediate_size=record["intermediate_size"],
+            max_positions=record["max_position_embeddings"],
+            type_vocab_size=record["type_vocab_size"],
+            activation=record.get("hidden_act", "gelu"),
+            layer_norm_eps=record.get("layer_norm_eps", 1e-12),
+            dropout=record.get("hidden_dropout_prob", 0.1),
         )
     except KeyError as error:
-        raise ValueError(f"{path} is no BERT configuration: it lacks {error}.") from error
+        raise ValueError(f"{path} is not a BERT configuration: it lacks {error}.") from error
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no configuration this BERT can read: {error}.") from error
+        raise ValueError(
+            f"{path} is not a configuration that this BERT can read: {error}."
+        ) from error
 
 
 def example_tokens(*shape: int) -> dict[str, Int[Array, "..."]]:

@@ -28,11 +28,11 @@ def conv(
         width: Output channels.
         size: Height and width of the kernel.
         name: Name in the parameters.
-        stride: In both directions.
+        stride: Stride in both directions.
         padding: Zero pixels on every side; (size − 1)/2 by default, which differs from
             ``"SAME"`` (TensorFlow's) at stride 2.
-        groups: Of channels that see only each other; `width` in a depthwise convolution.
-        bias: Whether there is one.
+        groups: Groups of channels that see only each other; `width` in a depthwise convolution.
+        bias: Whether there is a bias.
     """
     sides = (size - 1) // 2 if padding is None else padding
     return nn.Conv(

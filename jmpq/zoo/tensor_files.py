@@ -76,7 +76,7 @@ def save_variables(
     Args:
         path: File to write; its folder is made.
         variables: Nested dicts with string keys; the tensors' names are the '/'-joined keys.
-        architecture: What the weights belong to, checked again by `load_variables`.
+        architecture: Name of the network, checked again by `load_variables`.
         metadata: JSON values to keep beside (training, accuracy, ...).
 
     Raises:
@@ -114,7 +114,7 @@ def load_variables(
 
 
 def header_of(path: pathlib.Path | str) -> dict[str, Any]:
-    """What `save_tensors` wrote beside the tensors; empty where the file is not of ours.
+    """Header that `save_tensors` wrote beside the tensors; empty if jmpq did not write it.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -46,10 +46,10 @@ def _mobilenet_v2(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     def renamed(name: str) -> str:
         layer, _, leaf = name.rpartition(".")
-        if found := _BLOCK.fullmatch(layer):
-            number = blocks.index((int(found[1]), int(found[2]))) + 1
-            inverted = f"blocks.{found[1]}.{found[2]}.conv_pwl.weight" in tensors
-            inner = (INVERTED if inverted else SEPARABLE).get(found[3], found[3])
+        if match := _BLOCK.fullmatch(layer):
+            number = blocks.index((int(match[1]), int(match[2]))) + 1
+            inverted = f"blocks.{match[1]}.{match[2]}.conv_pwl.weight" in tensors
+            inner = (INVERTED if inverted else SEPARABLE).get(match[3], match[3])
             return f"features.{number}.conv.{inner}.{leaf}"
         return f"{ends.get(layer, layer)}.{leaf}"
 

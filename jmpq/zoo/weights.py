@@ -1,4 +1,4 @@
-"""Weights of any built-in network, from a file of ours or as they were published."""
+"""Weights of any built-in network, from a file of jmpq or as they were published."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ from jmpq.zoo.weights_torchvision import load_published
 def load_weights(
     path: pathlib.Path | str, module: nn.Module, *, architecture: str
 ) -> dict[str, PyTree]:
-    """Variables of a network from a file of ours or from published PyTorch weights.
+    """Variables of a network from a file of jmpq or from published PyTorch weights.
 
     Raises:
         FileNotFoundError: If there is no such file.

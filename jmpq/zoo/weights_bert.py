@@ -39,8 +39,8 @@ def load_bert(
             ``model.safetensors`` or ``pytorch_model.bin``. Names as ``encoder.layer.0.output.
             dense.weight``, with or without ``bert.`` before them.
         module: The network.
-        key: Where the file lacks ``pooler`` or ``classifier``, it is drawn at random with this
-            key, for fine-tuning; without a key that is an error.
+        key: Key to draw at random a ``pooler`` or ``classifier`` that the file lacks, for
+            fine-tuning; without a key that is an error.
 
     Returns:
         ``{"params": ...}`` in the module's dtype. Heads of the file that `module` does not
@@ -78,7 +78,7 @@ def load_bert(
     if fresh:
         assert key is not None
         drawn = {leaf: np.asarray(x) for leaf, x in flatten(init(key)).items()}
-    found = {
+    leaves = {
         leaf: drawn[leaf]
         if leaf in fresh
         else tensors[name].T
@@ -86,7 +86,7 @@ def load_bert(
         else tensors[name]
         for leaf, name in names.items()
     }
-    params = unflatten(found, module.dtype)
+    params = unflatten(leaves, module.dtype)
     if module.config.split_heads:
         params = split_heads(params, module.config)
     return {"params": params}
@@ -140,13 +140,13 @@ def _tensors(path: pathlib.Path | str) -> dict[str, np.ndarray]:
             )
         path = there[0]
     tensors = _torch_tensors(path) if path.suffix in (".bin", ".pt") else read_tensors(path)[0]
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("bert.")
         for old, new in OLD_NAMES.items():
             name = name.replace(old, new)
-        found[name] = tensor
-    return found
+        renamed[name] = tensor
+    return renamed
 
 
 def _torch_tensors(path: pathlib.Path) -> Mapping[str, np.ndarray]:

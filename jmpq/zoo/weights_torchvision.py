@@ -43,7 +43,7 @@ def load_published(
             layers (out, in). Batch counters (``num_batches_tracked``) are ignored. timm's names
             of MobileNetV2 and VGG are known too.
         module: The network; its parameters' paths are the published names with slashes.
-        input_shape: Of one example. Of the built-in networks only the channels matter.
+        input_shape: Shape of one example; for the built-in networks only the channels matter.
 
     Returns:
         ``{"params": ..., "batch_stats": ...}``, float32.
@@ -108,24 +108,24 @@ def _read_published(path: pathlib.Path | str) -> dict[str, np.ndarray]:
             "state dict elsewhere with safetensors.torch.save_file and give that file."
         ) from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)  # nothing in it runs
+        stored = torch.load(path, map_location="cpu", weights_only=True)  # nothing in it runs
     except Exception as error:  # of many kinds, by what the file is instead
         first = str(error).strip().partition("\n")[0]
         raise ValueError(f"{path} is not a readable PyTorch state dict: {first}") from error
-    while isinstance(found, Mapping) and (inner := [k for k in NESTED if k in found]):
-        found = found[inner[0]]
-    if not isinstance(found, Mapping) or not all(map(torch.is_tensor, found.values())):
+    while isinstance(stored, Mapping) and (inner := [k for k in NESTED if k in stored]):
+        stored = stored[inner[0]]
+    if not isinstance(stored, Mapping) or not all(map(torch.is_tensor, stored.values())):
         raise ValueError(
-            f"{path} holds {type(found).__name__}; expected names to tensors. Save "
+            f"{path} holds {type(stored).__name__}; expected names to tensors. Save "
             "`model.state_dict()`."
         )
     return {
-        name: (x.float() if x.is_floating_point() else x).numpy() for name, x in found.items()
+        name: (x.float() if x.is_floating_point() else x).numpy() for name, x in stored.items()
     }
 
 
 def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names without what all of them begin with."""
+    """Names without the prefix that all of them share."""
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return _without_prefix({k.removeprefix(prefix): v for k, v in tensors.items()})

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorflow_datasets.core import constants
 
 from jmpq.data import cifar10_builder
+from jmpq.data.archives import download
 from jmpq.data.cifar10 import cifar10
 from jmpq.data.cifar10_builder import prepare_cifar10
 from jmpq.data.load import load_dataset
@@ -181,7 +182,7 @@ def test_failed_download_says_what_to_do_instead():
             raise ConnectionError("no route")
 
     with pytest.raises(OSError, match=r"Cannot download https.*ConnectionError.*--archive"):
-        cifar10_builder.download(Offline(), cifar10_builder.URL)
+        download(Offline(), cifar10_builder.URL)
 
 
 def test_unprepared_data_folder_says_what_to_do(tmp_path, monkeypatch):

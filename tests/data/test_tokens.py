@@ -72,7 +72,7 @@ def test_wrong_vocabularies_are_refused(vocabulary, tmp_path):
     with pytest.raises(ValueError, match=r"has \[PAD\] as token 10"):
         read_tokenizer(tmp_path / "late.txt")
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no tokenizer"):
+    with pytest.raises(ValueError, match="is not a valid tokenizer"):
         read_tokenizer(tmp_path / "bad.json")
     with pytest.raises(FileNotFoundError, match=r"give tokenizer\.json or vocab\.txt"):
         read_tokenizer(tmp_path / "nothing")

@@ -11,7 +11,7 @@ from jmpq.quantizers.fake_quant import (
 )
 from jmpq.quantizers.learned import (
     MARGIN,
-    Rows,
+    ScaleRows,
     gradient_factors,
     kernels_near_codes,
     rows_of,
@@ -116,7 +116,7 @@ def test_a_grid_without_a_positive_code_is_refused_by_name(network):
 
 
 def test_scaled_gradients_leave_the_values():
-    rows = Rows((jnp.array([0.1, 0.2]),), (jnp.array([0.3]),))
+    rows = ScaleRows((jnp.array([0.1, 0.2]),), (jnp.array([0.3]),))
     factors = ([0.5], [3.0])
     same = scale_gradients(rows, factors)
     for got, want in zip(jax.tree.leaves(same), jax.tree.leaves(rows), strict=True):

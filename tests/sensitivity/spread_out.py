@@ -28,9 +28,9 @@ from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.batch_memory import Placement, programs_of
 from jmpq.sensitivity.logits.superposed import Superposed
-from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert, Search
+from jmpq.sensitivity.metrics.hawq_eigenvalue import EigenSearch, HawqEigenvalue, QBert
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
-from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
 from jmpq.sensitivity.metrics.output_fisher import OutputFisher
 from jmpq.sensitivity.metrics.path_attribution import PathAttribution
 from jmpq.sensitivity.metrics.squared_error import SquaredError
@@ -44,7 +44,7 @@ from jmpq.sensitivity.moves import MoveNetwork
 from tests import helpers
 
 # So many products whatever their rounding; the reference takes as many.
-PRODUCTS = Search(tolerance=0.0, max_products=5)
+PRODUCTS = EigenSearch(tolerance=0.0, max_products=5)
 METRICS = {
     "first_order": FirstOrder(),
     "empirical_fisher": EmpiricalFisher(),
@@ -58,8 +58,8 @@ METRICS = {
     "hawq_trace_piecewise": HawqTrace(traces="exact"),
     "hawq_eigenvalue": HawqEigenvalue(search=PRODUCTS),
     "qbert": QBert(search=PRODUCTS),
-    "measured_loss": MeasuredSingle(),
-    "measured_pairs_kl": MeasuredPairs(kind="kl"),
+    "measured_loss": MeasuredMoves(),
+    "measured_pairs_kl": MeasuredMoves(pairs="all", kind="kl"),
     "path_attribution": PathAttribution(),
 }
 CHOICES = choice_grid((2, 4), (4, 8))

@@ -17,7 +17,7 @@ from jmpq.quantizers.fake_quant import (
 )
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
-from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert, Search, block_product
+from jmpq.sensitivity.metrics.hawq_eigenvalue import EigenSearch, QBert, block_product
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import squared_error
@@ -139,7 +139,7 @@ def test_products_of_an_encoder_layer_equal_the_dense_hessian(similar):
     np.testing.assert_allclose(got, hessian @ tangent, rtol=1e-8, atol=1e-12)
     values = np.linalg.eigvalsh(hessian)
     metric = QBert(
-        block=LAYER, search=Search(tolerance=1e-9, max_products=2000), loss=squared_error
+        block=LAYER, search=EigenSearch(tolerance=1e-9, max_products=2000), loss=squared_error
     )
     found = metric.eigenvalues(
         similar.moves, similar.tokens, similar.targets, jax.random.key(0)

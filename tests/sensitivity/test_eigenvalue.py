@@ -14,9 +14,9 @@ from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibr
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.hawq_eigenvalue import (
+    EigenSearch,
     HawqEigenvalue,
     QBert,
-    Search,
     block_product,
 )
 from jmpq.sensitivity.moves import MoveNetwork
@@ -24,7 +24,7 @@ from jmpq.training.losses import cross_entropy
 from tests import helpers
 from tests.sensitivity.dense import A_BITS, W_BITS
 
-EXACT = Search(tolerance=1e-13, max_products=3000)
+EXACT = EigenSearch(tolerance=1e-13, max_products=3000)
 CHOICES, WEIGHTS = choice_grid(W_BITS, A_BITS), choice_grid(W_BITS, (32,))
 
 
@@ -82,7 +82,7 @@ def magnitude(values):
 
 @pytest.mark.parametrize(
     ("search", "value_of"),
-    [(EXACT, magnitude), (Search(method="lanczos", tolerance=1e-10), np.max)],
+    [(EXACT, magnitude), (EigenSearch(method="lanczos", tolerance=1e-10), np.max)],
 )
 def test_hawq_is_the_eigenvalue_over_all_batches(dense, blocks, search, value_of):
     got = analyse(dense.moves, HawqEigenvalue(search=search), blocks.batches, CHOICES)
@@ -129,7 +129,7 @@ def test_qbert_is_mean_and_spread_over_batches(dense, blocks):
 
 
 def test_mean_of_batch_eigenvalues_is_never_below_that_of_the_whole_set(dense, blocks):
-    largest = Search(method="lanczos", tolerance=1e-8)
+    largest = EigenSearch(method="lanczos", tolerance=1e-8)
     whole = analyse(dense.moves, HawqEigenvalue(search=largest), blocks.batches, WEIGHTS)
     parts = analyse(dense.moves, QBert(search=largest, spread=0.0), blocks.batches, WEIGHTS)
     assert np.all(parts.losses >= whole.losses * (1 - 1e-9))
@@ -174,19 +174,19 @@ def test_interrupted_search_keeps_the_layers_it_finished(
     assert prepared.name == ".eigenvalue.partial.prepared"
     if change is not None:
         change(prepared)
-    searched, search = [], Search.kernels
+    searched, search = [], EigenSearch.kernels
 
     def counted(self, product, kernels, key):
         searched.extend(kernel.shape for kernel in kernels)
         return search(self, product, kernels, key)
 
-    monkeypatch.setattr(Search, "kernels", counted)
+    monkeypatch.setattr(EigenSearch, "kernels", counted)
     again = analyse(dense.moves, HawqEigenvalue(), *args, partial=partial)
     shapes = [kernel.shape for kernel in dense.network.kernels()]
     assert searched == (shapes[2:] if change is None else shapes)
     np.testing.assert_array_equal(again.second, whole.second)
     assert again.provenance["prepared"] == whole.provenance["prepared"]
-    other = HawqEigenvalue(search=Search(tolerance=1e-3))  # its journal is another
+    other = HawqEigenvalue(search=EigenSearch(tolerance=1e-3))  # its journal is another
     searched.clear()
     analyse(dense.moves, other, *args, partial=partial)
     assert searched == shapes

@@ -14,8 +14,7 @@ from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.measured_moves import (
     SETS_PER_CALL,
-    MeasuredPairs,
-    MeasuredSingle,
+    MeasuredMoves,
     measured_increases,
     possible_pairs,
 )
@@ -79,7 +78,7 @@ def form(second, made):
 
 @pytest.mark.parametrize("kind", ["loss", "kl"])
 def test_single_reproduces_every_measured_choice(by_hand, kind):
-    got = by_hand.analyse(MeasuredSingle(kind=kind))
+    got = by_hand.analyse(MeasuredMoves(kind=kind))
     assert got.metric == f"measured_{kind}"
     for layer, (c, choice) in itertools.product(range(4), enumerate(got.choices)):
         w = 4 * layer + W_BITS.index(choice.w_bits)
@@ -95,7 +94,7 @@ def test_single_reproduces_every_measured_choice(by_hand, kind):
 
 @pytest.mark.parametrize("kind", ["loss", "kl"])
 def test_pairs_reproduce_every_measured_move_and_pair(by_hand, kind):
-    got = by_hand.analyse(MeasuredPairs(kind=kind))
+    got = by_hand.analyse(MeasuredMoves(pairs="all", kind=kind))
     assert got.metric == f"measured_pairs_{kind}"
     pairs = possible_pairs(by_hand.moves)
     assert len(pairs) == 16 * 15 // 2 - 8  # w2–w4 and a3–a8 of four layers exclude each other
@@ -112,7 +111,10 @@ def test_pairs_reproduce_every_measured_move_and_pair(by_hand, kind):
 
 
 def test_pairs_agree_with_single_inside_a_layer(by_hand):
-    single, pairs = by_hand.analyse(MeasuredSingle()), by_hand.analyse(MeasuredPairs())
+    single, pairs = (
+        by_hand.analyse(MeasuredMoves()),
+        by_hand.analyse(MeasuredMoves(pairs="all")),
+    )
     np.testing.assert_allclose(single.losses, pairs.losses, rtol=1e-12)
 
 
@@ -138,14 +140,14 @@ def test_weights_only_have_no_pairs_inside_a_layer(by_hand):
     quantizers = Quantizers(weights=weights, activations=None)
     moves = MoveNetwork(network=by_hand.network, quantizers=quantizers)
     args = (by_hand.inputs, by_hand.labels, jax.random.key(0))
-    second = MeasuredSingle()(moves, *args).second
+    second = MeasuredMoves()(moves, *args).second
     want = [by_hand.increase("loss", (4 * i + j,)) for i in range(4) for j in range(2)]
     np.testing.assert_allclose(second, 2 * np.diag(want), atol=1e-10)
 
 
 def test_choices_of_float_bits_cost_nothing(by_hand):
     data, choices = [(by_hand.inputs, by_hand.labels)], choice_grid((2, 32), (3, 32))
-    got = analyse(by_hand.moves, MeasuredSingle(kind="kl"), data, choices)
+    got = analyse(by_hand.moves, MeasuredMoves(kind="kl"), data, choices)
     np.testing.assert_array_equal(got.losses[:, -1], 0)
     want = by_hand.increase("kl", (4,))  # conv1 W2, input untouched
     np.testing.assert_allclose(got.losses[1, 1], want, atol=1e-10)

@@ -15,7 +15,7 @@ from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metric import About, Terms
 from jmpq.sensitivity.metrics.by_name import TITLES, MetricName, make_metric
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
-from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs
+from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
 from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
 from tests import helpers
@@ -89,7 +89,7 @@ def arrays(found):
 
 
 # Compiled as a whole; in parts that the host puts together; on the host alone.
-LOOPS = [GaussNewton(), ExactHessian(), QBert(), MeasuredPairs(), Means()]
+LOOPS = [GaussNewton(), ExactHessian(), QBert(), MeasuredMoves(pairs="all"), Means()]
 
 
 @pytest.mark.parametrize("metric", LOOPS, ids=lambda metric: metric.about.name)

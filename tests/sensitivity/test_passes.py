@@ -13,11 +13,11 @@ import pytest
 
 from jmpq.formats import choice_grid
 from jmpq.sensitivity.analyse import analyse, estimate_batch
-from jmpq.sensitivity.batch_memory import Placement, cuts, estimate
+from jmpq.sensitivity.batch_memory import Placement, cuts, estimate_memory
 from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
-from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
 from jmpq.sensitivity.metrics.output_fisher import OutputFisher
 from jmpq.sensitivity.metrics.path_attribution import PathAttribution
 from jmpq.sensitivity.metrics.squared_error import SquaredError
@@ -52,7 +52,7 @@ def held():
     ("metric", "count"),
     [
         (EmpiricalFisher(), 21),  # a size that no other test compiles
-        (MeasuredSingle(), 22),
+        (MeasuredMoves(), 22),
         pytest.param(HawqTrace(), 23, marks=SLOW),
         pytest.param(ExactHessian(micro_batch=24), 24, marks=SLOW),
         pytest.param(HawqEigenvalue(), 25, marks=SLOW),
@@ -61,7 +61,7 @@ def held():
         pytest.param(GaussNewton(), 28, marks=SLOW),
         pytest.param(GaussNewton(changes="difference"), 29, marks=SLOW),
         pytest.param(GaussNewton(class_samples=4), 30, marks=SLOW),
-        pytest.param(MeasuredPairs(), 31, marks=SLOW),
+        pytest.param(MeasuredMoves(pairs="all"), 31, marks=SLOW),
         pytest.param(OutputFisher(), 32, marks=SLOW),
         pytest.param(SquaredError(), 33, marks=SLOW),
         pytest.param(FirstOrder(), 34, marks=SLOW),
@@ -170,7 +170,7 @@ def test_as_many_examples_as_their_own_compilation_allows(
     dense, needs, limit, examples, compiled
 ):
     metric = Planned(needs, [])
-    found = estimate(
+    found = estimate_memory(
         metric,
         Placement(dense.moves, None),
         dense.inputs,

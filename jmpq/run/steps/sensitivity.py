@@ -31,7 +31,7 @@ from jmpq.run.options import Sensitivity as Options
 from jmpq.run.predictions import SEARCHED_BY_KL
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.sensitivity.analyse import analyse, analysis_identity, batch_sizes
-from jmpq.sensitivity.batch_memory import Estimate
+from jmpq.sensitivity.batch_memory import PassMemory
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.metrics.by_name import RIVALS, MetricName, make_metric
@@ -280,7 +280,7 @@ def _composed(
     return dataclasses.replace(table, provenance={**table.provenance, "seconds": seconds})
 
 
-def _in_words(needed: Estimate | None) -> str:
+def _in_words(needed: PassMemory | None) -> str:
     """What a pass takes, for people."""
     if needed is None:
         return "memory is not known before the start"

@@ -14,7 +14,7 @@ from jmpq.run.lock import writes
 from jmpq.run.network import load_data
 from jmpq.run.options import Train
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.training.evaluate import Evaluation, evaluate
+from jmpq.training.evaluate import Scores, evaluate
 from jmpq.training.loop import TrainConfig
 from jmpq.training.train import train as train_network
 from jmpq.zoo.architectures import build_module
@@ -24,7 +24,7 @@ from jmpq.zoo.tensor_files import save_variables
 @writes
 def train(
     folder: str | os.PathLike[str], options: Train = Train(), *, reporter: Reporter = QUIET
-) -> Evaluation:
+) -> Scores:
     """Train a built-in network and write ``weights.safetensors``.
 
     For sentences a WordPiece tokenizer is made first, ``tokenizer.json``. If interrupted, the

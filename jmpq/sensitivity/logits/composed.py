@@ -15,7 +15,7 @@ order of execution:
 
 Exact for every single move, whatever the loss; superposed logits are the case B_m = 0. It
 costs the same forward passes, one a move, and allocations are predicted from the stored
-changes without the network. We know of no earlier use.
+changes without the network.
 """
 
 import dataclasses
@@ -33,9 +33,8 @@ from jaxtyping import Array, Float, Int
 from jmpq.allocation import Allocation, column_table
 from jmpq.formats import Choice
 from jmpq.sensitivity.logits.superposed import MEMORY_BYTES, Superposed, in_chunks, increases
-from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.table import NATS, Sensitivity, choice_members
-from jmpq.training.losses import ExampleLoss, cross_entropy
+from jmpq.training.losses import ExampleLoss, Increase, cross_entropy
 
 MOST_CLASSES = 64  # for which whole maps are fitted where nothing else is asked
 
@@ -95,31 +94,19 @@ class Composed:
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
     ) -> Float[np.ndarray, " allocations"]:
-        """Predicted increase of joint allocations, mean nats per example.
-
-        Args:
-            allocations: The allocations; one that leaves out a layer needs the unquantized
-                choice among the choices.
-            kind: ``kl``, KL(p_float ‖ p_quantized), or the increase of the ``loss``.
-            loss: Loss of one example.
-            memory_bytes: Limit of a chunk's working memory.
-
-        Raises:
-            ValueError: If an allocation names a layer or takes a choice that is not known, or
-                one allocation alone exceeds the memory.
-        """
+        """Predicted increase of joint allocations: see `Superposed.predict`."""
         table = column_table(self.layers, self.choices, allocations)
         return self.predict_columns(table, kind, loss=loss, memory_bytes=memory_bytes)
 
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
@@ -131,7 +118,7 @@ class Composed:
     def predict_examples(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
@@ -149,7 +136,7 @@ class Composed:
         self,
         batch_examples: Sequence[int],
         *,
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         loss: ExampleLoss = cross_entropy,
         draws: int | None = None,
         seed: int = 0,
@@ -167,7 +154,7 @@ class Composed:
             loss: Loss of one example.
             draws: Random allocations, each choice of a layer equally often; 16 for every
                 move where not given.
-            seed: Of the allocations.
+            seed: Seed of the allocations.
 
         Returns:
             Losses of every choice, nats per example. Where every layer always makes a move
@@ -195,9 +182,9 @@ class Composed:
         rng = np.random.default_rng(seed)
         even = np.arange(draws) % len(data.choices)
         table = np.stack([rng.permutation(even) for _ in data.layers], axis=1)
-        found = self.predict_examples(table, kind, loss=loss)
+        predicted = self.predict_examples(table, kind, loss=loss)
         ends = np.cumsum([0, *batch_examples])
-        means = np.stack([found[:, a:b].mean(axis=1) for a, b in itertools.pairwise(ends)])
+        means = np.stack([predicted[:, a:b].mean(axis=1) for a, b in itertools.pairwise(ends)])
         members = choice_members(data.layers, data.choices, data.moves)
         made = members[np.arange(len(data.layers)), table].sum(axis=1)
         gram = made.T @ made
@@ -293,7 +280,7 @@ def _through(q: Any, maps: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _increases(
-    kind: Kind,
+    kind: Increase,
     loss: ExampleLoss,
     taken: Int[Array, "allocations steps"],
     maps: Float[Array, "steps options map map"],

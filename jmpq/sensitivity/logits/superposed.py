@@ -21,10 +21,9 @@ from jmpq.files import atomic_file
 from jmpq.formats import Choice
 from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity.batch_memory import Placement
-from jmpq.sensitivity.metrics.measured_moves import Kind
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
-from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
+from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
 KIND = ArtifactKind("superposed", 1, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
@@ -95,8 +94,8 @@ class Superposed:
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
             partial: File of a journal of moves, batch by batch: those of the same network,
                 examples and scales are not made again, whatever other bits there are.
-            of: What identifies network and examples in the journal; the provenance by default.
-            provenance: What identifies network, data and quantizers, kept in the result.
+            of: Identity of network and examples in the journal; the provenance by default.
+            provenance: Identity of network, data and quantizers, kept in the result.
             progress: Called with (finished batches, all batches).
 
         Raises:
@@ -166,7 +165,7 @@ class Superposed:
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
@@ -191,7 +190,7 @@ class Superposed:
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
         memory_bytes: int = MEMORY_BYTES,
@@ -199,12 +198,12 @@ class Superposed:
         """`predict` for searches: of rows of columns of `choices`, one per layer."""
         table = self.checked(table)
         made = self._members[np.arange(len(self.layers)), table].sum(axis=1)
-        found = in_chunks(
+        predicted = in_chunks(
             lambda chunk: _increases(kind, loss, chunk, *self._on_device),
             made,
             self.allocations_per_chunk(memory_bytes),
         )
-        return found.mean(axis=1)
+        return predicted.mean(axis=1)
 
     def checked(
         self, table: Int[np.ndarray, "allocations layers"]
@@ -315,7 +314,7 @@ class LogitPredictor(Protocol):
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
     ) -> Float[np.ndarray, " allocations"]: ...
@@ -323,7 +322,7 @@ class LogitPredictor(Protocol):
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Kind = "kl",
+        kind: Increase = "kl",
         *,
         loss: ExampleLoss = cross_entropy,
     ) -> Float[np.ndarray, " allocations"]: ...
@@ -402,7 +401,7 @@ def _changes(moves: MoveNetwork, inputs: PyTree) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _increases(
-    kind: Kind,
+    kind: Increase,
     loss: ExampleLoss,
     made: Float[Array, "allocations moves"],
     by_move: Float[Array, "moves values"],
@@ -414,16 +413,15 @@ def _increases(
 
 
 def increases(
-    kind: Kind,
+    kind: Increase,
     loss: ExampleLoss,
     q: Float[Array, "allocations examples classes"],
     z: Float[Array, "examples classes"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
-    """What logits `q` in the place of `z` cost every example, nats."""
-    if kind == "kl":
-        return jax.vmap(jax.vmap(kl_divergence), (0, None))(q, z)
-    return jax.vmap(jax.vmap(loss), (0, None))(q, targets) - jax.vmap(loss)(z, targets)[None]
+    """Loss increase of every example with logits `q` in the place of `z`, nats."""
+    examples = jax.vmap(functools.partial(increase, kind, loss))
+    return jax.vmap(examples, (0, None, None))(q, z, targets)
 
 
 def in_chunks(
@@ -436,12 +434,12 @@ def in_chunks(
     Chunks are padded by repetition to powers of two: few sizes, few programs.
     """
     size = min(size, 1 << max(len(rows) - 1, 0).bit_length())
-    found = []
+    chunks = []
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
         padded = np.resize(chunk, (size, chunk.shape[1]))
-        found.append(np.asarray(function(padded), np.float64)[: len(chunk)])
-    return np.concatenate(found) if found else np.zeros((0, 1))
+        chunks.append(np.asarray(function(padded), np.float64)[: len(chunk)])
+    return np.concatenate(chunks) if chunks else np.zeros((0, 1))
 
 
 def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves _ _"]) -> None:

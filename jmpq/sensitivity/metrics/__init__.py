@@ -1,26 +1,31 @@
-"""Metrics: what the loss increase of a choice is taken to be; one file a family.
+"""Metrics: predictions of the loss increase of every choice; one file a family.
 
 All fill the same table, losses[layers, choices], with standard errors over batches. δ is the
 perturbation Q(w) − w or Q(a) − a, u the change of the logits, p the softmax output. Losses are
 nats per example, except for ``squared_error``, which has a unit of its own and compares only
 with itself.
 
-- ``gauss_newton`` (taylor), **the default and the one that chooses best**: ½ mean Var_p(u),
+- ``gauss_newton`` (`taylor`), **the default and the one that chooses best**: ½ mean Var_p(u),
   the second-order KL divergence, with its cross-layer terms; needs no labels. On ResNet-20 its
   sums choose the most accurate allocations. ``gauss_newton_difference`` takes u from forward
   passes.
-- ``composed`` (sensitivity.logits.composed), **predicts joint allocations best**: what a choice
-  adds on average over the choices of all other layers. Made of measured logit changes, so not a
-  metric of `analyse`.
-- ``empirical_fisher`` (MPQCO), ``first_order``, ``hessian`` (taylor): one backward pass; the
-  gradient term, which misleads; the exact Hessian with all cross terms.
+- ``composed`` (`jmpq.sensitivity.logits`), **predicts joint allocations best**: the increase by
+  a choice, averaged over the choices of all other layers. Made of measured logit changes, so
+  not a metric of `analyse`.
+- ``empirical_fisher`` (MPQCO), ``first_order``, ``hessian`` (`taylor`): one backward pass; the
+  gradient term, which misleads; the exact Hessian with all cross terms, by tangents where the
+  network is piecewise linear (`tangent_hessian`).
 - ``hawq_trace`` (HAWQ-V2), ``hawq_eigenvalue`` (HAWQ), ``qbert`` (Q-BERT): curvature of a layer
-  times the squared perturbation.
+  times the squared perturbation; Q-BERT's is in `hawq_eigenvalue`.
 - ``output_fisher`` (AutoQuantize): squared gradients at a layer's output.
 - ``measured_loss``, ``measured_kl``, ``measured_pairs_loss``, ``measured_pairs_kl`` (CLADO):
-  the network run with one choice, or every pair of moves, made.
+  the network run with one choice, or every pair of moves, made (`measured_moves`).
 - ``path_attribution``: the damage of a whole bit-width, shared out; reported elsewhere.
 - ``squared_error``: ‖δ‖², blind to the loss; the simplest rival.
 
-A metric follows `jmpq.sensitivity.metric.Metric`; `by_name` makes one from its name.
+`by_name` makes a metric from its name. To add one, write a frozen dataclass in a file here,
+its options as fields, after `jmpq.sensitivity.metric.Metric`: `about` names it, a call with the
+`MoveNetwork`, one batch and a key returns `Terms`, a compiled function of all moves at once.
+Then name it in `by_name`: in `MetricName`, `TITLES` and `make_metric`, from where the command
+line and the report take it. Tests compare it with a dense reference (tests/sensitivity).
 """

@@ -77,7 +77,7 @@ def make_metric(
     """
     from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
-    from jmpq.sensitivity.metrics.measured_moves import MeasuredPairs, MeasuredSingle
+    from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
     from jmpq.sensitivity.metrics.output_fisher import OutputFisher
     from jmpq.sensitivity.metrics.path_attribution import PathAttribution
     from jmpq.sensitivity.metrics.squared_error import SquaredError
@@ -112,13 +112,13 @@ def make_metric(
         case "output_fisher":
             return OutputFisher(loss=loss)
         case "measured_loss":
-            return MeasuredSingle(kind="loss", loss=loss)
+            return MeasuredMoves(kind="loss", loss=loss)
         case "measured_kl":
-            return MeasuredSingle(kind="kl")
+            return MeasuredMoves(kind="kl")
         case "measured_pairs_loss":
-            return MeasuredPairs(kind="loss", loss=loss)
+            return MeasuredMoves(pairs="all", kind="loss", loss=loss)
         case "measured_pairs_kl":
-            return MeasuredPairs(kind="kl")
+            return MeasuredMoves(pairs="all", kind="kl")
         case "path_attribution":
             return PathAttribution(loss=loss)
         case "composed":

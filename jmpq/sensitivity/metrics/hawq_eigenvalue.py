@@ -18,7 +18,7 @@ from jmpq.journal import Journal
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
 from jmpq.sensitivity.analyse import batch_sizes
-from jmpq.sensitivity.metric import About, Prepared, Program, Terms
+from jmpq.sensitivity.metric import About, Preparation, Program, Terms
 from jmpq.sensitivity.metrics.hawq_trace import shifted_losses, zero_shifts
 from jmpq.sensitivity.metrics.output_fisher import output_gradients
 from jmpq.sensitivity.metrics.squared_error import squared_norms
@@ -29,8 +29,8 @@ Method = Literal["power", "lanczos"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Search:
-    """How the eigenvalues of the blocks are found.
+class EigenSearch:
+    """Search for the eigenvalues of the blocks: method and when to stop.
 
     Attributes:
         method: For kernels: ``power`` iteration from a normal start, as HAWQ and Q-BERT, which
@@ -95,7 +95,7 @@ class HawqEigenvalue:
         (reported). Ours: whole set and its error, examples of activations by themselves.
     """
 
-    search: Search = Search()
+    search: EigenSearch = EigenSearch()
     loss: ExampleLoss = cross_entropy
 
     @property
@@ -110,7 +110,7 @@ class HawqEigenvalue:
         *,
         progress: Callable[[int, int], None] = lambda done, total: None,
         journal: Journal | None = None,
-    ) -> Prepared:
+    ) -> Preparation:
         """Find the leading eigenvector of every kernel over all batches.
 
         A layer that is in the journal is not searched again.
@@ -123,22 +123,22 @@ class HawqEigenvalue:
             name = network.layers[i].name
             if (entry := journal.get(name)) is None:
                 product = block_product(network, self.loss, batches, [i])
-                found = self.search.kernels(
+                pairs = self.search.kernels(
                     product, [network.kernels()[i]], jax.random.fold_in(key, i)
                 )
-                vector = to_host(found.vectors[0][0])
+                vector = to_host(pairs.vectors[0][0])
                 record[name] = {
-                    "eigenvalue": float(found.values[0]),
-                    "residual": float(found.residuals[0]),
-                    "converged": bool(found.converged[0]),
-                    "products": int(found.products),
+                    "eigenvalue": float(pairs.values[0]),
+                    "residual": float(pairs.residuals[0]),
+                    "converged": bool(pairs.converged[0]),
+                    "products": int(pairs.products),
                 }
                 journal.keep(name, record[name], {"vector": vector})
             else:
                 vector, record[name] = entry.arrays["vector"], entry.value
             vectors[i] = jnp.asarray(vector)
             progress(done + 1, len(layers))
-        return Prepared(_AlongEigenvectors(of=self, vectors=vectors), record)
+        return Preparation(_AlongEigenvectors(of=self, vectors=vectors), record)
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
@@ -192,7 +192,7 @@ class QBert:
             with the same captured text are one block with one λ, as an encoder layer is in
             Q-BERT: ``(encoder/layer/\d+)/.*``. Other kernels, and all without it, are a block
             each. The largest eigenvalue of a block is at least that of each of its kernels.
-        search: How eigenvalues are found: power iteration to 1 % as in their code.
+        search: Search for eigenvalues: power iteration to 1 % as in their code.
 
     References:
         Shen et al. (2020), Q-BERT, arXiv 1909.05840: sensitivity from mean and spread of λ
@@ -201,7 +201,7 @@ class QBert:
 
     spread: float = 1.0
     block: str | None = None
-    search: Search = Search()
+    search: EigenSearch = EigenSearch()
     loss: ExampleLoss = cross_entropy
 
     @property
@@ -214,32 +214,32 @@ class QBert:
         Raises:
             ValueError: If `block` matches no layer.
         """
-        found: dict[Any, list[int]] = {}
+        blocks: dict[Any, list[int]] = {}
         for i, layer in enumerate(network.layers):
             match = re.fullmatch(self.block, layer.name) if self.block else None
-            found.setdefault(match.groups() if match else i, []).append(i)
-        if self.block and all(isinstance(key, int) for key in found):
+            blocks.setdefault(match.groups() if match else i, []).append(i)
+        if self.block and all(isinstance(key, int) for key in blocks):
             raise ValueError(
                 f"block={self.block!r} matches no layer; there are "
                 f"{', '.join(layer.name for layer in network.layers)}."
             )
-        return list(found.values())
+        return list(blocks.values())
 
     def eigenvalues(
         self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
     ) -> list[EigenPairs | None]:
         """The leading eigenpair of every block on one batch; None where nothing can move."""
-        network, searched, found = moves.network, set(_layers_of(moves, "w")), []
+        network, searched, pairs = moves.network, set(_layers_of(moves, "w")), []
         for block in self.blocks(network):
             if not searched.issuperset(block):
-                found.append(None)
+                pairs.append(None)
                 continue
             product = block_product(network, self.loss, [(moves, inputs, targets)], block)
             kernels = [network.kernels()[i] for i in block]
-            found.append(
+            pairs.append(
                 self.search.kernels(product, kernels, jax.random.fold_in(key, block[0]))
             )
-        return found
+        return pairs
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
@@ -247,10 +247,10 @@ class QBert:
         return _programs(moves, self.loss, inputs, targets)
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        found = self.eigenvalues(moves, inputs, targets, key)
+        pairs_of_blocks = self.eigenvalues(moves, inputs, targets, key)
         curvature = {
             i: pairs.values[0]
-            for block, pairs in zip(self.blocks(moves.network), found, strict=True)
+            for block, pairs in zip(self.blocks(moves.network), pairs_of_blocks, strict=True)
             for i in block
             if pairs is not None
         }
@@ -260,14 +260,14 @@ class QBert:
 def _programs(
     moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Any
 ) -> list[Program]:
-    """What the eigenvalues of kernels and inputs compile for a batch."""
+    """Programs of the eigenvalues of kernels and inputs for a batch."""
     network = moves.network
     kernels = [jnp.zeros_like(kernel) for kernel in network.kernels()]
-    found = [Program(squared_norms, (moves, inputs))]
+    programs = [Program(squared_norms, (moves, inputs))]
     if layers := _layers_of(moves, "w"):
         slopes = Program(_slopes, (network, loss, inputs, targets, kernels))
         along = slopes.results()
-        found += [
+        programs += [
             slopes,
             Program(curvature_along, (network, loss, inputs, targets, kernels)),
             *(
@@ -277,8 +277,8 @@ def _programs(
         ]
     if _layers_of(moves, "a"):
         shifts = zero_shifts(network, inputs)
-        found.append(Program(input_products, (network, loss, inputs, targets, shifts)))
-    return found
+        programs.append(Program(input_products, (network, loss, inputs, targets, shifts)))
+    return programs
 
 
 def _layers_of(moves: MoveNetwork, kind: Literal["w", "a"]) -> list[int]:
@@ -288,7 +288,7 @@ def _layers_of(moves: MoveNetwork, kind: Literal["w", "a"]) -> list[int]:
 
 def _terms(
     moves: MoveNetwork,
-    search: Search,
+    search: EigenSearch,
     loss: ExampleLoss,
     curvature: Mapping[int, Array | float],
     inputs: PyTree,
@@ -345,11 +345,11 @@ def block_product(
             along[layer] = tangent
         for moves, inputs, targets in batches:
             here = moves.network
-            found = _slopes(here, loss, inputs, jnp.asarray(targets), along)
+            slopes = _slopes(here, loss, inputs, jnp.asarray(targets), along)
             for n, layer in enumerate(layers):
-                total[n] += _kernel_gradient(here, layer, inputs, found.x, found.dg)
+                total[n] += _kernel_gradient(here, layer, inputs, slopes.x, slopes.dg)
                 if not still:
-                    total[n] += _kernel_gradient(here, layer, inputs, found.dx, found.g)
+                    total[n] += _kernel_gradient(here, layer, inputs, slopes.dx, slopes.g)
         return [part / count for part in total]
 
     return product
@@ -445,7 +445,7 @@ def input_eigenvalues(
     targets: Array,
     site: int,
     key: Array,
-    search: Search,
+    search: EigenSearch,
 ) -> Float[np.ndarray, " batch"]:
     """λ_n of the block of every example's input of one site: of largest magnitude, by power
     iteration of all examples side by side, until Σ_n |change of λ_n| is below the tolerance.
@@ -458,8 +458,8 @@ def input_eigenvalues(
         vector = _unit(image, axis)
         tangents = [*zeros[:site], vector, *zeros[site + 1 :]]
         image = input_products(network, loss, inputs, targets, tangents)[site]
-        found = to_host(_quotients(vector, image, axis))
-        last, values = values, found.astype(np.float64)
+        quotients = to_host(_quotients(vector, image, axis))
+        last, values = values, quotients.astype(np.float64)
         if products and abs(values - last).sum() <= search.tolerance * abs(values).sum():
             break
     return values

@@ -16,7 +16,7 @@ from jmpq.journal import Journal
 from jmpq.network.network import Network
 from jmpq.network.piecewise import piecewise_linear
 from jmpq.network.sites import Op, Site
-from jmpq.sensitivity.metric import About, Prepared, Program, Terms
+from jmpq.sensitivity.metric import About, Preparation, Program, Terms
 from jmpq.sensitivity.metrics.squared_error import squared_norms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy
@@ -91,12 +91,12 @@ class HawqTrace:
         *,
         progress: Callable[[int, int], None],
         journal: Journal,
-    ) -> Prepared:
+    ) -> Preparation:
         """Say how traces are taken; the metric stays as it is."""
         way, why = self.way(moves.network)
         said = way if way == "exact" else f"{self.num_probes} probes a batch"
         record = {"traces": way, "why": why, "outputs": num_outputs(moves.network)}
-        return Prepared(self, record, f"traces: {said} ({why})")
+        return Preparation(self, record, f"traces: {said} ({why})")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array

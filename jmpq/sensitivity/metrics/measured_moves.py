@@ -19,90 +19,67 @@ from jmpq.devices import to_host
 from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
+from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
-Kind = Literal["loss", "kl"]
 SETS_PER_CALL = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeasuredSingle:
-    """The measured increase when one layer's choice is made, all other layers untouched.
-
-    A choice makes a weight move w and an input move a of its layer together, so all such pairs
-    are measured too. With D the measured increase, the terms are ``S_mm = 2 D(m)`` and, for w
-    and a of the same layer, ``S_wa = D({w, a}) − D({w}) − D({a})``; ½ eᵀSe is then (up to
-    rounding) the measurement of w alone, of a alone, and of the pair. Zero across layers, and
-    between two bit-widths of one tensor, of which no choice makes both.
-
-    Costs ``1 + Σ_layers (w + a + w·a)`` forward passes for w and a bit-widths: 341 for
-    ResNet-20 with five and two.
-
-    Attributes:
-        kind: Increase of the ``loss``, or ``kl``, KL(p_float ‖ p_quantized), which needs no
-            labels.
-        loss: Loss of one example, for kind ``loss``.
-    """
-
-    kind: Kind = "loss"
-    loss: ExampleLoss = cross_entropy
-
-    @property
-    def about(self) -> About:
-        return About(name=f"measured_{self.kind}")
-
-    def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
-        """Pairs of moves that are measured."""
-        return [(m, k) for m, k in possible_pairs(moves) if _same_layer(moves, m, k)]
-
-    def programs(
-        self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
-    ) -> list[Program]:
-        return _programs(moves, self.kind, self.loss, inputs, targets)
-
-    def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeasuredPairs:
-    """The measured increase of every move and every pair of moves: CLADO.
+class MeasuredMoves:
+    """The measured increase when moves are made alone and in pairs, all else untouched.
 
     With D the measured increase, ``S_mm = 2 D(m)`` and ``S_mk = D({m, k}) − D(m) − D(k)``:
-    ½ eᵀSe reproduces every measured move and pair exactly and extrapolates to more. Two
-    bit-widths of one tensor exclude each other, their entry is zero. S may be indefinite; it
-    is not projected here.
+    ½ eᵀSe reproduces every measured move and pair exactly (up to rounding) and extrapolates to
+    more. Two bit-widths of one tensor exclude each other, their entry is zero. S may be
+    indefinite; it is not projected here.
 
-    Costs ``1 + M + P`` forward passes for M moves of which P pairs are possible, about M²/2:
-    9651 for ResNet-20 with five weight and two activation bit-widths (M = 140), where
-    `MeasuredSingle` takes 341 and `GaussNewton` by difference 141.
+    Within a layer, a choice makes a weight move and an input move together, and is measured.
+    That costs ``1 + Σ_layers (w + a + w·a)`` forward passes for w and a bit-widths: 341 for
+    ResNet-20 with five and two. All M moves and their P possible pairs, about M²/2, cost
+    ``1 + M + P``: 9651 there (M = 140), where `GaussNewton` by difference takes 141.
 
     Attributes:
-        kind: Increase of the ``loss`` (as CLADO), or ``kl``, KL(p_float ‖ p_quantized).
+        kind: Increase of the ``loss`` (as CLADO), or ``kl``, KL(p_float ‖ p_quantized), which
+            needs no labels.
+        pairs: Pairs that are measured: within a ``layer``, zero across layers; or ``all``.
         loss: Loss of one example, for kind ``loss``.
 
     References:
-        CLADO, arXiv 2307.05657: pairwise measured loss terms of an integer quadratic program.
+        CLADO, arXiv 2307.05657: measured losses of all pairs, for an integer quadratic program.
     """
 
-    kind: Kind = "loss"
+    kind: Increase = "loss"
+    pairs: Literal["layer", "all"] = "layer"
     loss: ExampleLoss = cross_entropy
 
     @property
     def about(self) -> About:
-        return About(name=f"measured_pairs_{self.kind}")
-
-    def pairs(self, moves: MoveNetwork) -> list[tuple[int, int]]:
-        """Pairs of moves that are measured."""
-        return possible_pairs(moves)
+        return About(name=f"measured_{'pairs_' if self.pairs == 'all' else ''}{self.kind}")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
     ) -> list[Program]:
-        return _programs(moves, self.kind, self.loss, inputs, targets)
+        bits = np.zeros((SETS_PER_CALL, 2, len(moves.network.layers)), int)
+        reference = Program(float_logits, (moves, inputs))
+        args = (moves, self.kind, self.loss, bits, inputs, targets, reference.results())
+        return [reference, Program(_increases, args)]
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        return _terms(moves, self.kind, self.loss, self.pairs(moves), inputs, targets)
+        count, pairs = len(moves.moves), possible_pairs(moves)
+        if self.pairs == "layer":
+            layers = [move.layer for move in moves.moves]
+            pairs = [(m, k) for m, k in pairs if layers[m] == layers[k]]
+        sets = [*((m,) for m in range(count)), *pairs]
+        increases = measured_increases(
+            moves, sets, inputs, targets, kind=self.kind, loss=self.loss
+        )
+        single, pair = increases[:count], increases[count:]
+        second = np.diag(2 * single)
+        if pairs:
+            m, k = np.array(pairs).T
+            second[m, k] = second[k, m] = pair - single[m] - single[k]
+        dtype = jax.tree.leaves(moves.network.params)[0].dtype
+        return Terms(jnp.zeros(count, dtype), jnp.asarray(second, dtype))
 
 
 def possible_pairs(moves: MoveNetwork) -> list[tuple[int, int]]:
@@ -120,7 +97,7 @@ def measured_increases(
     inputs: PyTree,
     targets: Array,
     *,
-    kind: Kind = "loss",
+    kind: Increase = "loss",
     loss: ExampleLoss = cross_entropy,
 ) -> Float[np.ndarray, " sets"]:
     """Measured increase of loss or KL when just the moves of each set are made.
@@ -130,19 +107,19 @@ def measured_increases(
         sets: Indices of moves; at most one per tensor.
         inputs: One batch.
         targets: One per example; unused for ``kl``.
-        kind: What is measured, mean over the batch, nats per example.
+        kind: Quantity that is measured, mean over the batch, nats per example.
         loss: Loss of one example.
     """
     z = float_logits(moves, inputs)
     names = [layer.name for layer in moves.network.layers]
     bits = bit_arrays(names, [moves.allocation(made) for made in sets])
-    found = []
+    chunks = []
     for start in range(0, len(sets), SETS_PER_CALL):
         chunk = bits[start : start + SETS_PER_CALL]
         padded = np.resize(chunk, (SETS_PER_CALL, *chunk.shape[1:]))  # one compilation
         increases = _increases(moves, kind, loss, padded, inputs, targets, z)
-        found.append(to_host(increases)[: len(chunk)].astype(np.float64).mean(axis=1))
-    return np.concatenate(found) if found else np.zeros(0)
+        chunks.append(to_host(increases)[: len(chunk)].astype(np.float64).mean(axis=1))
+    return np.concatenate(chunks) if chunks else np.zeros(0)
 
 
 @jax.jit
@@ -154,52 +131,15 @@ def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch clas
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _increases(
     moves: MoveNetwork,
-    kind: Kind,
+    kind: Increase,
     loss: ExampleLoss,
     bits: Int[Array, "sets 2 layers"],
     inputs: PyTree,
     targets: Array,
     z: Float[Array, "batch classes"],
 ) -> Float[Array, "sets batch"]:
-    def increase(bits: Int[Array, "2 layers"]) -> Float[Array, " batch"]:
+    def measured(bits: Int[Array, "2 layers"]) -> Float[Array, " batch"]:
         q = quantized_logits(moves.network, moves.quantizers, bits[0], bits[1], inputs)
-        if kind == "kl":
-            return jax.vmap(kl_divergence)(q, z)
-        return jax.vmap(loss)(q, targets) - jax.vmap(loss)(z, targets)
+        return jax.vmap(functools.partial(increase, kind, loss))(q, z, targets)
 
-    return jax.lax.map(increase, bits)
-
-
-def _programs(
-    moves: MoveNetwork, kind: Kind, loss: ExampleLoss, inputs: PyTree, targets: Any
-) -> list[Program]:
-    """What `measured_increases` compiles."""
-    bits = np.zeros((SETS_PER_CALL, 2, len(moves.network.layers)), int)
-    reference = Program(float_logits, (moves, inputs))
-    args = (moves, kind, loss, bits, inputs, targets, reference.results())
-    return [reference, Program(_increases, args)]
-
-
-def _same_layer(moves: MoveNetwork, m: int, k: int) -> bool:
-    return moves.moves[m].layer == moves.moves[k].layer
-
-
-def _terms(
-    moves: MoveNetwork,
-    kind: Kind,
-    loss: ExampleLoss,
-    pairs: Sequence[tuple[int, int]],
-    inputs: PyTree,
-    targets: Array,
-) -> Terms:
-    """The quadratic form that reproduces all measured moves and `pairs`."""
-    count = len(moves.moves)
-    sets = [*((m,) for m in range(count)), *pairs]
-    found = measured_increases(moves, sets, inputs, targets, kind=kind, loss=loss)
-    single, pair = found[:count], found[count:]
-    second = np.diag(2 * single)
-    if pairs:
-        m, k = np.array(pairs).T
-        second[m, k] = second[k, m] = pair - single[m] - single[k]
-    dtype = jax.tree.leaves(moves.network.params)[0].dtype
-    return Terms(jnp.zeros(count, dtype), jnp.asarray(second, dtype))
+    return jax.lax.map(measured, bits)

@@ -110,12 +110,12 @@ def path_attribution(
         t = jnp.asarray((k + 0.5) / points, dtype)
         slopes = _slopes(moves, loss, jnp.array(bits), t, inputs, targets)
         shares += to_host(slopes).astype(np.float64)
-    found = np.zeros(len(moves.moves))
+    first = np.zeros(len(moves.moves))
     for m, move in enumerate(moves.moves):
         kind, layer = "wa".index(move.kind), names.index(move.layer)
         if move.bits == bits[kind, layer]:
-            found[m] = shares[kind, layer] / points
-    return found
+            first[m] = shares[kind, layer] / points
+    return first
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -34,7 +34,7 @@ Kind = Literal["w", "a"]
 
 
 class Pulled(NamedTuple):
-    """What one backward pass leaves for all moves of a batch."""
+    """Results of one backward pass for all moves of a batch."""
 
     z: Float[Array, "batch classes"]
     first: Float[Array, " moves"]  # ⟨∇L, δ⟩
@@ -86,7 +86,7 @@ def exact_terms(
 def exact_programs(
     moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Any
 ) -> list[Program]:
-    """What `exact_terms` compiles for a batch or its shapes."""
+    """Programs that `exact_terms` compiles for a batch or its shapes."""
     pull = Program(_pull, (moves, loss, inputs, targets))
     pulled, programs = pull.results(), [pull]
     changes, upper = [], []

@@ -117,7 +117,7 @@ class GaussNewton:
             return jax.random.rademacher(key, (count, *z.shape), z.dtype)
 
         def slopes(batch: tuple[PyTree, Array, Array]) -> Float[Array, "batch seeds moves"]:
-            """Of the loss itself, then of every sample s: sᵀu."""
+            """Slopes of the loss itself, then of every sample s: sᵀu."""
             inputs, targets, keys = batch
             z, pull = moves.pullback(inputs)
             drawn = jax.vmap(lambda z, k: class_factors(z, random_signs(k, z)))(z, keys)
@@ -126,10 +126,10 @@ class GaussNewton:
             )
             return jnp.moveaxis(jax.vmap(pull, in_axes=1)(seeds), 0, 1)
 
-        found = by_shard(slopes, (inputs, targets, keys), moves.shards)
-        drawn = found[:, 1:]
+        gradients = by_shard(slopes, (inputs, targets, keys), moves.shards)
+        drawn = gradients[:, 1:]
         samples = jnp.einsum("nkm,nkj->kmj", drawn, drawn) / targets.shape[0]
-        return Terms(found[:, 0].mean(axis=0), samples.mean(axis=0), samples)
+        return Terms(gradients[:, 0].mean(axis=0), samples.mean(axis=0), samples)
 
 
 def class_factors(
@@ -188,14 +188,14 @@ class ExactHessian:
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         terms = self._by_tangents if piecewise_linear(moves.network.tap) else self._by_products
-        found = []
+        parts = []
         for rows, some in micro_batches((inputs, targets), self.micro_batch, moves.shards):
             share = some.shape[0] / targets.shape[0]
             # One at a time: the collectives of several passes in flight may wait for each
             # other for ever where many devices share few cores.
             part = jax.block_until_ready(terms(moves, rows, some))
-            found.append(jax.tree.map(lambda x, s=share: s * x, part))
-        return jax.tree.map(lambda *x: sum(x[1:], x[0]), *found)
+            parts.append(jax.tree.map(lambda x, s=share: s * x, part))
+        return jax.tree.map(lambda *x: sum(x[1:], x[0]), *parts)
 
     def _by_tangents(self, moves: MoveNetwork, inputs: PyTree, targets: Array) -> Terms:
         return Terms(*exact_terms(moves, self.loss, inputs, targets))
