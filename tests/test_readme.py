@@ -138,6 +138,7 @@ def test_every_command_of_the_readme_is_understood(line, monkeypatch):
     def stands_for(step):
         return functools.wraps(step)(lambda *args, **kwargs: called.append(step.__name__))
 
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     monkeypatch.setattr(main, "STEPS", tuple(stands_for(step) for step in main.STEPS))
     _, *args = shlex.split(line, comments=True)
     main.main(args)

@@ -1,8 +1,11 @@
 """The command ``jmpq``."""
 
+import functools
 import os
+import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tyro.extras import subcommand_cli_from_dict
 
@@ -39,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     try:
         subcommand_cli_from_dict(
-            {step.__name__: step for step in STEPS},
+            {step.__name__: _keeping_compilations(step) for step in STEPS},
             prog="jmpq",
             description=DESCRIPTION,
             args=args,
@@ -52,3 +55,14 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"jmpq: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def _keeping_compilations(step: Callable[..., None]) -> Callable[..., None]:
+    """The step, its compiled programs kept in the run folder unless the user says where."""
+
+    @functools.wraps(step)
+    def keeping(run: pathlib.Path, *args: Any, **kwargs: Any) -> None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(run / "compilations"))
+        step(run, *args, **kwargs)
+
+    return keeping
