@@ -138,6 +138,7 @@ def test_every_command_of_the_readme_is_understood(line, monkeypatch):
     def stands_for(step):
         return functools.wraps(step)(lambda *args, **kwargs: called.append(step.__name__))
 
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     for name in main.STEPS:
         monkeypatch.setattr(commands, name, stands_for(getattr(commands, name)))
     _, *args = shlex.split(line, comments=True)

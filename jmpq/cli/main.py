@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -91,10 +92,14 @@ def _parsed(args: list[str]) -> Callable[[], None]:
 
 
 def _deferred(step: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """The step with the same arguments, to be called later."""
+    """The step with the same arguments, to be called later.
+
+    Its compiled programs are kept in the run folder unless the user says where.
+    """
 
     @functools.wraps(step)
-    def call(*args: object, **options: object) -> Callable[[], None]:
-        return functools.partial(step, *args, **options)
+    def call(run: pathlib.Path, *args: object, **options: object) -> Callable[[], None]:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(run / "compilations"))
+        return functools.partial(step, run, *args, **options)
 
     return call

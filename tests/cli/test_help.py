@@ -1,6 +1,7 @@
 """Help comes at once: without JAX and all that takes seconds to import."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -68,3 +69,20 @@ def test_the_version_is_told(command):
         return
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"jmpq {__version__}\n", "")
+
+
+def test_compiled_programs_stay_in_the_run_folder_unless_the_user_says_where(tmp_path):
+    code = (
+        "import os, sys; from jmpq.cli import commands, main; "
+        "main.STEPS = (commands.report,); sys.argv = ['jmpq', sys.argv[1]]\n"
+        "try:\n    main.main(['report', sys.argv[1]])\n"
+        "except SystemExit:\n    print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    for own in ({}, {"JAX_COMPILATION_CACHE_DIR": "elsewhere"}):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=env | own, capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+        wanted = own.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compilations"))
+        assert done.stdout.strip() == wanted, done.stderr
