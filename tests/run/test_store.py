@@ -267,7 +267,7 @@ def test_a_plan_that_is_missing_is_named_with_the_command_that_makes_it(folder):
 
 
 def test_refine_and_floor_measure_what_no_step_has_measured(folder, counts):
-    run.floor(folder, run.Floor(max_drop=100))
+    run.floor(folder, run.Floor(max_drop=100.0))
     run.refine(folder, run.Refine(max_evaluations=4))
     run.race(folder)
     seen = list(counts["measured"])
