@@ -8,12 +8,11 @@ import pathlib
 from typing import Literal
 
 from jmpq.network.layers import TieKind
-from jmpq.problem.plan import Role
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName
 
 CorrectName = Literal["none", "bias", "batch_norm"]
-MeasuredRole = Role | Literal["uniform"]
+MeasuredRole = Literal["solution", "uniform", "baseline", "sweep", "random", "single"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
