@@ -171,7 +171,7 @@ def run_network(
         solve = Step(
             "solve",
             here,
-            Solve(budget=(f"size_bytes=W{bits}",), seed=config.seed),
+            Solve(budget=(f"size_bytes=W{bits}",), seed=config.seed, replace=True),
             {"comparison": Comparison(random=config.random)},
         )
         if not _done(here / PLAN, (sensitivity, solve)):

@@ -134,9 +134,13 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
             joint=config.joint,
             singles=False,
         )
-        solve = steps.Solve(budget=config.budget, seed=config.seed)
+        solve = steps.Solve(budget=config.budget, seed=config.seed, replace=True)
         steps.solve(here, solve, comparison=comparison, reporter=steps.TERMINAL)
-        evaluate = steps.Evaluate(examples=config.evaluation_examples)
+        evaluate = steps.Evaluate(
+            roles=("solution", "baseline", "sweep"),
+            calibration_roles=("solution", "baseline", "sweep", "random", "single"),
+            examples=config.evaluation_examples,
+        )
         steps.evaluate(here, evaluate, reporter=steps.TERMINAL)
         result["runs"][source] = collect(here)
     return result

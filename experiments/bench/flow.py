@@ -196,8 +196,13 @@ def stages(
         data=config.data,
         data_dir=data_dir,
     )
-    solve = Solve(budget=("size_bytes=W4",), seed=config.seed)
-    evaluate = Evaluate(calibration_roles=(), examples=images, batch_size=config.batch_size)
+    solve = Solve(budget=("size_bytes=W4",), seed=config.seed, replace=True)
+    evaluate = Evaluate(
+        roles=("solution", "baseline", "sweep"),
+        calibration_roles=(),
+        examples=images,
+        batch_size=config.batch_size,
+    )
     return {
         "layers": Step("layers", run, layers),
         **sensitivity,

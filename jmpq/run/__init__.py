@@ -16,7 +16,9 @@ one are for those who bring their own data, metric or solver.
     evaluation = run.evaluate(folder)
     print(run.recommend(plan, evaluation))
 
-`RunFolder` knows which artifact lies where and which must have been made from which;
+`RunFolder` knows which artifact lies where and which must have been made from which. Whatever
+was computed or measured stays in the folder's ``store``, by all that it depends on, so that a
+step computes only what is missing; ``Solve(name=...)`` adds a plan beside others;
 `run.predictions` makes everything that is predicted of an allocation, which the plan then
 carries. Steps are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported
 when they are first used: `solve` needs JAX only for logit changes.

@@ -16,7 +16,8 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 LOCK = ".lock"
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 Folder = str | os.PathLike[str]
 
 

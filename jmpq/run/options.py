@@ -12,14 +12,13 @@ from jmpq.formats import choice_grid
 from jmpq.network.layers import TieKind
 from jmpq.problem.budgets import check_cost, parse_budgets
 from jmpq.problem.costs import additive_cost, additive_costs
-from jmpq.problem.plan import Role
 from jmpq.problem.rules import parse_rule
 from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits
 from jmpq.run.ranges import between, check_batches, check_seed, counts, not_empty
 from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName
 
 CorrectName = Literal["none", "bias", "batch_norm"]
-MeasuredRole = Role | Literal["uniform"]
+MeasuredRole = Literal["solution", "uniform", "baseline", "sweep", "random", "single"]
 # Solvers of our own; names in capitals are those of cvxpy.
 SOLVERS = (
     "exact",

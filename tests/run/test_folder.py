@@ -10,6 +10,7 @@ import pytest
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
 from jmpq.problem import read_plan, write_plan
+from jmpq.report.report import write_report
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable
 from jmpq.run.folder import RunFolder
 from tests.report import synthetic_run
@@ -160,6 +161,21 @@ def test_an_allocation_is_added_to_the_plan_in_the_place_of_its_name(folder):
         RunFolder(folder).evaluation
     with pytest.raises(ValueError, match="Did you mean 'new'"):
         RunFolder(folder).planned("neww")
+
+
+def test_a_plan_with_a_name_has_its_own_evaluation_and_report(folder):
+    here = folder / "plans" / "tight"
+    here.mkdir(parents=True)
+    for name in ("plan.json", "evaluation.json"):
+        shutil.copy(folder / name, here)
+    assert RunFolder(folder, plan="tight").plan == RunFolder(folder).plan
+    assert write_report(folder, plan="tight") == here / "report.html"
+    assert (here / "report.html").is_file()
+    assert not (folder / "report.html").exists()
+    edit(here / "evaluation.json", plan_sha256="other")
+    with pytest.raises(ValueError, match=r"`jmpq evaluate .*run --plan tight` again"):
+        RunFolder(folder, plan="tight").evaluation
+    assert RunFolder(folder).evaluation is not None
 
 
 def test_a_plan_without_solutions_says_what_to_do(folder):

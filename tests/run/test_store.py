@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 from jmpq import run
 from jmpq.deploy.measure import Evaluator
@@ -70,7 +71,7 @@ def counts(monkeypatch):
     changes, call, terms = superposed._changes, Evaluator.__call__, step.analyse
 
     def count_moves(moves, inputs):
-        if not isinstance(jax.tree.leaves(inputs)[0], jax.core.Tracer):
+        if not isinstance(jax.tree.leaves(inputs)[0], Tracer):  # shapes are asked for too
             seen["moves"].append([(m.kind, m.bits) for m in moves.moves])
         return changes(moves, inputs)
 
@@ -267,7 +268,7 @@ def test_a_plan_that_is_missing_is_named_with_the_command_that_makes_it(folder):
 
 
 def test_refine_and_floor_measure_what_no_step_has_measured(folder, counts):
-    run.floor(folder, run.Floor(max_drop=100))
+    run.floor(folder, run.Floor(max_drop=100.0))
     run.refine(folder, run.Refine(max_evaluations=4))
     run.race(folder)
     seen = list(counts["measured"])
