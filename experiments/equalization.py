@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.arguments import Arguments
-from experiments.provenance import commit, machine, versions
+from experiments.common.arguments import Arguments
+from experiments.common.provenance import commit, machine, versions
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
 from jmpq.quantizers.spec import Granularity, InputSpec, KernelSpec

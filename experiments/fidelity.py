@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from jaxtyping import Int
 
-from experiments.networks import load_trained
+from experiments.common.networks import load_trained
 from experiments.resnet20_cifar10 import RESULTS, commit
 from jmpq.allocation import Allocation, column_table
 

@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 from experiments import outcome
-from experiments.provenance import commit, machine, versions
+from experiments.common.provenance import commit, machine, versions
 from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.deploy.correction import Correct
@@ -185,7 +185,7 @@ class Sized(NamedTuple):
 
 def prepare(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> Setting:
     """Calibrate, analyse and allocate."""
-    from experiments.networks import load_trained
+    from experiments.common.networks import load_trained
 
     network, dataset = load_trained(
         config.model, config.data, config.weights, folder, data_dir, epochs=config.float_epochs

@@ -21,9 +21,9 @@ from typing import Any
 
 import tyro
 
-from experiments.arguments import ResumableArguments
-from experiments.provenance import commit, machine
-from experiments.steps import Step
+from experiments.common.arguments import ResumableArguments
+from experiments.common.provenance import commit, machine
+from experiments.common.steps import Step
 from jmpq.quantizers.spec import KernelSpec, Rounding
 from jmpq.run.folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS, RunFolder
 from jmpq.run.options import (

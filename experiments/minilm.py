@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
-from experiments.arguments import ResumableArguments
-from experiments.provenance import commit, machine, versions
+from experiments.common.arguments import ResumableArguments
+from experiments.common.provenance import commit, machine, versions
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import Choice, choice_grid
 from jmpq.journal import Journal

@@ -27,8 +27,8 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 
-from experiments.networks import load_trained
-from experiments.provenance import commit
+from experiments.common.networks import load_trained
+from experiments.common.provenance import commit
 from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays, translate_columns
 

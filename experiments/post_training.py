@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.arguments import Arguments
-from experiments.provenance import commit, machine, versions
+from experiments.common.arguments import Arguments
+from experiments.common.provenance import commit, machine, versions
 from jmpq.allocation import Allocation
 from jmpq.deploy.correction import Correct
 from jmpq.formats import Choice, choice_grid

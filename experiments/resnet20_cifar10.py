@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.provenance import commit
+from experiments.common.provenance import commit
 from jmpq import run as steps
 from jmpq.run.folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
 from jmpq.sensitivity.metrics.by_name import MetricName

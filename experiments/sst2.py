@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import tyro
 
-from experiments.arguments import ResumableArguments
+from experiments.common.arguments import ResumableArguments
+from experiments.common.provenance import commit, machine, versions
 from experiments.minilm import ENCODER_LAYER, FLOAT, Rows, qbert_rule
 from experiments.minilm import specs as specs_of
-from experiments.provenance import commit, machine, versions
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice, choice_grid
 

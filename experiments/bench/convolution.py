@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float
 
-from experiments.provenance import commit, machine, versions
+from experiments.common.provenance import commit, machine, versions
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 Convolution = Callable[[Float[Array, "n h w c"], Float[Array, "kh kw c d"]], Array]

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
-from experiments.arguments import Arguments
 from experiments.bench.evaluation_setting import SMOKE, Config, Losses, Setting, prepare
 from experiments.bench.work import pin
-from experiments.provenance import commit, machine, versions
+from experiments.common.arguments import Arguments
+from experiments.common.provenance import commit, machine, versions
 from jmpq.allocation import Allocation
 
 if TYPE_CHECKING:

@@ -26,11 +26,11 @@ from typing import Any
 
 import tyro
 
-from experiments.arguments import ResumableArguments
 from experiments.bench.flow_part import RandomImages, RandomWeights, measure
 from experiments.bench.flow_torch import Product
-from experiments.provenance import commit, machine, versions
-from experiments.steps import Step
+from experiments.common.arguments import ResumableArguments
+from experiments.common.provenance import commit, machine, versions
+from experiments.common.steps import Step
 from jmpq.files import write_json
 from jmpq.run.folder import EVALUATION, LAYERS, RunFolder
 from jmpq.run.options import Comparison, Compute, Evaluate, Layers, Sensitivity, Solve

@@ -34,7 +34,7 @@ import numpy as np
 import tyro
 
 from experiments.bench.iqp import network_problem
-from experiments.provenance import commit, machine, versions
+from experiments.common.provenance import commit, machine, versions
 from experiments.water_filling import fit_bit_model, water_filling
 from jmpq.allocation import Allocation
 from jmpq.files import write_json

@@ -72,7 +72,7 @@ def solve(
     """
     from jmpq.cli.show import show_plan, show_recommendation
     from jmpq.run import progress
-    from jmpq.run.recommendation import recommend
+    from jmpq.run.planning.recommendation import recommend
     from jmpq.run.steps.solve import solve
 
     reporter = progress.TERMINAL

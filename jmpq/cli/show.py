@@ -11,7 +11,7 @@ from jmpq.problem import COSTS, Plan, PlannedAllocation
 from jmpq.problem.shown import shown_prediction
 from jmpq.problem.solution import OPTIMALITY
 from jmpq.run.artifacts import LayerTable
-from jmpq.run.recommendation import Recommendation
+from jmpq.run.planning.recommendation import Recommendation
 
 
 def show_layers(layers: LayerTable) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from jmpq.problem.plan import plan_to_json
 from jmpq.run.artifacts import LayerTable
 from jmpq.run.folder import RunFolder
-from jmpq.run.recommendation import Recommendation
+from jmpq.run.planning.recommendation import Recommendation
 from jmpq.sensitivity.table import NATS, Sensitivity
 
 Json = Mapping[str, Any]

@@ -10,7 +10,7 @@ import scipy.stats
 from jaxtyping import Float
 
 from jmpq.report.contents import Json
-from jmpq.run.recommendation import Measured
+from jmpq.run.planning.recommendation import Measured
 
 Split = Literal["calibration", "evaluation"]
 Target = Literal["increase", "kl"]

@@ -19,7 +19,7 @@ one are for those who bring their own data, metric or solver.
 `RunFolder` knows which artifact lies where and which must have been made from which. Whatever
 was computed or measured stays in the folder's ``store``, by all that it depends on, so that a
 step computes only what is missing; ``Solve(name=...)`` adds a plan beside others;
-`run.predictions` makes everything that is predicted of an allocation, which the plan then
+`run.planning` makes everything that is predicted of an allocation, which the plan then
 carries. Steps are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported
 when they are first used: `solve` needs JAX only for logit changes.
 """
@@ -42,7 +42,7 @@ _HOME = {
     **dict.fromkeys(("Subject", "load_subject"), "subject"),
     **dict.fromkeys(("Reporter", "QUIET", "TERMINAL", "bar"), "progress"),
     "training_curve": "steps.finetune",
-    **dict.fromkeys(("Recommendation", "recommend"), "recommendation"),
+    **dict.fromkeys(("Recommendation", "recommend"), "planning.recommendation"),
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -16,7 +16,7 @@ from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.files import write_json
 from jmpq.network.layers import Layer, TieKind, layers_from_json, layers_to_json
 from jmpq.quantizers.spec import KernelSpec, read_spec
-from jmpq.run.recommendation import Recommendation
+from jmpq.run.planning.recommendation import Recommendation
 from jmpq.sensitivity.table import KIND as SENSITIVITY
 from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 

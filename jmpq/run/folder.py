@@ -27,7 +27,7 @@ from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.problem.plan_check import check_plan
 from jmpq.run import artifacts
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable, Sensitivities
-from jmpq.run.recommendation import Recommendation, recommend
+from jmpq.run.planning.recommendation import Recommendation, recommend
 from jmpq.sensitivity import table as tables
 
 if TYPE_CHECKING:  # it needs JAX

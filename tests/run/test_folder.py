@@ -187,7 +187,7 @@ def test_a_plan_without_solutions_says_what_to_do(folder):
 
 
 def test_predictions_are_those_of_the_tables(folder):
-    from jmpq.run.predictions import all_predictors, predict_all
+    from jmpq.run.planning.predictions import all_predictors, predict_all
 
     run = RunFolder(folder)
     allocations = [a.allocation for a in run.plan.allocations]

@@ -9,7 +9,7 @@ from jmpq.formats import Choice
 from jmpq.problem import Plan, PlannedAllocation
 from jmpq.problem.plan import PlannedBudget
 from jmpq.problem.shown import shown_prediction
-from jmpq.run.recommendation import recommend
+from jmpq.run.planning.recommendation import recommend
 
 W2, W4, W8 = Choice(2), Choice(4), Choice(8)
 SIZES = {W2: 100.0, W4: 200.0, W8: 400.0}

@@ -19,10 +19,10 @@ from jmpq.run.folder import EVALUATION, PLAN, RunFolder
 from jmpq.run.lock import writes
 from jmpq.run.options import Compute, Evaluate, MeasuredRole
 from jmpq.run.outcomes import Measured
-from jmpq.run.predictions import with_predictions
-from jmpq.run.problems import planned_problem, table_of
+from jmpq.run.planning.predictions import with_predictions
+from jmpq.run.planning.problems import planned_problem, table_of
+from jmpq.run.planning.recommendation import recommend
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.run.recommendation import recommend
 from jmpq.run.subject import first_examples, load_subject
 
 

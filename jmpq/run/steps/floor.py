@@ -10,8 +10,8 @@ from jmpq.run.folder import PLAN, RunFolder
 from jmpq.run.lock import writes
 from jmpq.run.options import Compute, Floor
 from jmpq.run.outcomes import Measured
-from jmpq.run.predictions import with_predictions
-from jmpq.run.problems import planned_problem, table_named, table_of
+from jmpq.run.planning.predictions import with_predictions
+from jmpq.run.planning.problems import planned_problem, table_named, table_of
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import load_subject
 from jmpq.solvers import cheapest_above, pareto_hull

@@ -11,10 +11,10 @@ from jmpq.run.folder import PLAN, RunFolder
 from jmpq.run.lock import writes
 from jmpq.run.options import Compute, Refine
 from jmpq.run.outcomes import Measured
-from jmpq.run.predictions import with_predictions
-from jmpq.run.problems import planned_problem, table_of
+from jmpq.run.planning.predictions import with_predictions
+from jmpq.run.planning.problems import planned_problem, table_of
+from jmpq.run.planning.searches import composed_objective
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.run.searches import composed_objective
 from jmpq.run.subject import Subject, load_subject
 from jmpq.solvers import refine as refine_allocation
 

@@ -28,7 +28,7 @@ from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss
 from jmpq.run.network import network_of
 from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
-from jmpq.run.predictions import SEARCHED_BY_KL
+from jmpq.run.planning.predictions import SEARCHED_BY_KL
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.sensitivity.analyse import analyse, analysis_identity, batch_sizes
 from jmpq.sensitivity.batch_memory import PassMemory

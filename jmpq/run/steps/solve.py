@@ -11,15 +11,15 @@ from jmpq.files import versions
 from jmpq.problem import Plan, PlannedAllocation, Problem, Solution, additive_cost, write_plan
 from jmpq.problem.plan import planned_allocation, planned_budgets, read_plan
 from jmpq.problem.rules import describe, rules_to_json
-from jmpq.run.comparisons import baselines, other_budgets, without_budgets
 from jmpq.run.folder import FRONT, PLAN, SENSITIVITY, RunFolder
-from jmpq.run.inverse import least_cost_allocations, write_front
 from jmpq.run.lock import writes
 from jmpq.run.options import Comparison, Inverse, Solve
-from jmpq.run.predictions import with_predictions
-from jmpq.run.problems import all_rules, chosen_tables, default_budgets, run_problem
+from jmpq.run.planning.comparisons import baselines, other_budgets, without_budgets
+from jmpq.run.planning.inverse import least_cost_allocations, write_front
+from jmpq.run.planning.predictions import with_predictions
+from jmpq.run.planning.problems import all_rules, chosen_tables, default_budgets, run_problem
+from jmpq.run.planning.searches import composed_search
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.run.searches import composed_search
 from jmpq.sensitivity.table import Sensitivity
 from jmpq.solvers import Greedy, exact_solver
 

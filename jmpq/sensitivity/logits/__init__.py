@@ -17,6 +17,6 @@ The best predictor of random allocations is not always the best chooser: on ResN
 sums of ``gauss_newton`` choose the most accurate ones.
 
 To add a predictor, write a frozen class in a file here with `layers`, `choices`, `predict` and
-`predict_columns` (see `JointPredictor`). `jmpq.run.predictions` decides which of them a plan
-carries, `jmpq.run.searches` which are searched.
+`predict_columns` (see `JointPredictor`). In `jmpq.run.planning`, `predictions` decides which of
+them a plan carries, `searches` which are searched.
 """

@@ -6,7 +6,7 @@ from jmpq.allocation import translate_columns
 from jmpq.problem import Problem, Solution
 from jmpq.run.folder import SUPERPOSED, RunFolder
 from jmpq.run.options import Solve
-from jmpq.run.predictions import logit_predictors, searched_name
+from jmpq.run.planning.predictions import logit_predictors, searched_name
 from jmpq.run.progress import Reporter
 from jmpq.solvers import Objective, ObjectiveSearch, exact_solver
 

@@ -1,0 +1,1 @@
+"""What experiments share: arguments, networks and data, steps, provenance of results."""
