@@ -7,8 +7,10 @@ from typing import get_origin
 
 from jmpq.run import options
 
-_BOX = re.compile(r"[│╭╮╰╯]|─ .* ─+")  # what the parser draws around its messages
-_RULE = re.compile("─{3,}")
+_BOX = re.compile(
+    r"[│╭╮╰╯]|─ .* ─+|^Value error -+$"
+)  # what the parser draws around its messages
+_RULE = re.compile("[─-]{3,}")
 _CONSTRUCTED = re.compile(r"Error parsing [\w.-]*(dummy|options)[\w.-]*: ")
 _NUMBER = {
     re.compile(r"invalid literal for int\(\) with base 10: (.*)"): r"\1 is not a whole number.",

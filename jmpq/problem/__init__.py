@@ -19,7 +19,8 @@ as files. No JAX.
 - `solution`: what a solver returns. `solution_from_columns` evaluates the answer by itself, so
   that loss, costs, gap and status never are a solver's word; `Infeasible` names the budgets
   that conflict and how far each would have to be raised.
-- `plan`: the allocations of a run with their proofs, as JSON that is readable without jmpq.
+- `plan`: the allocations of a run with their proofs, as JSON that is readable without jmpq;
+  `plan_check` recomputes what a plan claims when it is read.
 - `shown`: which of an allocation's predictions people are shown, with its unit.
 - `problem_file`: a problem as one npz file, to be solved elsewhere.
 - `exact_sum`: correctly rounded sums. A budget is met or not, whatever the order of layers.

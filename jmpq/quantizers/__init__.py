@@ -14,7 +14,7 @@ to 16, and 32 for unquantized.
 - `spec`: `KernelSpec`, `InputSpec`: all that decides a grid besides the bits. No JAX.
 - `calibrate`: all quantizers at once. `calibration`: scales from values, block by block.
 - `uniform`: the grids themselves; rounding passes gradients straight through.
-- `fake_quant`: scales as a value, the quantized network.
+- `fake_quant`: scales as a value, the quantized network. `widths`: one bit-width at a time.
 - `rounding`: integer codes other than the nearest, layer by layer, by `gptq` or `adaround` on
   the second moments of the inputs (`layer_hessian`).
 - `learned`: scales of one allocation, to be learned (LSQ). `products`: attention products.

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+QUIET_S = 10  # seconds that a log goes without a line
+
 
 @runtime_checkable
 class MoveBar(Protocol):
@@ -91,8 +93,8 @@ def log_lines(
 ) -> Iterator[MoveBar]:
     """Lines for a log, without control characters, in the place of a bar.
 
-    One ten seconds after the last; sooner, but not within a second, where another tenth of the
-    work is done; one at the end.
+    Work of less than ten seconds has none. After that a line comes ten seconds after the last;
+    sooner, but not within a second, where another tenth of the work is done; one at the end.
 
     Args:
         description: Name of the work.
@@ -108,8 +110,9 @@ def log_lines(
         first = done if first is None else first
         now, reached = clock(), 10 * done // max(total, 1)
         tenths = reached if tenths is None else tenths
-        wait = 1 if reached > tenths else 10
-        if now - last < wait and not (done >= total and reached > tenths):
+        wait = 1 if reached > tenths else QUIET_S
+        early = now - last < wait and not (done >= total and reached > tenths)
+        if early or now - start < QUIET_S:
             return
         last, tenths = now, reached
         left = "?" if done == first else _clock((now - start) / (done - first) * (total - done))

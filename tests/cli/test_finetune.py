@@ -57,16 +57,9 @@ def test_interrupted_it_goes_on_from_the_last_checkpoint(run, monkeypatch, tmp_p
 
 
 def test_what_cannot_be_fine_tuned_is_refused_and_leaves_nothing(run):
-    plan = read(run / "plan.json")
-    plan["allocations"].append(
-        plan["allocations"][0]
-        | {"name": "float", "allocation": {layer: "W32" for layer in plan["layers"]}}
-    )
-    (run / "plan.json").write_text(json.dumps(plan))
     before = contents(run)
     for options, says in (
         (("--allocation", "exact/gauss"), "Did you mean 'exact/gauss_newton'?"),
-        (("--allocation", "float"), "every layer at 32 bits: there is nothing to fine-tune"),
         (("--batch-size", 5000), "batch_size=5000 is more than the"),
         (("--distillation", 2), "distillation=2.0: give a weight from 0 to 1"),
         (("--examples", 0), "examples=0: give at least 1"),

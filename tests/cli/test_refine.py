@@ -92,4 +92,4 @@ def test_what_cannot_be_refined_is_refused(run):
     assert "'watts' is not a cost that adds up over layers" in result.err
     result = jmpq("floor", run, "--max-drop", -200)
     assert result.code == 1
-    assert "below the floor of" in result.err
+    assert "max_drop=-200.0: give a number of at least 0" in result.err

@@ -221,7 +221,7 @@ def test_before_evaluation_the_page_shows_what_a_plan_alone_can_show(copy):
 
 def test_the_page_starts_with_the_recommendation(run):
     page = (run / "report.html").read_text(encoding="utf-8")
-    recommendation = read_contents(run).recommendation
+    recommendation = read_contents(RunFolder(run)).recommendation
     assert 3 <= len(recommendation.lines) <= 6
     at = [page.index(html.escape(line)) for line in recommendation.lines]
     assert at == sorted(at)
@@ -230,7 +230,7 @@ def test_the_page_starts_with_the_recommendation(run):
 
 
 def test_columns_hold_one_quantity_with_its_unit_and_equal_allocations_a_row(run):
-    contents = read_contents(run)
+    contents = read_contents(RunFolder(run))
     table = next(t for t in all_tables(contents) if t.name == "allocations")
     keys = [column.key for column in table.columns]
     assert "predicted_loss" not in keys  # by different metrics

@@ -7,8 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from jmpq.allocation import Allocation
-from jmpq.formats import Choice
 from jmpq.problem import read_plan, write_plan
 from jmpq.report.report import write_report
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable
@@ -42,12 +40,13 @@ def edit(path, **changes):
 
 def finetuning(folder):
     first = RunFolder(folder).planned(None)
+    outcome = json.loads((folder / "evaluation.json").read_text())["float"]["evaluation"]
     return Finetuning(
         weights_sha256=synthetic_run.WEIGHTS_SHA256, quantizers_sha256="q",
         finetuned_sha256="f", name=first.name, allocation=first.allocation, costs=first.costs,
         config={"method": "lsq"}, seed=0, devices=1, device="cpu", versions={}, splits={},
-        loss="cross_entropy", steps=1, curve=[{"step": 1, "loss": 0.5}], outcomes={},
-        seconds=1.5,
+        loss="cross_entropy", steps=1, curve=[{"step": 1, "loss": 0.5}], seconds=1.5,
+        outcomes=dict.fromkeys(("float", "post_training", "finetuned"), outcome),
     )  # fmt: skip
 
 
@@ -150,9 +149,8 @@ def test_artifacts_of_no_json_are_refused(tmp_path, kind):
 def test_an_allocation_is_added_to_the_plan_in_the_place_of_its_name(folder):
     run = RunFolder(folder)
     first = run.planned(None)
-    whole = Allocation.uniform(run.plan.layers, Choice(8, 8))
-    for predicted in (1.0, 2.0):
-        new = dataclasses.replace(first, name="new", allocation=whole, predicted_loss=predicted)
+    for seed in (1, 2):
+        new = dataclasses.replace(first, name="new", seed=seed)
         RunFolder(folder).add_to_plan(new)
     after = RunFolder(folder).plan
     assert after.named("new") == new
