@@ -61,6 +61,22 @@ def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared
     assert "| downgrade, stops |" in tables["bench_solvers_T4"]
 
 
+def test_several_budgets_bench_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    from experiments.bench.several_budgets import measure
+
+    output = tmp_path / "bench.json"
+    result = measure.run(measure.SMOKE, None, output)
+    rows = {row["solver"]: row for row in result["rows"]}
+    assert rows["several_budgets, 5 s"]["status"] == "optimal"
+    best = rows["several_budgets, 5 s"]["loss"]
+    for name, row in rows.items():
+        assert row["bound"] <= best * (1 + 1e-9) <= row["loss"] * (1 + 2e-9), name
+    for gap in measure.SMOKE.gaps:
+        assert rows[f"several_budgets to {100 * gap:g} %"]["gap"] <= 1.01 * gap
+    again = measure.run(measure.SMOKE, None, output)
+    assert again["rows"] == json.loads(output.read_text())["rows"] == result["rows"]
+
+
 @pytest.mark.slow
 def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
     import jax

@@ -219,26 +219,29 @@ def solve_with(name: str, problem: Problem, time_limit_s: float) -> dict[str, An
     return {"wall_s": time.perf_counter() - started, **found}
 
 
-def plain_highs(problem: Problem, time_limit_s: float) -> dict[str, Any]:
+def plain_highs(
+    problem: Problem, time_limit_s: float, relative_gap: float = 0.0
+) -> dict[str, Any]:
     """The integer program as the textbook states it, by cvxpy and HiGHS.
 
     One binary variable a choice, the tables as they are: no dominated choice left out, nothing
-    scaled, no bound from elsewhere. Tolerances, gap and time limit are those of `Exact`.
+    scaled, no bound from elsewhere. Tolerances and time limit are those of `Exact`; the gap is
+    relative to the objective.
     """
     import cvxpy
 
-    (cost,), (limit,) = problem.costs.values(), problem.budgets.values()
-    take = cvxpy.Variable(cost.shape, boolean=True)
+    take = cvxpy.Variable(problem.losses.shape, boolean=True)
     constraints: list[Any] = [
-        cvxpy.sum(cvxpy.multiply(cost, take)) <= limit,
-        cvxpy.sum(take, axis=1) == 1,
+        cvxpy.sum(cvxpy.multiply(problem.costs[name], take)) <= limit
+        for name, limit in problem.budgets.items()
     ]
+    constraints.append(cvxpy.sum(take, axis=1) == 1)
     program = cvxpy.Problem(
         cvxpy.Minimize(cvxpy.sum(cvxpy.multiply(problem.losses, take))), constraints
     )
     with warnings.catch_warnings():  # the status says it
         warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-        program.solve(solver="HIGHS", **options("HIGHS", time_limit_s, 0.0))
+        program.solve(solver="HIGHS", **options("HIGHS", time_limit_s, relative_gap))
     nothing = {"loss": None, "bound": None, "gap": None, "back_end_status": program.status}
     if take.value is None:
         return {**nothing, "status": "no answer"}

@@ -24,6 +24,7 @@ SOLVERS = (
     "exact",
     "greedy",
     "core",
+    "several_budgets",
     "dynamic_programming",
     "local_search",
     "branch_and_bound",
@@ -213,12 +214,12 @@ class Solve:
     metrics: tuple[str, ...] = ()
     """Metrics to solve with, the first leading; all of the sensitivity file by default."""
     solvers: tuple[str, ...] = ("exact", "greedy")
-    """Solvers, the first leading. exact: the proven optimum, by the core solver for one budget,
-    by HiGHS through cvxpy for several; greedy: the paper's Algorithm 1; core,
-    dynamic_programming, or any mixed-integer solver that cvxpy finds installed: HIGHS, SCIP
-    (pip install 'jmpq[scip]'), GUROBI, ... With the cross-layer terms, for metrics that have
-    them: local_search, a tabu search; branch_and_bound, the same with a proof of how far from
-    optimal it can be. Their allocations go by the metric NAME_full."""
+    """Solvers, the first leading. exact: the optimum, proven or with its gap, by core for one
+    budget and by several_budgets for more; greedy: the paper's Algorithm 1; core,
+    several_budgets, dynamic_programming, or any mixed-integer solver that cvxpy finds
+    installed: HIGHS, SCIP (pip install 'jmpq[scip]'), GUROBI, ... With the cross-layer terms,
+    for metrics that have them: local_search, a tabu search; branch_and_bound, the same with a
+    proof of how far from optimal it can be. Their allocations go by the metric NAME_full."""
     rule: tuple[str, ...] = ()
     """'pin PATTERN=W8A8', 'allow PATTERN=W4,W8A8', 'exclude PATTERN', 'tie PATTERN PATTERN';
     patterns are regular expressions that match a whole layer name; the first match wins."""

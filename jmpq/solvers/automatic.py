@@ -7,13 +7,16 @@ from jmpq.problem.solution import Solution
 from jmpq.solvers.knapsack.dynamic_programming import DynamicProgramming
 from jmpq.solvers.knapsack.expanding_core import CoreSearch
 from jmpq.solvers.knapsack.integer_program import Exact
+from jmpq.solvers.knapsack.several_budgets.anytime_search import SeveralBudgets
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import Solver
 
 _BRANCHED = 1000  # options, (layer, choice) pairs, up to which branch and bound is worth a try
 
-SolverName = Literal["auto", "core", "dynamic_programming", "branch_and_bound", "local_search"]
+SolverName = Literal[
+    "auto", "core", "several_budgets", "dynamic_programming", "branch_and_bound", "local_search"
+]
 
 
 def exact_solver(
@@ -23,10 +26,10 @@ def exact_solver(
 
     Args:
         problem: What is to be solved.
-        name: ``core``, ``dynamic_programming`` (which keeps no time limit), a mixed-integer
-            solver by cvxpy's name, such as ``HIGHS`` or ``SCIP``; for cross-layer terms
-            ``branch_and_bound``, or ``local_search``, which proves little.
-            ``auto`` is the core solver for up to one budget, HIGHS through cvxpy for several;
+        name: ``core``, ``several_budgets``, ``dynamic_programming`` (which keeps no time
+            limit), a mixed-integer solver by cvxpy's name, such as ``HIGHS`` or ``SCIP``; for
+            cross-layer terms ``branch_and_bound``, or ``local_search``, which proves little.
+            ``auto`` is the core solver for up to one budget, else that of several budgets;
             with cross-layer terms branch and bound, and the local search where there are too
             many options for it.
         time_limit_s: Seconds for the whole call.
@@ -40,7 +43,7 @@ def exact_solver(
             small = int(problem.allowed.sum()) <= _BRANCHED
             name = "branch_and_bound" if small else "local_search"
         else:
-            name = "core" if len(problem.budgets) <= 1 else "HIGHS"
+            name = "core" if len(problem.budgets) <= 1 else "several_budgets"
     match name:
         case "branch_and_bound":
             return BranchAndBound(time_limit_s=time_limit_s)
@@ -54,6 +57,8 @@ def exact_solver(
     match name:
         case "core":
             return CoreSearch(time_limit_s=time_limit_s)
+        case "several_budgets":
+            return SeveralBudgets(time_limit_s=time_limit_s)
         case "dynamic_programming":
             return DynamicProgramming()
         case _:

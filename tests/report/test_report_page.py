@@ -294,7 +294,8 @@ def test_csv_holds_every_allocation_with_full_precision(run):
     assert list(rows) == [a["name"] for a in plan["allocations"]]
     for allocation in plan["allocations"]:
         row = rows[allocation["name"]]
-        assert float(row["size_bytes"]) == allocation["costs"]["size_bytes"]
+        costs = allocation["costs"]  # none where one layer alone is quantized
+        assert row["size_bytes"] == str(costs.get("size_bytes", ""))
         if allocation["gap"] is not None:
             assert float(row["gap"]) == allocation["gap"]
             assert float(row["bound"]) == allocation["bound"]

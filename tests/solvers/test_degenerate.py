@@ -16,8 +16,8 @@ from jmpq.solvers import (
     Exact,
     Greedy,
     LocalSearch,
-    MultiplierSearch,
     ObjectiveSearch,
+    SeveralBudgets,
     cheapest_above,
     least_cost,
     lp_bound,
@@ -107,6 +107,7 @@ PROOFS = {
     "core": CoreSearch(),
     "dynamic_programming": DynamicProgramming(),
     "exact": Exact(),
+    "several_budgets": SeveralBudgets(),
 }
 QUADRATIC_SEARCHES = {
     "local_search": SHORT,
@@ -119,7 +120,7 @@ SEARCHES = {
     "greedy": Greedy(),
     "downgrade": Greedy(start="downgrade", fill=False),
     "reversed": reversed_search,
-    "multipliers": MultiplierSearch(),
+    "several_budgets/search": SeveralBudgets(integer_program=False),
 }
 best_of = functools.cache(lambda name: optimum({**DEGENERATE, **CROSSED}[name]))
 
@@ -215,9 +216,8 @@ def test_refinement_of_the_optimum_changes_nothing(name):
         (CoreSearch, "relative_gap", float("nan"), "at least 0"),
         (Exact, "time_limit_s", 0.0, "above 0"),
         (Exact, "relative_gap", -1.0, "at least 0"),
-        (MultiplierSearch, "time_limit_s", 0.0, "above 0"),
-        (MultiplierSearch, "tolerance", -1.0, "at least 0"),
-        (MultiplierSearch, "max_iterations", 0, "at least 1"),
+        (SeveralBudgets, "time_limit_s", 0.0, "above 0"),
+        (SeveralBudgets, "relative_gap", -1.0, "at least 0"),
         (BranchAndBound, "time_limit_s", float("nan"), "above 0"),
         (BranchAndBound, "max_parts", 0, "at least 1"),
         (BranchAndBound, "enumerate_up_to", 0, "at least 1"),

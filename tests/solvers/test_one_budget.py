@@ -16,6 +16,7 @@ from jmpq.solvers import (
     Exact,
     Greedy,
     LocalSearch,
+    SeveralBudgets,
     exact_solver,
     lp_bound,
     solve,
@@ -248,11 +249,12 @@ def test_integer_costs_are_counted_in_their_common_unit():
 def test_the_solver_that_suits_the_problem_is_chosen():
     assert exact_solver(SHORT["random0"]) == CoreSearch()
     assert exact_solver(SHORT["no_budget"]) == CoreSearch()
-    assert exact_solver(SHORT["two_budgets0"], time_limit_s=5.0) == Exact(time_limit_s=5.0)
+    several = exact_solver(SHORT["two_budgets0"], time_limit_s=5.0)
+    assert several == SeveralBudgets(time_limit_s=5.0)
     assert exact_solver(SHORT["random0"], "SCIP") == Exact(solver="SCIP")
     assert exact_solver(SHORT["integer0"], "dynamic_programming") == DynamicProgramming()
     assert solve(SHORT["random0"]).solver == "core"
-    assert solve(SHORT["two_budgets0"]).solver == "exact"
+    assert solve(SHORT["two_budgets0"]).solver == "several_budgets"
 
 
 def test_cross_layer_terms_are_solved_or_refused_but_never_left_out():

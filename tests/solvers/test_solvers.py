@@ -34,6 +34,8 @@ SEARCHES = {
             ("upgrade", "downgrade"), ("ratio", "reversed", "random"), (True, False)
         )
     },
+    "upgrade/dual_prices": Greedy(weights="dual_prices"),
+    "downgrade/dual_prices": Greedy(start="downgrade", weights="dual_prices"),
     "random_search": lambda problem: random_search(problem, seed=3),
     "reversed_search": reversed_search,
 }

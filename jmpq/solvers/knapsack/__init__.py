@@ -3,10 +3,10 @@
 One choice a layer, losses and costs that add up: the multiple-choice knapsack problem of
 operations research, which is what the paper solves.
 
-By default `expanding_core` for one budget and `integer_program` for several. Both prove what
+By default `expanding_core` for one budget and `several_budgets` for several. Both prove what
 they return. `greedy` is the paper's own search, with the bound of the linear relaxation: the
 more layers, the nearer to the optimum. `dynamic_programming` is a short independent proof for
-integer costs, `multiplier_search` bounds a hundred thousand layers under several budgets, and
+integer costs, `integer_program` one for any budgets, with which `several_budgets` ends, and
 `baselines` are allocations to compare with.
 
 Other questions about the same tables: `least_cost` is the inverse problem (the least cost
@@ -19,6 +19,7 @@ What they share, from the ground up:
 - `frontier_steps`: the steps along all frontiers, and how many of them the budgets pay for;
 - `relaxation_bounds`: Lagrangian bounds. All proofs here rest on one: for any prices λ ≥ 0 of
   the budgets, the least priced losses less the price of the budgets;
+- `lagrangian_dual`: the prices of several budgets for which that is most;
 - `feasibility`: an allocation within several budgets, or which of them conflict;
 - `one_budget`: the only budget that binds, in whole units where the costs are integers;
 - `core_states`: the inner loop of the expanding core;

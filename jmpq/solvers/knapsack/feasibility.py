@@ -40,11 +40,16 @@ def cheapest_allocation(problem: Problem, reduced: Reduced) -> Int[np.ndarray, "
     raise _conflict(problem, reduced)
 
 
-def combined_costs(reduced: Reduced) -> Float[np.ndarray, "groups choices"]:
-    """One cost from several: each above its group's cheapest, in units of what is left of it.
+def combined_costs(
+    reduced: Reduced, weights: Float[np.ndarray, " budgets"] | None = None
+) -> Float[np.ndarray, "groups choices"]:
+    """One cost from several: each above its group's cheapest, weighted; +inf where not allowed.
 
-    A budget that cannot bind weighs nothing, unless none can. +inf where not allowed. The
-    only cost of one budget comes back as it is.
+    Args:
+        reduced: The problem. The only cost of one budget comes back as it is.
+        weights: Weight of each cost. Where not given, costs count in units of what is left of
+            their budgets above the cheapest allocation. A budget that cannot bind then weighs
+            nothing, unless none can.
     """
     allowed = reduced.allowed
     if len(reduced.limits) == 1:
@@ -53,6 +58,8 @@ def combined_costs(reduced: Reduced) -> Float[np.ndarray, "groups choices"]:
         )
     least = cheapest_costs(reduced)
     above = np.where(allowed, reduced.costs - least[:, :, None], 0.0)
+    if weights is not None:
+        return np.where(allowed, np.tensordot(weights, above, axes=1), np.inf)
     total = np.zeros(reduced.losses.shape)
     left = reduced.limits - least.sum(axis=1)
     most = above.max(axis=2).sum(axis=1) if above.size else np.zeros(len(left))

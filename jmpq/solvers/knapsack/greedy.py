@@ -28,6 +28,7 @@ from jmpq.solvers.knapsack.relaxation_bounds import (
 _ROUNDS = 20  # of steps taken all at once; the rest, few by then, one by one
 
 Criterion = Literal["ratio", "reversed", "random"]
+Weights = Literal["room", "dual_prices"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,8 @@ class Greedy:
 
     Dominated and LP-dominated choices are filtered first; then single steps along the
     frontiers are taken in the order of loss change per cost. With several budgets the cost
-    of a step is the sum of its costs, each in units of what its budget leaves above the
-    cheapest allocation; every budget is checked on its own. Equal steps are taken in the
-    order of the layers, so the answer is deterministic.
+    of a step is a weighted sum of its costs (`weights`); every budget is checked on its own.
+    Equal steps are taken in the order of the layers, so the answer is deterministic.
 
     Attributes:
         start: ``upgrade`` from the cheapest allocation while the budgets last, or
@@ -46,17 +46,25 @@ class Greedy:
         criterion: ``ratio`` is the paper's: upgrades that save most loss per cost first,
             downgrades that add least. ``reversed`` takes the opposite order, ``random`` one
             drawn from `seed` (the paper's ablation).
+        weights: With several budgets, ``room`` counts each cost in units of what its budget
+            leaves above the cheapest allocation, as the paper's ratio would. ``dual_prices``
+            weighs it by its budget's dual value in the linear relaxation, the best of the
+            efficiency measures that Puchinger, Raidl, Pferschy compare: steps before the
+            break then are those of the relaxation. No difference with one budget.
         seed: For ``random``.
         fill: Go on past a step that does not fit (and upgrade again after a downgrade);
             where False, stop there.
 
     References:
         Chen, Wang, Cheng (2021), Towards Mixed-Precision Quantization of Neural Networks via
-        Constrained Optimization, Algorithm 1 and Proposition 1.
+        Constrained Optimization, Algorithm 1 and Proposition 1. Puchinger, Raidl, Pferschy
+        (2010), The multidimensional knapsack problem: structure and algorithms, INFORMS
+        Journal on Computing 22, 250-265.
     """
 
     start: Literal["upgrade", "downgrade"] = "upgrade"
     criterion: Criterion = "ratio"
+    weights: Weights = "room"
     seed: int = 0
     fill: bool = True
 
@@ -69,15 +77,20 @@ class Greedy:
         started = time.perf_counter()
         reduced = problem.reduced()
         columns, at_break = cheapest_allocation(problem, reduced), None
-        price = combined_costs(reduced)
-        frontiers = convex_frontiers(reduced.losses, price)
-        if len(reduced.limits) == 1:  # these frontiers serve the bound too
+        if len(reduced.limits) == 1:
+            price = combined_costs(reduced)
+            frontiers = convex_frontiers(reduced.losses, price)
             columns = frontiers[:, 0]
             steps = upgrades(reduced, frontiers, columns)
-            at_break = linear_relaxation(reduced, columns, steps)
+            at_break = linear_relaxation(reduced, columns, steps)  # its frontiers are these
             bound = best_bound(reduced, [np.array([at_break.slope])])[0]
         else:
-            bound = lp_bound(reduced)[0]
+            bound, multipliers = lp_bound(reduced)
+            dual = self.weights == "dual_prices" and multipliers.any()
+            price = combined_costs(reduced, multipliers if dual else None)
+            frontiers = convex_frontiers(reduced.losses, price)
+            if reduced.fits(frontiers[:, 0]):
+                columns = frontiers[:, 0]
             steps = upgrades(reduced, frontiers, columns)
         if self.start == "downgrade":
             columns = self._downgrade(reduced, price, frontiers, columns)
@@ -85,6 +98,7 @@ class Greedy:
         if self.start == "upgrade" or self.fill:
             columns = self._upgrade(reduced, price, steps, columns, at_break)
         name = "greedy" if self.criterion == "ratio" else self.criterion
+        name += "/dual_prices" if self.weights == "dual_prices" else ""
         return solution_from_columns(
             problem,
             reduced.expand(columns),

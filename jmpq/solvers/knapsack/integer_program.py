@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.knapsack.frontier import undominated
@@ -38,7 +39,13 @@ from jmpq.solvers.knapsack.mixed_integer import (
     has_answer,
     options,
 )
-from jmpq.solvers.knapsack.relaxation_bounds import cheapest_costs, lp_bound, priced_losses
+from jmpq.solvers.knapsack.relaxation_bounds import (
+    Multipliers,
+    cheapest_costs,
+    lagrangian_bound,
+    lp_bound,
+    priced_losses,
+)
 from jmpq.solvers.solver import check_options
 
 _SPAN = 1e4  # the loss between the least thinkable and the best known, as solvers see it
@@ -86,47 +93,160 @@ class Exact:
         check_installed(self.solver)
         greedy = Greedy()(problem)
         reduced = problem.reduced()
-        best, loss, bound = reduced.collapse(greedy.columns), greedy.loss, greedy.bound
-        deadline, scale = started + self.time_limit_s, 0.0
-        # Invariant: `best` is within budget and loses `loss`; no allocation within budget
-        # loses less than `bound`. The programs leave out only what loses at least `loss`, so
-        # what they prove holds up to `loss` for all allocations.
-        while loss - bound > OPTIMALITY * abs(loss):
-            program = _Program.of(reduced, _useful(reduced, loss), loss, self.solver)
-            bound = max(bound, min(program.base, loss))
-            if program.scale <= 2 * scale:  # a better answer has not made it any finer
-                break
-            scale = program.scale
-            columns, proven = program.search(deadline, self.relative_gap)
-            bound = max(bound, min(proven, loss))
-            if columns is None:
-                break
-            other = problem.evaluate(reduced.expand(columns))[0]
-            best, loss = (columns, other) if other < loss else (best, loss)
+        columns, bound = self.improve(
+            reduced,
+            reduced.collapse(greedy.columns),
+            greedy.bound,
+            lp_bound(reduced)[1],
+            started + self.time_limit_s,
+        )
         return solution_from_columns(
             problem,
-            reduced.expand(best),
-            bound=min(bound, loss),
+            reduced.expand(columns),
+            bound=bound,
             solver="exact" if self.solver == "HIGHS" else f"exact/{self.solver}",
             wall_s=time.perf_counter() - started,
         )
 
+    def improve(
+        self,
+        reduced: Reduced,
+        columns: Int[np.ndarray, " groups"],
+        bound: float,
+        multipliers: Multipliers,
+        deadline: float,
+    ) -> tuple[Int[np.ndarray, " groups"], float]:
+        """The best allocation from one within the budgets on, and a proven bound.
 
-def _useful(reduced: Reduced, loss: float) -> Bool[np.ndarray, "groups choices"]:
+        Args:
+            reduced: The problem.
+            columns: An allocation within the budgets, the answer where none is better.
+            bound: What is proven already.
+            multipliers: What shows which options cannot improve the allocation.
+            deadline: On the clock of `time.perf_counter`.
+
+        Raises:
+            RuntimeError: If the mixed-integer solver fails.
+        """
+        best, loss, scale = columns, _loss(reduced, columns), 0.0
+        least = exact_sum(reduced.losses.min(axis=1))
+        # Invariant: `best` is within budget and loses `loss`; no allocation within budget
+        # loses less than `bound`. The programs leave out only what loses at least `loss`, so
+        # what they prove holds up to `loss` for all allocations.
+        while loss - bound > max(OPTIMALITY * abs(loss), self.relative_gap * (loss - least)):
+            keep = _useful(reduced, loss, multipliers)
+            if not keep.any(axis=1).all():  # nothing loses less
+                return best, loss
+            part = _Part.of(reduced, keep, best)
+            if len(part.groups):
+                program = _Program.of(part.reduced, part.keep, part.loss, self.solver)
+                bound = max(bound, min(part.bound(program.base), loss))
+                if program.scale <= 2 * scale:  # a better answer has not made it any finer
+                    break
+                scale = program.scale
+                above = part.loss - program.base
+                gap = min(self.relative_gap * (loss - least) / above, 0.5) if above > 0 else 0.0
+                few, proven = program.search(deadline, gap)
+            else:  # one allocation is left
+                few, proven = part.groups, 0.0
+            bound = max(bound, min(part.bound(proven), loss))
+            if few is None:
+                break
+            better = part.whole(few)
+            if not reduced.fits(better):  # what the part leaves of a budget is rounded
+                break
+            other = _loss(reduced, better)
+            best, loss = (better, other) if other < loss else (best, loss)
+            if not len(part.groups):
+                break
+        return best, min(bound, loss)
+
+
+def _loss(reduced: Reduced, columns: Int[np.ndarray, " groups"]) -> float:
+    return exact_sum(reduced.losses[np.arange(len(columns)), columns])
+
+
+def _useful(
+    reduced: Reduced, loss: float, multipliers: Multipliers
+) -> Bool[np.ndarray, "groups choices"]:
     """Choices that some allocation no worse than `loss` and within budget may need."""
     keep = undominated(reduced)
     # Too dear even where all other groups are at their cheapest.
     least = cheapest_costs(reduced)
-    left = [limit - math.fsum(row) for limit, row in zip(reduced.limits, least, strict=True)]
+    left = [limit - exact_sum(row) for limit, row in zip(reduced.limits, least, strict=True)]
     for table, row, slack in zip(reduced.costs, least, left, strict=True):
         keep &= table - row[:, None] <= slack + 1e-9 * abs(slack)
     # The Lagrangian is a sum over groups: an allocation that takes a choice loses at least
     # the bound and what the choice's priced loss is above the least of its group.
-    bound, multipliers = lp_bound(reduced)
+    bound = lagrangian_bound(reduced, multipliers)
     priced, _ = priced_losses(reduced, multipliers)
-    magnitude = math.fsum(np.abs(priced.min(axis=1)))
+    magnitude = float(np.abs(priced.min(axis=1)).sum())
     above = priced - priced.min(axis=1, keepdims=True)
     return keep & (bound + above <= loss + 1e-12 * (magnitude + abs(loss)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class _Part:
+    """The groups that have several options left; the others' choices are made.
+
+    Attributes:
+        reduced: The problem of these groups, under what the others leave of the budgets.
+        keep: Their options.
+        groups: These groups.
+        fixed: The only option of each of the others; of no meaning for these groups.
+        others: Loss of the others.
+        loss: Loss of the best known allocation less that of the others.
+    """
+
+    reduced: Reduced
+    keep: Bool[np.ndarray, "open choices"]
+    groups: Int[np.ndarray, " open"]
+    fixed: Int[np.ndarray, " groups"]
+    others: float
+    loss: float
+
+    @classmethod
+    def of(
+        cls,
+        reduced: Reduced,
+        keep: Bool[np.ndarray, "groups choices"],
+        columns: Int[np.ndarray, " groups"],
+    ) -> "_Part":
+        """The part of the options in `keep`, and what `columns` lose in it."""
+        several = keep.sum(axis=1) > 1
+        groups, others = np.flatnonzero(several), np.flatnonzero(~several)
+        fixed = keep.argmax(axis=1)
+        losses = reduced.losses[others, fixed[others]]
+        left = [
+            exact_sum(np.append(-table[others, fixed[others]], limit))
+            for table, limit in zip(reduced.costs, reduced.limits, strict=True)
+        ]
+        rows = np.arange(len(columns))
+        return cls(
+            reduced=Reduced(
+                losses=reduced.losses[groups],
+                costs=reduced.costs[:, groups],
+                limits=np.array(left),
+                names=reduced.names,
+                groups=np.arange(len(groups)),
+            ),
+            keep=keep[groups],
+            groups=groups,
+            fixed=fixed,
+            others=exact_sum(losses),
+            loss=exact_sum(np.append(reduced.losses[rows, columns], -losses)),
+        )
+
+    def whole(self, columns: Int[np.ndarray, " open"]) -> Int[np.ndarray, " groups"]:
+        """The columns of all groups."""
+        whole = self.fixed.copy()
+        whole[self.groups] = columns
+        return whole
+
+    def bound(self, bound: float) -> float:
+        """A bound on the loss of all groups from one on these, less the sum's rounding."""
+        rounding = 2 * np.finfo(np.float64).eps * (abs(self.others) + abs(bound))
+        return self.others + bound - rounding if math.isfinite(bound) else bound
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

@@ -18,12 +18,11 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Reduced
-from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
+from jmpq.solvers.knapsack.frontier import convex_frontiers
 from jmpq.solvers.knapsack.frontier_steps import Steps, longest_prefix, upgrades
+from jmpq.solvers.knapsack.lagrangian_dual import Multipliers, dual_multipliers
 
 _CHUNK = 4096  # groups
-
-Multipliers = Float[np.ndarray, " budgets"]
 
 
 def priced_losses(
@@ -79,8 +78,8 @@ def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
     """The bound of the linear relaxation, and multipliers that prove it.
 
     With one budget λ is the loss saved per cost of the break item (Dyer 1984, Zemel 1984);
-    with several the duals of the linear program solved by HiGHS through SciPy, or those of
-    one budget alone where they happen to prove more.
+    with several the dual values of the linear program (`lagrangian_dual`), or those of one
+    budget alone where they happen to prove more.
 
     Returns:
         The best of these bounds and its multipliers [budgets]; at least the bound of λ = 0,
@@ -98,7 +97,7 @@ def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
         slope = linear_relaxation(single, frontiers[:, 0], steps).slope
         candidates.append(np.where(np.arange(len(reduced.limits)) == k, slope, 0.0))
     if len(candidates) > 1:
-        candidates.append(_dual_values(reduced))
+        candidates.append(dual_multipliers(reduced))
     return best_bound(reduced, candidates)
 
 
@@ -148,26 +147,3 @@ def linear_relaxation(
     columns = start.copy()
     columns[steps.group[taken]] = steps.after[taken]  # the last step of a group stays
     return BreakSolution(float(priority[~taken].max(initial=0.0)), columns, priority, taken)
-
-
-def _dual_values(reduced: Reduced) -> Multipliers:
-    """Multipliers of all budgets from the linear relaxation; zeros where it fails."""
-    from scipy import optimize, sparse
-
-    rows, columns = np.nonzero(undominated(reduced))
-    least, spread = cheapest_costs(reduced), np.ptp(reduced.losses[rows, columns])
-    scale = spread if spread > 0 else 1.0
-    slack = reduced.limits - least.sum(axis=1)
-    unit = np.where(slack > 0, slack, 1.0)
-    result = optimize.linprog(
-        reduced.losses[rows, columns] / scale,
-        A_ub=(reduced.costs[:, rows, columns] - least[:, rows]) / unit[:, None],
-        b_ub=np.maximum(slack, 0.0) / unit,
-        A_eq=sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows))))),
-        b_eq=np.ones(len(reduced.losses)),
-        method="highs",
-    )
-    if result.status != 0:
-        return np.zeros(len(unit))
-    duals = np.maximum(-np.asarray(result.ineqlin.marginals), 0.0) * scale / unit
-    return np.where(np.isfinite(duals), duals, 0.0)
