@@ -82,8 +82,8 @@ def header(path, change):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 2}, "holds jmpq/sensitivity version 2; this jmpq reads .* version 1. Run"),
-        ({"schema": "other"}, "holds other version 1"),
+        ({"version": 1}, "'jmpq/sensitivity' version 1; this jmpq reads .* version 2: run"),
+        ({"schema": "other"}, "has schema 'other' version 2"),
     ],
 )
 def test_files_of_another_schema_are_refused(tmp_path, change, match):
@@ -95,13 +95,13 @@ def test_files_of_another_schema_are_refused(tmp_path, change, match):
 
 
 def test_what_is_no_sensitivity_file_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not found: run `jmpq sensitivity`"):
+    with pytest.raises(FileNotFoundError, match=r"not found: run `jmpq sensitivity .*` first"):
         load_sensitivities(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", scale=np.ones(2))
-    with pytest.raises(ValueError, match=r"other.npz is no sensitivity file; run"):
+    with pytest.raises(ValueError, match=r"other.npz .* \(not a sensitivity file\): run"):
         load_sensitivities(tmp_path / "other.npz")
     np.savez(tmp_path / "pickled.npz", header=np.array([{}], object))
-    with pytest.raises(ValueError, match="no sensitivity file"):
+    with pytest.raises(ValueError, match="not a sensitivity file"):
         load_sensitivities(tmp_path / "pickled.npz")
 
 

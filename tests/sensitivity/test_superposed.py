@@ -119,13 +119,13 @@ def test_saved_and_loaded(superposed, tmp_path):
 
 def test_files_that_are_none_are_refused(superposed, tmp_path):
     path = tmp_path / "s.npz"
-    with pytest.raises(FileNotFoundError, match="not found: measure the logit changes first"):
+    with pytest.raises(FileNotFoundError, match=r"not found: run `jmpq sensitivity .*` first"):
         Superposed.load(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is no file of superposed logits"):
+    with pytest.raises(ValueError, match=r"not a file of superposed logits\): run `jmpq"):
         Superposed.load(path)
     np.savez(path, header=np.array("[1]"))
-    with pytest.raises(ValueError, match="is no file of superposed logits"):
+    with pytest.raises(ValueError, match=r"not a file of superposed logits\): run `jmpq"):
         Superposed.load(path)
     superposed.save(path)
     with np.load(path) as stored:
@@ -133,7 +133,9 @@ def test_files_that_are_none_are_refused(superposed, tmp_path):
     header = json.loads(str(arrays["header"])) | {"version": 2}
     arrays["header"] = np.array(json.dumps(header))
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"superposed version 2; this jmpq reads .* version 1"):
+    with pytest.raises(
+        ValueError, match=r"superposed' version 2; this jmpq reads .* version 1"
+    ):
         Superposed.load(path)
 
 
