@@ -8,7 +8,7 @@ from typing import get_origin
 from jmpq.run import options
 
 _BOX = re.compile(
-    r"[│╭╮╰╯]|─ .* ─+|^Value error -+$"
+    r"[│╭╮╰╯]|─ .* ─+|^Value error\s+-+\s*$"
 )  # what the parser draws around its messages
 _RULE = re.compile("[─-]{3,}")
 _CONSTRUCTED = re.compile(r"Error parsing [\w.-]*(dummy|options)[\w.-]*: ")
@@ -52,7 +52,8 @@ def one_line(panel: str) -> str:
     """
     lines = [_BOX.sub("", line).strip() for line in panel.splitlines()]
     text = " ".join(line or "\n" if _RULE.fullmatch(line) is None else "\n" for line in lines)
-    said, *rest = [part.strip() for part in text.split("\n") if part.strip()]
+    parts = [part.strip() for part in text.split("\n") if part.strip()]
+    said, *rest = [part for part in parts if part != "Value error"] or parts
     said = _CONSTRUCTED.sub("", " ".join(said.split()))
     for pattern, meaning in _NUMBER.items():
         said = pattern.sub(meaning, said)

@@ -126,7 +126,7 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
     ("args", "match"),
     [
         (("--examples", 100_000), "100000 calibration examples.*can give 1 to 596.*Ask for"),
-        (("--examples", 0), "0 calibration examples.*can give 1 to 596"),
+        (("--examples", 0), "examples=0: give at least 1"),
         (("--w-bits", 1, 4), "1 bits on the 'symmetric' grid: expected 2 to 16, or 32"),
         (("--w-bits", 4, 17), "w_bits=17 is no bit-width: expected 1 to 16, or 32"),
         (("--a-bits", 0), "a_bits=0 is no bit-width"),

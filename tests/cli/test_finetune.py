@@ -61,7 +61,7 @@ def test_what_cannot_be_fine_tuned_is_refused_and_leaves_nothing(run):
     for options, says in (
         (("--allocation", "exact/gauss"), "Did you mean 'exact/gauss_newton'?"),
         (("--batch-size", 5000), "batch_size=5000 is more than the"),
-        (("--distillation", 2), "distillation=2.0: give a weight from 0 to 1"),
+        (("--distillation", 2), "distillation=2.0: give a number of at least 0 and at most 1"),
         (("--examples", 0), "examples=0: give at least 1"),
     ):
         result = jmpq("finetune", run, *options)
