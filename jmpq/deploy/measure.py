@@ -68,7 +68,8 @@ class Outcome:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Outcome":
         """Inverse of `to_json`; None becomes NaN."""
-        return cls(**{k: math.nan if v is None else v for k, v in record.items()})
+        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in record.items()}
+        return cls(**values)
 
 
 class Evaluator:

@@ -53,8 +53,10 @@ def check_plan(
     for metric, readings in tables.items():
         _check_predictions(plan, metric, readings)
     for planned in plan.allocations:
-        if planned.status is not None and planned.metric in tables:
-            _check_gap(planned, tables[planned.metric])
+        if planned.status is None or planned.metric is None:
+            continue
+        if (readings := tables.get(planned.metric)) is not None:
+            _check_gap(planned, readings)
 
 
 def _check_costs(
@@ -85,8 +87,10 @@ def _check_proof(planned: PlannedAllocation) -> None:
     """Bound, gap and status follow from each other and from the predicted loss."""
     joint = planned.predictions.get(planned.metric or "")  # by any predictor
     stated = planned.predicted_loss
-    if None not in (joint, stated) and not math.isclose(
-        stated, joint, rel_tol=JOINT, abs_tol=JOINT
+    if (
+        joint is not None
+        and stated is not None
+        and not math.isclose(stated, joint, rel_tol=JOINT, abs_tol=JOINT)
     ):
         raise _wrong(planned, "predicted_loss", stated, f"{joint:.10g}, as it is predicted")
     proof = {"bound": planned.bound, "gap": planned.gap, "status": planned.status}

@@ -343,8 +343,8 @@ def _allocation_columns(
     """One quantity a column: who, every cost, the leading and joint predictions, measured."""
     main = [a for a in plan["allocations"] if kind(a) not in _UNSHOWN]
     predictions = [a.get("predictions", {}) for a in main]
-    lead = next((name for row in predictions for name in row), None)
-    joint = [name for name in DIVERGENCES if any(name in row for row in predictions)]
+    names: list[str] = [name for row in predictions[:1] for name in row][:1]  # that leads
+    names += [name for name in DIVERGENCES if any(name in row for row in predictions)]
     return (
         Column(key="name", heading="allocation"),
         Column(key="within_budgets", heading="within budgets"),
@@ -352,7 +352,7 @@ def _allocation_columns(
         *_PROOF_COLUMNS,
         *(
             Column(key=name, heading=shown_as(name, predictions).heading, format="loss")
-            for name in dict.fromkeys((*([lead] if lead else []), *joint))
+            for name in dict.fromkeys(names)
         ),
         *(_MEASURED_COLUMNS if evaluated else ()),
     )
