@@ -57,7 +57,7 @@ def test_from_a_network_to_measured_allocations(tmp_path):
         budgets=planned_budgets(problem),
         unquantized={},
         allocations=tuple(
-            planned_allocation(name, "solution", problem, s, metric="gn", predictions={})
+            planned_allocation(name, "solution", problem, s, metric="gn")
             for name, s in solutions.items()
         ),
     )

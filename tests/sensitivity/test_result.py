@@ -73,7 +73,8 @@ def test_files_hold_several_metrics_and_what_travels_along(tmp_path):
 
 
 def header(path, change):
-    arrays = load_arrays(path)
+    with np.load(path) as stored:
+        arrays = dict(stored)
     record = json.loads(str(arrays["header"]))
     change(record)
     np.savez(path, **(arrays | {"header": np.array(json.dumps(record))}))
