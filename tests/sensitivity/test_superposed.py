@@ -165,12 +165,12 @@ def test_wrong_tables_are_refused(superposed):
 
 def test_what_was_not_calibrated_is_refused(dense, superposed):
     with pytest.raises(
-        ValueError, match="W3: layer 'stem' .* its weights; calibrated are 2, 4"
+        ValueError, match=r"W3: layer 'stem' .* its weights; calibrated are 2, 4"
     ):
         dataclasses.replace(superposed, choices=(Choice(3),))
     data = [(dense.inputs, dense.labels)]
     with pytest.raises(
-        ValueError, match="W2A4: layer 'stem' .* its activations; calibrated are 3, 8"
+        ValueError, match=r"W2A4: layer 'stem' .* its activations; calibrated are 3, 8"
     ):
         Superposed.measure(dense.moves, data, (Choice(2, 4),))
     with pytest.raises(ValueError, match="Nothing to measure: 0 batches, 16 moves"):
