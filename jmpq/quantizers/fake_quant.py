@@ -120,12 +120,13 @@ class Quantizers:
         if not self.weights.bits:
             return
         for layer, scale in zip(network.layers, self.weights.scale, strict=True):
-            shape = (len(self.weights.bits), self.weights.spec.layer_scales(layer))
-            if scale.shape != shape:
+            rows, count = len(self.weights.bits), self.weights.spec.layer_scales(layer)
+            # A fine-tuned layer that stays unquantized is read back with one scale of 1.
+            if scale.shape not in ((rows, count), (rows, 1)):
                 raise ValueError(
                     f"The quantizers of layer {layer.name!r} have scales of shape "
-                    f"{scale.shape}, expected {shape} (bits, scales): they were calibrated on "
-                    "another network."
+                    f"{scale.shape}, expected {(rows, count)} (bits, scales): they were "
+                    "calibrated on another network."
                 )
 
     @property
