@@ -133,7 +133,7 @@ def test_a_planned_solution_says_who_did_what():
         ({"allocations": [{"name": "x"}]}, "allocation 'x' lacks role, allocation, costs"),
         (
             {"allocations": [{"name": "x", "role": "y", "allocation": {}, "costs": {}}]},
-            "allocation 'x' has role 'y': expected one of",
+            r"role of allocation 'x' is a string \('y'\), expected one of",
         ),
         (
             {
@@ -143,7 +143,10 @@ def test_a_planned_solution_says_who_did_what():
             },
             "allocation 'x': Layer 'a': '4' is no choice of bits",
         ),
-        ({"allocations": 3}, "not iterable"),
+        (
+            {"allocations": 3},
+            r"allocations of the plan is a whole number \(3\), expected a list",
+        ),
     ],
 )
 def test_a_wrong_plan_names_file_and_field(path, changes, message):

@@ -205,9 +205,11 @@ def test_nan_is_refused_by_layer_and_leaves_no_file(moves, data, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_everywhere_points_to_the_network(moves, data):
+def test_nan_inputs_are_named_before_any_layer(moves, data):
     spoilt = [(inputs * jnp.nan, labels) for inputs, labels in data]
-    with pytest.raises(ValueError, match=r"for every layer.*Check the weights"):
+    with pytest.raises(
+        ValueError, match=r"calibration examples are NaN or infinite. Check the"
+    ):
         analyse(moves, Means(), spoilt, CHOICES)
 
 

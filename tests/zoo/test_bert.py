@@ -179,7 +179,7 @@ def test_configurations_are_read_or_refused(tmp_path):
         (', "model_type": "roberta"}', "model_type='roberta'"),
         (', "position_embedding_type": "relative_key"}', "expected 'absolute'"),
         (', "hidden_act": "swish"}', "activation='swish' is unknown"),
-        ("", "no configuration"),
+        ("", "not a configuration"),
     ):
         file.write_text(text + extra)
         with pytest.raises(ValueError, match=said):

@@ -108,7 +108,7 @@ def test_missing_file_and_other_format(tmp_path):
 
 def test_saved_variables_come_back_with_their_metadata(tmp_path):
     kernels = {"conv1": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "scale": jnp.float32(2)}
-    variables = {"params": kernels, "batch_stats": {"mean": jnp.ones(3)}, "n": jnp.int32(3)}
+    variables = {"params": kernels, "batch_stats": {"mean": jnp.ones(3)}, "n": jnp.float32(3)}
     path = tmp_path / "new" / "weights.safetensors"
     save_variables(path, variables, architecture="small", metadata={"top1": 0.5})
     loaded, header = load_variables(path, architecture="small")
