@@ -200,10 +200,10 @@ def test_evaluate_starts_anew_where_the_journal_does_not_fit(run, bars, text):
 
 
 def test_interrupting_a_step_without_memory_leaves_nothing(run, monkeypatch):
-    from jmpq.solvers import Exact
+    from jmpq.solvers import CoreSearch  # the solver of one budget
 
     before = contents(run)
-    monkeypatch.setattr(Exact, "__call__", interrupt)
+    monkeypatch.setattr(CoreSearch, "__call__", interrupt)
     assert jmpq("solve", run, "--replace").code == 130
     assert contents(run) == before
 

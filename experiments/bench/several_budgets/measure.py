@@ -24,7 +24,7 @@ import tyro
 
 from experiments.bench.several_budgets.instances import public, scaled
 from experiments.bench.solvers import plain_highs
-from experiments.provenance import commit, machine, versions
+from experiments.common.provenance import commit, machine, versions
 from jmpq.files import write_json
 from jmpq.problem import Problem
 from jmpq.solvers import Greedy, SeveralBudgets, lp_bound
