@@ -7,6 +7,10 @@ model, params, batch ─┬─► δ(layer, choice) ─┬─► losses ─┐
 
 `jmpq.run` takes these steps one after another in a folder of artifacts.
 
+To add a metric, a solver, a cost, a grid, a network, a figure or a step, read the last
+paragraph of its folder's page. A new file is named on that page; a folder holds fifteen at
+most.
+
 Public names in the order of the flow; each is imported when it is first used, so that the
 stages without JAX stay without it.
 """

@@ -16,12 +16,17 @@ one are for those who bring their own data, metric or solver.
     evaluation = run.evaluate(folder)
     print(run.recommend(plan, evaluation))
 
-`RunFolder` knows which artifact lies where and which must have been made from which. Whatever
-was computed or measured stays in the folder's ``store``, by all that it depends on, so that a
-step computes only what is missing; ``Solve(name=...)`` adds a plan beside others;
-`run.planning` makes everything that is predicted of an allocation, which the plan then
-carries. Steps are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported
-when they are first used: `solve` needs JAX only for logit changes.
+Whatever was computed or measured stays in the folder's ``store``, by all that it depends on, so
+that a step computes only what is missing; ``Solve(name=...)`` adds a plan beside others. Steps
+are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported when they are
+first used: `solve` needs JAX only for logit changes.
+
+- `steps`: the functions. `options`: their options; `ranges` checks them. `planning`: what a
+  plan holds, with everything that is predicted of an allocation.
+- `folder`: which artifact lies where and from which it must have been made; `artifacts`: their
+  formats. `lock`: one writer at a time. `outcomes`: what was measured, by allocation.
+- `network`, `loss`, `calibrated`, `subject`: the network, its loss, its quantizers and its data
+  as a folder describes them. `compute`: devices and processes. `progress`: lines and bars.
 """
 
 import importlib

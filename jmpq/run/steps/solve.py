@@ -21,10 +21,10 @@ from jmpq.run.planning.problems import all_rules, chosen_tables, default_budgets
 from jmpq.run.planning.searches import composed_search
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.sensitivity.table import Sensitivity
-from jmpq.solvers import Greedy, exact_solver
+from jmpq.solvers import make_solver
+from jmpq.solvers.automatic import CROSS_LAYER
 
 # Solvers that take cross-layer terms; the others solve without them.
-QUADRATIC = ("local_search", "branch_and_bound")
 ADDED = ("refine", "race", "floor", "given")  # who makes the allocations that steps add
 Search = Callable[[Problem], Solution]
 
@@ -64,7 +64,7 @@ def solve(
     for line in describe(rules, layers.names, lead.choices):
         reporter.say(f"rule: {line}")
     budgets = options.budget or default_budgets(lead.choices)
-    crossed = not set(QUADRATIC).isdisjoint(options.solvers)
+    crossed = not set(CROSS_LAYER).isdisjoint(options.solvers)
     whole = {
         name: run_problem(
             run,
@@ -186,7 +186,7 @@ def _number_of_solutions(
     """Solutions that the step finds at most: what takes its time."""
     solvers = set(options.solvers)
     crossed = sum(each.interactions is not None for each in problems.values())
-    quadratic = len(solvers.intersection(QUADRATIC))
+    quadratic = len(solvers.intersection(CROSS_LAYER))
     count = (len(solvers) - quadratic) * len(problems) + quadratic * crossed
     count += search is not None
     if comparison.comparison == "full":
@@ -204,7 +204,7 @@ def _solutions(
         ValueError: If a quadratic solver is asked for and no metric has cross-layer terms.
     """
     without = [name for name, each in problems.items() if each.interactions is None]
-    if quadratic := [solver for solver in options.solvers if solver in QUADRATIC]:
+    if quadratic := [solver for solver in options.solvers if solver in CROSS_LAYER]:
         if len(without) == len(problems):
             raise ValueError(
                 f"Solver {quadratic[0]!r} needs a metric with cross-layer terms; "
@@ -215,22 +215,19 @@ def _solutions(
             reporter.say(f"{', '.join(quadratic)}: {name} has no cross-layer terms, left out")
     for metric, problem in problems.items():
         for solver in dict.fromkeys(options.solvers):
-            if solver in QUADRATIC and problem.interactions is None:
+            if solver in CROSS_LAYER and problem.interactions is None:
                 continue
             solution = _solved(problem, solver, options)
-            by = f"{metric}_full" if solver in QUADRATIC else metric
+            by = f"{metric}_full" if solver in CROSS_LAYER else metric
             yield planned_allocation(
                 f"{solver}/{by}", "solution", problem, solution, metric=by, asked=solver
             )
 
 
 def _solved(problem: Problem, solver: str, options: Solve) -> Solution:
-    if solver not in QUADRATIC:
+    if solver not in CROSS_LAYER:
         problem = problem.separable()
-    if solver == "greedy":
-        return Greedy()(problem)
-    name = "auto" if solver == "exact" else solver
-    return exact_solver(problem, name, time_limit_s=options.time_limit_s)(problem)
+    return make_solver(problem, solver, time_limit_s=options.time_limit_s)(problem)
 
 
 def _searched(
@@ -261,7 +258,7 @@ def _compared(
     solvers: dict[str, Search] = {
         name: lambda here, name=name: _solved(here, name, options)
         for name in options.solvers
-        if name not in QUADRATIC
+        if name not in CROSS_LAYER
     }
     if search is not None and metric == "composed":
         solvers["search"] = search

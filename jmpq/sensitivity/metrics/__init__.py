@@ -27,5 +27,8 @@ with itself.
 its options as fields, after `jmpq.sensitivity.metric.Metric`: `about` names it, a call with the
 `MoveNetwork`, one batch and a key returns `Terms`, a compiled function of all moves at once.
 Then name it in `by_name`: in `MetricName`, `TITLES` and `make_metric`, from where the command
-line and the report take it. Tests compare it with a dense reference (tests/sensitivity).
+line and the report take it; losses that are not nats in `SCORES` too. One that is zero for the
+loss ``kl`` goes into ``ZERO_FOR_KL`` of `jmpq.run.loss`. An option that people set goes into
+`make_metric`, ``Sensitivity`` of `jmpq.run.options` and the step. Name the file in this list.
+Tests compare it with a dense reference (tests/sensitivity).
 """
