@@ -4,18 +4,17 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from jmpq.allocation import Allocation
 from jmpq.artifact import ArtifactKind, fields_of
-from jmpq.files import write_text
 from jmpq.formats import Choice
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, Status
 
-KIND = ArtifactKind("plan", 2, "solve")
+KIND = ArtifactKind("plan", 3, "solve")
 
 Role = Literal["solution", "baseline", "sweep", "single", "random"]
 
@@ -210,19 +209,24 @@ def write_plan(path: Path, plan: Plan) -> None:
         OSError: If the folder cannot be written to.
         ValueError: If a number is NaN or infinite.
     """
-    record = KIND.header | _fields(plan)
-    write_text(path, json.dumps(record, default=_plain, allow_nan=False, indent=1) + "\n")
+    KIND.write_json(path, _fields(plan), _plain)
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
     """Read a plan.
+
+    Args:
+        path: The file.
+        check: Further check of what was read. It comes before the check of the content hash,
+            whose error only names the field.
 
     Raises:
         FileNotFoundError: If it is not there.
-        ValueError: If the file is not a plan, is of a version this jmpq does not read, or a
-            field is missing or wrong; the message names the file and the field.
+        ValueError: If the file is not a plan, is of a version this jmpq does not read, a
+            field is missing or wrong, or was changed after it was written; the message names
+            the file and the field.
     """
-    data = KIND.read_json(path)
+    data, changed = KIND.read_edited(path)
     try:
         fields = fields_of(Plan, data, "the plan")
         fields |= {
@@ -236,9 +240,12 @@ def read_plan(path: Path) -> Plan:
             },
             "allocations": tuple(_allocation(row) for row in data["allocations"]),
         }
-        return Plan(**fields)
+        plan = Plan(**fields)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise KIND.unusable(path, error) from error
+    check(plan)
+    KIND.refuse_changed(path, changed)
+    return plan
 
 
 def _allocation(row: dict[str, Any]) -> PlannedAllocation:

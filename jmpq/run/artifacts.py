@@ -13,7 +13,6 @@ import numpy as np
 
 from jmpq.allocation import Allocation
 from jmpq.artifact import ArtifactKind, check_json, fields_of
-from jmpq.files import write_json
 from jmpq.network.layers import Layer, TieKind, layers_from_json, layers_to_json
 from jmpq.quantizers.spec import KernelSpec, read_spec
 from jmpq.run.planning.recommendation import Recommendation
@@ -22,9 +21,9 @@ from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 
 Json = Mapping[str, Any]
 
-LAYERS = ArtifactKind("layers", 2, "layers")
-EVALUATION = ArtifactKind("evaluation", 2, "evaluate")
-FINETUNING = ArtifactKind("finetuning", 2, "finetune")
+LAYERS = ArtifactKind("layers", 3, "layers")
+EVALUATION = ArtifactKind("evaluation", 3, "evaluate")
+FINETUNING = ArtifactKind("finetuning", 3, "finetune")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ class LayerTable:
             "network": dataclasses.asdict(self.network),
             "layers": layers_to_json(self.layers),
         }
-        write_json(path, LAYERS.header | record)
+        LAYERS.write_json(path, record)
 
 
 def _layer_table(record: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +206,7 @@ class Evaluation:
         loss: Name of the loss that was measured.
         correct: Correction of the layers' outputs.
         correct_examples: Calibration examples that the correction looked at.
-        device: ArtifactKind of device.
+        device: Kind of device.
         splits: Name, size, seed and hash of the examples, by split.
         float: Outcome of the float network, by split.
         timing: Seconds per allocation, by split.
@@ -241,7 +240,7 @@ class Evaluation:
         )
 
     def write(self, path: pathlib.Path) -> None:
-        write_json(path, EVALUATION.header | self.to_json())
+        EVALUATION.write_json(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in _shallow(self).items() if k != "recommendation"}
@@ -294,7 +293,7 @@ class Finetuning:
         config: Options of the training.
         seed: Seed of the training.
         devices: Number of devices.
-        device: ArtifactKind of device.
+        device: Kind of device.
         versions: Versions of the packages that the outcomes depend on.
         splits: Name, size, seed and hash of the examples, by purpose.
         loss: Name of the loss of the outcomes.
@@ -339,7 +338,7 @@ class Finetuning:
         )
 
     def write(self, path: pathlib.Path) -> None:
-        write_json(path, FINETUNING.header | self.to_json())
+        FINETUNING.write_json(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return _shallow(self) | {"allocation": self.allocation.to_json()}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,10 +11,9 @@ from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json, fields_of
-from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
 
-KIND = ArtifactKind("sensitivity", 2, "sensitivity")
+KIND = ArtifactKind("sensitivity", 3, "sensitivity")
 NATS = "nats per example"  # unit of a loss
 
 
@@ -268,7 +266,7 @@ def save_sensitivities(
     `extra` arrays (the quantizers' scales) travel along under names of their own.
     """
     arrays: dict[str, np.ndarray] = dict(extra or {})
-    header: dict[str, Any] = KIND.header | {"metrics": {}}
+    metrics: dict[str, Any] = {}
     for name, sensitivity in sensitivities.items():
         record = {}
         for field in dataclasses.fields(sensitivity):
@@ -279,10 +277,8 @@ def save_sensitivities(
                 record["choices"] = [choice.label for choice in value]
             else:
                 record[field.name] = value
-        header["metrics"][name] = record
-    arrays["header"] = np.array(json.dumps(header))
-    with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        metrics[name] = record
+    KIND.write_npz(path, {"metrics": metrics}, arrays, compress=True)
 
 
 def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:

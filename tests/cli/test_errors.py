@@ -1,7 +1,6 @@
 """Tried as a new user would: one line that says what to do, and nothing half-written."""
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -13,6 +12,7 @@ import safetensors.numpy
 
 from tests.cli import networks
 from tests.cli.command import FEW, TINY, contents, jmpq, works
+from tests.helpers import rewritten
 
 DIGITS = ("--model", "digits_resnet", "--data", "digits")
 
@@ -44,12 +44,6 @@ def saved_weights(digits_run, path, change):
         metadata = file.metadata()
     change(tensors)
     safetensors.numpy.save_file(tensors, path, metadata)
-
-
-def edit(path, change):
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
 
 
 NEWTON = ("--metrics", "gauss_newton")
@@ -198,7 +192,9 @@ def test_sensitivity_names_the_metric_where_numbers_overflow(tmp_path, monkeypat
 
 
 def test_sensitivity_refuses_a_data_folder_that_is_gone(run):
-    edit(run / "layers.json", lambda x: x["network"].update(data="cifar10", data_dir="gone"))
+    rewritten(
+        run / "layers.json", lambda x: x["network"].update(data="cifar10", data_dir="gone")
+    )
     refuses(run, ("sensitivity", run), "no data folder gone")
 
 
@@ -277,26 +273,18 @@ def test_a_spoilt_sensitivity_file_is_refused(run, step, spoil):
     refuses(run, (step, run), match)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "jmpq/layers", "version": 2}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "jmpq/layers", "version": 3}'])
 def test_a_spoilt_layer_table_is_refused(run, text):
     (run / "layers.json").write_text(text)
     for step in ("sensitivity", "solve", "evaluate"):
         refuses(run, (step, run), "layers.json .*: run `jmpq layers .*` again")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "jmpq/plan", "version": 2}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "jmpq/plan", "version": 3}'])
 def test_a_spoilt_plan_is_refused(run, text):
     (run / "plan.json").write_text(text)
     for step in ("evaluate", "report"):
         refuses(run, (step, run), "plan.json .*: run `jmpq solve .*` again")
-
-
-def rewrite_header(path, version):
-    """The version in the header of a sensitivity file changed."""
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    header = json.loads(str(arrays["header"])) | {"version": version}
-    np.savez(path, **(arrays | {"header": np.array(json.dumps(header))}))
 
 
 @pytest.mark.parametrize(
@@ -309,11 +297,8 @@ def rewrite_header(path, version):
     ],
 )
 def test_artifacts_of_version_1_are_refused_by_the_step_to_run_again(run, name, writer, reader):
-    if name.endswith(".npz"):
-        rewrite_header(run / name, 1)
-    else:
-        edit(run / name, lambda record: record.update(version=1))
-    match = f"{name} has schema 'jmpq/.*' version 1; this jmpq reads .* version 2: run "
+    rewritten(run / name, lambda record: record.update(version=1))
+    match = f"{name} has schema 'jmpq/.*' version 1; this jmpq reads .* version 3: run "
     refuses(run, (reader, run), f"{match}`jmpq {writer} .*` again")
 
 

@@ -5,7 +5,6 @@ increases are 1.6 times the predicted ones with noise.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import get_args
 
@@ -15,8 +14,9 @@ import scipy.optimize
 from jmpq.files import file_sha256
 from jmpq.formats import choice_grid
 from jmpq.network.layers import Layer, TieKind
+from jmpq.problem.plan import KIND as PLAN
 from jmpq.quantizers.spec import KernelSpec
-from jmpq.run.artifacts import OUTCOME, LayerTable, NetworkSpec
+from jmpq.run.artifacts import EVALUATION, OUTCOME, LayerTable, NetworkSpec
 from jmpq.sensitivity.table import Move, Sensitivity, save_sensitivities
 
 WEIGHTS, ACTIVATIONS = (2, 3, 4, 8), (4, 8)
@@ -201,8 +201,6 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
             row["costs"] = {}
             row["predictions"] = {m: float(found[m].losses[layer, i]) for m in metrics}
     return {
-        "schema": "jmpq/plan",
-        "version": 2,
         "jmpq": "0.1.0",
         "versions": {"numpy": np.__version__},
         "seed": 0,
@@ -252,8 +250,6 @@ def evaluation(made, plan_sha256, *, seed=2):
                 "agreement": top1,
             }
     return {
-        "schema": "jmpq/evaluation",
-        "version": 2,
         "plan_sha256": plan_sha256,
         "versions": {"jax": "0"},
         "loss": "cross_entropy",
@@ -304,7 +300,7 @@ def write_run(folder: Path, found, *, count=20, made=None):
     layer_table(count).write(folder / "layers.json")
     save_sensitivities(folder / "sensitivity.npz", found)
     made["sensitivity_sha256"] = file_sha256(folder / "sensitivity.npz")
-    (folder / "plan.json").write_text(json.dumps(made, indent=1))
+    PLAN.write_json(folder / "plan.json", made)
     sha = file_sha256(folder / "plan.json")
-    (folder / "evaluation.json").write_text(json.dumps(evaluation(made, sha)))
+    EVALUATION.write_json(folder / "evaluation.json", evaluation(made, sha))
     return made

@@ -11,6 +11,7 @@ from jmpq.problem import read_plan, write_plan
 from jmpq.report.report import write_report
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable
 from jmpq.run.folder import RunFolder
+from tests.helpers import rewritten
 from tests.report import synthetic_run
 
 STEPS = {
@@ -35,7 +36,7 @@ def folder(whole, tmp_path):
 
 
 def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    rewritten(path, lambda record: record.update(changes))
 
 
 def finetuning(folder):
@@ -126,9 +127,7 @@ def test_other_weights_make_everything_after_them_stale(folder):
 def test_a_file_of_another_kind_or_version_names_the_step_to_run_again(
     folder, name, spoil, match
 ):
-    record = json.loads((folder / name).read_text())
-    spoil(record)
-    (folder / name).write_text(json.dumps(record))
+    rewritten(folder / name, spoil)
     reader, step = {
         "layers.json": ("layers", "layers"),
         "plan.json": ("plan", "solve"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +16,6 @@ from jmpq.allocation import Allocation, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json
 from jmpq.data.batches import check_finite
 from jmpq.devices import shared_journal, to_host
-from jmpq.files import atomic_file
 from jmpq.formats import Choice
 from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity.batch_memory import Placement
@@ -25,7 +23,7 @@ from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
 from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
-KIND = ArtifactKind("superposed", 1, "sensitivity")
+KIND = ArtifactKind("superposed", 2, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
 WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
 
@@ -255,21 +253,15 @@ class Superposed:
 
     def save(self, path: pathlib.Path) -> None:
         """Write one npz file, whole or not at all."""
-        header = KIND.header | {
+        fields = {
             "layers": self.layers,
             "choices": [choice.label for choice in self.choices],
             "moves": self.moves,
             "provenance": self.provenance,
         }
         by_move = np.moveaxis(self.changes, 1, 0)
-        with atomic_file(path) as file:
-            np.savez(
-                file,
-                header=np.array(json.dumps(header)),
-                logits=self.logits,
-                changes_by_move=by_move,
-                targets=self.targets,
-            )
+        arrays = {"logits": self.logits, "changes_by_move": by_move, "targets": self.targets}
+        KIND.write_npz(path, fields, arrays)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Superposed":
