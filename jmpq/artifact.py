@@ -6,6 +6,7 @@ was written, is refused in one line that says what changed and which step to run
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -71,7 +72,8 @@ class ArtifactKind:
         if (schema, version) != tuple(self.header.values()):
             raise ValueError(
                 f"{path} has schema {schema!r} version {version!r}; this jmpq reads "
-                f"'jmpq/{self.name}' version {self.version}: {self.command(path)} again."
+                f"'jmpq/{self.name}' version {self.version}: {self.command(path, anew=True)} "
+                "again."
             )
 
     def read_json(self, path: pathlib.Path) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class ArtifactKind:
         self.check(path, record)
         stored = record.pop(CONTENT, None)
         fields = {key: value for key, value in record.items() if key not in self.header}
-        return fields, _changed(stored, content_hashes(fields))
+        return fields, changed_names(stored, content_hashes(fields))
 
     def write_json(
         self,
@@ -145,7 +147,7 @@ class ArtifactKind:
         self.check(path, header)
         written = header.pop(CONTENT, None)
         fields = {key: value for key, value in header.items() if key not in self.header}
-        self.refuse_changed(path, _changed(written, content_hashes(fields, arrays)))
+        self.refuse_changed(path, changed_names(written, content_hashes(fields, arrays)))
         return fields, arrays
 
     def write_npz(
@@ -198,13 +200,22 @@ class ArtifactKind:
         """The error for a file that cannot be used."""
         why = f"{reason} is missing" if isinstance(reason, KeyError) else str(reason)
         why = why.rstrip(".")
-        return ValueError(f"{path} cannot be used ({why}): {self.command(path)} again.")
+        command = self.command(path, anew=True)
+        return ValueError(f"{path} cannot be used ({why}): {command} again.")
 
-    def command(self, path: pathlib.Path) -> str:
-        """What to do about a file, but for when."""
+    def command(self, path: pathlib.Path, *, anew: bool = False) -> str:
+        """What to do about a file, but for when.
+
+        Args:
+            path: The file.
+            anew: Whether what lies there is written over, which `jmpq solve` has to be told.
+        """
         run, plan = _run_of(path)
-        option = "--name" if self.step == "solve" else "--plan"
-        return f"run `jmpq {self.step} {run}{f' {option} {plan}' if plan else ''}`"
+        solves = self.step == "solve"
+        words = ["jmpq", self.step, str(run)]
+        words += ["--name" if solves else "--plan", plan] if plan else []
+        words += ["--replace"] if solves and anew else []
+        return f"run `{' '.join(words)}`"
 
 
 def _run_of(path: pathlib.Path) -> tuple[pathlib.Path, str | None]:
@@ -228,7 +239,7 @@ def content_hashes(
     return hashes
 
 
-def _changed(written: Any, found: Mapping[str, str]) -> list[str]:
+def changed_names(written: Any, found: Mapping[str, str]) -> list[str]:
     """Names of what is not as it was written: changed, added or removed."""
     if not isinstance(written, Mapping):
         return [CONTENT]
@@ -264,10 +275,13 @@ def fields_of(
     known = {field.name for field in fields}
     if unknown := sorted(set(record) - known - set(ignore)):
         raise ValueError(f"{what} has unknown fields: {', '.join(unknown)}.")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name in known & set(record):
         check_json(hints[name], record[name], f"{name} of {what}")
     return {key: value for key, value in record.items() if key in known}
+
+
+_hints = functools.cache(get_type_hints)
 
 
 def check_json(annotation: Any, value: Any, what: str) -> None:

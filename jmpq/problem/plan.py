@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jmpq.allocation import Allocation
-from jmpq.artifact import ArtifactKind, fields_of
+from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.formats import Choice
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, Status
@@ -228,6 +228,7 @@ def read_plan(path: Path, check: Callable[[Plan], None] = lambda plan: None) -> 
     """
     data, changed = KIND.read_edited(path)
     try:
+        check_json(list[str], data.get("choices", []), "choices of the plan")
         fields = fields_of(Plan, data, "the plan")
         fields |= {
             "layers": tuple(data["layers"]),
@@ -252,6 +253,7 @@ def _allocation(row: dict[str, Any]) -> PlannedAllocation:
     name = row.get("name") if isinstance(row, dict) else None
     what = "an allocation without a name" if name is None else f"allocation {name!r}"
     fields = fields_of(PlannedAllocation, row, what)
+    check_json(dict[str, str], row["allocation"], f"allocation of {what}")
     try:
         fields["allocation"] = Allocation.from_json(row["allocation"])
     except ValueError as error:

@@ -58,6 +58,7 @@ def solve(
     run = RunFolder(folder, plan=options.name)
     layers = run.layers
     tables = chosen_tables(run, options)
+    _ = run.superposed  # refused early
     metric, lead = next(iter(tables.items()))
     additive_cost(inverse.minimize)  # refused early
     rules = all_rules(run, options, lead.choices)
@@ -133,16 +134,15 @@ def _as_json(options: Solve, comparison: Comparison, inverse: Inverse) -> dict[s
 
 
 def _earlier(run: RunFolder, asked: Mapping[str, Any]) -> Plan | None:
-    """The plan that is solved again; None where there is none, or it cannot be read.
+    """The plan that is solved again; None where there is none.
 
     Raises:
-        ValueError: If it was solved with other options, which are named.
+        ValueError: If it cannot be used, or was solved with other options, which are named.
     """
     path = run.file(PLAN)
-    try:
-        plan = read_plan(path)
-    except (OSError, ValueError):
+    if not path.is_file():
         return None
+    plan = read_plan(path)
     if differing := [k for k in asked if plan.options.get(k) != asked[k]]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
         raise ValueError(
