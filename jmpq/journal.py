@@ -140,8 +140,10 @@ class Journal:
             file.seek(start)
             record = file.read(end - start)
         line, _, data = record.partition(b"\n")
-        whole = (found := _entry(line + b"\n")) is not None and found["key"] == key
-        return record if whole and zlib.crc32(data) == found["crc32"] else None
+        found = _entry(line + b"\n")
+        if found is None or found["key"] != key or zlib.crc32(data) != found["crc32"]:
+            return None
+        return record
 
 
 def _record(key: str, value: Any, arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -244,6 +245,21 @@ class Network:
             return logits
 
         return cls.from_function(apply, params, example, state=state, tied=tied, ignore=ignore)
+
+    @functools.cached_property
+    def code_sha256(self) -> str:
+        """Hash of what `apply` computes: its traced operations, and the arrays in them.
+
+        Comparable within one version of JAX and Flax. Names of functions count; parameters,
+        comments and the way the code is written do not.
+        """
+        text = re.sub(r"0x[0-9a-f]+", "", str(self.tap.jaxpr))  # addresses of objects
+        digest = hashlib.sha256(text.encode())
+        for constant in self.tap.consts:
+            array = np.asarray(constant)
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     @functools.cached_property
     def sites(self) -> tuple[Site, ...]:

@@ -65,6 +65,8 @@ class LayerTable:
     Attributes:
         network: Where network and data come from.
         weights_sha256: Hash of the weights, after all changes to the network.
+        code_sha256: Hash of what the network computes, after all changes to it.
+        versions: Versions of the packages that the hash of the code depends on.
         layers: The layers, in the order of execution.
         other_parameters: Parameters outside the layers, which stay unquantized.
         ties: Groups of layer names that may be tied, by kind of tie.
@@ -74,6 +76,8 @@ class LayerTable:
 
     network: NetworkSpec
     weights_sha256: str
+    code_sha256: str
+    versions: dict[str, str]
     layers: tuple[Layer, ...]
     other_parameters: int
     ties: dict[str, list[list[str]]]
@@ -86,7 +90,18 @@ class LayerTable:
         given = dataclasses.asdict(self.network)
         where = ("weights", "data", "data_dir", "tokenizer")
         changes = {key: value for key, value in given.items() if key not in where}
-        return {"weights_sha256": self.weights_sha256, **changes}
+        hashes = {"weights_sha256": self.weights_sha256, "code_sha256": self.code_sha256}
+        return {**hashes, **changes}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What all artifacts of a run have to be made from."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "code_sha256": self.code_sha256,
+            "data": self.network.data,
+            "preprocessing": self.network.preprocessing,
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -285,6 +300,7 @@ class Finetuning:
 
     Attributes:
         weights_sha256: Hash of the float weights.
+        code_sha256: Hash of what the network computes.
         quantizers_sha256: Hash of the calibrated quantizers.
         finetuned_sha256: Hash of ``finetuned.safetensors``.
         name: Name of the allocation in the plan.
@@ -305,6 +321,7 @@ class Finetuning:
     """
 
     weights_sha256: str
+    code_sha256: str
     quantizers_sha256: str
     finetuned_sha256: str
     name: str

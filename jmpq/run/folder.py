@@ -40,7 +40,10 @@ FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"
 OF_PLAN = (PLAN, FRONT, EVALUATION, FINETUNED, FINETUNING)  # one of each for every plan
 STORE = "store"
 # What logit changes and sensitivities have in common if they were measured together.
-MEASURED_TOGETHER = ("weights_sha256", "quantizers_sha256", "calibration", "loss")
+MEASURED_TOGETHER = (
+    *("weights_sha256", "code_sha256", "data", "preprocessing"),
+    *("quantizers_sha256", "calibration", "loss"),
+)
 T = TypeVar("T")
 
 
@@ -87,8 +90,10 @@ class RunFolder:
         """Sensitivities of the layers."""
         layers = self.layers
         made = self._read(SENSITIVITY, Sensitivities.read)
-        if made.provenance.get("weights_sha256") != layers.weights_sha256:
-            raise self._stale(SENSITIVITY, LAYERS, "weights", tables.KIND)
+        for key, value in layers.origin.items():
+            if made.provenance.get(key) != value:
+                what = key.removesuffix("_sha256")
+                raise self._stale(SENSITIVITY, LAYERS, what, tables.KIND)
         return made
 
     @functools.cached_property
@@ -124,8 +129,13 @@ class RunFolder:
         if not self.file(FINETUNING).is_file():
             return None
         made = self._read(FINETUNING, Finetuning.read)
-        if made.weights_sha256 != self.layers.weights_sha256:
-            raise self._stale(FINETUNING, LAYERS, "weights", artifacts.FINETUNING)
+        for key in ("weights_sha256", "code_sha256"):
+            if getattr(made, key) != self.layers.origin[key]:
+                what = key.removesuffix("_sha256")
+                raise self._stale(FINETUNING, LAYERS, what, artifacts.FINETUNING)
+        weights = self.file(FINETUNED)
+        if weights.is_file() and file_sha256(weights) != made.finetuned_sha256:
+            raise self._stale(FINETUNING, FINETUNED, "contents", artifacts.FINETUNING)
         return made
 
     @functools.cached_property

@@ -14,6 +14,7 @@ from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Dataset
 from jmpq.data.load import load_dataset
 from jmpq.data.tokens import Tokenizer, read_tokenizer
+from jmpq.files import versions
 from jmpq.network.equalize import equalize_ranges, without_caps
 from jmpq.network.fold import fold_batch_norm
 from jmpq.network.network import Network
@@ -94,7 +95,7 @@ def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
     """Network and data set of a run; the weights are those of its layer table.
 
     Raises:
-        ValueError: If the weights have changed since the layer table was written.
+        ValueError: If weights, layers or code have changed since the layer table was written.
     """
     table = folder.layers
     dataset = load_data(table.network, folder.path)
@@ -111,6 +112,13 @@ def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
             f"The layers of {table.network.model!r} are not those of {folder.path / LAYERS} "
             f"({', '.join(other[:3])}): run `jmpq layers {folder.path}` again, and the steps "
             "after it."
+        )
+    comparable = versions("jax", "flax") == table.versions
+    if comparable and network.code_sha256 != table.code_sha256:
+        raise ValueError(
+            f"The code of {table.network.model!r} has changed since {folder.path / LAYERS} was "
+            "written: its layers are the same, what it computes is not. Run `jmpq layers "
+            f"{folder.path}` again, and the steps after it."
         )
     check_inputs(network, dataset)
     return network, dataset

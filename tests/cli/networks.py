@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jmpq.network.network import Network
 
 SEED, SCALE = 0, 1.0  # of the weights; tests change them
+ACTIVATION, STRIDE = nn.relu, 2  # of the code; tests change them too
 
 
 class Tiny(nn.Module):
@@ -14,8 +15,8 @@ class Tiny(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="stem")(x))
-        x = nn.relu(nn.Conv(8, (3, 3), strides=2, name="body")(x))
+        x = ACTIVATION(nn.Conv(4, (3, 3), strides=2, name="stem")(x))
+        x = ACTIVATION(nn.Conv(8, (3, 3), strides=STRIDE, name="body")(x))
         return nn.Dense(10, name="head")(x.mean((1, 2)))
 
 

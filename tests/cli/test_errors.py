@@ -1,15 +1,19 @@
 """Tried as a new user would: one line that says what to do, and nothing half-written."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
 import shutil
 
+import flax.linen as nn
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from jmpq.data.dataset import Normalization
+from jmpq.run.folder import RunFolder
 from tests.cli import networks
 from tests.cli.command import FEW, TINY, contents, jmpq, works
 from tests.helpers import rewritten
@@ -314,6 +318,80 @@ def test_weights_that_changed_are_noticed(run, monkeypatch):
     )
     for step in ("solve", "race", "refine", "floor", "evaluate", "finetune", "report"):
         refuses(run, (step, run), match)
+
+
+def test_code_that_changed_is_noticed(run, monkeypatch):
+    monkeypatch.setattr(networks, "STRIDE", 1)
+    match = (
+        r"layers of 'tests.cli.networks:tiny' are not those of .* \(body.*: run `jmpq layers"
+    )
+    for step in ("sensitivity", "evaluate"):
+        refuses(run, (step, run), match)
+    monkeypatch.setattr(networks, "STRIDE", 2)
+    monkeypatch.setattr(networks, "ACTIVATION", nn.gelu)
+    match = "code of 'tests.cli.networks:tiny' has changed .*what it computes is not. Run `jmpq"
+    for step in ("sensitivity", "race", "refine", "floor", "evaluate", "finetune"):
+        refuses(run, (step, run), match)
+    works("layers", run, *TINY)
+    match = (
+        r"sensitivity.npz was made from another .*layers.json \(code differ.*: run `jmpq sens"
+    )
+    for step in ("solve", "evaluate", "report"):
+        refuses(run, (step, run), match)
+    monkeypatch.setattr(networks, "ACTIVATION", nn.relu)
+    works("layers", run, *TINY)
+    assert RunFolder(run).evaluation.measured  # all of it is of this code
+
+
+def test_data_of_another_name_make_sensitivities_stale(run):
+    rewritten(run / "layers.json", lambda record: record["network"].update(data="cifar10"))
+    match = r"sensitivity.npz was made from another .*layers.json \(data differ"
+    for step in ("solve", "report"):
+        refuses(run, (step, run), match)
+
+
+def test_nan_inputs_are_refused_by_every_step_that_looks_at_examples(run, monkeypatch):
+    shutil.rmtree(run / "store")
+    monkeypatch.setattr(
+        Normalization, "__call__", lambda self, x: np.full(x.shape, np.nan, "f")
+    )
+    match = r"values in a batch of the \w+ split of digits are NaN or infinite. Check the data"
+    for step in ("sensitivity", "race", "refine", "floor", "evaluate", "finetune"):
+        refuses(run, (step, run), match)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (("layers", *TINY), "layers.json"),
+        (("sensitivity", *FEW, *NEWTON, "--seed", 1), "sensitivity.npz"),
+        (("sensitivity", *FEW, *NEWTON, "--seed", 2), r"quantizers-\w+.journal"),
+        (("solve", "--replace"), "plan.json"),
+        (("evaluate", "--roles", "solution"), "evaluation.json"),
+    ],
+)
+def test_a_full_disk_names_the_file_and_leaves_what_was_there(run, monkeypatch, step, name):
+    full_disk(monkeypatch, name)
+    command, *options = step
+    match = rf"Cannot write .*/{name}: No space left on device. Free some space and run this"
+    refuses(run, (command, run, *options), match)
+
+
+def full_disk(monkeypatch, name):
+    """A disk that is full as soon as a file of this name (a pattern) is to be written."""
+    real = pathlib.Path.open
+
+    def open_full(self, mode="r", *args, **kwargs):
+        file = real(self, mode, *args, **kwargs)
+        if set(mode) & set("xw+") and re.fullmatch(rf"\.?{name}(\.\w{{8}})?", self.name):
+            file.write = no_space
+        return file
+
+    monkeypatch.setattr(pathlib.Path, "open", open_full)
+
+
+def no_space(data):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_sensitivities_that_changed_are_noticed(run):

@@ -23,7 +23,7 @@ WEIGHTS, ACTIVATIONS = (2, 3, 4, 8), (4, 8)
 EXAMPLES = {"calibration": 256, "evaluation": 1000}
 SPLITS = tuple(EXAMPLES)
 FLOAT_LOSS, FLOAT_TOP1 = 0.31, 0.917
-WEIGHTS_SHA256 = "w" * 64
+WEIGHTS_SHA256, CODE_SHA256 = "w" * 64, "c" * 64
 OTHER_PARAMETERS = 1386
 OTHER_BYTES = 4.0 * OTHER_PARAMETERS
 
@@ -68,6 +68,9 @@ def sensitivity(metric, layers, losses, sem):
         batch_examples=np.array([64.0, 64.0]),
         provenance={
             "weights_sha256": WEIGHTS_SHA256,
+            "code_sha256": CODE_SHA256,
+            "data": "cifar10",
+            "preprocessing": None,
             "loss": "cross_entropy",
             "quantizers": {"weights": dataclasses.asdict(KernelSpec()), "activations": {}},
             "calibration": {
@@ -287,6 +290,8 @@ def layer_table(count=20):
     return LayerTable(
         network=NetworkSpec(model="resnet20", weights=None, data="cifar10", data_dir=None),
         weights_sha256=WEIGHTS_SHA256,
+        code_sha256=CODE_SHA256,
+        versions={},
         layers=layers,
         other_parameters=OTHER_PARAMETERS,
         ties={kind: [] for kind in get_args(TieKind)},

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from jmpq.data.tokens import FILES
+from jmpq.files import versions
 from jmpq.network.equalize import equalization_pairs
 from jmpq.network.ties import architecture_ties
 from jmpq.run.artifacts import LayerTable, NetworkSpec
@@ -54,6 +55,8 @@ def layers(
     table = LayerTable(
         network=spec,
         weights_sha256=weights_sha256((network.params, network.state)),
+        code_sha256=network.code_sha256,
+        versions=versions("jax", "flax"),
         layers=tuple(network.layers),
         other_parameters=network.other_parameters,
         ties={kind: [list(g) for g in made] for kind, made in ties.items()},

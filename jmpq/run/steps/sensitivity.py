@@ -90,7 +90,7 @@ def _sensitivity(
             f"{lacking[0].label} is not a candidate, and `jmpq solve` pins the first and last "
             "layer to it: add these bits, or solve with other --first-last-bits."
         )
-    weights_sha256 = run.layers.weights_sha256  # read before anything that takes long
+    origin = run.layers.origin  # read before anything that takes long
     if main:
         run.check_writable(SENSITIVITY)
     network, dataset = network_of(run)
@@ -102,7 +102,7 @@ def _sensitivity(
     drawn = {"split": split.record(), "batch_size": options.batch_size}
     quantizers = calibrated(run, network, options, inputs, drawn, reporter)
     provenance = {
-        "weights_sha256": weights_sha256,
+        **origin,
         "calibration": split.record(),
         "quantizers_sha256": quantizers.sha256,
         "quantizers": {
