@@ -1,7 +1,7 @@
 """Every artifact, spoilt in every way: one line that names it, and nothing changes.
 
 Printed with ``pytest -s``: how many cases of which file ended in which way. The default run
-takes a sample; ``-m slow`` all cases by all commands that read the file.
+takes a sample; ``-m slow`` all cases, and every kind by all commands that read the file.
 """
 
 import json
@@ -133,14 +133,16 @@ def test_commands_refuse_spoilt_artifacts(whole, every):
 
 
 @pytest.mark.slow
-def test_every_command_refuses_every_spoilt_artifact(whole, every):
-    ends = []
+def test_every_case_is_refused_and_every_kind_by_every_command(whole, every):
+    check([(case, spoil_and_see(case, whole, lambda c=case: read(c, whole))) for case in every])
+    kinds = {}
     for case in every:
-        ends.append((case, spoil_and_see(case, whole, lambda c=case: read(c, whole))))
         for reader in () if harmless(case) else case.readers:
-            see = lambda c=case, r=reader: command(c, r, whole)  # noqa: E731
-            ends.append((case, spoil_and_see(case, whole, see)))
-    check(ends)
+            kinds.setdefault((case.file, kind_of(case), reader), case)
+    check([
+        (case, spoil_and_see(case, whole, lambda c=case, r=reader: command(c, r, whole)))
+        for (_, _, reader), case in kinds.items()
+    ])  # fmt: skip
 
 
 def test_what_no_command_reads_may_be_anything(whole, tmp_path):
