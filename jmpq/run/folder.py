@@ -1,10 +1,10 @@
 """The run folder: which artifact lies where, and which must have been made from which.
 
-``layers.json`` knows the weights. ``sensitivity.npz`` was made from those weights,
-``plan.json`` from that sensitivity file, ``evaluation.json`` from that plan. An artifact is
-read together with all that it was made from; where one does not belong, the error names the
-step to run again. A step reads what it needs at its head, so that nothing is computed from a
-mixture.
+``layers.json`` knows weights and code. ``sensitivity.npz`` was made from those, ``plan.json``
+from that sensitivity file, ``evaluation.json`` from that plan. An artifact is read together
+with all that it was made from; where one does not belong, or was changed after it was written,
+the error names the step to run again. A step reads what it needs at its head, so that nothing
+is computed from a mixture.
 
 A plan with a name, and what is made from it, lie in ``plans/NAME`` under the same file names.
 What was measured or computed lies in ``store``, in journals named by all that it depends on:
