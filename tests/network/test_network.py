@@ -310,3 +310,21 @@ def test_training_mode_is_refused():
         variables = module.init(jax.random.key(0), example)
     with pytest.raises(ValueError, match="not in evaluation mode"):
         Network.from_linen(module, variables, example, train=True)
+
+
+def code_of(activation, shift=0.0, seed=0):
+    params = {"w": jax.random.normal(jax.random.key(seed), (3, 2))}
+    constant = np.full(2, shift, np.float32)
+
+    def apply(params, x):
+        return activation(x @ params["w"]) + constant[None]
+
+    return Network.from_function(apply, params, jnp.zeros((1, 3))).code_sha256
+
+
+def test_the_hash_of_the_code_tells_what_is_computed_whatever_the_weights():
+    code = code_of(jax.nn.relu)
+    assert code == code_of(jax.nn.relu, seed=1)
+    assert code == code_of(lambda x: jax.nn.relu(x))  # written in another way
+    others = [code_of(jax.nn.gelu), code_of(jnp.tanh), code_of(jax.nn.relu, shift=1.0)]
+    assert len({code, *others}) == 4
