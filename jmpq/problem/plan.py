@@ -249,7 +249,7 @@ def read_plan(path: Path, check: Callable[[Plan], None] = lambda plan: None) -> 
     return plan
 
 
-def _allocation(row: dict[str, Any]) -> PlannedAllocation:
+def _allocation(row: Any) -> PlannedAllocation:
     name = row.get("name") if isinstance(row, dict) else None
     what = "an allocation without a name" if name is None else f"allocation {name!r}"
     fields = fields_of(PlannedAllocation, row, what)
