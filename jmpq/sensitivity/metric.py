@@ -24,6 +24,8 @@ class About:
             The metric is then called with one key per example, so that random numbers do not
             depend on the cut.
         spread: Weight of the standard deviation over batches in the losses.
+        independent: Whether the terms of a move depend on no other move, `Terms.second` being a
+            diagonal: new bits are then computed alone. See `FromChanges` for pairs.
     """
 
     name: str
@@ -31,6 +33,7 @@ class About:
     use_first: bool = False
     additive: bool = True
     spread: float = 0.0
+    independent: bool = False
 
 
 class Terms(NamedTuple):
@@ -61,6 +64,28 @@ class Metric(Protocol):
     def __call__(
         self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
     ) -> Terms: ...
+
+
+class Changes(NamedTuple):
+    """What every move does to each example by itself, and what all moves share."""
+
+    by_move: Float[Array, "batch moves ..."]
+    shared: Float[Array, "batch ..."]
+
+
+@runtime_checkable
+class FromChanges(Protocol):
+    """A metric of pairs of moves whose terms follow from what each move does by itself.
+
+    Changes of moves that were made before are kept, and those of new bits computed alone.
+    Both methods are compiled (``@functools.partial(jax.jit, static_argnums=0)``).
+    """
+
+    def move_changes(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Changes: ...
+
+    def terms(self, changes: Changes, targets: Array) -> Terms: ...
 
 
 class Program(NamedTuple):

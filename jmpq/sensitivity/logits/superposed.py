@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from jmpq.artifact import ArtifactKind, check_array, check_json
 from jmpq.data.batches import check_finite
 from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
-from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity.batch_memory import Placement
+from jmpq.sensitivity.by_width import Made, MoveResults
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
 from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
@@ -118,37 +118,27 @@ class Superposed:
                 f"classes take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
                 "examples or candidates, or raise the limit."
             )
-        z = np.empty(shape[1:], struct.dtype)
-        u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
         sizes = [len(t) for t in targets]
         known = provenance or {} if of is None else of
         journal = shared_journal(partial, {"batches": sizes, **known})
-        widths = _by_width(moves)
-        places: dict[tuple[_Width, ...], Placement] = {}
-        done = 0
+        results = MoveResults(moves, journal, mesh)
+        z = np.empty(shape[1:], struct.dtype)
+        u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
+        ends = np.cumsum(sizes).tolist()
         progress(0, len(batches))
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
-            here = slice(done, done + len(t))
-            lacking = []
-            for width, rows in widths.items():
-                if (entry := journal.get(f"{n} {width.key}")) is None:
-                    lacking.append(width)
-                else:
-                    z[here], u[rows, here] = entry.arrays["logits"], entry.arrays["changes"]
-            if lacking:
+
+            def change(place: Placement, inputs: PyTree = inputs, t: Any = t) -> Made:
                 check_finite((inputs, t), "the calibration examples")
-                if (asked := tuple(lacking)) not in places:
-                    places[asked] = Placement(_only(moves, asked), mesh)
-                place = places[asked]
                 placed, spread, _ = place(inputs, t)
                 logits, changes = map(to_host, _changes(placed, spread))
                 changes = np.moveaxis(changes, 1, 0)
-                _check_finite(place.moves.moves, changes)
-                for width, rows in _by_width(place.moves).items():
-                    own = {"logits": logits, "changes": changes[rows]}
-                    journal.keep(f"{n} {width.key}", arrays=own)
-                    z[here], u[widths[width], here] = logits, own["changes"]
-            done += len(t)
+                _check_finite(placed.moves, changes)
+                return Made({"changes": changes}, {"logits": logits})
+
+            found, _ = results.get(n, change)
+            here = slice(ends[n] - len(t), ends[n])
+            z[here], u[:, here] = found["logits"], found["changes"]
             progress(n + 1, len(batches))
         return cls(
             layers=layers,
@@ -347,34 +337,6 @@ class PredictedLoss:
     ) -> Float[np.ndarray, " allocations"]:
         """`predict` for searches: of rows of columns of `choices`."""
         return self.logits.predict_columns(table, "loss", loss=self.loss)
-
-
-class _Width(NamedTuple):
-    """All moves of one kind and bit-width; their key tells scales and codes too."""
-
-    kind: str
-    bits: int
-    key: str
-
-
-def _by_width(moves: MoveNetwork) -> dict[_Width, list[int]]:
-    """Indices of the moves of every width."""
-    rows: dict[tuple[str, int], list[int]] = {}
-    for m, move in enumerate(moves.moves):
-        rows.setdefault((move.kind, move.bits), []).append(m)
-    keyed = {}
-    for (kind, bits), own in rows.items():
-        used = ([bits], []) if kind == "w" else ([], [bits])
-        key = f"{kind}{bits} {moves.quantizers.sha256_at(*used)[:16]}"
-        keyed[_Width(kind, bits, key)] = own
-    return keyed
-
-
-def _only(moves: MoveNetwork, widths: Sequence[_Width]) -> MoveNetwork:
-    """The same network with the moves of some widths."""
-    bits = {kind: [each.bits for each in widths if each.kind == kind] for kind in "wa"}
-    quantizers = restricted(moves.quantizers, bits["w"], bits["a"])
-    return dataclasses.replace(moves, quantizers=quantizers)
 
 
 def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:
