@@ -31,13 +31,24 @@ STAGES = (
     "cli",
 )
 OWN = ("jmpq", "experiments")
-FREE = ("allocation", "artifact", "devices", "files", "formats", "journal")  # for all stages
+FREE = (
+    "allocation",
+    "artifact",
+    "devices",
+    "files",
+    "formats",
+    "journal",
+    "lazy",
+    "text",
+)  # for all stages
 WITHOUT_JAX = (
     "allocation",
     "artifact",
     "files",
     "formats",
     "journal",
+    "lazy",
+    "text",
     "network.layers",
     "quantizers.spec",
     "sensitivity.logits.joint_predictors",

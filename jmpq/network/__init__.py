@@ -24,3 +24,18 @@ caps); `precision` runs the products in a lower precision. `patches` writes a la
 matrix product. `layers` is the layer table by itself, which needs no JAX; `tree_paths` names
 the leaves of parameters.
 """
+
+from jmpq.lazy import attach
+
+_HOMES = {
+    "network": ("Network",),
+    "layers": ("Layer", "layers_from_json", "layers_to_json"),
+    "sites": ("Op", "Site"),
+    "tap": ("Tap",),
+    "fold": ("fold_batch_norm",),
+    "equalize": ("equalize_ranges",),
+    "piecewise": ("piecewise_linear",),
+}
+__getattr__, __dir__, __all__ = attach(
+    __name__, _HOMES, ("channels", "layers", "patches", "precision", "sites", "ties", "walk")
+)

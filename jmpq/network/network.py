@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from jmpq.network.sites import Op, Operation, Site, Transform
 from jmpq.network.tap import Tap
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.network.walk import Rule, bind
+from jmpq.text import plural, printed, quantity, some
 
 # Names of a kernel inside its layer: left out of the layer's name.
 KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding"}
@@ -59,6 +61,18 @@ class Network:
     other_parameters: int
     tap: Tap
     leaves: tuple[tuple[int, ...], ...]
+
+    def __repr__(self) -> str:
+        kernels = sum(layer.parameters for layer in self.layers)
+        macs = sum(layer.macs for layer in self.layers)
+        kinds = Counter(layer.kind for layer in self.layers)
+        return printed(
+            f"Network: {plural(len(self.layers), 'layer')} "
+            f"({', '.join(f'{count} {kind}' for kind, count in kinds.items())})",
+            f"{kernels:,} parameters in kernels, {self.other_parameters:,} others that stay "
+            f"unquantized; {quantity(macs, 'multiply-accumulates')} per example",
+            f"layers: {some([layer.name for layer in self.layers], 6)}",
+        )
 
     @classmethod
     def from_function(

@@ -1,9 +1,9 @@
 """The plan file: allocations by name with their proofs, readable without jmpq."""
 
 import dataclasses
-import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,14 @@ from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.formats import Choice
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, Status
+from jmpq.text import did_you_mean, plural, printed, some
 
 KIND = ArtifactKind("plan", 3, "solve")
 
 Role = Literal["solution", "baseline", "sweep", "single", "random"]
+
+
+_SHOWN = 4  # solutions of a printed plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,20 @@ class PlannedAllocation:
     budgets: dict[str, float] = dataclasses.field(default_factory=dict)
     predictions: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        proof = ""
+        if self.status is not None and self.bound is not None and self.gap is not None:
+            proof = f", {self.status}: bound {self.bound:.4g} (gap {100 * self.gap:.2g} %)"
+        loss = ""
+        if self.predicted_loss is not None:
+            loss = f"loss {self.predicted_loss:.4g} predicted by {self.metric}{proof}"
+        return printed(
+            f"PlannedAllocation {self.name} ({self.role})",
+            loss,
+            f"costs: {', '.join(f'{n} {v:.6g}' for n, v in self.costs.items()) or 'none'}",
+            f"allocation: {self.allocation}",
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -112,6 +130,22 @@ class Plan:
                     f"{', '.join(sorted(wrong))}."
                 )
 
+    def __repr__(self) -> str:
+        roles = Counter(allocation.role for allocation in self.allocations)
+        solutions = [a for a in self.allocations if a.role == "solution"]
+        rows = [f"{a.name}: {_promise(a)}" for a in solutions[:_SHOWN]]
+        if len(solutions) > _SHOWN:
+            rows.append(f"and {len(solutions) - _SHOWN} more solutions")
+        budgets = [f"{n} <= {b.limit:.6g} (asked {b.asked})" for n, b in self.budgets.items()]
+        return printed(
+            f"Plan of {self.created}: {plural(len(self.layers), 'layer')} x "
+            f"{plural(len(self.choices), 'choice')}, "
+            f"{plural(len(self.allocations), 'allocation')} "
+            f"({', '.join(f'{count} {role}' for role, count in roles.items())})",
+            f"budgets: {', '.join(budgets) or 'none'}; {plural(len(self.rules), 'rule')}",
+            *rows,
+        )
+
     def exceeded(self, costs: Mapping[str, float]) -> tuple[str, ...]:
         """Names of the budgets that the costs of an allocation break."""
         return tuple(
@@ -129,14 +163,16 @@ class Plan:
         by_name = {allocation.name: allocation for allocation in self.allocations}
         if name in by_name:
             return by_name[name]
-        close = difflib.get_close_matches(name, by_name, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        known = _some(list(by_name)) or "none"
+        hint, known = did_you_mean(name, by_name), some(list(by_name)) or "none"
         raise ValueError(f"The plan has no allocation {name!r}.{hint} It has {known}.")
 
 
-def _some(names: list[str], most: int = 12) -> str:
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+def _promise(planned: PlannedAllocation) -> str:
+    """Loss, status and costs in a line."""
+    loss = "" if planned.predicted_loss is None else f"loss {planned.predicted_loss:.4g}, "
+    status = f"{planned.status}, " if planned.status else ""
+    costs = ", ".join(f"{name} {value:.6g}" for name, value in planned.costs.items())
+    return f"{status}{loss}{costs}"
 
 
 def planned_budgets(problem: Problem) -> dict[str, PlannedBudget]:

@@ -29,6 +29,7 @@ from jmpq.run import artifacts
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable, Sensitivities
 from jmpq.run.planning.recommendation import Recommendation, recommend
 from jmpq.sensitivity import table as tables
+from jmpq.text import plural, printed, some
 
 if TYPE_CHECKING:  # it needs JAX
     from jmpq.sensitivity.logits.superposed import Superposed
@@ -71,6 +72,19 @@ class RunFolder:
             )
         self.plan_folder = self.path if plan is None else self.path / PLANS / plan
         self._sha256: dict[str, str] = {}  # of the files that were read
+
+    def __repr__(self) -> str:
+        every = (LAYERS, SENSITIVITY, SUPERPOSED, *OF_PLAN)
+        there = [name for name in every if self.file(name).is_file()]
+        plans = sorted(path.parent.name for path in self.path.glob(f"{PLANS}/*/{PLAN}"))
+        kept = [path.stat().st_size for path in self.path.glob(f"{STORE}/*.journal")]
+        return printed(
+            f"RunFolder {self.path}"
+            + ("" if self.plan_folder == self.path else f", plan {self.plan_folder.name}"),
+            f"has {', '.join(there) or 'no artifact yet: `jmpq layers` makes the first'}",
+            f"plans with a name: {some(plans)}" if plans else "",
+            f"store: {plural(len(kept), 'journal')}, {sum(kept) / 1e6:.3g} MB",
+        )
 
     def file(self, name: str) -> pathlib.Path:
         """Path of an artifact."""

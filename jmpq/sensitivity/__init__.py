@@ -23,3 +23,17 @@ matter more than the metric; a few hundred do.
 To add a metric, see `jmpq.sensitivity.metrics`. A way to predict whole allocations goes to
 `jmpq.sensitivity.logits`.
 """
+
+from jmpq.lazy import attach
+
+_HOMES = {
+    "moves": ("MoveNetwork",),
+    "metric": ("About", "Changes", "FromChanges", "Metric", "Terms"),
+    "analyse": ("analyse", "estimate_batch"),
+    "table": ("Move", "Sensitivity", "load_sensitivities", "save_sensitivities"),
+    "logits.superposed": ("PredictedLoss", "Superposed"),
+    "logits.composed": ("Composed",),
+}
+__getattr__, __dir__, __all__ = attach(
+    __name__, _HOMES, ("batch_memory", "logits", "metric", "metrics", "moves", "table")
+)

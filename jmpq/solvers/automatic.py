@@ -16,6 +16,7 @@ from jmpq.solvers.knapsack.several_budgets.anytime_search import SeveralBudgets
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import Solver
+from jmpq.text import did_you_mean
 
 _BRANCHED = 1000  # options, (layer, choice) pairs, up to which branch and bound is worth a try
 
@@ -86,8 +87,8 @@ def check_solver(name: str) -> None:
     """
     if name != "exact" and name not in SOLVERS and not name.isupper():
         raise ValueError(
-            f"solvers={name!r}: expected exact, {', '.join(SOLVERS)}, or a mixed-integer "
-            "solver by cvxpy's name, such as HIGHS or SCIP."
+            f"solvers={name!r}.{did_you_mean(name, ('exact', *SOLVERS))} Expected exact, "
+            f"{', '.join(SOLVERS)}, or a mixed-integer solver by cvxpy's name, such as HIGHS or SCIP."
         )
 
 

@@ -57,7 +57,10 @@ NEWTON = ("--metrics", "gauss_newton")
     ("args", "match"),
     [
         (("--data", "cifar10", "--data-dir", "nowhere"), "no data folder nowhere.*"),
-        (("--data", "imagenet"), "no data set 'imagenet'; choose one of digits, cifar10"),
+        (
+            ("--data", "imagenet"),
+            "no data set 'imagenet'. Did you mean .* one of digits, cifar10",
+        ),
         (("--model", "resnet21"), "'resnet21'.*digits_resnet.*resnet20"),
         (("--epochs", 0), "epochs=0: give at least 1"),
         (("--batch-size", 5000), "batch_size=5000 is more than.*Use a smaller batch"),
@@ -167,7 +170,7 @@ LOSSES = "tests.cli.losses"
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (("mse",), "'mse' is not a loss: expected cross_entropy, squared_error, kl or package"),
+        (("mse",), "'mse' is not a loss. Expected cross_entropy, squared_error, kl or package"),
         (
             ("no.such:loss",),
             "Cannot get a loss from.*'no'.*logits of one example and its label",

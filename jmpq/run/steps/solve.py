@@ -1,6 +1,7 @@
 """Solving: allocations for any budget, with bounds, from sensitivities alone."""
 
 import datetime
+import functools
 import itertools
 import json
 import os
@@ -17,7 +18,13 @@ from jmpq.run.options import Comparison, Inverse, Solve
 from jmpq.run.planning.comparisons import baselines, other_budgets, without_budgets
 from jmpq.run.planning.inverse import least_cost_allocations, write_front
 from jmpq.run.planning.predictions import with_predictions
-from jmpq.run.planning.problems import all_rules, chosen_tables, default_budgets, run_problem
+from jmpq.run.planning.problems import (
+    all_rules,
+    chosen_tables,
+    default_budgets,
+    run_costs,
+    run_problem,
+)
 from jmpq.run.planning.searches import composed_search
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.sensitivity.table import Sensitivity
@@ -91,7 +98,7 @@ def solve(
         for draft in itertools.chain(
             _solutions(whole, options, reporter),
             _searched(search, problems),
-            _compared(problem, metric, options, comparison, search),
+            _compared(run, problem, metric, options, comparison, search),
             least_cost_allocations(
                 problems, inverse, time_limit_s=options.time_limit_s, reporter=reporter
             ),
@@ -243,6 +250,7 @@ def _searched(
 
 
 def _compared(
+    run: RunFolder,
     problem: Problem,
     metric: str,
     options: Solve,
@@ -263,7 +271,8 @@ def _compared(
     if search is not None and metric == "composed":
         solvers["search"] = search
     yield from other_budgets(problem, metric, comparison, solvers)
-    yield from without_budgets(problem, comparison, options.seed)
+    costs_of = functools.partial(run_costs, run)
+    yield from without_budgets(problem, comparison, options.seed, costs_of)
 
 
 def _report_budgets(problem: Problem, reporter: Reporter) -> None:

@@ -61,6 +61,9 @@ class Composed:
         if not self.ridge > 0:
             raise ValueError(f"ridge={self.ridge:g} must be positive, in examples.")
 
+    def __repr__(self) -> str:
+        return f"Composed logits (ridge {self.ridge:g}) of {self.superposed!r}"
+
     @functools.cached_property
     def maps(self) -> Float[np.ndarray, "moves classes classes"]:
         """B_m of every move, acting on rows of logits from the right, float64.

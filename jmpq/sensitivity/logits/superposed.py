@@ -21,6 +21,7 @@ from jmpq.sensitivity.batch_memory import Placement
 from jmpq.sensitivity.by_width import Made, MoveResults
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
+from jmpq.text import plural, printed, some
 from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
 KIND = ArtifactKind("superposed", 2, "sensitivity")
@@ -67,6 +68,16 @@ class Superposed:
                 f"per example; got {self.changes.shape} and {self.targets.shape}."
             )
         check_calibrated(self.layers, self.choices, self.moves)
+
+    def __repr__(self) -> str:
+        examples, classes = self.logits.shape
+        return printed(
+            f"Superposed logits: {plural(len(self.layers), 'layer')} x "
+            f"{plural(len(self.choices), 'choice')} ({some([c.label for c in self.choices])})",
+            f"{plural(len(self.moves), 'move')} on {plural(examples, 'example')} and "
+            f"{plural(classes, 'class', 'classes')}, {self.changes.nbytes / 1e6:.3g} MB; "
+            "predicts the increase of joint allocations, nats per example",
+        )
 
     @classmethod
     def measure(
@@ -319,6 +330,10 @@ class PredictedLoss:
 
     logits: LogitPredictor
     loss: ExampleLoss = cross_entropy
+
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__name__", self.loss)
+        return f"PredictedLoss, increase of {loss} in nats per example, by {self.logits!r}"
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -32,3 +32,17 @@ loss ``kl`` goes into ``ZERO_FOR_KL`` of `jmpq.run.loss`. An option that people 
 `make_metric`, ``Sensitivity`` of `jmpq.run.options` and the step. Name the file in this list.
 Tests compare it with a dense reference (tests/sensitivity).
 """
+
+from jmpq.lazy import attach
+
+_HOMES = {
+    "taylor": ("EmpiricalFisher", "ExactHessian", "FirstOrder", "GaussNewton"),
+    "hawq_trace": ("HawqTrace",),
+    "hawq_eigenvalue": ("EigenSearch", "HawqEigenvalue", "QBert"),
+    "output_fisher": ("OutputFisher",),
+    "measured_moves": ("MeasuredMoves",),
+    "path_attribution": ("PathAttribution", "path_attribution"),
+    "squared_error": ("SquaredError",),
+    "by_name": ("DEFAULT_METRICS", "MetricName", "RIVALS", "TITLES", "make_metric"),
+}
+__getattr__, __dir__, __all__ = attach(__name__, _HOMES, ("by_name",))
