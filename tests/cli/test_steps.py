@@ -401,3 +401,22 @@ def test_equalised_ranges_are_another_network_of_the_same_logits(digits_run, tmp
     )
     before, after = (n.params["layer1"]["0"]["conv1"]["kernel"] for n in (network, other))
     assert not np.allclose(before, after)
+
+
+def test_single_layers_have_costs_too(digits_run):
+    plan, table = read(digits_run / "plan.json"), read(digits_run / "layers.json")
+    singles = {a["name"]: a for a in plan["allocations"] if a["role"] == "single"}
+    costs = next(a["costs"] for a in plan["allocations"] if a["role"] == "solution")
+    assert {frozenset(a["costs"]) for a in singles.values()} == {frozenset(costs)}
+    for layer in table["layers"]:
+        size = {
+            bits: singles[f"single/{layer['name']}/W{bits}A8"]["costs"]["size_bytes"]
+            for bits in (2, 4)
+        }
+        count = layer["parameters"]
+        assert size[4] - size[2] == -(-4 * count // 8) - -(-2 * count // 8)
+        assert (
+            size[4]
+            < 4 * sum(each["parameters"] for each in table["layers"])
+            + 4 * (table["other_parameters"])
+        )

@@ -121,7 +121,7 @@ class Superposed:
         moves.quantizers.check_network(moves.network)
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)
-        struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
+        struct = jax.eval_shape(lambda m, x: m.network.logits(x), moves, batches[0][0])
         shape = (len(moves.moves), examples, struct.shape[1])
         if (need := changes_bytes(*shape, itemsize=struct.dtype.itemsize)) > memory_bytes:
             raise ValueError(
