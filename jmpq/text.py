@@ -59,12 +59,10 @@ def quantity(value: float, unit: str = "") -> str:
 def printed(title: str, *facts: str) -> str:
     """How an object prints itself: a title, and facts below it, wrapped in the terminal."""
     columns = min(shutil.get_terminal_size((MOST_COLUMNS, 24)).columns, MOST_COLUMNS)
-    lines = [textwrap.fill(title, columns, subsequent_indent="    ")]
-    for fact in facts:
-        if fact:
-            lines.append(
-                textwrap.fill(fact, columns, initial_indent="  ", subsequent_indent="    ")
-            )
+    wrapped = textwrap.TextWrapper(columns, subsequent_indent="    ", break_on_hyphens=False)
+    lines = [wrapped.fill(title)]
+    wrapped.initial_indent = "  "
+    lines += [wrapped.fill(" ".join(fact.split())) for fact in facts if fact]
     return "\n".join(lines)
 
 

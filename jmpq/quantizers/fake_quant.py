@@ -30,7 +30,7 @@ from jmpq.quantizers.spec import (
     read_spec,
 )
 from jmpq.quantizers.uniform import fake_quantize
-from jmpq.text import plural
+from jmpq.text import plural, printed
 
 # Values per site that activation clipping sees, and least positions per feature.
 SAMPLED_VALUES, SAMPLED_POSITIONS = 65_536, 1_024
@@ -63,7 +63,7 @@ class Scales(Generic[Spec]):
 
     def __repr__(self) -> str:
         return (
-            f"Scales of {plural(len(self.scale), 'tensor')} at {list(self.bits)} bits "
+            f"scales of {plural(len(self.scale), 'tensor')} at {list(self.bits)} bits "
             f"({self.spec.grid}, {self.spec.granularity}, {self.spec.clipping})"
         )
 
@@ -99,7 +99,8 @@ class Quantizers:
     activations: Scales[InputSpec] | None
 
     def __repr__(self) -> str:
-        return f"Quantizers: weights {self.weights!r}; activations {self.activations!r}"
+        activations = "unquantized" if self.activations is None else repr(self.activations)
+        return printed("Quantizers", f"weights: {self.weights!r}", f"inputs: {activations}")
 
     def check(self, network: Network, w_bits: Sequence[int], a_bits: Sequence[int]) -> None:
         """Raise `ValueError` where a layer is given bits that were not calibrated."""

@@ -333,7 +333,9 @@ class PredictedLoss:
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", self.loss)
-        return f"PredictedLoss, increase of {loss} in nats per example, by {self.logits!r}"
+        return printed(
+            f"PredictedLoss: increase of {loss}, nats per example", f"by {self.logits!r}"
+        )
 
     @property
     def layers(self) -> tuple[str, ...]:
