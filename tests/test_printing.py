@@ -191,8 +191,8 @@ def test_a_name_that_is_not_there_is_told_the_nearest():
         ValueError, match=r"no metric 'gaus_newton'. Did you mean 'gauss_newton'"
     ):
         make_metric("gaus_newton")
-    with pytest.raises(ValueError, match=r"no solver 'cor'. Did you mean 'core'"):
-        jmpq.solvers.exact_solver(solved()[0], "cor")
+    with pytest.raises(ValueError, match=r"solvers=.cor.\. Did you mean .core."):
+        jmpq.solvers.make_solver(solved()[0], "cor")
     with pytest.raises(ValueError, match=r"no data set 'cifar'. Did you mean 'cifar10'"):
         jmpq.load_dataset("cifar")
     with pytest.raises(

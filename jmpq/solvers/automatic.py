@@ -88,7 +88,8 @@ def check_solver(name: str) -> None:
     if name != "exact" and name not in SOLVERS and not name.isupper():
         raise ValueError(
             f"solvers={name!r}.{did_you_mean(name, ('exact', *SOLVERS))} Expected exact, "
-            f"{', '.join(SOLVERS)}, or a mixed-integer solver by cvxpy's name, such as HIGHS or SCIP."
+            f"{', '.join(SOLVERS)}, or a mixed-integer solver by "
+            "cvxpy's name, such as HIGHS or SCIP."
         )
 
 
