@@ -47,7 +47,7 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
-def quantity(value: float, unit: str = "") -> str:
+def quantity(value: float | int, unit: str = "") -> str:
     """A number with three digits and its unit.
 
     >>> quantity(0.012345, "nats"), quantity(1.5e6, "bytes")

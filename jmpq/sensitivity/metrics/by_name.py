@@ -56,7 +56,7 @@ TITLES: Mapping[MetricName, str] = MappingProxyType(
 
 
 def make_metric(
-    name: MetricName,
+    name: MetricName | str,
     *,
     loss: "ExampleLoss | None" = None,
     traces: Literal["auto", "exact", "probes"] = "auto",
