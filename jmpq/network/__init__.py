@@ -15,6 +15,8 @@ How it works, from the bottom up:
 - `sites`: an operation with a kernel, its geometry, and its use in a network.
 - `tap`: finds the operations of a function, evaluates it with a callback at each, and says
   which kernels it cannot reach and why.
+- `outputs`: the one array of a function's outputs that is analysed; what does not reach it is
+  left out.
 - `network`: layers by name, sites, runs.
 
 Rules of the same walk read the graph: `ties` (layers that should share bits), `channels`

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.layers import Layer
+from jmpq.network.outputs import with_output
 from jmpq.network.sites import Op, Operation, Site, Transform
 from jmpq.network.tap import Tap
 from jmpq.network.tree_paths import leaf_paths
@@ -30,11 +31,11 @@ BOX_NAME = "value"  # the array in an NNX variable, after the kernel's own name
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "state"],
-    meta_fields=["apply", "layers", "other_parameters", "tap", "leaves"],
+    meta_fields=["apply", "layers", "other_parameters", "tap", "leaves", "output", "unused"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Network:
-    """A trained network, unwrapped: `apply` is the user's own function.
+    """A trained network, unwrapped: `apply` is the user's own function, its one output.
 
     Make one with `from_linen`, `from_nnx` or `from_function`. A pytree whose leaves are the
     parameters, so that compiled functions take it as an argument.
@@ -50,6 +51,9 @@ class Network:
         tap: Operations of the layers, found in the traced function, and its evaluation.
         leaves: Per layer the index of its kernel among the flattened parameters, then the
             indices of its aliases.
+        output: Name of the array that is analysed, where the function returns several.
+        unused: Paths of parameters that do not reach the output. They are no layers, and count
+            among the other parameters.
     """
 
     apply: Callable[[PyTree, PyTree], Array]
@@ -59,14 +63,17 @@ class Network:
     other_parameters: int
     tap: Tap
     leaves: tuple[tuple[int, ...], ...]
+    output: str | None = None
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def from_function(
         cls,
-        apply: Callable[[PyTree, PyTree], Array],
+        apply: Callable[[PyTree, PyTree], Any],
         params: PyTree,
         example: PyTree,
         *,
+        output: str | int | None = None,
         state: PyTree = None,
         tied: Sequence[str] = (),
         ignore: Sequence[str] = (),
@@ -74,9 +81,12 @@ class Network:
         """Find the layers of any pure JAX function.
 
         Args:
-            apply: ``apply(params, inputs) -> logits [batch, classes]``.
+            apply: ``apply(params, inputs) -> logits [batch, classes]``, or a pytree with them.
             params: Pytree of float arrays, NumPy's too.
             example: Inputs of any batch size, batch axis first in every leaf.
+            output: Name or position of the array to analyse, where the function returns
+                several: its path in what is returned, as ``"logits"``, ``1``, ``"heads/1"``.
+                Computations that do not reach it are left out.
             state: Other arrays the function closes over (for hashes only).
             tied: Regular expressions (fullmatch) of kernel paths that the function uses
                 several times: such a kernel is one layer, quantized once.
@@ -84,8 +94,9 @@ class Network:
                 among them kernels the tap cannot see.
 
         Raises:
-            ValueError: If a parameter is not finite, a pattern matches nothing, no layer is
-                found, or a kernel is used where the tap cannot follow (named, with reason).
+            ValueError: If a parameter is not finite, a pattern matches nothing, `output` does
+                not choose one array of several, no layer is found, or a kernel is used where
+                the tap cannot follow (named, with reason).
         """
         paths = leaf_paths(params)
         leaves = jax.tree.leaves(params)
@@ -104,6 +115,7 @@ class Network:
         structs = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, example)
         )
+        apply = with_output(apply, output)
         tap = Tap(apply, *structs)
         ignored = {i for i, path in enumerate(paths) if _matches(path, ignore)}
         _check_seen(tap, paths, ignored)
@@ -159,6 +171,8 @@ class Network:
             other_parameters=sum(distinct.values()) - sum(layer.parameters for layer in layers),
             tap=tap,
             leaves=groups,
+            output=None if output is None else str(output),
+            unused=tuple(paths[i] for i in sorted(tap.unused)),
         )
 
     @classmethod
@@ -168,6 +182,7 @@ class Network:
         variables: Mapping[str, PyTree],
         example: PyTree,
         *,
+        output: str | int | None = None,
         tied: Sequence[str] = (),
         ignore: Sequence[str] = (),
         **call: Any,
@@ -178,6 +193,7 @@ class Network:
             module: The module, called as ``module.apply(variables, inputs, **call)``.
             variables: Variables that ``module.init`` returned or training left.
             example: Inputs of any batch size.
+            output: See `from_function`.
             tied: See `from_function`.
             ignore: See `from_function`.
             call: Arguments that put the module into evaluation mode, as ``train=False``.
@@ -190,13 +206,13 @@ class Network:
         if "params" not in variables:
             raise ValueError(f"`variables` has no 'params', only {sorted(variables)}.")
 
-        def apply(params: PyTree, inputs: PyTree) -> Array:
+        def apply(params: PyTree, inputs: PyTree) -> Any:
             return module.apply({"params": params, **state}, inputs, **call)  # type: ignore
 
         params = variables["params"]
         try:
             return cls.from_function(
-                apply, params, example, state=state, tied=tied, ignore=ignore
+                apply, params, example, output=output, state=state, tied=tied, ignore=ignore
             )
         except (flax_errors.ModifyScopeVariableError, flax_errors.InvalidRngError) as error:
             raise ValueError(
@@ -210,6 +226,7 @@ class Network:
         model: nnx.Module,
         example: PyTree,
         *,
+        output: str | int | None = None,
         tied: Sequence[str] = (),
         ignore: Sequence[str] = (),
     ) -> "Network":
@@ -219,6 +236,7 @@ class Network:
             model: Called as ``model(inputs)``, in evaluation mode (``model.eval()``). It is
                 copied, not changed.
             example: Inputs of any batch size.
+            output: See `from_function`.
             tied: See `from_function`.
             ignore: See `from_function`.
 
@@ -229,7 +247,7 @@ class Network:
         graph, variables, rest = nnx.split(model, nnx.Param, ...)
         params, state = nnx.to_pure_dict(variables), nnx.to_pure_dict(rest)
 
-        def apply(params: PyTree, inputs: PyTree) -> Array:
+        def apply(params: PyTree, inputs: PyTree) -> Any:
             # New variables in each call: what the model does to them is not seen outside.
             fresh, frozen = jax.tree.map(lambda leaf: leaf, (variables, rest))
             nnx.replace_by_pure_dict(fresh, params)
@@ -244,7 +262,9 @@ class Network:
                 )
             return logits
 
-        return cls.from_function(apply, params, example, state=state, tied=tied, ignore=ignore)
+        return cls.from_function(
+            apply, params, example, output=output, state=state, tied=tied, ignore=ignore
+        )
 
     @functools.cached_property
     def code_sha256(self) -> str:

@@ -34,6 +34,7 @@ from jmpq.network.walk import (
     is_call,
     opened,
     walk,
+    without_dead_code,
 )
 
 
@@ -42,11 +43,12 @@ class Tap:
     """The operations with a kernel of a function ``apply(params, inputs)``.
 
     Attributes:
-        apply: The function; its first output leaf is what `run` returns.
+        apply: The function; it returns one array. What does not reach it is left out.
         params: Parameters as shapes and dtypes.
         inputs: Example inputs as shapes and dtypes, batch axis first in every leaf.
         operations: The operations in the order of execution.
         unseen: For each kernel the tap cannot reach: leaf index, reason.
+        unused: Indices of the parameter leaves that do not reach the output.
     """
 
     apply: Callable[..., Array]
@@ -65,6 +67,7 @@ class Tap:
                 two.refuse(use.leaf, str(error))
         self.operations: tuple[Operation, ...] = tuple(operations)
         self.unseen: dict[int, str] = two.unseen
+        self.unused = frozenset(two.unread)
         self._at = {operation.path: operation for operation in operations}
         self._around = {path[:i] for path in self._at for i in range(1, len(path))}
 
@@ -129,7 +132,9 @@ class Tap:
         )
         if key not in self._traces:
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-                self._traces[key] = jax.make_jaxpr(self.apply)(self.params, structs)
+                self._traces[key] = without_dead_code(
+                    jax.make_jaxpr(self.apply)(self.params, structs)
+                )
         return self._traces[key]
 
     def _analyse(self, examples: int) -> "_Analysis":
@@ -142,6 +147,9 @@ class Tap:
         sources += [Source(data=True)] * (len(jaxpr.invars) - count)
         analysis = _Analysis()
         analysis.follow(jaxpr, consts, sources, ())
+        read = {v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var)}
+        read.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
+        analysis.unread = [i for i, v in enumerate(jaxpr.invars[:count]) if v not in read]
         return analysis
 
 
@@ -168,6 +176,7 @@ class _Analysis:
     def __init__(self) -> None:
         self.uses: dict[Path, Use] = {}
         self.unseen: dict[int, str] = {}
+        self.unread: list[int] = []
 
     def follow(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Source], at: Path

@@ -33,6 +33,29 @@ def photos() -> Network:
     return Network.from_linen(Tiny(), variables, example)
 
 
+class TwoHeads(nn.Module):
+    """Features beside logits, an auxiliary head, and the head applied to positions too."""
+
+    @nn.compact
+    def __call__(self, x):
+        head = nn.Dense(10, name="head")
+        x = nn.relu(nn.Conv(4, (3, 3), strides=4, name="stem")(x))
+        positions = head(x)
+        aux = nn.Dense(16, name="aux")(x.mean((1, 2)))
+        return {"aux": aux, "logits": head(x.mean((1, 2))), "positions": positions}
+
+
+def two_heads(output=None) -> Network:
+    example = jnp.zeros((1, 8, 8, 1), jnp.float32)
+    variables = TwoHeads().init(jax.random.key(SEED), example)
+    return Network.from_linen(TwoHeads(), variables, example, output=output)
+
+
+def deaf(output) -> Network:
+    """Its `output` is not handed on."""
+    return tiny()
+
+
 def without_layers() -> Network:
     return Network.from_function(
         lambda params, x: x.mean((1, 2)) * params["scale"],
