@@ -1,19 +1,22 @@
 """The tap: layers of any JAX function, found in its jaxpr, their inputs within reach.
 
-The function is traced once. Every ``conv_general_dilated``, ``dot_general`` or embedding
-``gather`` with exactly one operand that *is* a parameter leaf, its elements at most
-rearranged or cast, is an `Operation` of a layer; the other operand is the layer's input. The
+The function is traced once, and loops over stacked layers are unrolled (`unroll`). Every
+``conv_general_dilated``, ``dot_general`` or embedding ``gather`` with exactly one operand that
+*is* a parameter leaf or a slice of a stack, its elements at most rearranged or cast, is an
+`Operation` of a layer; the other operand is the layer's input. The
 jaxpr can then be evaluated again with a callback at each operation, which may record, perturb
 or quantize what flows there. The evaluation is an ordinary JAX function: ``jit``, ``grad``,
 ``jvp`` and ``vmap`` compose with it, and with an idle callback it is bit-identical to the
 original.
 
-What the tap cannot see is refused by name: layers inside ``scan``, ``while``, ``cond`` or a
-custom derivative rule, kernels that are computed from parameters, kernels used twice.
+What the tap cannot see is refused by name: layers inside ``while``, ``cond``, a custom
+derivative rule or a ``scan`` that uses one kernel in every step, kernels that are computed
+from parameters, kernels used twice.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +25,8 @@ from jaxtyping import Array, PyTree
 
 from jmpq.network.layers import Kind
 from jmpq.network.sites import NoBatchAxis, Op, Operation, Use, operation_of
+from jmpq.network.tree_paths import Pieces
+from jmpq.network.unroll import find_stacks, unrolled
 from jmpq.network.walk import (
     CUSTOM_RULES,
     INLINED,
@@ -30,7 +35,6 @@ from jmpq.network.walk import (
     Rule,
     bind,
     body,
-    equations,
     is_call,
     opened,
     walk,
@@ -46,14 +50,18 @@ class Tap:
         apply: The function; it returns one array. What does not reach it is left out.
         params: Parameters as shapes and dtypes.
         inputs: Example inputs as shapes and dtypes, batch axis first in every leaf.
+        given: Pieces of the parameters; found in the function where not given.
+        pieces: Leaves of the parameters, and slices of those that are stacks of kernels: what
+            is indexed below, and what the jaxpr takes.
         operations: The operations in the order of execution.
-        unseen: For each kernel the tap cannot reach: leaf index, reason.
-        unused: Indices of the parameter leaves that do not reach the output.
+        unseen: For each kernel the tap cannot reach: index of its piece, reason.
+        unused: Indices of the pieces that do not reach the output.
     """
 
     apply: Callable[..., Array]
     params: PyTree
     inputs: PyTree
+    given: Pieces | None = None
 
     def __post_init__(self) -> None:
         self._traces: dict[Any, Any] = {}
@@ -94,7 +102,7 @@ class Tap:
             enter_all: Whether the rule sees the equations in all bodies of ``jit`` and the
                 like, not only in those around an operation; the others are one equation.
         """
-        leaves = jax.tree.leaves(params)
+        leaves = self.pieces.split(params)
 
         def visit(eqn: Any, ins: Sequence[Any], path: Path) -> list:
             if (operation := self._at.get(path)) is None:
@@ -132,17 +140,27 @@ class Tap:
         )
         if key not in self._traces:
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-                self._traces[key] = without_dead_code(
-                    jax.make_jaxpr(self.apply)(self.params, structs)
-                )
+                self._traces[key] = self._taken_apart(structs)
         return self._traces[key]
+
+    def _taken_apart(self, inputs: PyTree) -> Any:
+        """The function of pieces and inputs: loops over stacks unrolled, nothing dead."""
+        closed = without_dead_code(jax.make_jaxpr(self.apply)(self.params, inputs))
+        stacks = find_stacks(closed, len(jax.tree.leaves(self.params)))
+        self.pieces = self.given or stacks.pieces
+        if not self.pieces.stacked:
+            return closed
+        stacks = stacks._replace(pieces=self.pieces)
+        pieces = jax.eval_shape(self.pieces.split, self.params)
+        apart = jax.make_jaxpr(functools.partial(unrolled, closed, stacks))
+        return without_dead_code(apart(pieces, jax.tree.leaves(inputs)))
 
     def _analyse(self, examples: int) -> "_Analysis":
         inputs = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype), self.inputs
         )
         jaxpr, consts = opened(self._trace(inputs))
-        count = len(jax.tree.leaves(self.params))
+        count = len(jaxpr.invars) - len(jax.tree.leaves(inputs))
         sources = [Source(frozenset({i}), view=()) for i in range(count)]
         sources += [Source(data=True)] * (len(jaxpr.invars) - count)
         analysis = _Analysis()
@@ -156,9 +174,9 @@ class Tap:
 class Source(NamedTuple):
     """Where a value of the jaxpr comes from."""
 
-    leaves: frozenset[int] = frozenset()  # parameter leaves it is computed from
+    leaves: frozenset[int] = frozenset()  # pieces of parameters it is computed from
     data: bool = False  # whether it depends on the inputs
-    view: tuple[Any, ...] | None = None  # not None: it *is* the one leaf, rearranged
+    view: tuple[Any, ...] | None = None  # not None: it *is* the one piece, rearranged
     last: str = ""  # name of the primitive that made it
 
     @property
@@ -210,11 +228,8 @@ class _Analysis:
             None,
             name,
         )
-        if bodies := list(core.jaxprs_in_params(eqn.params)):
-            if any(_has_product(inner) for inner in bodies):
-                for source in ins:
-                    for leaf in source.leaves if source.is_parameter else ():
-                        self.refuse(leaf, f"it is used inside `{name}`: unroll the loop")
+        if list(core.jaxprs_in_params(eqn.params)):
+            self._refuse_inside(eqn, ins, path)
         elif name in ("conv_general_dilated", "dot_general"):
             self._product(eqn, ins, path, "conv" if name.startswith("conv") else "dense")
         elif name == "gather" and ins[0].is_parameter and ins[1].data:
@@ -223,6 +238,25 @@ class _Analysis:
             if eqn.invars[0].aval.size == eqn.outvars[0].aval.size:  # none repeated
                 return [merged._replace(view=(*ins[0].view, eqn))]
         return [merged] * len(eqn.outvars)
+
+    def _refuse_inside(self, eqn: Any, ins: Sequence[Source], path: Path) -> None:
+        """Refuse the kernels of a loop, of a branch or of whatever else has a body."""
+        name = eqn.primitive.name
+        reason, rows = f"it is used inside `{name}`", set[int]()
+        if name == "scan":
+            first = eqn.params["num_consts"] + eqn.params["num_carry"]
+            rows.update(leaf for source in ins[first:] for leaf in source.leaves)
+            reason = (
+                "every step of a `scan` uses it (a recurrent layer: to quantize it once for "
+                "all steps, write the loop in Python and tie it)"
+            )
+        for jaxpr, args in _bodies(eqn, ins):
+            inside = _Analysis()
+            inside.follow(*opened(jaxpr), args, path)
+            for use in inside.uses.values():
+                self.refuse(use.leaf, reason)
+            for leaf, why in inside.unseen.items():
+                self.refuse(leaf, f"inside `{name}` {why}" if leaf in rows else reason)
 
     def _product(self, eqn: Any, ins: Sequence[Source], path: Path, kind: Kind) -> None:
         kernels = [i for i, source in enumerate(ins) if source.is_parameter]
@@ -256,8 +290,36 @@ class _Analysis:
         self.uses[path] = Use(path, eqn, kind, operand, leaf, view)
 
 
-def _has_product(jaxpr: Any) -> bool:
-    return any(
-        eqn.primitive.name in ("conv_general_dilated", "dot_general")
-        for eqn in equations(jaxpr)
-    )
+def _bodies(eqn: Any, ins: Sequence[Source]) -> Iterator[tuple[Any, list[Source]]]:
+    """Jaxprs of a loop or a branch, each with what it is called with."""
+    params, data = eqn.params, any(source.data for source in ins)
+
+    def carried(jaxpr: Any, start: int, sources: Sequence[Source]) -> list[Source]:
+        """Values after the first step: data, unless the body hands them on as they came."""
+        jaxpr, _ = opened(jaxpr)
+        taken = jaxpr.invars[start : start + len(sources)]
+        same = [one is other for one, other in zip(taken, jaxpr.outvars, strict=False)]
+        return [
+            source if kept else Source(source.leaves, data, None, eqn.primitive.name)
+            for source, kept in zip(sources, same, strict=True)
+        ]
+
+    match eqn.primitive.name:
+        case "scan":
+            first = params["num_consts"]
+            second = first + params["num_carry"]
+            carry = carried(params["jaxpr"], first, ins[first:second])
+            yield params["jaxpr"], [*ins[:first], *carry, *ins[second:]]
+        case "while":
+            first = params["cond_nconsts"]
+            second = first + params["body_nconsts"]
+            carry = carried(params["body_jaxpr"], second - first, ins[second:])
+            yield params["cond_jaxpr"], [*ins[:first], *carry]
+            yield params["body_jaxpr"], [*ins[first:second], *carry]
+        case "cond":
+            for branch in params["branches"]:
+                yield branch, list(ins[1:])
+        case _:
+            for inner in core.jaxprs_in_params(params):
+                if len(opened(inner)[0].invars) == len(ins):
+                    yield inner, list(ins)

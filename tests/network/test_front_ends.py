@@ -164,29 +164,6 @@ def test_unusual_layers_are_seen_with_their_operations_and_inputs():
         np.testing.assert_allclose(direct.reshape(product.shape), product, rtol=1e-4, atol=1e-4)
 
 
-class Scanned(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        scan = nn.scan(
-            lambda layer, x, _: (nn.relu(layer(x)), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=3,
-        )
-        x, _ = scan(nn.Dense(4, name="stack"), x, None)
-        return nn.Dense(2, name="head")(x)
-
-
-def test_layers_of_a_scan_are_refused_by_name_or_ignored():
-    x = jnp.ones((1, 4), jnp.float32)
-    variables = initialised(Scanned(), x)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        with pytest.raises(ValueError, match=r"'stack/kernel': it is used inside `scan`"):
-            Network.from_linen(Scanned(), variables, x)
-        network = Network.from_linen(Scanned(), variables, x, ignore=["stack/.*"])
-    assert [layer.name for layer in network.layers] == ["head"]
-
-
 class Shared(nn.Module):
     @nn.compact
     def __call__(self, x):
