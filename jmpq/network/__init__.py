@@ -18,6 +18,7 @@ How it works, from the bottom up:
   which kernels it cannot reach and why.
 - `outputs`: the one array of a function's outputs that is analysed; what does not reach it is
   left out.
+- `independence`: whether an example's output depends on the rest of its batch.
 - `network`: layers by name, sites, runs.
 
 Rules of the same walk read the graph: `ties` (layers that should share bits), `channels`

@@ -96,8 +96,9 @@ class Network:
 
         Raises:
             ValueError: If a parameter is not finite, a pattern matches nothing, `output` does
-                not choose one array of several, no layer is found, or a kernel is used where
-                the tap cannot follow (named, with reason).
+                not choose one array of several, no layer is found, a kernel is used where the
+                tap cannot follow (named, with reason), the batch has a fixed size, or an
+                example's output is not its own.
         """
         paths = leaf_paths(params)
         leaves = jax.tree.leaves(params)
@@ -109,6 +110,7 @@ class Network:
         )
         apply = with_output(apply, output)
         tap = Tap(apply, *structs)
+        _check_examples(tap)
         paths = tap.pieces.names(params)
         whole = tap.pieces.paths(params)
         matches = functools.partial(_matching, list(zip(paths, whole, strict=True)))
@@ -436,6 +438,24 @@ def _check_parameters(paths: list[str], leaves: list[Any]) -> None:
                 f"Parameter {path!r} has {bad} values of {leaf.size} that are NaN or infinite. "
                 "Load or train the weights again."
             )
+
+
+def _check_examples(tap: Tap) -> None:
+    """Raise `ValueError` where the output is not one row per example, each its own."""
+    two, three = tap.output_shapes
+    if two[:1] != (2,) or three[:1] != (3,) or two[1:] != three[1:]:
+        raise ValueError(
+            f"The network's output has no batch axis first: it is of shape {two} for two "
+            f"examples and {three} for three. Return one row per example; write sizes with "
+            "x.shape[0]."
+        )
+    if tap.mixing is not None:
+        raise ValueError(
+            f"An example's output depends on the other examples of its batch, by {tap.mixing}. "
+            "Freeze batch statistics (train=False, use_running_average=True, model.eval()), "
+            "reduce over later axes than the first, or map the network over examples with "
+            "jax.vmap."
+        )
 
 
 def _check_seen(tap: Tap, paths: list[str], ignored: set[int]) -> None:

@@ -23,6 +23,7 @@ import jax
 from jax.extend import core
 from jaxtyping import Array, PyTree
 
+from jmpq.network.independence import mixing
 from jmpq.network.layers import Kind
 from jmpq.network.sites import NoBatchAxis, Op, Operation, Use, operation_of
 from jmpq.network.tree_paths import Pieces
@@ -56,6 +57,11 @@ class Tap:
         operations: The operations in the order of execution.
         unseen: For each kernel the tap cannot reach: index of its piece, reason.
         unused: Indices of the pieces that do not reach the output.
+        output_shapes: Shape of the output for two examples and for three.
+        mixing: Operation by which an example's output depends on other examples, if any.
+
+    Raises:
+        ValueError: If the function takes no batches but of one size.
     """
 
     apply: Callable[..., Array]
@@ -67,6 +73,9 @@ class Tap:
         self._traces: dict[Any, Any] = {}
         # Two batch sizes tell the batch axis of every value apart from the others.
         two, three = (self._analyse(examples) for examples in (2, 3))
+        pair, triple = (self._trace(self._examples(count)) for count in (2, 3))
+        self.output_shapes = [opened(x)[0].outvars[0].aval.shape for x in (pair, triple)]
+        self.mixing: str | None = mixing(pair, triple, len(jax.tree.leaves(self.inputs)))
         operations = []
         for path, use in two.uses.items():
             try:
@@ -155,11 +164,23 @@ class Tap:
         apart = jax.make_jaxpr(functools.partial(unrolled, closed, stacks))
         return without_dead_code(apart(pieces, jax.tree.leaves(inputs)))
 
-    def _analyse(self, examples: int) -> "_Analysis":
-        inputs = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype), self.inputs
+    def _examples(self, count: int) -> PyTree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), self.inputs
         )
-        jaxpr, consts = opened(self._trace(inputs))
+
+    def _analyse(self, examples: int) -> "_Analysis":
+        inputs = self._examples(examples)
+        try:
+            jaxpr, consts = opened(self._trace(inputs))
+        except Exception as error:  # whatever the function raises
+            self._trace(self.inputs)  # raises it again, unless it is the size that is wrong
+            own = jax.tree.leaves(self.inputs)[0].shape[0]
+            raise ValueError(
+                f"The network is fixed to batches of {own}: with {examples} examples it fails "
+                f"({str(error).partition(chr(10))[0]}). Write sizes with x.shape[0], as in "
+                "x.reshape(x.shape[0], -1)."
+            ) from error
         count = len(jaxpr.invars) - len(jax.tree.leaves(inputs))
         sources = [Source(frozenset({i}), view=()) for i in range(count)]
         sources += [Source(data=True)] * (len(jaxpr.invars) - count)
