@@ -21,6 +21,7 @@ from jmpq.problem import Overhead
 from jmpq.quantizers.products import quantize_products
 from jmpq.sensitivity.metrics.taylor import GaussNewton
 from jmpq.training.loop import TrainConfig
+from tests.cli.command import works
 
 DEPTH, WIDTH, HIDDEN = 3, 4, 6
 KERNELS = ("up", "down")
@@ -351,6 +352,21 @@ def test_products_in_unrolled_loops_are_quantized():
     assert rounded.tap.pieces == network.tap.pieces
     change = np.abs(jax.jit(rounded.logits)(x) - jax.jit(network.logits)(x)).max()
     assert 0 < change < 0.05
+
+
+def test_the_command_line_names_the_layers_of_a_loop(tmp_path):
+    run = tmp_path / "run"
+    works("layers", run, "--model", "tests.cli.networks:deep", "--data", "digits")
+    few = ("--w-bits", 2, 4, "--a-bits", 8, "--examples", 32, "--batch-size", 16)
+    works("sensitivity", run, *few, "--metrics", "gauss_newton", "--weights.clipping", "minmax")
+    works("solve", run, "--rule", "pin layers[1]=W4A8", "--first-last-bits", 0)
+    works("evaluate", run, "--examples", 50)
+    plan = jmpq.read_plan(run / "plan.json")
+    solutions = [a.allocation for a in plan.allocations if a.role == "solution"]
+    assert {frozenset(a) for a in solutions} == {
+        frozenset(("layers[0]", "layers[1]", "layers[2]", "head"))
+    }
+    assert {a["layers[1]"] for a in solutions} == {jmpq.Choice(4, 8)}
 
 
 def shared(p, x):
