@@ -258,9 +258,9 @@ def _tied(rule: Tie, layers: Sequence[str]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str | None, ...], dict[str, None]] = {}
     for pattern in rule.patterns:
         for i in _matches(pattern, layers, rule):
-            match = re.fullmatch(pattern, layers[i])
-            assert match is not None
-            groups.setdefault(match.groups(), {})[layers[i]] = None
+            match = re.fullmatch(pattern, layers[i])  # None: brackets of a name itself
+            captured = match.groups() if match else ()
+            groups.setdefault(captured, {})[layers[i]] = None
     made = [tuple(names) for names in groups.values() if len(names) > 1]
     if not made:
         matches = ", ".join(name for names in groups.values() for name in names)
@@ -286,7 +286,9 @@ def _permitted(rule: Pin | Allow, choices: Sequence[Choice]) -> list[bool]:
 
 def _matches(pattern: str, layers: Sequence[str], rule: Rule) -> list[int]:
     with _time_limit(pattern):
-        matches = [i for i, name in enumerate(layers) if re.fullmatch(pattern, name)]
+        matches = [
+            i for i, name in enumerate(layers) if pattern == name or re.fullmatch(pattern, name)
+        ]
     if not matches:
         hint = did_you_mean(pattern, layers, most=3, cutoff=0.5)
         raise ValueError(

@@ -33,7 +33,7 @@ class NetworkSpec:
     Attributes:
         model: Name of a built-in network (`jmpq.zoo.architectures`), or
             ``package.module:function``, a function without arguments that returns a
-            `jmpq.Network`.
+            `jmpq.Network` (with the argument ``output`` where `output` is given).
         weights: File with the weights of a built-in network.
         data: Name of the data set.
         data_dir: Local folder of the data set; None for its usual source.
@@ -44,6 +44,7 @@ class NetworkSpec:
         equalize: Whether the ranges of channels are equalised across layers.
         product_bits: Bits of both operands of products of activations; None for float.
         tokenizer: File of the tokenizer of a network that takes sentences.
+        output: Name of the array that is analysed, where the network returns several.
     """
 
     model: str
@@ -56,6 +57,7 @@ class NetworkSpec:
     equalize: bool = False
     product_bits: int | None = None
     tokenizer: str | None = None
+    output: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ class LayerTable:
         versions: Versions of the packages that the hash of the code depends on.
         layers: The layers, in the order of execution.
         other_parameters: Parameters outside the layers, which stay unquantized.
+        unused: Paths of the parameters that do not reach the output, which are among them.
         ties: Groups of layer names that may be tied, by kind of tie.
         data_note: Remark on the data set.
         equalized: Pairs of layers whose ranges were equalised.
@@ -83,6 +86,7 @@ class LayerTable:
     ties: dict[str, list[list[str]]]
     data_note: str = ""
     equalized: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -140,6 +144,7 @@ def _layer_table(record: dict[str, Any]) -> dict[str, Any]:
         "network": NetworkSpec(**fields_of(NetworkSpec, record["network"], "network")),
         "layers": layers_from_json(record["layers"]),
         "equalized": tuple(tuple(pair) for pair in record.get("equalized", ())),
+        "unused": tuple(record.get("unused", ())),
     }
 
 

@@ -69,7 +69,7 @@ def load_network(
                 f"{spec.model!r} makes its own network: fold its variables there, with "
                 "jmpq.network.fold.fold_batch_norm."
             )
-        return _changed(spec, _made_by(spec.model))
+        return _changed(spec, _made_by(spec.model, spec.output))
     dataset = dataset or load_data(spec, folder)
     tokenizer = dataset.tokenizer
     vocab_size = None if tokenizer is None else tokenizer.vocab_size
@@ -88,7 +88,8 @@ def load_network(
     )
     if spec.fold:
         variables = fold_batch_norm(module, variables, example)
-    return _changed(spec, Network.from_linen(module, variables, example))
+    network = Network.from_linen(module, variables, example, output=spec.output)
+    return _changed(spec, network)
 
 
 def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
@@ -208,20 +209,26 @@ def _check_tokenizer(
         )
 
 
-def _made_by(model: str) -> Network:
+def _made_by(model: str, output: str | None) -> Network:
     make = imported(model, "a network", "without arguments")
+    given = {} if output is None else {"output": output}
     try:
-        network = make()
+        network = make(**given)
     except (ValueError, OSError):
         raise
     except Exception as error:  # someone else's code
         raise ValueError(
             f"{model!r} failed with {type(error).__name__}: {error}. Call it in Python to see "
-            "where; it takes no arguments."
+            f"where; it takes {f'output={output!r}' if given else 'no arguments'}."
         ) from error
     if not isinstance(network, Network):
         raise ValueError(
             f"{model!r} returned {type(network).__name__}; expected a jmpq.Network, as made by "
             "Network.from_linen or Network.from_function."
+        )
+    if network.output != output and given:
+        raise ValueError(
+            f"{model!r} takes output={output!r} and does not use it: it must hand it on, as in "
+            "Network.from_linen(..., output=output)."
         )
     return network

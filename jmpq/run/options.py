@@ -72,6 +72,9 @@ class Layers:
     34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
     mobilenet_v2, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6, bert_base
     (sentences). Or package.module:function, which returns a jmpq.Network."""
+    output: str | None = None
+    """Name or position of the array to analyse, where the network returns several: the
+    function of --model takes it as output=... and hands it to Network.from_..."""
     weights: pathlib.Path | None = None
     """File of the weights, safetensors or a PyTorch state dict; RUN/weights.safetensors where
     it is there."""

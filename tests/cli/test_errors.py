@@ -83,6 +83,19 @@ def test_train_refuses(tmp_path, args, match):
         (("--model", "tests.cli.networks:broken"), "KeyError: 'lost'.*Call it in Python"),
         (("--model", "tests.cli.networks:with_argument"), "takes no arguments"),
         (
+            ("--model", "tests.cli.networks:two_heads"),
+            r"3 arrays: aux \(1, 16\), logits \(1, 10\), positions.*--output logits",
+        ),
+        (
+            ("--model", "tests.cli.networks:two_heads", "--output", "logit"),
+            r"output='logit' is not there: the network returns aux \(1, 16\), logits",
+        ),
+        (("--model", "tests.cli.networks:tiny", "--output", "1"), "it takes output='1'"),
+        (("--model", "tests.cli.networks:fixed_batch"), "fixed to batches of 8: with 2 exam"),
+        (("--model", "tests.cli.networks:batch_statistics"), "depends on the other examples"),
+        (("--model", "tests.cli.networks:recurrent"), r"'rnn/.*every step.*ignore=\('rnn/cell"),
+        (("--model", "tests.cli.networks:deaf", "--output", "1"), "must hand it on"),
+        (
             ("--model", "tests.cli.networks:without_layers"),
             "no quantizable layer: no convolution, matrix product or embedding.*scale",
         ),

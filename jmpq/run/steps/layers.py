@@ -44,6 +44,7 @@ def layers(
         equalize=options.equalize_ranges,
         product_bits=options.product_bits,
         tokenizer=_tokenizer(run, options),
+        output=options.output,
     )
     # A network that makes itself is looked at before the data.
     known = None if ":" in spec.model else load_data(spec, run.path)
@@ -62,6 +63,7 @@ def layers(
         ties={kind: [list(g) for g in made] for kind, made in ties.items()},
         data_note=f"{dataset.name}: {dataset.note}." if dataset.note else "",
         equalized=tuple((one, two) for one, two in pairs),
+        unused=network.unused,
     )
     table.write(run.path / LAYERS)
     reporter.say(f"Wrote {run.path / LAYERS}")
