@@ -70,8 +70,8 @@ class Layers:
     model: str = "resnet20"
     """A built-in network: digits_resnet; resnet20, 32, 44, 56, 110 (small images); resnet18,
     34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
-    mobilenet_v2, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6, bert_base
-    (sentences). Or package.module:function, which returns a jmpq.Network."""
+    mobilenet_v2, efficientnet_lite0, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6,
+    bert_base (sentences). Or package.module:function, which returns a jmpq.Network."""
     output: str | None = None
     """Name or position of the array to analyse, where the network returns several: the
     function of --model takes it as output=... and hands it to Network.from_..."""
@@ -85,8 +85,9 @@ class Layers:
     """Local folder of the data set (image_folder: folder or zip archive); without it,
     tensorflow-datasets' folder."""
     preprocessing: str | None = None
-    """Preprocessing of images: torchvision (mean and standard deviation of ImageNet) or
-    tensorflow (x/127.5 - 1); by default what the built-in network expects."""
+    """Preprocessing of images: torchvision (mean and standard deviation of ImageNet),
+    tensorflow (x/127.5 - 1) or efficientnet_lite ((x - 127)/128); by default what the built-in
+    network expects."""
     tokenizer: pathlib.Path | None = None
     """Tokenizer of sentences: tokenizer.json, vocab.txt, or a folder with one; by default the
     one beside the weights."""

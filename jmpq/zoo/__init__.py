@@ -10,12 +10,13 @@ Start with `architectures`: ``build_module("resnet20")`` gives the module of a n
 `weights.load_weights` reads variables from a file of jmpq or from a published one, whichever
 the file is. The one to begin with is ``digits_resnet``: small, and its data are embedded.
 
-- `resnet`, `mobilenet`, `squeezenet`, `vgg`: networks for images; `blocks` are their pieces.
+- `resnet`, `mobilenet`, `efficientnet`, `squeezenet`, `vgg`: networks for images; `blocks` are
+  their pieces.
 - `bert`: encoders for sentences and their heads, attention in whole matrices or by heads.
 - `architectures`: all of them by name.
 - `weights`: variables from any file. Behind it are `tensor_files` (safetensors files of jmpq,
   with their header), `weights_torchvision` (state dicts of image networks; `timm_names`
-  translates timm's) and `weights_bert` (published encoders).
+  translates those of timm and others) and `weights_bert` (published encoders).
 
 To add a network, write its linen module in a file here, its parts named as in the published
 weights, and give it a row in ``architectures._table``, from where the command line takes it,

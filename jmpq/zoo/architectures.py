@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from jmpq.text import did_you_mean
 from jmpq.zoo.bert import BERTS, Bert, BertConfig
+from jmpq.zoo.efficientnet import EfficientNetLite
 from jmpq.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jmpq.zoo.resnet import ResNet, ResNetCIFAR
 from jmpq.zoo.squeezenet import SqueezeNet
@@ -65,6 +66,15 @@ PREPROCESSINGS: Mapping[str, Preprocessing] = MappingProxyType(
             std=(0.5, 0.5, 0.5),
             origin="TensorFlow-Slim, inception_preprocessing.preprocess_for_eval",
         ),
+        # (x - 127) / 128; the original resizes bicubically.
+        "efficientnet_lite": Preprocessing(
+            resize=256,
+            crop=224,
+            scale=1.0,
+            mean=(127.0, 127.0, 127.0),
+            std=(128.0, 128.0, 128.0),
+            origin="tensorflow/tpu, efficientnet/lite/efficientnet_lite_builder",
+        ),
     }
 )
 
@@ -112,6 +122,7 @@ def _table() -> dict[str, Architecture]:
     for width in (0.25, 0.5, 0.75, 1.0):
         table[f"mobilenet_v1_{width:g}"] = made(MobileNetV1, "tensorflow", width=width)
     table["mobilenet_v2"] = made(MobileNetV2, published)
+    table["efficientnet_lite0"] = made(EfficientNetLite, "efficientnet_lite")
     table["squeezenet1_1"] = made(SqueezeNet, published)
     for name, config in BERTS.items():
         table[name] = classifier(config)

@@ -1,7 +1,7 @@
-"""Names of timm's state dicts where they differ from torchvision's."""
+"""Names of published image networks where they differ from the built-in ones."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -17,16 +17,33 @@ INVERTED = {
 }
 VGG_HEAD = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3",
             "head.fc": "classifier.6"}  # fmt: skip
+# Layers of a block in the conversion of Google's EfficientNet, by timm's blocks.
+LITE_SEPARABLE = {"conv_dw": "depthwise_conv", "bn1": "bn1",
+                  "conv_pw": "project_conv", "bn2": "bn2"}  # fmt: skip
+LITE_INVERTED = {"conv_pw": "expand_conv", "bn1": "bn0", "conv_dw": "depthwise_conv",
+                 "bn2": "bn1", "conv_pwl": "project_conv", "bn3": "bn2"}  # fmt: skip
+LITE_ENDS = {"bn1": "bn0", "bn2": "bn1", "classifier": "fc"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.(\w+)")
 
 
-def torchvision_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same tensors under torchvision's names; those of other networks as they are.
+def known_names(
+    tensors: Mapping[str, np.ndarray], expected: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """The same tensors under the names of the built-in networks; others as they are.
 
-    Known are MobileNetV2 and VGG, whose first dense layers are convolutions in timm. ResNets
-    have the same names in both.
+    Known are timm's MobileNetV2, EfficientNet-Lite and VGG, whose first dense layers are
+    convolutions in timm, and the EfficientNet-Lite of efficientnet-lite-pytorch, whose names
+    begin with underscores. ResNets have the same names everywhere.
+
+    Args:
+        tensors: Tensors of a file.
+        expected: Names of the network, which tell networks with the same names in timm apart.
     """
-    if "conv_stem.weight" in tensors:
+    if "_conv_stem.weight" in tensors:
+        return {re.sub(r"(^|\.)_", r"\1", name): tensor for name, tensor in tensors.items()}
+    if "conv_stem.weight" in tensors and "classifier.weight" in tensors:
+        if "blocks.0.depthwise_conv.weight" in expected:
+            return _blocks(tensors, "blocks.{}.{}", LITE_SEPARABLE, LITE_INVERTED, LITE_ENDS)
         return _mobilenet_v2(tensors)
     if "pre_logits.fc1.weight" in tensors:
         return {_vgg(name): _flat(name, tensor) for name, tensor in tensors.items()}
@@ -34,8 +51,7 @@ def torchvision_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def _mobilenet_v2(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    blocks = sorted({(int(m[1]), int(m[2])) for m in map(_BLOCK.match, tensors) if m})
-    last = len(blocks) + 1
+    last = len(_numbers(tensors)) + 1
     ends = {
         "conv_stem": "features.0.0",
         "bn1": "features.0.1",
@@ -43,17 +59,35 @@ def _mobilenet_v2(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "bn2": f"features.{last}.1",
         "classifier": "classifier.1",
     }
+    return _blocks(tensors, "features.{}.conv.{}", SEPARABLE, INVERTED, ends, first=1)
+
+
+def _blocks(
+    tensors: Mapping[str, np.ndarray],
+    form: str,
+    separable: Mapping[str, str],
+    inverted: Mapping[str, str],
+    ends: Mapping[str, str],
+    *,
+    first: int = 0,
+) -> dict[str, np.ndarray]:
+    """Timm's blocks, which are counted stage by stage, numbered through from `first`."""
+    blocks = _numbers(tensors)
 
     def renamed(name: str) -> str:
         layer, _, leaf = name.rpartition(".")
         if match := _BLOCK.fullmatch(layer):
-            number = blocks.index((int(match[1]), int(match[2]))) + 1
-            inverted = f"blocks.{match[1]}.{match[2]}.conv_pwl.weight" in tensors
-            inner = (INVERTED if inverted else SEPARABLE).get(match[3], match[3])
-            return f"features.{number}.conv.{inner}.{leaf}"
+            number = blocks.index((int(match[1]), int(match[2]))) + first
+            expands = f"blocks.{match[1]}.{match[2]}.conv_pwl.weight" in tensors
+            inner = (inverted if expands else separable).get(match[3], match[3])
+            return f"{form.format(number, inner)}.{leaf}"
         return f"{ends.get(layer, layer)}.{leaf}"
 
     return {renamed(name): tensor for name, tensor in tensors.items()}
+
+
+def _numbers(tensors: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
+    return sorted({(int(m[1]), int(m[2])) for m in map(_BLOCK.match, tensors) if m})
 
 
 def _vgg(name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmpq.zoo.tensor_files import PICKLED, check_tensors, flatten, read_tensors, unflatten
-from jmpq.zoo.timm_names import torchvision_names
+from jmpq.zoo.timm_names import known_names
 
 # (collection, leaf) of linen -> name of the published tensor
 TORCH_NAMES = {
@@ -41,7 +41,7 @@ def load_published(
             installed; names as ``layer1.0.conv1.weight`` (with ``module.`` or ``model.``
             before all of them, or not), convolutions OIHW, depthwise ones (C, 1, H, W), dense
             layers (out, in). Batch counters (``num_batches_tracked``) are ignored. timm's names
-            of MobileNetV2 and VGG are known too.
+            of MobileNetV2, EfficientNet-Lite and VGG are known too.
         module: The network; its parameters' paths are the published names with slashes.
         input_shape: Shape of one example; for the built-in networks only the channels matter.
 
@@ -53,12 +53,14 @@ def load_published(
         ValueError: If the file cannot be read, or a tensor is missing, unexpected, of another
             shape, or not finite: the tensor is named.
     """
-    tensors = torchvision_names(_without_prefix(_read_published(path)))
-    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     expected = {
         leaf: (torch_name(leaf), struct.shape)
         for leaf, struct in flatten(abstract_variables(module, input_shape)).items()
     }
+    tensors = known_names(
+        _without_prefix(_read_published(path)), [name for name, _ in expected.values()]
+    )
+    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     shapes = {
         name: tuple(shape[KERNEL_AXES[len(shape)].index(a)] for a in range(len(shape)))
         if leaf.endswith("/kernel")

@@ -36,6 +36,9 @@ PUBLISHED = {
     "mobilenet_v1_0.75": (2.6e6, 0.325, 28),
     "mobilenet_v1_0.5": (1.3e6, 0.149, 28),
     "mobilenet_v1_0.25": (0.5e6, 0.041, 28),
+    # tensorflow/tpu, efficientnet/lite: 4.7 million parameters, statistics included; 407
+    # million operations, normalisation and additions included: 5 % more than the kernels'
+    "efficientnet_lite0": (4_652_008, 0.385, 50),
 }
 
 
@@ -150,16 +153,16 @@ def test_pooling_rounded_up_reaches_beyond_the_image(length, windows):
     np.testing.assert_array_equal(got[0, :, 0, 0], -1.0 - 2 * np.arange(windows))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1_0.75", "squeezenet1_1"])
+@pytest.mark.parametrize("name", ["mobilenet_v1_0.75", "squeezenet1_1", "efficientnet_lite0"])
 def test_logits_equal_the_reference(shared_data, name):
     folder = shared_data / "imagenet"
     stem = {"mobilenet_v1_0.75": "mobilenet_v1_0.75_224"}.get(name, name)
     module = build_module(name, 1000)
     variables = load_published(folder / f"{stem}.safetensors", module)
     rule = PREPROCESSINGS[ARCHITECTURES[name].preprocessing]
-    first = imagenet_sample(shared_data, rule).heldout.take(np.arange(32))
-    got = logits(module.apply, variables, first, batch_size=32)
-    want = np.load(folder / "reference_logits.npz")[stem]
+    first = imagenet_sample(shared_data, rule).heldout.take(np.arange(8))
+    got = logits(module.apply, variables, first, batch_size=8)
+    want = np.load(folder / "reference_logits.npz")[stem][:8]
     assert np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want)
     assert (got.argmax(1) == want.argmax(1)).all()
 

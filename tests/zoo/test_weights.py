@@ -12,7 +12,7 @@ from jmpq.training.evaluate import evaluate, logits
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.resnet import ResNetCIFAR
 from jmpq.zoo.tensor_files import load_variables, save_variables, weights_sha256
-from jmpq.zoo.timm_names import torchvision_names
+from jmpq.zoo.timm_names import known_names
 from jmpq.zoo.weights_torchvision import load_published, torch_name
 
 TINY = ResNetCIFAR(depth=4, widths=(4,), num_classes=3)
@@ -171,7 +171,7 @@ def test_hash_is_of_paths_dtypes_shapes_and_bytes():
     assert len({weights_sha256(t) for t in [tree, *other]}) == 5
 
 
-def test_names_of_timm_become_those_of_torchvision():
+def test_names_of_other_publishers_become_those_of_the_network():
     names = {
         "conv_stem.weight": "features.0.0.weight",
         "bn1.running_mean": "features.0.1.running_mean",
@@ -181,18 +181,35 @@ def test_names_of_timm_become_those_of_torchvision():
         "blocks.1.0.conv_pwl.weight": "features.2.conv.2.weight",
         "blocks.1.0.bn3.bias": "features.2.conv.3.bias",
         "conv_head.weight": "features.3.0.weight",
-        "classifier.bias": "classifier.1.bias",
+        "classifier.weight": "classifier.1.weight",
     }
     tensors = {name: np.full(2, i) for i, name in enumerate(names)}
-    renamed = torchvision_names(tensors)
+    renamed = known_names(tensors)
     assert {name: tensor[0] for name, tensor in renamed.items()} == {
         name: i for i, name in enumerate(names.values())
     }
+    lite = {
+        "conv_stem.weight": "conv_stem.weight",
+        "bn1.running_mean": "bn0.running_mean",
+        "blocks.0.0.conv_dw.weight": "blocks.0.depthwise_conv.weight",
+        "blocks.0.0.conv_pw.weight": "blocks.0.project_conv.weight",
+        "blocks.1.0.conv_pw.weight": "blocks.1.expand_conv.weight",
+        "blocks.1.0.conv_pwl.weight": "blocks.1.project_conv.weight",
+        "blocks.1.1.conv_pwl.weight": "blocks.2.project_conv.weight",
+        "blocks.1.1.bn1.bias": "blocks.2.bn0.bias",
+        "bn2.weight": "bn1.weight",
+        "classifier.weight": "fc.weight",
+    }
+    expected = ["blocks.0.depthwise_conv.weight"]
+    assert list(known_names(dict.fromkeys(lite, np.zeros(1)), expected)) == list(lite.values())
+    want = ["conv_stem.weight", "blocks.3.bn0.running_var", "fc.bias"]
+    underscored = ["_conv_stem.weight", "_blocks.3._bn0.running_var", "_fc.bias"]
+    assert list(known_names(dict.fromkeys(underscored, np.zeros(1)))) == want
     vgg = {
         "pre_logits.fc1.weight": np.arange(16).reshape(2, 2, 2, 2),
         "head.fc.bias": np.ones(2),
     }
-    renamed = torchvision_names(vgg)
+    renamed = known_names(vgg)
     np.testing.assert_array_equal(renamed["classifier.0.weight"], np.arange(16).reshape(2, 8))
     assert set(renamed) == {"classifier.0.weight", "classifier.6.bias"}
-    assert torchvision_names(published()).keys() == published().keys()
+    assert known_names(published()).keys() == published().keys()
