@@ -140,8 +140,8 @@ def load(config: Config, data_dir: pathlib.Path | None) -> Setting:
     Raises:
         ImportError: If the package with the weights is not installed.
     """
-    from jmpq.data.glue import by_length, glue
-    from jmpq.data.tokens import read_tokenizer
+    from jmpq.data.text.glue import by_length, glue
+    from jmpq.data.text.tokens import read_tokenizer
     from jmpq.network.network import Network
     from jmpq.zoo.bert import example_tokens
     from jmpq.zoo.weights_bert import read_bert

@@ -142,7 +142,7 @@ class Setting:
 def load(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> Setting:
     """Train the network, where that is not done; draw the sentences."""
     from jmpq import run as steps
-    from jmpq.data.glue import by_length, glue
+    from jmpq.data.text.glue import by_length, glue
     from jmpq.network.network import Network
     from jmpq.run.folder import TOKENIZER, WEIGHTS
 

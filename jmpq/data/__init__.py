@@ -12,9 +12,9 @@ one size, padding with weight zero.
 
 - `dataset`: the two types. `splits`: calibration apart from evaluation.
 - `batches`: batches in a fixed order. `stream`: batches that are made when they are asked for.
-- `digits`, `cifar10`, `imagenet`, `image_folder`, `glue`: a data set each; `load`: by name.
+- `digits`, `cifar10`, `imagenet`, `image_folder`: a data set each; `load`: by name.
 - `images`: images that stay encoded until a batch asks for them.
-- `tokens`: sentences to padded tokens.
+- `text`: sentences, running text, tokenizers.
 - `cifar10_builder`, `imagenet_builder`: programs that download and prepare data in the format
   of tensorflow-datasets without TensorFlow (``python -m jmpq.data.cifar10_builder``); what
   they share is in `archives`.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
 from jmpq.data.images import EncodedImages, EncodedLabels
-from jmpq.data.tokens import Tokenizer
+from jmpq.data.text.tokens import Tokenizer
 
 Source = Literal["train", "heldout"]
 

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 from jmpq.data.cifar10 import cifar10
 from jmpq.data.dataset import Dataset
 from jmpq.data.digits import digits
-from jmpq.data.glue import glue
 from jmpq.data.image_folder import image_folder
 from jmpq.data.imagenet import PREPARED, imagenet_sample, prepared_imagenet
-from jmpq.data.tokens import Tokenizer
+from jmpq.data.text.glue import glue
+from jmpq.data.text.tokens import Tokenizer
 from jmpq.text import did_you_mean
 from jmpq.zoo.architectures import Preprocessing
 

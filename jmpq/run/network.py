@@ -13,7 +13,7 @@ import numpy as np
 from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Dataset
 from jmpq.data.load import load_dataset
-from jmpq.data.tokens import Tokenizer, read_tokenizer
+from jmpq.data.text.tokens import Tokenizer, read_tokenizer
 from jmpq.files import versions
 from jmpq.network.equalize import equalize_ranges, without_caps
 from jmpq.network.fold import fold_batch_norm

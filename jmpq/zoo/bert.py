@@ -465,7 +465,7 @@ def _check_tokens(tokens: Tokens, config: BertConfig, head: str) -> None:
     if shape[-1] > config.max_positions:
         raise ValueError(
             f"Sentences of {shape[-1]} tokens, but the network has {config.max_positions} "
-            "positions. Truncate them, as jmpq.data.tokens does."
+            "positions. Truncate them, as jmpq.data.text.tokens does."
         )
     if head == "similarity" and (len(shape) < 2 or shape[-2] != 2):
         raise ValueError(

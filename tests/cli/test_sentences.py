@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jmpq.data.tokens import train_tokenizer
+from jmpq.data.text.tokens import train_tokenizer
 from jmpq.run import RunFolder, network_of
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.bert import example_tokens

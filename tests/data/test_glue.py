@@ -5,9 +5,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jmpq.data.batches import batches
-from jmpq.data.glue import by_length, glue, read_glue
 from jmpq.data.splits import calibration_split
-from jmpq.data.tokens import read_tokenizer
+from jmpq.data.text.glue import by_length, glue, read_glue
+from jmpq.data.text.tokens import read_tokenizer
 
 PAIRS = (
     'main-captions\tMSRvid\t2012test\t0001\t2.500\tA man plays.\tA man is "playing.\n'

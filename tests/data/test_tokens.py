@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jmpq.data.dataset import TrimPadding
-from jmpq.data.tokens import read_tokenizer, train_tokenizer
+from jmpq.data.text.tokens import read_tokenizer, train_tokenizer
 
 WORDS = [
     "[PAD]",

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jmpq.data.batches import batches
-from jmpq.data.glue import by_length, glue
-from jmpq.data.tokens import read_tokenizer
+from jmpq.data.text.glue import by_length, glue
+from jmpq.data.text.tokens import read_tokenizer
 from jmpq.zoo.weights_bert import read_bert
 
 

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from jmpq.data.tokens import FILES
+from jmpq.data.text.tokens import FILES
 from jmpq.files import versions
 from jmpq.network.equalize import equalization_pairs
 from jmpq.network.ties import architecture_ties

@@ -5,9 +5,9 @@ import os
 from typing import Any
 
 from jmpq.data.dataset import Dataset
-from jmpq.data.glue import read_glue
 from jmpq.data.load import load_dataset
-from jmpq.data.tokens import Tokenizer, train_tokenizer
+from jmpq.data.text.glue import read_glue
+from jmpq.data.text.tokens import Tokenizer, train_tokenizer
 from jmpq.run.artifacts import NetworkSpec
 from jmpq.run.folder import TOKENIZER, WEIGHTS, RunFolder
 from jmpq.run.lock import writes

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jmpq.data.dataset import Dataset, Source, Split, TrimPadding, whole_split
-from jmpq.data.tokens import Tokenizer
+from jmpq.data.text.tokens import Tokenizer
 
 Task = Literal["sst2", "stsb"]
 Part = Literal["train", "dev", "test"]
