@@ -158,7 +158,7 @@ def prepare(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None)
     from experiments.bench.ours import move_network, network
     from jmpq.data.batches import make_batch
     from jmpq.data.load import load_dataset
-    from jmpq.zoo.weights_torchvision import torch_name
+    from jmpq.zoo.published.files import torch_name
 
     split = load_dataset(config.data, data_dir).train
     batch = make_batch(split, np.arange(config.images))
@@ -191,8 +191,8 @@ def _random_weights(config: Config) -> dict[str, np.ndarray]:
     import jax.numpy as jnp
 
     from jmpq.network.tree_paths import leaf_paths
+    from jmpq.zoo.published.files import KERNEL_AXES, torch_name
     from jmpq.zoo.resnet import ResNetCIFAR
-    from jmpq.zoo.weights_torchvision import KERNEL_AXES, torch_name
 
     module = ResNetCIFAR(config.depth, config.num_classes, config.widths)
     variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

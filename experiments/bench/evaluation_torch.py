@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from experiments.bench.evaluation_setting import Losses, Setting
 from experiments.bench.peers import ResNetCIFAR
-from jmpq.zoo.weights_torchvision import torch_name
+from jmpq.zoo.published.files import torch_name
 
 
 def eager(setting: Setting, weights: pathlib.Path) -> Callable[[int], Losses]:

@@ -68,7 +68,7 @@ def torch_tensors(variables: Any) -> dict[str, Any]:
     import torch
 
     from jmpq.network.tree_paths import leaf_paths
-    from jmpq.zoo.weights_torchvision import KERNEL_AXES, torch_name
+    from jmpq.zoo.published.files import KERNEL_AXES, torch_name
 
     tensors = {}
     for path, leaf in zip(leaf_paths(variables), jax.tree.leaves(variables), strict=True):

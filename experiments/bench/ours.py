@@ -28,8 +28,9 @@ from jmpq.sensitivity.metric import Metric
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, ExactHessian, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
+from jmpq.zoo.published.files import torch_name
 from jmpq.zoo.resnet import ResNetCIFAR
-from jmpq.zoo.weights_torchvision import load_published, torch_name
+from jmpq.zoo.weights_torchvision import load_published
 
 
 def key() -> Array:

@@ -76,8 +76,9 @@ class Layers:
     """Name or position of the array to analyse, where the network returns several: the
     function of --model takes it as output=... and hands it to Network.from_..."""
     weights: pathlib.Path | None = None
-    """File of the weights, safetensors or a PyTorch state dict; RUN/weights.safetensors where
-    it is there."""
+    """File of the weights: safetensors, PyTorch's (.pth, .pth.tar, .bin), .npz, .msgpack, an
+    index of shards, or a folder with one of them or of orbax; RUN/weights.safetensors where it
+    is there."""
     data: str = "cifar10"
     """Data set: digits, cifar10; imagenet2012, imagenet_v2, imagenette, as prepared by
     tensorflow-datasets; imagenet_sample, image_folder; sst2 (sentences)."""

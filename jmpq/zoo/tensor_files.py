@@ -18,7 +18,9 @@ from jmpq.network.tree_paths import leaf_paths
 
 SCHEMA, VERSION = "jmpq/weights", 1
 FIELDS = {"architecture": str, "metadata": dict}  # of the header
-PICKLED = (".pth", ".pt", ".th", ".bin")  # PyTorch's own files
+PICKLED = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")  # PyTorch's own files
+FOREIGN = (*PICKLED, ".npz", ".msgpack", ".json")  # of others than jmpq, for certain
+ADVICE = "Choose the architecture and the number of classes of the file."
 
 
 def save_tensors(
@@ -127,7 +129,7 @@ def header_of(path: pathlib.Path | str) -> dict[str, Any]:
         ValueError: If it cannot be read.
     """
     path = pathlib.Path(path)
-    if path.is_dir() or path.suffix in PICKLED:
+    if path.is_dir() or path.suffix in FOREIGN:
         return {}
     return _own_header(read_tensors(path)[1], path)
 
@@ -179,7 +181,7 @@ def check_tensors(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
     path: pathlib.Path | str,
-    advice: str = "Choose the architecture and the number of classes of the file.",
+    advice: str = ADVICE,
 ) -> None:
     """Raise `ValueError` where tensors are missing, unexpected, mis-shaped or not finite."""
     problems = {

@@ -14,7 +14,7 @@ from jmpq.zoo.weights_torchvision import load_published
 def load_weights(
     path: pathlib.Path | str, module: nn.Module, *, architecture: str
 ) -> dict[str, PyTree]:
-    """Variables of a network from a file of jmpq or from published PyTorch weights.
+    """Variables of a network from a file of jmpq or as others published them.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -20,7 +20,8 @@ from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.training.losses import cross_entropy
 from jmpq.zoo.architectures import build_module
-from jmpq.zoo.weights_torchvision import load_published, torch_name
+from jmpq.zoo.published.files import torch_name
+from jmpq.zoo.weights_torchvision import load_published
 
 ABSENT = [n for n in ("torch", "pyhessian", "curvlinops") if not importlib.util.find_spec(n)]
 pytestmark = [

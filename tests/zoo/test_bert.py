@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -204,22 +203,18 @@ def test_wrong_inputs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not divide into num_heads=3"):
         BertConfig(num_heads=3, hidden_size=8)
     with pytest.raises(
-        FileNotFoundError, match=r"expected model\.safetensors or pytorch_model"
+        FileNotFoundError, match=r"expected model\.safetensors, .*pytorch_model"
     ):
         load_bert(tmp_path / "..", module)
 
 
-def test_a_pytorch_file_needs_torch(tmp_path):
+def test_a_pytorch_file_that_is_none_is_refused(tmp_path):
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(b"nothing")
     with pytest.raises(FileNotFoundError, match="There is no weights file"):
         load_bert(tmp_path / "other.bin", Bert(TINY))
-    if importlib.util.find_spec("torch") is None:
-        with pytest.raises(ImportError, match="install torch"):
-            load_bert(path, Bert(TINY))
-    else:
-        with pytest.raises(ValueError, match="no PyTorch file of plain tensors"):
-            load_bert(path, Bert(TINY))
+    with pytest.raises(ValueError, match="not a readable PyTorch state dict"):
+        load_bert(path, Bert(TINY))
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])

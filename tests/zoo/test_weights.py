@@ -10,10 +10,11 @@ import safetensors.numpy
 from jmpq.data.cifar10 import cifar10
 from jmpq.training.evaluate import evaluate, logits
 from jmpq.zoo.architectures import build_module
+from jmpq.zoo.published.files import torch_name
+from jmpq.zoo.published.image_names import known_names
 from jmpq.zoo.resnet import ResNetCIFAR
 from jmpq.zoo.tensor_files import load_variables, save_variables, weights_sha256
-from jmpq.zoo.timm_names import known_names
-from jmpq.zoo.weights_torchvision import load_published, torch_name
+from jmpq.zoo.weights_torchvision import load_published
 
 TINY = ResNetCIFAR(depth=4, widths=(4,), num_classes=3)
 
