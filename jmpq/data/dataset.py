@@ -13,8 +13,11 @@ from jaxtyping import Float, Int, PyTree, Shaped
 
 from jmpq.data.images import EncodedImages, EncodedLabels
 from jmpq.data.text.tokens import Tokenizer
+from jmpq.zoo.architectures import InputKind
 
 Source = Literal["train", "heldout"]
+# Label of a position that does not count, in outputs with several positions an example.
+IGNORED = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,16 @@ class TrimPadding:
         return {key: tokens[..., :length] for key, tokens in raw.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class AsStored:
+    """Network input = what is stored: token ids of running text."""
+
+    def __call__(
+        self, raw: Shaped[np.ndarray, "batch length"]
+    ) -> Shaped[np.ndarray, "batch length"]:
+        return raw
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
     """Examples in a fixed order: raw inputs, in memory or still encoded, and labels.
@@ -73,9 +86,9 @@ class Split:
     dataset: str
     source: Source
     inputs: PyTree[Shaped[np.ndarray, "..."] | EncodedImages]
-    labels: Shaped[np.ndarray, " _"] | EncodedLabels
+    labels: Shaped[np.ndarray, "_ ..."] | EncodedLabels
     indices: Int[np.ndarray, " _"]
-    normalization: Normalization | TrimPadding
+    normalization: Normalization | TrimPadding | AsStored
     seed: int | None = None
     note: str = ""
 
@@ -108,7 +121,7 @@ class Split:
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, " _"] | None:
-        """Tokens of every example's longest sentence; None of images."""
+        """Tokens of every example's longest sentence; None of images and running text."""
         if not isinstance(self.normalization, TrimPadding):
             return None
         lengths = self.inputs["attention_mask"].sum(axis=-1)
@@ -152,7 +165,8 @@ class Dataset:
         classes: Names of the classes, in the order of the labels.
         read: Reads one split.
         note: Remark on the examples that a reader of results must know.
-        tokenizer: Tokenizer of the sentences; None for images.
+        tokenizer: Tokenizer of the texts; None for images and stored token ids.
+        inputs: Kind of inputs.
     """
 
     name: str
@@ -160,6 +174,7 @@ class Dataset:
     read: Callable[[Source], Split]
     note: str = ""
     tokenizer: Tokenizer | None = None
+    inputs: InputKind = "images"
 
     @cached_property
     def train(self) -> Split:
@@ -176,8 +191,8 @@ def whole_split(
     dataset: str,
     source: Source,
     inputs: PyTree[Shaped[np.ndarray, "..."]],
-    labels: Shaped[np.ndarray, " labels"],
-    normalization: Normalization | TrimPadding,
+    labels: Shaped[np.ndarray, "labels ..."],
+    normalization: Normalization | TrimPadding | AsStored,
 ) -> Split:
     """All examples of one source, numbered in their order."""
     return Split(

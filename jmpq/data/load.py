@@ -10,6 +10,7 @@ from jmpq.data.image_folder import image_folder
 from jmpq.data.imagenet import PREPARED, imagenet_sample, prepared_imagenet
 from jmpq.data.text.glue import glue
 from jmpq.data.text.tokens import Tokenizer
+from jmpq.data.text.windows import documents, running_text
 from jmpq.text import did_you_mean
 from jmpq.zoo.architectures import Preprocessing
 
@@ -22,7 +23,11 @@ DatasetName = Literal[
     "imagenet_sample",
     "image_folder",
     "sst2",
+    "text",
+    "documents",
 ]
+TEXTS = {"text": running_text, "documents": documents}
+TEXT_LENGTH = 128  # tokens of a window
 
 
 def load_dataset(
@@ -30,17 +35,21 @@ def load_dataset(
     data_dir: pathlib.Path | str | None = None,
     preprocessing: Preprocessing | None = None,
     tokenizer: Tokenizer | None = None,
+    *,
+    text_length: int = TEXT_LENGTH,
 ) -> Dataset:
     """The data set of a name.
 
     Args:
         name: ``"digits"`` (embedded), ``"cifar10"``, one of `jmpq.data.imagenet`,
-            ``"image_folder"``, or ``"sst2"`` (sentences).
+            ``"image_folder"``, ``"sst2"`` (sentences), ``"text"`` (windows of running text) or
+            ``"documents"`` (documents one by one).
         data_dir: Local data folder, see `cifar10`, `imagenet_sample`, `prepared_imagenet`,
-            `image_folder` and `glue`; digits need none and ignore it.
+            `image_folder`, `glue` and `running_text`; digits need none and ignore it.
         preprocessing: Size and normalisation of the network's images; digits and CIFAR-10
             have their own.
         tokenizer: Tokenizer of the network.
+        text_length: Tokens of a window of text, or most of a document.
 
     Raises:
         ValueError: If there is no data set of that name, or preprocessing or tokenizer are
@@ -53,6 +62,8 @@ def load_dataset(
             f"There is no data set {name!r}.{did_you_mean(name, known)} Choose one of "
             f"{', '.join(known)}."
         )
+    if name in TEXTS:
+        return TEXTS[name](data_dir, tokenizer, length=text_length)
     if name == "sst2":
         if tokenizer is None:
             raise ValueError(

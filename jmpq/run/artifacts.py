@@ -43,7 +43,8 @@ class NetworkSpec:
         capless: Whether caps of activations are taken off (ReLU6 becomes ReLU).
         equalize: Whether the ranges of channels are equalised across layers.
         product_bits: Bits of both operands of products of activations; None for float.
-        tokenizer: File of the tokenizer of a network that takes sentences.
+        tokenizer: File of the tokenizer of a network that takes sentences or text.
+        text_length: Tokens of a window of text; None for other data.
         output: Name of the array that is analysed, where the network returns several.
     """
 
@@ -58,6 +59,7 @@ class NetworkSpec:
     product_bits: int | None = None
     tokenizer: str | None = None
     output: str | None = None
+    text_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ class LayerTable:
     def identity(self) -> dict[str, Any]:
         """All that decides what the network computes, for the names of stores."""
         given = dataclasses.asdict(self.network)
-        where = ("weights", "data", "data_dir", "tokenizer")
+        where = ("weights", "data", "data_dir", "tokenizer", "text_length")
         changes = {key: value for key, value in given.items() if key not in where}
         hashes = {"weights_sha256": self.weights_sha256, "code_sha256": self.code_sha256}
         return {**hashes, **changes}

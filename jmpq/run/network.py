@@ -12,7 +12,7 @@ import numpy as np
 
 from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Dataset
-from jmpq.data.load import load_dataset
+from jmpq.data.load import TEXT_LENGTH, TEXTS, load_dataset
 from jmpq.data.text.tokens import Tokenizer, read_tokenizer
 from jmpq.files import versions
 from jmpq.network.equalize import equalize_ranges, without_caps
@@ -22,8 +22,10 @@ from jmpq.quantizers.products import quantize_products
 from jmpq.run.artifacts import NetworkSpec
 from jmpq.run.folder import LAYERS, TOKENIZER, RunFolder
 from jmpq.zoo.architectures import PREPROCESSINGS, architecture, build_module
-from jmpq.zoo.tensor_files import header_of, weights_sha256
+from jmpq.zoo.tensor_files import flatten, header_of, weights_sha256
 from jmpq.zoo.weights import load_weights
+
+EMBEDDINGS = ("embeddings/word_embeddings", "embed_tokens")  # of tokens, in built-in networks
 
 
 def load_data(spec: NetworkSpec, folder: pathlib.Path = pathlib.Path()) -> Dataset:
@@ -45,8 +47,13 @@ def load_data(spec: NetworkSpec, folder: pathlib.Path = pathlib.Path()) -> Datas
             f"There is no preprocessing {name!r}; choose one of {', '.join(PREPROCESSINGS)}."
         )
     rule = None if name is None else PREPROCESSINGS[name]
-    tokenizer = None if spec.tokenizer is None else read_tokenizer(folder / spec.tokenizer)
-    return load_dataset(spec.data, spec.data_dir, rule, tokenizer)
+    tokenizer = None
+    if spec.tokenizer is not None:
+        kind = "text" if spec.data in TEXTS else "sentences"
+        tokenizer = read_tokenizer(folder / spec.tokenizer, kind=kind)
+    return load_dataset(
+        spec.data, spec.data_dir, rule, tokenizer, text_length=spec.text_length or TEXT_LENGTH
+    )
 
 
 def load_network(
@@ -73,7 +80,7 @@ def load_network(
     dataset = dataset or load_data(spec, folder)
     tokenizer = dataset.tokenizer
     vocab_size = None if tokenizer is None else tokenizer.vocab_size
-    module = build_module(spec.model, len(dataset.classes), vocab_size)
+    module = build_module(spec.model, len(dataset.classes), vocab_size, dataset.inputs)
     if spec.weights is None:
         raise ValueError(
             f"No weights for {spec.model!r}: give --weights FILE.safetensors, or train first "
@@ -82,13 +89,14 @@ def load_network(
     variables = load_weights(folder / spec.weights, module, architecture=spec.model)
     if tokenizer is not None:
         _check_tokenizer(tokenizer, folder / spec.weights, variables)
-    dtype = jnp.float32 if tokenizer is None else jnp.int32
+    dtype = jnp.float32 if dataset.inputs == "images" else jnp.int32
     example = jax.tree.map(
         lambda x: jnp.zeros((1, *x.shape[1:]), dtype), dataset.heldout.inputs
     )
     if spec.fold:
         variables = fold_batch_norm(module, variables, example)
-    network = Network.from_linen(module, variables, example, output=spec.output)
+    tied = architecture(spec.model).tied
+    network = Network.from_linen(module, variables, example, tied=tied, output=spec.output)
     return _changed(spec, network)
 
 
@@ -199,8 +207,9 @@ def _check_tokenizer(
     tokenizer: Tokenizer, weights: pathlib.Path, variables: dict[str, Any]
 ) -> None:
     """Raise `ValueError` where weights were made with other tokens."""
-    words = variables["params"]["embeddings"]["word_embeddings"]["embedding"]
-    tokenizer.check_vocabulary(len(words))
+    params = flatten(variables["params"])
+    path = next(path for path in EMBEDDINGS if f"{path}/embedding" in params)
+    tokenizer.check_vocabulary(len(params[f"{path}/embedding"]), path)
     known = header_of(weights).get("metadata", {}).get("vocabulary_sha256")
     if known not in (None, tokenizer.vocabulary_sha256):
         raise ValueError(

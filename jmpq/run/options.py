@@ -71,7 +71,8 @@ class Layers:
     """A built-in network: digits_resnet; resnet20, 32, 44, 56, 110 (small images); resnet18,
     34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
     mobilenet_v2, efficientnet_lite0, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6,
-    bert_base (sentences). Or package.module:function, which returns a jmpq.Network."""
+    bert_base (sentences); stories260k (text). Or package.module:function, which returns a
+    jmpq.Network."""
     output: str | None = None
     """Name or position of the array to analyse, where the network returns several: the
     function of --model takes it as output=... and hands it to Network.from_..."""
@@ -81,17 +82,20 @@ class Layers:
     is there."""
     data: str = "cifar10"
     """Data set: digits, cifar10; imagenet2012, imagenet_v2, imagenette, as prepared by
-    tensorflow-datasets; imagenet_sample, image_folder; sst2 (sentences)."""
+    tensorflow-datasets; imagenet_sample, image_folder; sst2 (sentences); text, windows of
+    running text; documents, one by one."""
     data_dir: pathlib.Path | None = None
-    """Local folder of the data set (image_folder: folder or zip archive); without it,
-    tensorflow-datasets' folder."""
+    """Local folder of the data set (image_folder: folder or zip archive; text: .txt or .npy of
+    token ids, or a folder with one); without it, tensorflow-datasets' folder."""
     preprocessing: str | None = None
     """Preprocessing of images: torchvision (mean and standard deviation of ImageNet),
     tensorflow (x/127.5 - 1) or efficientnet_lite ((x - 127)/128); by default what the built-in
     network expects."""
     tokenizer: pathlib.Path | None = None
-    """Tokenizer of sentences: tokenizer.json, vocab.txt, or a folder with one; by default the
-    one beside the weights."""
+    """Tokenizer of sentences or text: tokenizer.json, vocab.txt, or a folder with one; by
+    default the one beside the weights."""
+    text_length: int = 128
+    """Tokens of a window (text), or most of a document (documents)."""
     fold_batch_norm: bool = False
     """Fold batch normalisation into the kernels before it: the logits stay, the kernels and
     what they are quantized to do not."""
@@ -109,6 +113,7 @@ class Layers:
 
     def __post_init__(self) -> None:
         counts(self, "product_bits", most=16)
+        counts(self, "text_length")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

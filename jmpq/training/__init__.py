@@ -12,6 +12,7 @@ is taken where it is used, and says so.
 - `checkpoint`: the state on disk; an interrupted training goes on to the same result.
 - `evaluate`: loss and accuracy of ``apply(params, inputs)`` on a split, in one forward pass a
   batch. Quantized networks are measured by `jmpq.deploy` instead.
+- `next_token`: loss and perplexity of a language model, the mean over all predicted tokens.
 
 The defaults of `TrainConfig` are those of the digits network (AdamW, 15 epochs);
 `jmpq.deploy.finetune` has its own.

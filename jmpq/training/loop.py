@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.data.batches import make_batch
-from jmpq.data.dataset import Split
+from jmpq.data.dataset import Normalization, Split
 from jmpq.devices import mesh_for, replicate, spread
 from jmpq.training.checkpoint import Checkpoints
 
@@ -199,8 +199,8 @@ def make_optimizer(
 
 
 def check_augmentation(split: Split, config: TrainConfig) -> None:
-    """Raise `ValueError` where sentences are to be shifted or mirrored."""
-    if (config.shift or config.flip) and split.lengths is not None:
+    """Raise `ValueError` where texts are to be shifted or mirrored."""
+    if (config.shift or config.flip) and not isinstance(split.normalization, Normalization):
         raise ValueError(
             f"shift={config.shift}, flip={config.flip} are for images, but {split.dataset} has "
             "sentences. Train on them with shift=0 and without flip."

@@ -13,10 +13,11 @@ the file is. The one to begin with is ``digits_resnet``: small, and its data are
 - `resnet`, `mobilenet`, `efficientnet`, `squeezenet`, `vgg`: networks for images; `blocks` are
   their pieces.
 - `bert`: encoders for sentences and their heads, attention in whole matrices or by heads.
+- `decoder`: decoders of the Llama type for running text.
 - `architectures`: all of them by name.
 - `weights`: variables from any file. Behind it are `tensor_files` (safetensors files of jmpq,
-  with their header), `weights_torchvision` (image networks) and `weights_bert` (encoders);
-  `published` reads the files of others, whatever their format and their names.
+  with their header), `weights_torchvision` (image networks), `weights_bert` (encoders) and
+  `weights_decoder`; `published` reads the files of others, whatever their format and names.
 
 To add a network, write its linen module in a file here, its parts named as in the published
 weights, and give it a row in ``architectures._table``, from where the command line takes it,

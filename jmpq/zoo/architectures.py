@@ -3,17 +3,20 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
 from jmpq.text import did_you_mean
 from jmpq.zoo.bert import BERTS, Bert, BertConfig
+from jmpq.zoo.decoder import DECODERS, TIED, Decoder, DecoderConfig
 from jmpq.zoo.efficientnet import EfficientNetLite
 from jmpq.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jmpq.zoo.resnet import ResNet, ResNetCIFAR
 from jmpq.zoo.squeezenet import SqueezeNet
 from jmpq.zoo.vgg import STAGES, VGG
+
+InputKind = Literal["images", "sentences", "text"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,29 +87,39 @@ class Architecture:
     """A built-in network.
 
     Attributes:
-        make: The module, from ``num_classes=``, and ``vocab_size=`` where it takes tokens.
+        make: The module, from ``num_classes=`` and ``vocab_size=``, of which it uses what it
+            has; a ``vocab_size`` of None is that of the published network.
         preprocessing: Name in `PREPROCESSINGS`; None where the data set has its own.
-        tokens: Whether it takes tokens of sentences instead of images.
+        inputs: What it takes.
+        tied: Kernels that several layers share, as `Network.from_linen` takes them.
     """
 
     make: Callable[..., nn.Module]
     preprocessing: str | None = None
-    tokens: bool = False
+    inputs: InputKind = "images"
+    tied: tuple[str, ...] = ()
 
 
 def _table() -> dict[str, Architecture]:
     def made(module: Any, preprocessing: str | None = None, **fields: Any) -> Architecture:
         return Architecture(
-            make=lambda num_classes: module(num_classes=num_classes, **fields),
+            make=lambda num_classes, vocab_size: module(num_classes=num_classes, **fields),
             preprocessing=preprocessing,
         )
 
     def classifier(config: BertConfig) -> Architecture:
-        def make(num_classes: int, vocab_size: int) -> Bert:
-            sizes = dataclasses.replace(config, vocab_size=vocab_size)
+        def make(num_classes: int, vocab_size: int | None) -> Bert:
+            sizes = dataclasses.replace(config, vocab_size=vocab_size or config.vocab_size)
             return Bert(sizes, "classification", num_classes)
 
-        return Architecture(make=make, tokens=True)
+        return Architecture(make=make, inputs="sentences")
+
+    def decoder(config: DecoderConfig) -> Architecture:
+        def make(num_classes: int, vocab_size: int | None) -> Decoder:
+            sizes = dataclasses.replace(config, vocab_size=vocab_size or config.vocab_size)
+            return Decoder(sizes)
+
+        return Architecture(make=make, inputs="text", tied=TIED if config.tied else ())
 
     table = {"digits_resnet": made(ResNetCIFAR, depth=8)}  # 75k parameters
     for depth in (20, 32, 44, 56, 110):
@@ -126,6 +139,8 @@ def _table() -> dict[str, Architecture]:
     table["squeezenet1_1"] = made(SqueezeNet, published)
     for name, config in BERTS.items():
         table[name] = classifier(config)
+    for name, sizes in DECODERS.items():
+        table[name] = decoder(sizes)
     return table
 
 
@@ -147,29 +162,29 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build_module(name: str, num_classes: int = 10, vocab_size: int | None = None) -> nn.Module:
+def build_module(
+    name: str,
+    num_classes: int = 10,
+    vocab_size: int | None = None,
+    inputs: InputKind | None = None,
+) -> nn.Module:
     """The network of a name, its variables still to be made or loaded.
 
     Args:
         name: Name in `ARCHITECTURES`.
-        num_classes: Logits.
-        vocab_size: Tokens that the tokenizer knows; None of a network that takes images.
+        num_classes: Logits; a decoder has one for every token.
+        vocab_size: Tokens that the tokenizer knows, for networks that take some; None for the
+            number of the published network.
+        inputs: What the data are; None for whatever the network takes.
 
     Raises:
-        ValueError: If there is no such name, or it takes images where there are tokens, or
-            tokens where there are none.
+        ValueError: If there is no such name, or it takes other inputs.
     """
     chosen = architecture(name)
-    if chosen.tokens and vocab_size is None:
+    if inputs not in (None, chosen.inputs):
+        known = ", ".join(name for name, x in ARCHITECTURES.items() if x.inputs == inputs)
         raise ValueError(
-            f"Network {name!r} takes sentences, but the data are images. Choose "
-            "data of sentences, as sst2, or a network that takes images."
-        )
-    if vocab_size is None:
-        return chosen.make(num_classes=num_classes)
-    if not chosen.tokens:
-        known = ", ".join(name for name, x in ARCHITECTURES.items() if x.tokens)
-        raise ValueError(
-            f"Network {name!r} takes images, but the data are sentences. Choose one of {known}."
+            f"Network {name!r} takes {chosen.inputs}, but the data are {inputs}. Choose other "
+            f"data, or one of {known}."
         )
     return chosen.make(num_classes=num_classes, vocab_size=vocab_size)

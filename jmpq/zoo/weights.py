@@ -6,8 +6,10 @@ import flax.linen as nn
 from jaxtyping import PyTree
 
 from jmpq.zoo.bert import Bert
+from jmpq.zoo.decoder import Decoder
 from jmpq.zoo.tensor_files import header_of, load_variables
 from jmpq.zoo.weights_bert import load_bert
+from jmpq.zoo.weights_decoder import load_decoder
 from jmpq.zoo.weights_torchvision import load_published
 
 
@@ -18,10 +20,12 @@ def load_weights(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: As `load_variables`, `load_published` and, of BERT, `load_bert`.
+        ValueError: As `load_variables`, `load_published`, `load_bert` and `load_decoder`.
     """
     if header_of(path):
         return load_variables(path, architecture=architecture)[0]
     if isinstance(module, Bert):
         return load_bert(path, module)
+    if isinstance(module, Decoder):
+        return load_decoder(path, module)
     return load_published(path, module)

@@ -33,7 +33,7 @@ def test_sentences_become_padded_tokens(vocabulary):
     np.testing.assert_array_equal(got["attention_mask"], got["input_ids"] != 0)
     assert not got["token_type_ids"].any()
     assert {x.dtype for x in got.values()} == {np.dtype("int32")}
-    tokenizer.check_vocabulary(len(WORDS))
+    tokenizer.check_vocabulary(len(WORDS), "embeddings/word_embeddings")
 
 
 def test_pairs_are_one_sequence_or_two(vocabulary):
@@ -64,7 +64,7 @@ def test_long_sentences_are_cut_with_a_notice(vocabulary):
 
 def test_wrong_vocabularies_are_refused(vocabulary, tmp_path):
     with pytest.raises(ValueError, match="knows 11 tokens, the network's 'embeddings/word_emb"):
-        read_tokenizer(vocabulary).check_vocabulary(30522)
+        read_tokenizer(vocabulary).check_vocabulary(30522, "embeddings/word_embeddings")
     (tmp_path / "words.txt").write_text("[PAD]\nman\n")
     with pytest.raises(ValueError, match=r"its vocabulary lacks \[UNK\], \[CLS\]"):
         read_tokenizer(tmp_path / "words.txt")

@@ -187,10 +187,10 @@ def test_sentences_and_images_are_not_taken_for_each_other():
     with pytest.raises(
         ValueError, match="'bert_tiny' takes sentences, but the data are images"
     ):
-        build_module("bert_tiny")
-    match = "'resnet20' takes images, but the data are sentences. Choose one of bert_base"
+        build_module("bert_tiny", inputs="images")
+    match = "takes images, but the data are sentences. Choose other data, or one of bert_base"
     with pytest.raises(ValueError, match=match):
-        build_module("resnet20", 2, 100)
+        build_module("resnet20", 2, 100, "sentences")
 
 
 def test_crop_larger_than_the_image_is_refused():

@@ -192,10 +192,11 @@ def test_files_that_are_something_else_are_refused(tmp_path):
     np.savez(tmp_path / "i.npz", objects=objects)
     with pytest.raises(ValueError, match=r"not a readable .npz file of arrays: Object arrays"):
         read_published(tmp_path / "i.npz")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(
         FileNotFoundError, match=r"There are no weights in .*expected model.safe"
     ):
-        read_published(tmp_path)
+        read_published(tmp_path / "empty")
 
 
 def test_shards_that_are_missing_are_named(tmp_path):

@@ -105,7 +105,9 @@ def glue(
         return whole_split(name, source, tokens, sentences.labels, TrimPadding())
 
     classes = SENTIMENTS if task == "sst2" else ()
-    return Dataset(name=task, classes=classes, read=read, tokenizer=tokenizer)
+    return Dataset(
+        name=task, classes=classes, read=read, tokenizer=tokenizer, inputs="sentences"
+    )
 
 
 def by_length(split: Split) -> Split:

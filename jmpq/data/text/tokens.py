@@ -1,4 +1,4 @@
-"""Sentences to padded tokens, by a local WordPiece tokenizer."""
+"""Sentences to padded tokens and texts to ids, by a local tokenizer."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,7 @@ import json
 import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -22,17 +22,20 @@ MAX_LENGTH = 128
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Tokenizer:
-    """A tokenizer with what BERT needs: ``[CLS] sentence [SEP]`` or ``[CLS] a [SEP] b [SEP]``.
+    """A tokenizer of sentences or of running text.
 
-    Make one with `read_tokenizer` or `train_tokenizer`.
+    Called with sentences it gives what a BERT needs: ``[CLS] sentence [SEP]`` or ``[CLS] a
+    [SEP] b [SEP]``; `ids` gives the ids of whole texts. Make one with `read_tokenizer` or
+    `train_tokenizer`.
 
     Attributes:
-        backend: The tokenizer of the `tokenizers` package, truncation on, padding off.
-        max_length: Tokens of the longest sentence; what is longer is cut, with a warning.
+        backend: The tokenizer of the `tokenizers` package, padding off.
+        max_length: Tokens of the longest sentence; what is longer is cut, with a warning. None
+            for running text, which is never cut.
     """
 
     backend: Any
-    max_length: int
+    max_length: int | None
 
     @property
     def vocab_size(self) -> int:
@@ -50,12 +53,12 @@ class Tokenizer:
         """Write ``tokenizer.json``, whole or not at all."""
         write_text(pathlib.Path(path), self.backend.to_str(pretty=True))
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise `ValueError` where a network's word embedding is of another vocabulary."""
+    def check_vocabulary(self, vocab_size: int, embedding: str) -> None:
+        """Raise `ValueError` where an embedding, named so, is of another vocabulary."""
         if self.vocab_size != vocab_size:
             raise ValueError(
                 f"The tokenizer knows {self.vocab_size} tokens, the network's "
-                f"'embeddings/word_embeddings' has {vocab_size} rows. Give the tokenizer that "
+                f"{embedding!r} has {vocab_size} rows. Give the tokenizer that "
                 "came with the weights."
             )
 
@@ -90,6 +93,10 @@ class Tokenizer:
             arrays["token_type_ids"][row, :count] = encoding.type_ids
         return arrays
 
+    def ids(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """Token ids of every text, with what the tokenizer itself puts around it."""
+        return [np.asarray(x.ids, np.int32) for x in self.backend.encode_batch(list(texts))]
+
     def pairs(
         self, first: Sequence[str], second: Sequence[str]
     ) -> dict[str, Int[np.ndarray, "pairs 2 length"]]:
@@ -100,12 +107,18 @@ class Tokenizer:
 
 
 def read_tokenizer(
-    path: pathlib.Path | str, *, max_length: int = MAX_LENGTH, lowercase: bool = True
+    path: pathlib.Path | str,
+    *,
+    kind: Literal["sentences", "text"] = "sentences",
+    max_length: int = MAX_LENGTH,
+    lowercase: bool = True,
 ) -> Tokenizer:
     """A tokenizer from a local file; nothing is downloaded.
 
     Args:
         path: ``tokenizer.json``, ``vocab.txt`` (one WordPiece a line), or a folder with one.
+        kind: ``sentences`` for an encoder as BERT; ``text`` for a decoder, whose tokenizer is
+            taken as it is.
         max_length: Tokens of the longest sentence, special ones included.
         lowercase: Whether a ``vocab.txt`` is of an uncased model; ``tokenizer.json`` says so
             itself.
@@ -113,7 +126,7 @@ def read_tokenizer(
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If the package `tokenizers` is not installed.
-        ValueError: If the file is not a tokenizer of a BERT.
+        ValueError: If the file is not a tokenizer, or, for sentences, not of a BERT.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -131,6 +144,10 @@ def read_tokenizer(
             vocabulary = {token: i for i, token in enumerate(lines)}
     except Exception as error:  # of the package, of no class of its own
         raise ValueError(f"{path} is not a valid tokenizer: {error}.") from error
+    if kind == "text" and saved is not None:
+        saved.no_padding()
+        saved.no_truncation()
+        return Tokenizer(backend=saved, max_length=None)
     if missing := [token for token in SPECIAL if token not in vocabulary]:
         raise ValueError(
             f"{path} is not of a BERT: its vocabulary lacks {', '.join(missing)}. Give the "

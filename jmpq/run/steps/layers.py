@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+from jmpq.data.load import TEXTS
 from jmpq.data.text.tokens import FILES
 from jmpq.files import versions
 from jmpq.network.equalize import equalization_pairs
@@ -45,6 +46,7 @@ def layers(
         product_bits=options.product_bits,
         tokenizer=_tokenizer(run, options),
         output=options.output,
+        text_length=options.text_length if options.data in TEXTS else None,
     )
     # A network that makes itself is looked at before the data.
     known = None if ":" in spec.model else load_data(spec, run.path)
@@ -79,7 +81,11 @@ def _weights(run: RunFolder, path: pathlib.Path | None) -> str | None:
 def _tokenizer(run: RunFolder, options: Layers) -> str | None:
     """The tokenizer beside the weights of a built-in network, if nothing else is said."""
     path = options.tokenizer
-    if path is None and ":" not in options.model and architecture(options.model).tokens:
+    if (
+        path is None
+        and ":" not in options.model
+        and architecture(options.model).inputs != "images"
+    ):
         folder = run.path
         if (weights := options.weights) is not None:
             folder = weights if weights.is_dir() else weights.parent

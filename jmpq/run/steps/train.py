@@ -48,7 +48,7 @@ def train(
     dataset = _dataset(options)
     tokenizer = dataset.tokenizer
     vocab_size = None if tokenizer is None else tokenizer.vocab_size
-    module = build_module(options.model, len(dataset.classes), vocab_size)
+    module = build_module(options.model, len(dataset.classes), vocab_size, dataset.inputs)
     with reporter.bar(f"Training {options.model}", "steps") as progress:
         variables = train_network(
             module,

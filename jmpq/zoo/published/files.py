@@ -45,10 +45,11 @@ def read_published(path: pathlib.Path | str) -> dict[str, np.ndarray]:
         if any((path / name).exists() for name in ORBAX):
             return _torch_form(_read_orbax(path), path)
         there = [path / name for name in IN_FOLDERS if (path / name).is_file()]
-        if not there:
+        there = there or sorted(path.glob("*.safetensors"))
+        if not there or (there[0].name not in IN_FOLDERS and len(there) > 1):
             raise FileNotFoundError(
-                f"There are no weights in {path}: expected {', '.join(IN_FOLDERS[:-1])} or "
-                f"{IN_FOLDERS[-1]}, or a checkpoint of orbax."
+                f"There are no weights in {path}: expected {', '.join(IN_FOLDERS)}, a single "
+                "safetensors file or a checkpoint of orbax."
             )
         path = there[0]
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def read_leaves(
     *,
     spare: tuple[str, ...] = (),
     absent: tuple[str, ...] = (),
+    copies: Mapping[str, str] = MappingProxyType({}),
     advice: str = ADVICE,
 ) -> dict[str, np.ndarray]:
     """Arrays of a network's variables from a published file.
@@ -36,6 +38,7 @@ def read_leaves(
         shapes: Shapes of the variables by path, ``params/conv1/kernel``.
         spare: Beginnings of names that the file may have and the network not.
         absent: Beginnings of names that the file may lack.
+        copies: Names that the file may have besides, if they equal another tensor.
         advice: Last sentence of the error.
 
     Returns:
@@ -52,6 +55,14 @@ def read_leaves(
         for name, tensor in fitted(read_published(path), names.values()).items()
         if name in names.values() or not (name.endswith(BUFFERS) or name.startswith(spare))
     }
+    for name, other in copies.items():
+        if name in tensors and other in tensors:
+            if not np.array_equal(tensors[name], tensors[other]):
+                raise ValueError(
+                    f"{path} has {name} apart from {other}, which the network uses for both. "
+                    f"{advice}"
+                )
+            del tensors[name]
     there = {
         leaf: name
         for leaf, name in names.items()
