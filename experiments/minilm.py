@@ -158,7 +158,7 @@ def load(config: Config, data_dir: pathlib.Path | None) -> Setting:
     folder = get_model_path()
     module, variables = read_bert(folder, "similarity")
     tokenizer = read_tokenizer(folder, max_length=256)
-    tokenizer.check_vocabulary(module.config.vocab_size)
+    tokenizer.check_vocabulary(module.config.vocab_size, "embeddings/word_embeddings")
     dataset = glue("stsb", tokenizer, data_dir, train="dev", heldout="test")
     order = np.random.default_rng(config.seed).permutation(len(dataset.train))
     calibration = dataset.train.take(np.sort(order[: config.examples]), seed=config.seed)

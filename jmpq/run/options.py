@@ -70,9 +70,9 @@ class Layers:
     model: str = "resnet20"
     """A built-in network: digits_resnet; resnet20, 32, 44, 56, 110 (small images); resnet18,
     34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
-    mobilenet_v2, efficientnet_lite0, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6,
-    bert_base (sentences); stories260k (text). Or package.module:function, which returns a
-    jmpq.Network."""
+    mobilenet_v2, efficientnet_lite0, squeezenet1_1, vit_b16, vit_b32, vit_s16, vit_ti16
+    (ImageNet); vit_cifar (CIFAR-10); bert_tiny, bert_mini, minilm_l6, bert_base (sentences);
+    stories260k (text). Or package.module:function, which returns a jmpq.Network."""
     output: str | None = None
     """Name or position of the array to analyse, where the network returns several: the
     function of --model takes it as output=... and hands it to Network.from_..."""

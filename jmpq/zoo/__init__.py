@@ -12,6 +12,7 @@ the file is. The one to begin with is ``digits_resnet``: small, and its data are
 
 - `resnet`, `mobilenet`, `efficientnet`, `squeezenet`, `vgg`: networks for images; `blocks` are
   their pieces.
+- `vit`: vision transformers.
 - `bert`: encoders for sentences and their heads, attention in whole matrices or by heads.
 - `decoder`: decoders of the Llama type for running text.
 - `architectures`: all of them by name.

@@ -15,6 +15,7 @@ from jmpq.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jmpq.zoo.resnet import ResNet, ResNetCIFAR
 from jmpq.zoo.squeezenet import SqueezeNet
 from jmpq.zoo.vgg import STAGES, VGG
+from jmpq.zoo.vit import VITS, ViT
 
 InputKind = Literal["images", "sentences", "text"]
 
@@ -137,6 +138,9 @@ def _table() -> dict[str, Architecture]:
     table["mobilenet_v2"] = made(MobileNetV2, published)
     table["efficientnet_lite0"] = made(EfficientNetLite, "efficientnet_lite")
     table["squeezenet1_1"] = made(SqueezeNet, published)
+    for name, config in VITS.items():
+        own = None if config.image_size < 224 else published
+        table[name] = made(ViT, own, config=config)
     for name, config in BERTS.items():
         table[name] = classifier(config)
     for name, sizes in DECODERS.items():

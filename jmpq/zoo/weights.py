@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 from jmpq.zoo.bert import Bert
 from jmpq.zoo.decoder import Decoder
 from jmpq.zoo.tensor_files import header_of, load_variables
+from jmpq.zoo.vit import ViT
 from jmpq.zoo.weights_bert import load_bert
 from jmpq.zoo.weights_decoder import load_decoder
 from jmpq.zoo.weights_torchvision import load_published
@@ -28,4 +29,7 @@ def load_weights(
         return load_bert(path, module)
     if isinstance(module, Decoder):
         return load_decoder(path, module)
+    if isinstance(module, ViT):
+        side = module.config.image_size
+        return load_published(path, module, input_shape=(side, side, 3))
     return load_published(path, module)

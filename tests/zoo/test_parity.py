@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from jmpq.zoo.architectures import build_module
+from jmpq.zoo.vit import ViT, ViTConfig
 from jmpq.zoo.weights_torchvision import load_published
 
 ABSENT = [n for n in ("torch", "torchvision") if not importlib.util.find_spec(n)]
@@ -104,7 +105,12 @@ def test_poolings_and_paddings_are_torchvisions_at_other_sizes(size, tmp_path, t
 
 @pytest.mark.parametrize(
     ("name", "theirs"),
-    [("resnet34", "resnet34"), ("mobilenet_v2", "mobilenetv2_100"), ("vgg11_bn", "vgg11_bn")],
+    [
+        ("resnet34", "resnet34"),
+        ("mobilenet_v2", "mobilenetv2_100"),
+        ("efficientnet_lite0", "tf_efficientnet_lite0"),
+        ("vgg11_bn", "vgg11_bn"),
+    ],
 )
 def test_weights_of_timm_are_read(name, theirs, tmp_path, torchvision):
     timm = pytest.importorskip("timm")
@@ -136,6 +142,32 @@ def test_tensorflow_padding_of_mobilenet_v1_equals_transformers(tmp_path, torchv
     for size in (64, 224):
         x = images(size=size)
         assert_close(our_logits("mobilenet_v1_0.25", path, x), torch_logits(network, x))
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_vision_transformers_equal_both_packages(package, tmp_path, torchvision):
+    timm = pytest.importorskip("timm")
+    import torch
+
+    config = ViTConfig(
+        image_size=32, patch=8, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96
+    )
+    if package == "timm":
+        network = timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, mlp_ratio=2.0,
+            num_classes=CLASSES,
+        )  # fmt: skip
+    else:
+        network = torchvision.models.VisionTransformer(
+            image_size=32, patch_size=8, hidden_dim=48, num_layers=2, num_heads=4, mlp_dim=96,
+            num_classes=CLASSES,
+        )  # fmt: skip
+    network = randomized(network)
+    torch.nn.init.normal_(next(p for n, p in network.named_parameters() if "head" in n))
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    module, x = ViT(config, CLASSES), images(size=32)
+    variables = load_published(tmp_path / "weights.pth", module, input_shape=(32, 32, 3))
+    assert_close(jax.jit(module.apply)(variables, jnp.asarray(x)), torch_logits(network, x))
 
 
 def test_preprocessing_equals_torchvision(torchvision):

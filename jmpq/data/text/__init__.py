@@ -15,8 +15,8 @@ sentences with classes, ``text`` for windows of running text, whose labels are t
   ``[examples, length]`` and labels of the same shape: the token that follows each. Windows do
   not overlap, so that calibration and evaluation examples share no token that is predicted.
 
-The loss of a window is the mean over its positions (``jmpq.training.losses``); every token counts
-alike in ``jmpq.training.next_token``, which gives the perplexity.
+The loss of a window is the mean over its positions (``jmpq.training.losses``); every token
+counts alike in ``jmpq.training.next_token``, which gives the perplexity.
 
 To add a task of sentences, add its files and its reader to `glue`; another form of running
 text is one more way to cut ids in `windows`.
