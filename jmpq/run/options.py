@@ -27,9 +27,9 @@ class Train:
     """Options of `jmpq.run.train`."""
 
     model: str = "digits_resnet"
-    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110; bert_tiny or
-    bert_mini (sentences); or one for ImageNet, see `jmpq layers --help` (without dropout and
-    without random crops)."""
+    """Network: digits_resnet, resnet20, resnet32, resnet44, resnet56 or resnet110; vit_cifar;
+    bert_tiny or bert_mini (sentences); or one for ImageNet, see `jmpq layers --help` (without
+    random crops)."""
     data: str = "digits"
     """Data set: digits or cifar10; sst2 (sentences); imagenet2012, imagenette or image_folder
     for ImageNet's networks."""
@@ -45,6 +45,8 @@ class Train:
     """Peak learning rate; it falls to 0 along a cosine."""
     weight_decay: float = 1e-2
     """Weight decay (kernels only)."""
+    label_smoothing: float = 0.0
+    """Share of the label that is spread evenly over all classes in the loss."""
     shift: int = 0
     """Augmentation: random shifts by up to so many pixels."""
     flip: bool = False
@@ -59,6 +61,7 @@ class Train:
         check_batches(self, "epochs")
         between(self, 0.0, 1e6, "learning_rate", above=True)
         between(self, 0.0, 1e6, "weight_decay")
+        between(self, 0.0, 0.999, "label_smoothing")
         counts(self, "vocab_size")
         counts(self, "shift", least=0)
 
@@ -439,6 +442,8 @@ class Finetune:
     correct_examples: int = 256
     """Calibration examples of the correction, the first so many; they go through the network
     at once."""
+    label_smoothing: float = 0.0
+    """Share of the label that is spread evenly over all classes in the loss."""
     shift: int = 0
     """Augmentation: random shifts by up to so many pixels."""
     flip: bool = False

@@ -36,6 +36,7 @@ class TrainConfig:
         warmup: Fraction of all steps in which it rises.
         momentum: Momentum (SGD only).
         weight_decay: Decay of kernels only: biases and normalisation are left alone.
+        label_smoothing: Share of the label that is spread evenly over all classes in the loss.
         shift: Largest augmenting shift of an image, pixels, zeros (of the
             normalised input) moving in.
         flip: Whether every second image on average is mirrored left to right.
@@ -50,6 +51,7 @@ class TrainConfig:
     warmup: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-2
+    label_smoothing: float = 0.0
     shift: int = 0
     flip: bool = False
     checkpoint_epochs: int = 1
@@ -64,6 +66,10 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number.")
         if self.optimizer not in ("sgd", "adamw"):
             raise ValueError(f"optimizer={self.optimizer!r}: choose 'sgd' or 'adamw'.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing}: expected at least 0 and less than 1."
+            )
         if self.shift < 0 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"shift={self.shift}, warmup={self.warmup}: expected shift >= 0 pixels and a "

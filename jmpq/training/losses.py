@@ -18,6 +18,18 @@ def cross_entropy(logits: Float[Array, " classes"], label: Int[Array, ""]) -> Fl
     return jax.nn.logsumexp(logits) - logits[label]
 
 
+def smoothed_cross_entropy(
+    logits: Float[Array, " classes"], label: Int[Array, ""], *, smoothing: float
+) -> Float[Array, ""]:
+    """Cross entropy to a label of which a share is spread evenly over all classes, nats.
+
+    References:
+        Szegedy et al. (2016), Rethinking the Inception Architecture, section 7.
+    """
+    spread = jax.nn.logsumexp(logits) - logits.mean()
+    return (1 - smoothing) * cross_entropy(logits, label) + smoothing * spread
+
+
 def kl_divergence(
     logits: Float[Array, " classes"], reference: Float[Array, " classes"]
 ) -> Float[Array, ""]:

@@ -23,7 +23,7 @@ from jmpq.training.loop import (
     run_steps,
     steps_per_epoch,
 )
-from jmpq.training.losses import cross_entropy
+from jmpq.training.losses import smoothed_cross_entropy
 
 
 def train(
@@ -129,7 +129,8 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(draw, 1)},
         )
-        losses = jax.vmap(cross_entropy)(logits, labels)  # type: ignore[arg-type]
+        loss = functools.partial(smoothed_cross_entropy, smoothing=config.label_smoothing)
+        losses = jax.vmap(loss)(logits, labels)  # type: ignore[arg-type]
         return losses.mean(), updates.get("batch_stats", {})
 
     (loss, stats), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state["params"])

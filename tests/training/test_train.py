@@ -12,6 +12,7 @@ from jmpq.data.digits import digits
 from jmpq.training.checkpoint import Checkpoints
 from jmpq.training.evaluate import evaluate
 from jmpq.training.loop import TrainConfig, augment, epoch_order, make_optimizer
+from jmpq.training.losses import smoothed_cross_entropy
 from jmpq.training.train import train
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.bert import Bert, BertConfig
@@ -257,3 +258,11 @@ def test_augmentation_shifts_and_mirrors_whole_images():
     assert len({o.tobytes() for o in out}) > 9
     same = augment(images, jax.random.key(0), shift=0, flip=False)
     np.testing.assert_array_equal(same, images)
+
+
+def test_smoothed_labels_are_spread_evenly_over_the_classes():
+    logits = jnp.array([0.5, -1.0, 2.0])
+    spread = np.full(3, 0.1 / 3) + 0.9 * np.eye(3)[1]
+    want = -(spread * np.asarray(jax.nn.log_softmax(logits))).sum()
+    got = smoothed_cross_entropy(logits, jnp.array(1), smoothing=0.1)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
