@@ -4,7 +4,7 @@ AdamW with warm-up and a cosine, random shifts by up to four pixels, mirroring, 
 smoothing and dropout; the last weights are taken, and the test images are looked at once,
 afterwards. If interrupted, rerun the command; it resumes from the last checkpoint.
 
-Run:     python -m experiments.vit_cifar --data-dir DIR     (about 14 processor minutes an epoch)
+Run:     python -m experiments.vit_cifar --data-dir DIR     (14 min of one core an epoch)
 Smoke:   python -m experiments.vit_cifar --smoke            (seconds, digits)
 Writes:  experiments/results/vit_cifar.json, FOLDER/vit_cifar.safetensors
 Expect:  a test accuracy a little below that of the convolutional networks of that size

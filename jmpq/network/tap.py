@@ -71,8 +71,9 @@ class Tap:
 
     def __post_init__(self) -> None:
         self._traces: dict[Any, Any] = {}
+        self._placed: dict[int, dict[Path, Operation]] = {}  # by the jaxpr, which is kept
         # Two batch sizes tell the batch axis of every value apart from the others.
-        two, three = (self._analyse(examples) for examples in (2, 3))
+        two, three = (self._analyse(self._examples(count)) for count in (2, 3))
         pair, triple = (self._trace(self._examples(count)) for count in (2, 3))
         self.output_shapes = [opened(x)[0].outvars[0].aval.shape for x in (pair, triple)]
         self.mixing: str | None = mixing(pair, triple, len(jax.tree.leaves(self.inputs)))
@@ -85,8 +86,8 @@ class Tap:
         self.operations: tuple[Operation, ...] = tuple(operations)
         self.unseen: dict[int, str] = two.unseen
         self.unused = frozenset(two.unread)
+        self._uses = tuple(two.uses)
         self._at = {operation.path: operation for operation in operations}
-        self._around = {path[:i] for path in self._at for i in range(1, len(path))}
 
     def run(
         self,
@@ -112,9 +113,10 @@ class Tap:
                 like, not only in those around an operation; the others are one equation.
         """
         leaves = self.pieces.split(params)
+        places = self._places(inputs)
 
         def visit(eqn: Any, ins: Sequence[Any], path: Path) -> list:
-            if (operation := self._at.get(path)) is None:
+            if (operation := places.get(path)) is None:
                 return rule(eqn, ins, path)
 
             def op(x: Any, kernel: Any = None) -> Any:
@@ -127,19 +129,38 @@ class Tap:
             x = ins[1 - operation.operand]
             return [op(x) if transform is None else transform(operation, x, op)]
 
-        enter = is_call if enter_all else lambda eqn, path: path in self._around
+        around = {path[:i] for path in places for i in range(1, len(path))}
+        enter = is_call if enter_all else lambda eqn, path: path in around
         jaxpr, consts = opened(self._trace(inputs))
         return walk(jaxpr, consts, [*leaves, *jax.tree.leaves(inputs)], visit, enter=enter)[0]
 
     @property
     def jaxpr(self) -> Any:
-        """Jaxpr of the function, at the shapes of the example inputs."""
-        return opened(self._trace(self.inputs))[0]
+        """Jaxpr of the function for two examples, where the paths of the operations hold."""
+        return opened(self._trace(self._examples(2)))[0]
 
     @property
     def consts(self) -> Sequence[Any]:
         """Arrays that the function closes over, in the order of ``jaxpr.constvars``."""
-        return opened(self._trace(self.inputs))[1]
+        return opened(self._trace(self._examples(2)))[1]
+
+    def _places(self, inputs: PyTree) -> dict[Path, Operation]:
+        """The operations by their paths in the trace at the shapes of `inputs`.
+
+        JAX traces some functions otherwise for a batch of one (`jnp.matmul` takes the axis
+        away), but the kernels meet the data in the same order.
+        """
+        jaxpr, _ = opened(self._trace(inputs))
+        if (known := self._placed.get(id(jaxpr))) is None:
+            uses = self._analyse(inputs).uses
+            assert len(uses) == len(self._uses)
+            known = {
+                path: self._at[two]
+                for path, two in zip(uses, self._uses, strict=True)
+                if two in self._at
+            }
+            self._placed[id(jaxpr)] = known
+        return known
 
     def _trace(self, inputs: PyTree) -> Any:
         structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
@@ -169,13 +190,12 @@ class Tap:
             lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), self.inputs
         )
 
-    def _analyse(self, examples: int) -> "_Analysis":
-        inputs = self._examples(examples)
+    def _analyse(self, inputs: PyTree) -> "_Analysis":
         try:
             jaxpr, consts = opened(self._trace(inputs))
         except Exception as error:  # whatever the function raises
             self._trace(self.inputs)  # raises it again, unless it is the size that is wrong
-            own = jax.tree.leaves(self.inputs)[0].shape[0]
+            own, examples = (jax.tree.leaves(x)[0].shape[0] for x in (self.inputs, inputs))
             raise ValueError(
                 f"The network is fixed to batches of {own}: with {examples} examples it fails "
                 f"({str(error).partition(chr(10))[0]}). Write sizes with x.shape[0], as in "

@@ -344,3 +344,20 @@ def test_the_hash_of_the_code_tells_what_is_computed_whatever_the_weights():
     assert code == code_of(lambda x: jax.nn.relu(x))  # written in another way
     others = [code_of(jax.nn.gelu), code_of(jnp.tanh), code_of(jax.nn.relu, shift=1.0)]
     assert len({code, *others}) == 4
+
+
+def test_a_batch_of_one_is_traced_otherwise_and_evaluated_alike():
+    def apply(p, x):  # jnp.matmul takes the axis of a single example away
+        y = x @ p["a"]
+        return (jax.nn.softmax(y @ y.swapaxes(1, 2)) @ y @ p["b"]).mean(1)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        name: jax.random.normal(key, (4, 4)) for name, key in zip("ab", keys, strict=False)
+    }
+    x = jax.random.normal(keys[2], (1, 3, 4))
+    network = Network.from_function(apply, params, x)
+    logits, inputs = network.record(x)
+    np.testing.assert_array_equal(logits, apply(params, x))
+    assert [layer.name for layer in network.layers] == ["a", "b"]
+    np.testing.assert_array_equal(inputs[0], x)
