@@ -2,11 +2,20 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 Kind = Literal["conv", "dense", "embedding"]
-TieKind = Literal["downsample", "depthwise", "residual", "shared_input"]
+TieKind = Literal[
+    "downsample",
+    "depthwise",
+    "residual",
+    "shared_input",
+    "qkv",
+    "gate_up",
+    "encoder_layer",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,3 +89,50 @@ def layers_from_json(rows: Sequence[dict[str, Any]]) -> tuple[Layer, ...]:
     """Inverse of `layers_to_json`."""
     listed = [{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
     return tuple(Layer(**row) for row in listed)  # type: ignore[arg-type]
+
+
+LayerType = Literal[
+    "conv", "depthwise", "embedding", "q", "k", "v", "qkv", "o", "gate", "up", "down",
+    "fc1", "fc2", "head", "dense",
+]  # fmt: skip
+# Last parts of names, as zoos write them, by type; the first that matches wins.
+_TYPES: tuple[tuple[str, LayerType], ...] = (
+    (r"(.*/)?(q|query|q_proj|to_q|wq|q_lin)", "q"),
+    (r"(.*/)?(k|key|k_proj|to_k|wk|k_lin)", "k"),
+    (r"(.*/)?(v|value|v_proj|to_v|wv|v_lin)", "v"),
+    (r"(.*/)?(qkv|to_qkv|in_proj|qkv_proj|c_attn|query_key_value)", "qkv"),
+    (r"(.*/)?(o_proj|out_proj|to_out|wo|out_lin)", "o"),
+    (r"(.*/)?([^/]*att[^/]*/(.*/)?(proj|out|dense|c_proj|output))", "o"),
+    (r"(.*/)?(gate|gate_proj|wi_0)", "gate"),
+    (r"(.*/)?(up|up_proj|wi_1)", "up"),
+    (r"(.*/)?(down|down_proj)", "down"),
+    (r"(.*/)?(fc1|fc_1|c_fc|lin1|linear1|linear_1|intermediate/dense|wi)", "fc1"),
+    (r"(.*/)?(fc2|fc_2|lin2|linear2|linear_2|output/dense)", "fc2"),
+    (r"(.*/)?([^/]*(mlp|feed_?forward|ffn)[^/]*/(0|dense_0|dense|linear))", "fc1"),
+    (r"(.*/)?([^/]*(mlp|feed_?forward|ffn)[^/]*/([1-9]|dense_1|c_proj))", "fc2"),
+    (r"(.*/)?feed_forward/w1", "gate"),
+    (r"(.*/)?feed_forward/w3", "up"),
+    (r"(.*/)?feed_forward/w2", "down"),
+    (r"(.*/)?(lm_head|head|classifier|logits|score)|fc|linear", "head"),
+)
+
+
+def layer_type(layer: Layer) -> LayerType:
+    """Part that a layer plays, told by its kind, its shape and the last parts of its name.
+
+    Tables and figures group by it. A name that is not known is a ``dense`` or a ``conv``
+    layer; the number of an attention head behind ``query`` does not matter.
+    """
+    if layer.kind == "embedding":
+        return "embedding"
+    if layer.kind == "conv":
+        # One input channel per group, of more channels than one.
+        groups = math.prod(layer.kernel_shape[axis] for axis in layer.input_axes) == 1
+        alone = 1 in (layer.input_shape[:1] + layer.input_shape[-1:])
+        return "depthwise" if groups and not alone else "conv"
+    name = re.sub(r"\[\d+\]$", "", layer.name).lower()
+    for candidate in (name, re.sub(r"/\d+$", "", name)):
+        for pattern, kind in _TYPES:
+            if re.fullmatch(pattern, candidate):
+                return kind
+    return "dense"

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from jmpq.network.layers import TieKind
@@ -19,12 +20,19 @@ def architecture_ties(network: Network) -> dict[TieKind, list[tuple[str, ...]]]:
     - ``residual``: layers whose outputs are added, those of a whole stage where additions
       follow each other; also an earlier layer that reaches the first addition.
     - ``shared_input``: layers that read the same value: one quantized copy serves them all.
+    - ``qkv``: layers whose outputs meet in matrix products of activations: query, key and
+      value of an attention, all heads.
+    - ``gate_up``: layers that read the same value and whose outputs are multiplied: the gate
+      of a gated unit and what it gates.
+    - ``encoder_layer``: layers below the numbered part of the parameters that an attention
+      belongs to (Q-BERT); the number may stand behind the name, as in a stack.
 
     What lies between (normalisation, activation, pooling) does not matter. Bodies of loops are
     not looked into.
 
     References:
         Yao et al. (2021), HAWQ-V3: downsample convolutions tied to the unit's first one.
+        Shen et al. (2020), Q-BERT: groups of layers.
     """
     flow = _Flow(network)
     groups: dict[TieKind, Iterable[Iterable[int]]] = {
@@ -34,6 +42,11 @@ def architecture_ties(network: Network) -> dict[TieKind, list[tuple[str, ...]]]:
         "shared_input": flow.shared.values(),
     }
     layer_of = [site.layer_index for site in network.sites]
+    attentions = _joined(flow.multiplied)
+    groups["qkv"] = attentions
+    groups["gate_up"] = flow.gated()
+    names = [network.layers[i].name for i in layer_of]
+    groups["encoder_layer"] = _encoder_layers(names, _joined(flow.multiplied, least=1))
     named: dict[TieKind, list[tuple[str, ...]]] = {}
     for kind, of_sites in groups.items():
         joined = _joined({layer_of[site] for site in group} for group in of_sites)
@@ -62,7 +75,10 @@ class _Flow:
         self._at = {site.operation.path: site for site in self.sites}
         self.before: list[frozenset[int]] = [frozenset()] * len(self.sites)
         self.shared: dict[object, list[int]] = {}
+        self.reads: list[object] = [None] * len(self.sites)
         self.additions: list[tuple[frozenset[int], frozenset[int]]] = []
+        self.products: list[tuple[frozenset[int], frozenset[int]]] = []  # element by element
+        self.multiplied: list[frozenset[int]] = []  # sites of both sides of a matrix product
         jaxpr, consts = network.tap.jaxpr, network.tap.consts
         args = [_Value() for _ in jaxpr.invars]
         walk(jaxpr, consts, args, self._visit, constant=lambda array: _Value())
@@ -97,6 +113,14 @@ class _Flow:
             if site.operation.is_depthwise
         ]
 
+    def gated(self) -> list[frozenset[int]]:
+        """Sites whose outputs are multiplied and that read one value."""
+        return [
+            one | other
+            for one, other in self.products
+            if not one & other and len({id(self.reads[i]) for i in one | other}) == 1
+        ]
+
     def _visit(self, eqn: Any, ins: Sequence[_Value], path: Path) -> list[_Value]:
         name = eqn.primitive.name
         sources = frozenset[int]().union(*(value.sources for value in ins))
@@ -104,18 +128,63 @@ class _Flow:
             data = ins[1 - site.operation.operand]
             self.before[site.index] = data.sources
             self.shared.setdefault(data.identity, []).append(site.index)
+            self.reads[site.index] = data.identity
             return [_Value(frozenset({site.index}))]
         if name in LAYOUT and len(ins) == 1:
             return [_Value(sources, ins[0].identity)]
-        if name in ("add", "add_any"):
+        if name in ("add", "add_any", "mul", "dot_general"):
             one, other = (value.sources for value in ins)
-            if one and other and one != other:
-                self.additions.append((one, other))
+            if one and other and name == "dot_general":
+                self.multiplied.append(frozenset(i for i in sources if self.sites[i].has_input))
+            elif one and other and one != other:
+                (self.products if name == "mul" else self.additions).append((one, other))
         return [_Value(sources) for _ in eqn.outvars]
 
 
-def _joined(groups: Iterable[Iterable[int]]) -> list[set[int]]:
-    """Groups of two or more, those that share a member made one.
+def _encoder_layers(
+    names: Sequence[str], attentions: Sequence[set[int]]
+) -> Iterator[list[int]]:
+    """Sites of every layer of a transformer, from the names and the sites of its attentions."""
+    parts = [_parts(name) for name in names]
+    members = set[int]().union(*attentions)
+    for attention in attentions:
+        path, index = _common([parts[site] for site in attention])
+        for length in range(len(path), -1, -1):
+            # A part that is numbered, and has more below it than attention and its output.
+            if length and not path[length - 1][-1:].isdigit():
+                continue
+            if not length and index is None:
+                break
+            found = [
+                site
+                for site, (other, number) in enumerate(parts)
+                if other[:length] == path[:length] and number == index
+            ]
+            if len({names[site] for site in found if site not in members}) > 1:
+                yield found
+                break
+
+
+def _parts(name: str) -> tuple[list[str], str | None]:
+    """Path of a layer, and its index in a stack if it is in one.
+
+    >>> _parts("layers/attn/q[3]")
+    (['layers', 'attn', 'q'], '3')
+    """
+    bare, bracket, index = name.removesuffix("]").partition("[")
+    return bare.split("/"), index if bracket else None
+
+
+def _common(parts: Sequence[tuple[list[str], str | None]]) -> tuple[list[str], str | None]:
+    """Beginning that all paths share, below it at least one part each, and their index."""
+    paths = [path[:-1] for path, _ in parts]
+    shared = list(itertools.takewhile(lambda p: len(set(p)) == 1, zip(*paths, strict=False)))
+    indices = {index for _, index in parts}
+    return [p[0] for p in shared], indices.pop() if len(indices) == 1 else None
+
+
+def _joined(groups: Iterable[Iterable[int]], *, least: int = 2) -> list[set[int]]:
+    """Groups of `least` or more, those that share a member made one.
 
     >>> _joined([{0, 2}, {5}, {3, 4}, {2, 3}])
     [{0, 2, 3, 4}]
@@ -124,4 +193,4 @@ def _joined(groups: Iterable[Iterable[int]]) -> list[set[int]]:
     for group in map(set, groups):
         apart = [other for other in joined if not other & group]
         joined = [*apart, group.union(*(other for other in joined if other & group))]
-    return sorted((group for group in joined if len(group) > 1), key=min)
+    return sorted((group for group in joined if len(group) >= least), key=min)

@@ -230,8 +230,10 @@ class Solve:
     tie: tuple[TieKind, ...] = ()
     """Ready-made ties, found in the network's graph: downsample, the projection of a shortcut
     with the first convolution beside it (HAWQ-V3); depthwise, with the layer after it;
-    residual, layers whose outputs are added; shared_input, layers that read the same value.
-    Layers that are pinned or excluded stay apart."""
+    residual, layers whose outputs are added; shared_input, layers that read the same value;
+    qkv, query, key and value of an attention; gate_up, both kernels of a gated unit;
+    encoder_layer, all kernels of a layer of a transformer (Q-BERT). Layers that are pinned or
+    excluded stay apart."""
     first_last_bits: int = 8
     """Bits that the first and last layer are pinned to, after the rules above; 0 for none."""
     first_order: bool = False

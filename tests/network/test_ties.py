@@ -9,6 +9,7 @@ import pytest
 from jmpq.network.network import Network
 from jmpq.network.ties import architecture_ties
 from jmpq.zoo.architectures import build_module
+from jmpq.zoo.decoder import Decoder, DecoderConfig, example_ids
 
 
 def untrained(module, *shape):
@@ -71,7 +72,70 @@ def test_attention_shares_its_input_and_activations_add_no_ties():
     ties = architecture_ties(untrained(Attention(), 5, 4))
     assert ties["shared_input"] == [("attention/query", "attention/key", "attention/value")]
     assert ties["residual"] == [("attention/out", "down")]
-    assert ties["downsample"] == ties["depthwise"] == []
+    assert ties["downsample"] == ties["depthwise"] == ties["encoder_layer"] == []
+    assert ties["qkv"] == ties["shared_input"]
+
+
+def test_parts_of_a_decoder_are_found():
+    module = Decoder(DecoderConfig(
+        vocab_size=7, hidden_size=4, num_layers=2, num_heads=2, num_key_value_heads=1,
+        head_size=2, intermediate_size=3, max_positions=4,
+    ))  # fmt: skip
+    variables = module.init(jax.random.key(0), example_ids())
+    ties = architecture_ties(Network.from_linen(module, variables, example_ids()))
+    for kind, parts in {
+        "qkv": ("self_attn/q_proj", "self_attn/k_proj", "self_attn/v_proj"),
+        "gate_up": ("mlp/gate_proj", "mlp/up_proj"),
+        "encoder_layer": (
+            *(f"self_attn/{part}_proj" for part in "qkvo"),
+            *(f"mlp/{part}_proj" for part in ("gate", "up", "down")),
+        ),
+    }.items():
+        assert ties[kind] == [tuple(f"layers/{i}/{part}" for part in parts) for i in (0, 1)]
+
+
+class Fused(nn.Module):
+    """Two blocks whose query, key and value are one kernel; the second has heads of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = jnp.split(nn.Dense(12, name="block_0/attention_0/qkv")(x), 3, axis=-1)
+        x = nn.Dense(4, name="block_0/attention_0/out")(attend(*y))
+        x = nn.Dense(4, name="block_0/mlp_0")(x)
+        heads = [
+            [nn.Dense(2, name=f"block_1/attention_0/{part}/{head}")(x) for part in "qkv"]
+            for head in (0, 1)
+        ]
+        x = jnp.concatenate([attend(*head) for head in heads], axis=-1)
+        x = nn.Dense(4, name="block_1/attention_0/out")(x)
+        return nn.Dense(4, name="block_1/mlp_0")(x).mean(1)
+
+
+def attend(query, key, value):
+    return nn.softmax(query @ key.swapaxes(1, 2)) @ value
+
+
+def test_a_block_is_more_than_its_attention():
+    ties = architecture_ties(untrained(Fused(), 5, 4))
+    heads = [tuple(f"block_1/attention_0/{part}/{head}" for part in "qkv") for head in (0, 1)]
+    assert ties["qkv"] == heads
+    assert ties["encoder_layer"] == [
+        ("block_0/attention_0/qkv", "block_0/attention_0/out", "block_0/mlp_0"),
+        (*heads[0], *heads[1], "block_1/attention_0/out", "block_1/mlp_0"),
+    ]
+    assert ties["gate_up"] == []
+
+
+def test_only_a_gate_is_tied_to_what_it_multiplies():
+    def apply(p, x):
+        squeezed = jax.nn.sigmoid(x.mean(1, keepdims=True) @ p["s"])  # reads another value
+        x = (x @ p["a"]) * squeezed
+        return ((x @ p["g"]) * jax.nn.silu(x @ p["u"])).mean(1)
+
+    params = {name: jnp.ones((4, 4)) for name in "sagu"}
+    ties = architecture_ties(Network.from_function(apply, params, jnp.ones((1, 3, 4))))
+    assert ties["gate_up"] == [("g", "u")]
+    assert ties["qkv"] == ties["encoder_layer"] == []
 
 
 def test_names_do_not_matter():
