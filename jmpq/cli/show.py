@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jmpq.allocation import Allocation
+from jmpq.network.layers import layer_type
 from jmpq.problem import COSTS, Plan, PlannedAllocation
 from jmpq.problem.shown import shown_prediction
 from jmpq.problem.solution import OPTIMALITY
@@ -16,11 +17,11 @@ from jmpq.run.planning.recommendation import Recommendation
 
 def show_layers(layers: LayerTable) -> None:
     """Every layer, and their sums."""
-    table = Table("layer", "kind", "kernel", "parameters", "MACs", "input")
+    table = Table("layer", "type", "kernel", "parameters", "MACs", "input")
     for layer in layers.layers:
         kernel, given = ("x".join(map(str, s)) for s in (layer.kernel_shape, layer.input_shape))
         counts = (f"{layer.parameters:,}", f"{layer.macs:,}")
-        table.add_row(layer.name, layer.kind, kernel, *counts, given)
+        table.add_row(layer.name, layer_type(layer), kernel, *counts, given)
     console = Console()
     console.print(table)
     parameters = sum(layer.parameters for layer in layers.layers)

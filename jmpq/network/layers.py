@@ -117,6 +117,11 @@ _TYPES: tuple[tuple[str, LayerType], ...] = (
 )
 
 
+def types_of(layers: Sequence[Layer]) -> dict[str, LayerType]:
+    """Type of every layer by its name."""
+    return {layer.name: layer_type(layer) for layer in layers}
+
+
 def layer_type(layer: Layer) -> LayerType:
     """Part that a layer plays, told by its kind, its shape and the last parts of its name.
 

@@ -1,6 +1,7 @@
 """Figure 1: the bits each allocation gives to each layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.patches import Patch
 
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import FLOAT_BITS
+from jmpq.network.layers import LayerType
 from jmpq.report.contents import Json
 from jmpq.report.measured import kind, within_budgets
 from jmpq.report.style import (
@@ -24,17 +26,25 @@ from jmpq.report.style import (
     style,
 )
 
+ATTENTION = {"q", "k", "v", "qkv"}  # types of layers that only transformers have
 
-def bits_figure(plan: Json, *, names: Sequence[str] | None = None) -> Figure:
+
+def bits_figure(
+    plan: Json,
+    *,
+    names: Sequence[str] | None = None,
+    types: Mapping[str, LayerType] = MappingProxyType({}),
+) -> Figure:
     """Draw bits per layer, one row an allocation, weights and activations together.
 
     Bars are weight bits, open circles activation bits (none where all are unquantized),
     both on a logarithmic axis; the dashed line is the weight bits of the uniform baseline.
-    Allocations with the same bits share a row.
+    Allocations with the same bits share a row. Layers of a transformer stand by type.
 
     Args:
         plan: The content of ``plan.json``.
         names: Allocations to draw; default: the uniform baseline and the solutions.
+        types: Types of the layers; none for the order of the network.
 
     Raises:
         NothingToDrawError: If the plan has none of them.
@@ -48,6 +58,10 @@ def bits_figure(plan: Json, *, names: Sequence[str] | None = None) -> Figure:
     if not rows:
         raise NothingToDrawError("the plan has no solution and no uniform baseline")
     layers: list[str] = list(plan["layers"])
+    grouped = bool(ATTENTION & {types.get(layer) for layer in layers})
+    if grouped:
+        order = list(dict.fromkeys(types[layer] for layer in layers))
+        layers.sort(key=lambda layer: order.index(types[layer]))
     colors = metric_colors(a["metric"] for row in rows for a in row if a["metric"])
     largest = float(max(row[0]["costs"].get("size_bytes", 0) for row in rows))
     with style():
@@ -63,11 +77,28 @@ def bits_figure(plan: Json, *, names: Sequence[str] | None = None) -> Figure:
             axes.set_title(_title(row, largest), loc="left", pad=3)
         _bit_axis(panels[0], rows, layers)
         layer_axis(panels[-1], layers)
+        if grouped:
+            _mark_types(panels, [types[layer] for layer in layers])
         for axes in panels[:-1]:
             axes.tick_params(axis="x", length=0)
         figure.supylabel("bits (logarithmic axis)", fontsize=8)
         figure.legend(handles=_legend(rows, uniform), loc="outside upper right", ncols=3)
     return figure
+
+
+def _mark_types(panels: Iterable[Axes], kinds: Sequence[LayerType]) -> None:
+    """Lines between the types of layers; their names in the first panel."""
+    ends = [i for i, kind in enumerate(kinds) if kinds[i + 1 : i + 2] != [kind]]
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    for number, axes in enumerate(panels):
+        for end in ends[:-1]:
+            axes.axvline(end + 0.5, color="k", lw=0.5, alpha=0.6)
+        for start, end in zip(starts, ends, strict=True) if number == 0 else ():
+            where = (start + end) / 2, 0.97
+            axes.annotate(
+                kinds[start], where, xycoords=("data", "axes fraction"), ha="center", va="top",
+                fontsize=5.5,
+            )  # fmt: skip
 
 
 def reference_uniform(plan: Json) -> Json | None:

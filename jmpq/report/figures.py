@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
+from jmpq.network.layers import types_of
 from jmpq.report.contents import Contents, relative_metrics
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
@@ -50,9 +51,9 @@ def draw_figures(contents: Contents) -> tuple[Drawing, ...]:
             "F1-bits",
             "F1. Bits per layer",
             "Weight bits (bars) and activation bits (circles) of each layer, in the order of "
-            "the network; the dashed line is the uniform baseline. Allocations that came out "
-            "the same share a row.",
-            lambda: bits_figure(plan),
+            "the network, or type by type in a transformer; the dashed line is the uniform "
+            "baseline. Allocations that came out the same share a row.",
+            lambda: bits_figure(plan, types=types_of(contents.layers.layers)),
         ),
         _draw(
             "F2-sensitivity",

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from jmpq.files import write_text
+from jmpq.network.layers import types_of
 from jmpq.report.contents import Contents, read_contents
 from jmpq.report.figures import Drawing, draw_figures
 from jmpq.report.style import write_svg
@@ -55,7 +56,8 @@ def write_report(run: Path, *, plan: str | None = None) -> Path:
         write_text(here / "figures" / f"{name}.svg", _XML + picture)
     for table in tables:
         write_text(here / "tables" / f"{table.name}.csv", csv_text(table.rows))
-    rows = sensitivity_rows(contents.sensitivities)
+    types = types_of(contents.layers.layers)
+    rows = sensitivity_rows(contents.sensitivities, types)
     write_text(here / "tables" / "sensitivities.csv", csv_text(rows))
     write_text(here / "report.html", page)
     return here / "report.html"

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from jmpq.allocation import Allocation
+from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.network.layers import Layer, LayerType, layer_type, types_of
 from jmpq.problem.costs import COSTS
 from jmpq.problem.shown import DIVERGENCES, shown_as
 from jmpq.report.contents import Contents, Json, relative_metrics
@@ -31,6 +33,7 @@ from jmpq.report.measured import (
 from jmpq.sensitivity.table import Sensitivity
 
 Row = dict[str, Any]
+UNQUANTIZED = Choice(FLOAT_BITS)
 Format = Literal["text", "number", "percent", "cost", "loss"]
 
 
@@ -107,19 +110,46 @@ def allocation_rows(
     return rows
 
 
-def bits_rows(plan: Json) -> list[Row]:
-    """One row a layer: its choice in every solution and baseline."""
+def bits_rows(plan: Json, types: Mapping[str, LayerType]) -> list[Row]:
+    """One row a layer: its type, and its choice in every solution and baseline."""
     chosen = [a for a in plan["allocations"] if a["role"] in ("solution", "baseline")]
     return [
-        {"layer": layer, **{a["name"]: a["allocation"].get(layer) for a in chosen}}
+        {
+            "layer": layer,
+            "type": types.get(layer),
+            **{a["name"]: a["allocation"].get(layer) for a in chosen},
+        }
         for layer in plan["layers"]
     ]
 
 
-def sensitivity_rows(sensitivities: Mapping[str, Sensitivity]) -> list[Row]:
+def type_rows(plan: Json, layers: Sequence[Layer]) -> list[Row]:
+    """One row a type of layer: mean weight bits of its parameters in every solution."""
+    chosen = [a for a in plan["allocations"] if a["role"] in ("solution", "baseline")]
+    bits = {a["name"]: Allocation.from_json(a["allocation"]) for a in chosen}
+    groups: dict[LayerType, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer_type(layer), []).append(layer)
+    rows = []
+    for shared, group in groups.items():
+        row: Row = {"type": shared, "layers": len(group)}
+        row["parameters"] = sum(layer.parameters for layer in group)
+        for name, allocation in bits.items():
+            used = sum(
+                layer.parameters * allocation.get(layer.name, UNQUANTIZED).w_bits
+                for layer in group
+            )
+            row[name] = used / row["parameters"]
+        rows.append(row)
+    return rows
+
+
+def sensitivity_rows(
+    sensitivities: Mapping[str, Sensitivity], types: Mapping[str, LayerType]
+) -> list[Row]:
     """One row for each metric, layer and choice: loss and standard error, nats per example."""
     return [
-        {"metric": metric, "layer": layer, "choice": choice.label,
+        {"metric": metric, "layer": layer, "type": types.get(layer), "choice": choice.label,
          "loss": float(np.asarray(result.losses)[i, j]),
          "sem": float(np.asarray(result.sem)[i, j])}
         for metric, result in sensitivities.items()
@@ -239,7 +269,9 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
     relative = relative_metrics(contents.sensitivities)
     allocations = allocation_rows(plan, evaluation, relative=relative)
     main = _merged(plan, [r for r in allocations if r["kind"] not in _UNSHOWN])
-    bits = bits_rows(plan)
+    layers = contents.layers.layers
+    bits = bits_rows(plan, types_of(layers))
+    by_type = type_rows(plan, layers)
     few = [a["name"] for a in plan["allocations"] if a["role"] == "solution"][:8]
     provenance = provenance_rows(contents)
     correlations = correlation_rows(plan, evaluation, relative=relative)
@@ -266,9 +298,21 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
             note="W: weight bits, A: activation bits; 32 is unquantized. The CSV has the "
             "baselines too.",
             rows=bits,
-            columns=[Column(key="layer", heading="layer"),
+            columns=[Column(key="layer", heading="layer"), Column(key="type", heading="type"),
                      *(Column(key=name, heading=name) for name in few)],
             shown=bits,
+        ),
+        Table(
+            name="types",
+            title="Bits by type of layer",
+            note="Mean weight bits over the parameters of all layers of a type; 32 is "
+            "unquantized. The CSV has the baselines too.",
+            rows=by_type,
+            columns=[Column(key="type", heading="type"),
+                     Column(key="layers", heading="layers"),
+                     Column(key="parameters", heading="parameters"),
+                     *(Column(key=name, heading=name, format="number") for name in few)],
+            shown=by_type,
         ),
         Table(
             name="gaps",

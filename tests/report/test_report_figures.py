@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.patches import Rectangle
 
+from jmpq.formats import Choice
 from jmpq.report.figure_accuracy import accuracy_figure, accuracy_points
 from jmpq.report.figure_bits import bits_figure, reference_uniform
 from jmpq.report.figure_gap import gap_figure
@@ -208,3 +210,18 @@ def test_log_limits_leave_room_for_what_is_not_positive():
     low, high, rail = log_limits(np.array([1e-3, 1.0, -2.0, 0.0, math.nan]), rail=True)
     assert low < rail < 1e-3
     assert high > 1.0
+
+
+def test_bits_of_a_transformer_stand_by_type(plan):
+    layers = list(plan["layers"])
+    kinds = ["q", "k", "v", "o"] * (len(layers) // 4)
+    types = dict(zip(layers, kinds, strict=True))
+    name = "exact/gauss_newton"
+    (axes,) = bits_figure(plan, names=[name], types=types).axes
+    assert [text.get_text() for text in axes.texts] == ["q", "k", "v", "o"]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    drawn = [bar.get_height() - 1 for bar in bars]
+    allocation = next(a["allocation"] for a in plan["allocations"] if a["name"] == name)
+    ordered = [layer for kind in "qkvo" for layer in layers if types[layer] == kind]
+    bits = [Choice.parse(allocation[layer]).w_bits for layer in ordered]
+    np.testing.assert_allclose(drawn, np.log2(bits))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jmpq.files import file_sha256
+from jmpq.network.layers import Layer
 from jmpq.report.contents import read_contents
 from jmpq.report.measured import compare, gap_rows, gap_to, rank_correlation
 from jmpq.report.report import write_report
@@ -23,6 +24,7 @@ from jmpq.report.tables import (
     cell,
     correlation_rows,
     csv_text,
+    type_rows,
 )
 from jmpq.run.folder import RunFolder
 from tests.helpers import rewritten
@@ -372,3 +374,20 @@ def test_report_imports_no_jax():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_bits_are_averaged_over_the_parameters_of_a_type():
+    def layer(name, parameters):
+        return Layer(
+            name=name, kind="dense", kernel=name, kernel_shape=(1, parameters),
+            output_axes=(1,), input_axes=(0,), parameters=parameters, macs=1, input_shape=(1,),
+            output_shape=(parameters,),
+        )  # fmt: skip
+
+    chosen = {"0/attn/q": "W2A8", "1/attn/q": "W4A8"}
+    plan = {"allocations": [{"role": "solution", "name": "a", "allocation": chosen}]}
+    layers = [layer("0/attn/q", 10), layer("1/attn/q", 30), layer("head", 5)]
+    assert type_rows(plan, layers) == [
+        {"type": "q", "layers": 2, "parameters": 40, "a": (2 * 10 + 4 * 30) / 40},
+        {"type": "head", "layers": 1, "parameters": 5, "a": 32.0},
+    ]
