@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from jmpq.data.dataset import AsStored, whole_split
 from jmpq.run import RunFolder, network_of
+from jmpq.run.steps.evaluate import chance
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.decoder import example_ids
 from jmpq.zoo.tensor_files import save_variables
@@ -62,4 +64,10 @@ def test_every_step_runs_on_text(place, tmp_path):
     works("solve", tmp_path, *SMALL, "--tie", "qkv", "gate_up")
     works("evaluate", tmp_path, "--examples", 8)
     works("report", tmp_path)
-    assert "Bits by type of layer" in (tmp_path / "report" / "index.html").read_text()
+    assert "Bits by type of layer" in (tmp_path / "report.html").read_text()
+
+
+def test_chance_is_the_share_of_the_most_frequent_token_that_counts():
+    inputs, labels = np.zeros((2, 4), np.int32), np.array([[3, 3, 1, -1], [3, 2, -1, -1]])
+    split = whole_split("documents", "heldout", inputs, labels, AsStored())
+    assert chance(split) == {"chance": 3 / 5}

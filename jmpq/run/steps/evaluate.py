@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jmpq.allocation import Allocation
-from jmpq.data.dataset import Split
+from jmpq.data.dataset import IGNORED, Split
 from jmpq.files import versions
 from jmpq.problem import Plan, PlannedAllocation
 from jmpq.run.artifacts import Evaluation
@@ -148,11 +148,15 @@ def _written_by_hand(run: RunFolder, path: pathlib.Path) -> PlannedAllocation:
 
 
 def chance(split: Split) -> dict[str, float]:
-    """Share of a split's most frequent class, which guessing reaches; empty for regressions."""
+    """Share of a split's most frequent class, which guessing reaches; empty for regressions.
+
+    Of labels by position, the share of all that count.
+    """
     labels = split.labels[np.arange(len(split))]
     if labels.dtype.kind not in "iu":
         return {}
-    return {"chance": float(np.unique(labels, return_counts=True)[1].max() / len(labels))}
+    counts = np.unique(labels[labels != IGNORED], return_counts=True)[1]
+    return {"chance": float(counts.max() / counts.sum())}
 
 
 def check_positive(options: object, *names: str) -> None:
