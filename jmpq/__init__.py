@@ -29,10 +29,11 @@ _HOMES = {
     "data.image_folder": ("image_folder",),
     "zoo.bert": ("Bert",),
     "zoo.weights_bert": ("read_bert",),
+    "zoo.weights_decoder": ("read_decoder",),
     "data.splits": ("calibration_split",),
     "data.load": ("load_dataset",),
-    "data.tokens": ("read_tokenizer",),
-    "data.glue": ("glue",),
+    "data.text.tokens": ("read_tokenizer",),
+    "data.text.glue": ("glue",),
     "quantizers.spec": (
         "KernelSpec",
         "InputSpec",

@@ -149,14 +149,16 @@ def check_inputs(network: Network, dataset: Dataset) -> None:
             f"The network does not take the inputs of data set {dataset.name!r}, of shape "
             f"{shapes}: {first}. Choose the data set or the network that fits."
         ) from error
-    if len(logits.shape) != 2 or logits.shape[0] != 1:
+    if logits.shape[:1] != (1,):
         raise ValueError(
             f"The network gives an output of shape {logits.shape} for one example of data set "
-            f"{dataset.name!r}; expected (1, outputs)."
+            f"{dataset.name!r}; expected examples first, as (1, classes) or (1, positions, "
+            "classes)."
         )
-    if len(classes := dataset.classes) > logits.shape[1] > 1:
+    outputs = logits.shape[-1] if len(logits.shape) > 1 else 1
+    if len(classes := dataset.classes) > outputs > 1:
         raise ValueError(
-            f"The network has {logits.shape[1]} outputs, data set {dataset.name!r} has "
+            f"The network has {outputs} outputs, data set {dataset.name!r} has "
             f"{len(classes)} classes. Choose the data set or the network that fits."
         )
 
