@@ -18,9 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.layers import Layer
-from jmpq.network.outputs import with_output
 from jmpq.network.sites import Op, Operation, Site, Transform
-from jmpq.network.tap import Tap
+from jmpq.network.tap import Tap, with_output
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.network.walk import Rule, bind, equations
 from jmpq.text import plural, printed, quantity, some
