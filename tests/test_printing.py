@@ -137,7 +137,7 @@ def test_objects_say_what_they_are_in_few_lines(objects, monkeypatch, columns):
         assert len(lines) <= 12, (name, lines)
         assert max(map(len, lines)) <= min(columns, 100), (name, lines)
         assert "array(" not in flat
-        assert "0x" not in flat
+        assert " at 0x" not in flat
         assert str(found) == repr(found) or name == "allocation"
 
 
