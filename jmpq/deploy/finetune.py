@@ -48,6 +48,7 @@ from jmpq.quantizers.learned import (
     with_rows,
 )
 from jmpq.training.checkpoint import Checkpoints
+from jmpq.training.labels import check_split
 from jmpq.training.loop import (
     TrainConfig,
     augment,
@@ -176,8 +177,8 @@ def finetune(
         ValueError: If the allocation names a layer that the network does not have or gives
             one bits that were not calibrated, nothing is quantized, there is no batch of
             examples or nothing to correct by, a grid does not fit LSQ, sentences are to be
-            shifted or mirrored, the loss stops being finite, or `checkpoints` belongs to
-            another fine-tuning.
+            shifted or mirrored, labels do not fit (`check_split`), the loss stops being
+            finite, or `checkpoints` belongs to another fine-tuning.
         OSError: If `checkpoints` cannot be written.
     """
     config = config or FinetuneConfig()
@@ -187,6 +188,7 @@ def finetune(
     quantizers.check(network, w_bits, a_bits)
     allocation = Allocation.from_bits(names, bits)  # names every layer
     check_augmentation(split, config.training)
+    check_split(split, network.logits, classes=config.distillation < 1)
     if {*w_bits, *a_bits} == {FLOAT_BITS}:
         raise ValueError(
             "The allocation leaves every layer at 32 bits: there is nothing to fine-tune for. "

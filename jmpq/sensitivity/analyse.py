@@ -17,6 +17,7 @@ from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
 from jmpq.sensitivity.batch_memory import PassMemory, Placement, cuts, estimate_memory
+from jmpq.sensitivity.calibration_batches import batch_sizes, checked_batches
 from jmpq.sensitivity.metric import Metric, Prepares
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, choice_members
@@ -63,9 +64,10 @@ def analyse(
             `Prepares`, with its own steps.
 
     Raises:
-        ValueError: If there is no example or no move, if not even one example fits into the
-            memory, a term is NaN or infinite (the layer is named), or there is one batch where
-            the metric asks for a spread over them.
+        ValueError: If there is no example or no move, labels do not fit the network's output
+            (`jmpq.training.labels.check_labels`), not even one example fits into the memory, a
+            term is NaN or infinite (the layer is named), or there is one batch where the
+            metric asks for a spread over them.
     """
     if not batches or not moves.moves:
         raise ValueError(
@@ -78,6 +80,8 @@ def analyse(
             f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
+    loss = None if about.kl else getattr(metric, "loss", None)
+    batches = checked_batches(batches, moves.network, loss)
     sizes = batch_sizes(batches)
     identity = analysis_identity(
         moves, metric, batches, choices, seed=seed, provenance=provenance
@@ -164,12 +168,6 @@ def analysis_identity(
         "seed": seed,
         **(provenance or {}),
     }
-
-
-def batch_sizes(batches: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Examples in each batch, its targets last: `sizes`, or by loading one after another."""
-    known = getattr(batches, "sizes", None)
-    return [int(n) for n in known] if known else [int(t.shape[0]) for *_, t in batches]
 
 
 def _batch_terms(

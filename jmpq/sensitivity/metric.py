@@ -24,6 +24,7 @@ class About:
             The metric is then called with one key per example, so that random numbers do not
             depend on the cut.
         spread: Weight of the standard deviation over batches in the losses.
+        kl: Whether losses are KL divergences, which take class probabilities and no labels.
     """
 
     name: str
@@ -31,6 +32,7 @@ class About:
     use_first: bool = False
     additive: bool = True
     spread: float = 0.0
+    kl: bool = False
 
 
 class Terms(NamedTuple):

@@ -24,14 +24,15 @@ from jmpq.run.calibrated import calibrated
 from jmpq.run.compute import join_devices, parse_bytes
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
 from jmpq.run.lock import writer_lock
-from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss
-from jmpq.run.network import network_of
+from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss, measured_loss
+from jmpq.run.network import check_targets, network_of
 from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
 from jmpq.run.planning.predictions import SEARCHED_BY_KL
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.sensitivity.analyse import analyse, analysis_identity, batch_sizes
+from jmpq.sensitivity.analyse import analyse, analysis_identity
 from jmpq.sensitivity.batch_memory import PassMemory
+from jmpq.sensitivity.calibration_batches import batch_sizes
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.metrics.by_name import RIVALS, MetricName, make_metric
@@ -94,9 +95,10 @@ def _sensitivity(
     if main:
         run.check_writable(SENSITIVITY)
     network, dataset = network_of(run)
-    split, _ = calibration_split(
+    split, rest = calibration_split(
         dataset, options.calibration_from, examples=options.examples, seed=options.seed
     )
+    check_targets(network, (split, rest), find_loss(measured_loss(options.loss)))
     examples = batches(split, options.batch_size, last="keep")
     inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
     drawn = {"split": split.record(), "batch_size": options.batch_size}

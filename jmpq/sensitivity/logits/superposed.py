@@ -21,6 +21,7 @@ from jmpq.files import atomic_file
 from jmpq.formats import Choice
 from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity.batch_memory import Placement
+from jmpq.sensitivity.calibration_batches import checked_batches
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
 from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
@@ -77,6 +78,7 @@ class Superposed:
         batches: Sequence[tuple[PyTree, Any]],
         choices: Sequence[Choice],
         *,
+        loss: ExampleLoss | None = None,
         mesh: Mesh | None = None,
         memory_bytes: int = 2**32,
         partial: pathlib.Path | None = None,
@@ -90,6 +92,8 @@ class Superposed:
             moves: Network and quantizers.
             batches: (inputs, targets) of the calibration examples.
             choices: Candidates of every layer.
+            loss: Loss that will be predicted, so that labels are checked for it; only their
+                number by default, as the KL divergence needs no labels.
             mesh: Devices over which the examples of a batch are spread (`device_mesh`).
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
             partial: File of a journal of moves, batch by batch: those of the same network,
@@ -99,8 +103,9 @@ class Superposed:
             progress: Called with (finished batches, all batches).
 
         Raises:
-            ValueError: If there is nothing to measure, the changes exceed the memory, a
-                choice has bits that were not calibrated, or a change is not finite.
+            ValueError: If there is nothing to measure, labels do not fit, the changes exceed
+                the memory, a choice has bits that were not calibrated, or a change is not
+                finite.
         """
         if not batches or not moves.moves:
             raise ValueError(
@@ -109,6 +114,7 @@ class Superposed:
             )
         layers = tuple(layer.name for layer in moves.network.layers)
         check_calibrated(layers, choices, moves.moves)
+        batches = checked_batches(batches, moves.network, loss)
         moves.quantizers.check_network(moves.network)
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)

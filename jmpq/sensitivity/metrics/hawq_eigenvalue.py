@@ -17,7 +17,7 @@ from jmpq.devices import to_host
 from jmpq.journal import Journal
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
-from jmpq.sensitivity.analyse import batch_sizes
+from jmpq.sensitivity.calibration_batches import batch_sizes
 from jmpq.sensitivity.metric import About, Preparation, Program, Terms
 from jmpq.sensitivity.metrics.hawq_trace import shifted_losses, zero_shifts
 from jmpq.sensitivity.metrics.output_fisher import output_gradients

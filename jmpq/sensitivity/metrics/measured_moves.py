@@ -54,7 +54,8 @@ class MeasuredMoves:
 
     @property
     def about(self) -> About:
-        return About(name=f"measured_{'pairs_' if self.pairs == 'all' else ''}{self.kind}")
+        name = f"measured_{'pairs_' if self.pairs == 'all' else ''}{self.kind}"
+        return About(name=name, kl=self.kind == "kl")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
