@@ -211,7 +211,12 @@ class MoveNetwork:
 
             return network.run(inputs, at_site)
 
-        still = [jnp.zeros_like(k) for k in kernels], [jnp.zeros_like(x) for x in recorded]
+        # Indices of an embedding are whole numbers: they have no tangent, nor a change.
+        zeros = [
+            jnp.zeros_like(x) if site.has_input else jnp.zeros((), site.kernel.dtype)
+            for x, site in zip(recorded, network.sites, strict=True)
+        ]
+        still = [jnp.zeros_like(k) for k in kernels], zeros
         _, push = jax.linearize(shifted, *still)
 
         def change(bits: Array) -> Array:
@@ -220,13 +225,13 @@ class MoveNetwork:
                 quantize_kernel(network, i, k, w_bits[i], self.quantizers.weights) - k
                 for i, k in enumerate(kernels)
             ]
-            shifts = still[1]
+            shifts = zeros
             if activations is not None:
                 shifts = [
                     quantize_input(site, x, a_bits[site.layer_index], activations) - x
                     if site.has_input
                     else zero
-                    for x, zero, site in zip(recorded, still[1], network.sites, strict=True)
+                    for x, zero, site in zip(recorded, zeros, network.sites, strict=True)
                 ]
             return push(deltas, shifts)
 
