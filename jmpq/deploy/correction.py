@@ -116,7 +116,7 @@ def corrected_logits(
     corrections: Corrections,
     params: PyTree | None = None,
     rule: Rule = bind,
-) -> Float[Array, "batch classes"]:
+) -> Float[Array, "batch *output"]:
     """Logits under an allocation with its corrections; without any, `quantized_logits`.
 
     For `params` and `rule` see `Network.run`.

@@ -293,7 +293,7 @@ def finetune_step(
     state: dict[str, PyTree],
     fixed: Constants,
     inputs: PyTree,
-    labels: Int[Array, " batch"],
+    labels: Int[Array, "batch ..."],
     *,
     config: FinetuneConfig,
     total: int,
@@ -322,8 +322,8 @@ def mean_loss(
     learned: dict[str, PyTree],
     fixed: Constants,
     inputs: PyTree,
-    labels: Int[Array, " batch"],
-    teacher: Float[Array, "batch classes"] | None,
+    labels: Int[Array, "batch ..."],
+    teacher: Float[Array, "batch *output"] | None,
     config: FinetuneConfig,
 ) -> Float[Array, ""]:
     """Cross entropy and distillation of a batch, nats per example."""
@@ -344,7 +344,7 @@ def mean_loss(
     loss = jnp.zeros((), z.dtype)
     if (part := config.distillation) and teacher is not None:
         t = config.temperature
-        loss += part * t**2 * jax.vmap(kl_divergence)(z / t, teacher / t).mean()
+        loss += part * t**2 * jax.vmap(kl_divergence)(z / t, teacher / t, labels).mean()
     if part < 1:
         loss += (1 - part) * jax.vmap(cross_entropy)(z, labels).mean()
     return loss
@@ -352,7 +352,7 @@ def mean_loss(
 
 def teacher_logits(
     network: Network, inputs: PyTree, config: FinetuneConfig
-) -> Float[Array, "batch classes"]:
+) -> Float[Array, "batch *output"]:
     """Logits of the float network, its products in the same precision as the student's."""
     return network.logits(inputs, rule=_rule(config))
 

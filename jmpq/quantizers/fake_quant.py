@@ -388,7 +388,7 @@ def quantized_logits(
     a_bits: Int[Array, " layers"],
     inputs: PyTree,
     params: PyTree | None = None,
-) -> Float[Array, "batch classes"]:
+) -> Float[Array, "batch *output"]:
     """Logits under an allocation; the bits are traced, 32 leaves a tensor as it is."""
     at_site = functools.partial(quantized_output, network, quantizers, w_bits, a_bits)
     return network.run(inputs, at_site, params)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import UNQUANTIZED, Choice
 from jmpq.network.network import Network
+from jmpq.network.piecewise import reverse_only
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import (
     Quantizers,
@@ -85,7 +86,7 @@ class MoveNetwork:
 
     def logits(
         self, epsilon: Float[Array, " moves"], inputs: PyTree
-    ) -> Float[Array, "batch classes"]:
+    ) -> Float[Array, "batch *output"]:
         """Logits with one ε per move, shared by all examples; exact to any order in ε.
 
         A weight move enters the kernel, so all of a layer's moves cost one operation.
@@ -104,7 +105,7 @@ class MoveNetwork:
 
     def logits_per_example(
         self, epsilon: Float[Array, "batch moves"], inputs: PyTree
-    ) -> Float[Array, "batch classes"]:
+    ) -> Float[Array, "batch *output"]:
         """Logits with ε per example and move: for *reverse* derivatives at ε = 0 only.
 
         One backward pass yields the derivative of every example along every move: where the
@@ -153,7 +154,7 @@ class MoveNetwork:
 
     def changes_by_difference(
         self, inputs: PyTree
-    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch moves classes"]]:
+    ) -> tuple[Float[Array, "batch *output"], Float[Array, "batch moves *output"]]:
         """Logits, and their change when each move is made in full: u_m = z(δ_m) − z.
 
         One forward pass per move; keeps each move's own nonlinearity.
@@ -168,28 +169,31 @@ class MoveNetwork:
 
     def changes_by_derivative(
         self, inputs: PyTree
-    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch moves classes"]]:
+    ) -> tuple[Float[Array, "batch *output"], Float[Array, "batch moves *output"]]:
         """Logits, and their derivative along each move: u_m = J_z δ_m.
 
-        One backward pass per class for all moves, or one ``jvp`` per move, whichever is
-        fewer.
+        One backward pass per output of an example for all moves, or one ``jvp`` per move,
+        whichever is fewer; the former where there is no forward mode.
         """
         return by_shard(self._changes_by_derivative, inputs, self.shards)
 
     def _changes_by_derivative(
         self, inputs: PyTree
-    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch moves classes"]]:
+    ) -> tuple[Float[Array, "batch *output"], Float[Array, "batch moves *output"]]:
         z, pull = self.pullback(inputs)
-        if (classes := z.shape[1]) <= len(self.moves):
-            seeds = jnp.eye(classes, dtype=z.dtype)[:, None].repeat(z.shape[0], axis=1)
-            return z, jnp.moveaxis(jax.vmap(pull)(seeds), 0, 2)
+        outputs = z[0].size
+        if outputs <= len(self.moves) or reverse_only(self.network.tap):
+            seeds = jnp.eye(outputs, dtype=z.dtype)[:, None].repeat(z.shape[0], axis=1)
+            slopes = jax.vmap(pull)(seeds.reshape(outputs, *z.shape))
+            changes = jnp.moveaxis(slopes, 0, 2)
+            return z, changes.reshape(*changes.shape[:2], *z.shape[1:])
         return z, jnp.moveaxis(self._pushforward(inputs), 0, 1)
 
     def pullback(
         self, inputs: PyTree
     ) -> tuple[
-        Float[Array, "batch classes"],
-        Callable[[Float[Array, "batch classes"]], Float[Array, "batch moves"]],
+        Float[Array, "batch *output"],
+        Callable[[Float[Array, "batch *output"]], Float[Array, "batch moves"]],
     ]:
         """Logits, and the function s ↦ sᵀJ_zδ of every example and move: one backward pass."""
         batch = jax.tree.leaves(inputs)[0].shape[0]
@@ -198,7 +202,7 @@ class MoveNetwork:
         z, pull = jax.vjp(lambda epsilon: self.logits_per_example(epsilon, inputs), zero)
         return z, lambda seed: pull(seed)[0]
 
-    def _pushforward(self, inputs: PyTree) -> Float[Array, "moves batch classes"]:
+    def _pushforward(self, inputs: PyTree) -> Float[Array, "moves batch *output"]:
         """J_zδ of each move by itself: linearised once, then one pass per move."""
         network, activations = self.network, self.quantizers.activations
         kernels = network.kernels()

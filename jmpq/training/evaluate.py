@@ -103,10 +103,9 @@ def evaluate_logits(
             "weights and the normalisation of the inputs."
         )
     labels = check_labels(labels, wide.shape, "the examples")
-    losses = (
-        np.asarray(scipy.special.logsumexp(wide, axis=1)) - wide[np.arange(len(wide)), labels]
-    )
-    right = (wide.argmax(1) == labels).astype(np.float64)
+    own = np.take_along_axis(wide, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    losses = _examples(np.asarray(scipy.special.logsumexp(wide, axis=-1)) - own, labels)
+    right = _examples(wide.argmax(-1) == labels, labels)
     return Scores(
         examples=len(wide),
         loss=float(losses.mean()),

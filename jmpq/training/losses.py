@@ -11,6 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jmpq.training.labels import IGNORED, check_label
@@ -37,16 +38,25 @@ def cross_entropy(
 
 
 def kl_divergence(
-    logits: Float[Array, "..."], reference: Float[Array, "..."]
+    logits: Float[Array, "..."],
+    reference: Float[Array, "..."],
+    label: Shaped[Array, "..."] | None = None,
 ) -> Float[Array, ""]:
     """KL(p_reference ‖ p_logits) of one example, nats; zero where both answer alike.
 
-    The mean over all positions, where there are some.
+    Where there are positions their mean: of all, or of those that count by `label`.
 
     Raises:
         ValueError: If there are not two classes or more; while it is traced.
     """
-    return _divergences(logits, reference).mean()
+    if not has_classes(logits.shape):
+        raise ValueError(
+            "A KL divergence takes the logits of two classes or more; an example's output has "
+            f"shape {list(logits.shape)}. Measure the increase of a loss instead."
+        )
+    log_p, log_q = (jax.nn.log_softmax(z) for z in (reference, logits))
+    divergences = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return divergences.mean() if label is None else position_mean(divergences, label)
 
 
 def increase(
@@ -62,7 +72,7 @@ def increase(
     positions, those whose label says so do not count (`position_mean`).
     """
     if kind == "kl":
-        return jnp.maximum(position_mean(_divergences(logits, reference), target), 0)
+        return jnp.maximum(kl_divergence(logits, reference, target), 0)
     return loss(logits, target) - loss(reference, target)
 
 
@@ -80,8 +90,8 @@ def position_mean(
 
 
 def counted(
-    target: Shaped[Array, "..."], positions: tuple[int, ...]
-) -> Bool[Array, "..."] | None:
+    target: Shaped[Array | np.ndarray, "..."], positions: tuple[int, ...]
+) -> Bool[Array | np.ndarray, "..."] | None:
     """Which positions count by their labels; None where the target is not one a position."""
     labelled = target.shape == positions and jnp.issubdtype(target.dtype, jnp.integer)
     return target != IGNORED if positions and labelled else None
@@ -103,16 +113,3 @@ def squared_error(
     is zero. With labels that matrix is the same and the Fisher is not.
     """
     return 0.5 * jnp.square(outputs - target).sum()
-
-
-def _divergences(
-    logits: Float[Array, "..."], reference: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """KL(p_reference ‖ p_logits) at every position."""
-    if not has_classes(logits.shape):
-        raise ValueError(
-            f"A KL divergence takes the logits of two classes or more; an example's output has "
-            f"shape {list(logits.shape)}. Measure the increase of a loss instead."
-        )
-    log_p, log_q = (jax.nn.log_softmax(z) for z in (reference, logits))
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)

@@ -112,7 +112,7 @@ def initial_state(
 def train_step(
     state: dict[str, PyTree],
     inputs: PyTree,
-    labels: Int[Array, " batch"],
+    labels: Int[Array, "batch ..."],
     key: Array,
     *,
     module: nn.Module,

@@ -260,6 +260,7 @@ def _composed(
             tuple(
                 dict.fromkeys((*work.choices, UNQUANTIZED))
             ),  # of layers that a plan excludes
+            loss=work.loss,
             mesh=work.mesh,
             partial=work.store("moves", of),
             of=of,
@@ -271,7 +272,7 @@ def _composed(
     work.reporter.say(f"Wrote {path}: {measured.changes.nbytes / 1e6:.3g} MB")
     table = Composed(
         superposed=dataclasses.replace(measured, choices=work.choices),
-        ridge=ridge_for(measured.logits.shape[1]),
+        ridge=ridge_for(measured.logits[:1].shape[-1]),
     ).main_effects(
         batch_sizes(data),
         kind="kl" if work.options.loss in SEARCHED_BY_KL else "loss",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -44,7 +45,7 @@ class Superposed:
         layers: Layer names.
         choices: Candidate choices, the same for every layer.
         moves: The moves behind the choices.
-        logits: z, float logits ``[examples, classes]``.
+        logits: z, float logits ``[examples, classes]``, or outputs of any other shape.
         changes: u ``[examples, moves, classes]``.
         targets: One per example.
         provenance: Hashes, seeds, versions.
@@ -56,14 +57,14 @@ class Superposed:
     layers: tuple[str, ...]
     choices: tuple[Choice, ...]
     moves: tuple[Move, ...]
-    logits: Float[np.ndarray, "_ _"]
-    changes: Float[np.ndarray, "_ _ _"]
+    logits: Float[np.ndarray, "_ ..."]
+    changes: Float[np.ndarray, "_ _ ..."]
     targets: Shaped[np.ndarray, "..."]
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (examples, classes), count = self.logits.shape, len(self.moves)
-        want = (examples, count, classes)
+        (examples, *output), count = self.logits.shape, len(self.moves)
+        want = (examples, count, *output)
         if self.changes.shape != want or self.targets.shape[:1] != (examples,):
             raise ValueError(
                 f"`changes` must be [examples, moves, classes] = {want} and `targets` hold one "
@@ -119,11 +120,13 @@ class Superposed:
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)
         struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
-        shape = (len(moves.moves), examples, struct.shape[1])
-        if (need := changes_bytes(*shape, itemsize=struct.dtype.itemsize)) > memory_bytes:
+        shape = (len(moves.moves), examples, *struct.shape[1:])
+        outputs = math.prod(struct.shape[1:])
+        need = changes_bytes(*shape[:2], outputs, itemsize=struct.dtype.itemsize)
+        if need > memory_bytes:
             raise ValueError(
-                f"The logit changes of {shape[0]} moves, {examples} examples and {shape[2]} "
-                f"classes take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
+                f"The logit changes of {shape[0]} moves, {examples} examples and {outputs} "
+                f"outputs take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
                 "examples or candidates, or raise the limit."
             )
         z = np.empty(shape[1:], struct.dtype)
@@ -289,7 +292,7 @@ class Superposed:
         try:
             moves = tuple(Move(*move) for move in header["moves"])
             logits, targets = arrays["logits"], arrays["targets"]
-            check_array(logits, (*logits.shape[:1], *logits.shape[-1:]), "logits")
+            check_array(logits, logits.shape, "logits")
             shape = (len(moves), *logits.shape)
             check_array(arrays["changes_by_move"], shape, "changes_by_move")
             check_array(targets, (len(logits), *targets.shape[1:]), "targets")
@@ -391,13 +394,13 @@ def _only(moves: MoveNetwork, widths: Sequence[_Width]) -> MoveNetwork:
     return dataclasses.replace(moves, quantizers=quantizers)
 
 
-def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:
+def changes_bytes(moves: int, examples: int, outputs: int, *, itemsize: int = 4) -> int:
     """Bytes that the logit changes take; `Superposed` holds them twice when it predicts.
 
-    >>> changes_bytes(moves=140, examples=256, classes=10)
+    >>> changes_bytes(moves=140, examples=256, outputs=10)
     1433600
     """
-    return moves * examples * classes * itemsize
+    return moves * examples * outputs * itemsize
 
 
 @jax.jit
@@ -411,7 +414,7 @@ def _increases(
     loss: ExampleLoss,
     made: Float[Array, "allocations moves"],
     by_move: Float[Array, "moves values"],
-    z: Float[Array, "examples classes"],
+    z: Float[Array, "examples *output"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
     q = z[None] + (made @ by_move).reshape(-1, *z.shape)
@@ -421,8 +424,8 @@ def _increases(
 def increases(
     kind: Increase,
     loss: ExampleLoss,
-    q: Float[Array, "allocations examples classes"],
-    z: Float[Array, "examples classes"],
+    q: Float[Array, "allocations examples *output"],
+    z: Float[Array, "examples *output"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
     """Loss increase of every example with logits `q` in the place of `z`, nats."""
@@ -448,8 +451,8 @@ def in_chunks(
     return np.concatenate(chunks) if chunks else np.zeros((0, 1))
 
 
-def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves _ _"]) -> None:
-    bad = ~np.isfinite(changes).all(axis=(1, 2))
+def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves ..."]) -> None:
+    bad = ~np.isfinite(changes).reshape(len(changes), -1).all(axis=1)
     if bad.any():
         move = moves[int(np.argmax(bad))]
         raise ValueError(

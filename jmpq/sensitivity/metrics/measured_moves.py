@@ -124,7 +124,7 @@ def measured_increases(
 
 
 @jax.jit
-def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch classes"]:
+def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch *output"]:
     """Logits of the network as it is."""
     return moves.network.logits(inputs)
 
@@ -137,7 +137,7 @@ def _increases(
     bits: Int[Array, "sets 2 layers"],
     inputs: PyTree,
     targets: Array,
-    z: Float[Array, "batch classes"],
+    z: Float[Array, "batch *output"],
 ) -> Float[Array, "sets batch"]:
     def measured(bits: Int[Array, "2 layers"]) -> Float[Array, " batch"]:
         q = quantized_logits(moves.network, moves.quantizers, bits[0], bits[1], inputs)

@@ -36,7 +36,7 @@ Kind = Literal["w", "a"]
 class Pulled(NamedTuple):
     """Results of one backward pass for all moves of a batch."""
 
-    z: Float[Array, "batch classes"]
+    z: Float[Array, "batch *output"]
     first: Float[Array, " moves"]  # ⟨∇L, δ⟩
     at_inputs: list[Array | None]  # q of the weight moves, [bits, *input]; None at indices
 
@@ -105,9 +105,9 @@ def exact_programs(
 @functools.partial(jax.jit, static_argnums=0)
 def _sum(
     loss: ExampleLoss,
-    z: Float[Array, "batch classes"],
+    z: Float[Array, "batch *output"],
     targets: Array,
-    changes: list[Float[Array, "batch classes"]],
+    changes: list[Float[Array, "batch *output"]],
     upper: list[Float[Array, " moves"]],
 ) -> Float[Array, "moves moves"]:
     curved = jnp.stack(upper)
@@ -175,7 +175,7 @@ def _push(
     bits: Int[Array, ""],
     at_inputs: list[Array | None],
     inputs: PyTree,
-) -> tuple[Float[Array, "rows moves"], Float[Array, "rows batch classes"]]:
+) -> tuple[Float[Array, "rows moves"], Float[Array, "rows batch *output"]]:
     """U and the logits' changes along one move of every layer, the layers as in `_rows`."""
     network, quantizers = moves.network, moves.quantizers
     layers = _rows(moves, kind)
