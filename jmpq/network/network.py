@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.layers import Layer
+from jmpq.network.precision import held_in_float32, is_half, widened
 from jmpq.network.sites import Op, Operation, Site, Transform
 from jmpq.network.tap import Tap
 from jmpq.network.tree_paths import leaf_paths
@@ -74,7 +75,8 @@ class Network:
 
         Args:
             apply: ``apply(params, inputs) -> logits [batch, classes]``.
-            params: Pytree of float arrays, NumPy's too.
+            params: Pytree of float arrays, NumPy's too. Half precision is held in float32, the
+                same values, and so is the output: the function itself computes as before.
             example: Inputs of any batch size, batch axis first in every leaf.
             state: Other arrays the function closes over (for hashes only).
             tied: Regular expressions (fullmatch) of kernel paths that the function uses
@@ -89,7 +91,11 @@ class Network:
         paths = leaf_paths(params)
         leaves = jax.tree.leaves(params)
         _check_parameters(paths, leaves)
-        arrays = {id(leaf): jnp.asarray(leaf) for leaf in leaves}  # shared ones stay shared
+        own, held = apply, held_in_float32(apply, params)
+        if any(is_half(leaf.dtype) for leaf in leaves):
+            apply = held
+        # Shared ones stay shared.
+        arrays = {id(leaf): widened(jnp.asarray(leaf)) for leaf in leaves}
         params = jax.tree.map(lambda leaf: arrays[id(leaf)], params)
         leaves = jax.tree.leaves(params)
         patterns = {"tied": tied, "ignore": ignore}
@@ -104,6 +110,8 @@ class Network:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, example)
         )
         tap = Tap(apply, *structs)
+        if apply is own and is_half(tap.jaxpr.outvars[0].aval.dtype):
+            apply, tap = held, Tap(held, *structs)
         ignored = {i for i, path in enumerate(paths) if _matches(path, ignore)}
         _check_seen(tap, paths, ignored)
 

@@ -21,7 +21,7 @@ from jmpq.quantizers.products import quantize_products
 from jmpq.run.artifacts import NetworkSpec
 from jmpq.run.folder import LAYERS, TOKENIZER, RunFolder
 from jmpq.training.labels import check_split
-from jmpq.training.losses import ExampleLoss, cross_entropy
+from jmpq.training.losses import ExampleLoss, cross_entropy, has_classes
 from jmpq.zoo.architectures import PREPROCESSINGS, architecture, build_module
 from jmpq.zoo.tensor_files import header_of, weights_sha256
 from jmpq.zoo.weights import load_weights
@@ -157,6 +157,20 @@ def check_targets(network: Network, splits: Sequence[Split], loss: ExampleLoss) 
     """
     for split in splits:
         check_split(split, network.logits, classes=loss is cross_entropy)
+
+
+def check_classes(network: Network, asked: str, instead: str) -> None:
+    """Refuse what takes class probabilities of a network whose output has none.
+
+    Raises:
+        ValueError: If so; it ends with what to do `instead`.
+    """
+    output = network.tap.jaxpr.outvars[0].aval.shape[1:]
+    if not has_classes(output):
+        raise ValueError(
+            f"{asked} takes class probabilities, and the network's output for one example has "
+            f"shape {list(output)}. {instead}"
+        )
 
 
 def imported(text: str, what: str, call: str) -> Callable[..., Any]:

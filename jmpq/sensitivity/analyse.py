@@ -19,6 +19,7 @@ from jmpq.formats import Choice
 from jmpq.sensitivity.batch_memory import PassMemory, Placement, cuts, estimate_memory
 from jmpq.sensitivity.calibration_batches import batch_sizes, checked_batches
 from jmpq.sensitivity.metric import Metric, Prepares
+from jmpq.sensitivity.metrics.by_name import check_output
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, choice_members
 
@@ -80,6 +81,9 @@ def analyse(
             f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
+    if about.kl:
+        output = jax.eval_shape(moves.network.logits, batches[0][0]).shape[1:]
+        check_output(about.name, output)
     loss = None if about.kl else getattr(metric, "loss", None)
     batches = checked_batches(batches, moves.network, loss)
     sizes = batch_sizes(batches)

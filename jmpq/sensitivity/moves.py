@@ -20,6 +20,7 @@ from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import UNQUANTIZED, Choice
 from jmpq.network.network import Network
 from jmpq.network.piecewise import reverse_only
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import (
     Quantizers,
@@ -77,11 +78,14 @@ class MoveNetwork:
         return jnp.stack([quantize(jnp.array(b)) - kernel for b in scales.bits])
 
     def input_deltas(self, site: Site, x: Array) -> Float[Array, "bits ..."]:
-        """Q_b(a) − a of a site for every activation bit-width, held constant."""
+        """Q_b(a) − a of a site for every activation bit-width, held constant.
+
+        Float32 of a site in half precision.
+        """
         scales = self.quantizers.activations
         assert scales is not None
         quantize = lambda b: quantize_input(site, x, b, scales)  # noqa: E731
-        deltas = jnp.stack([quantize(jnp.array(b)) - x for b in scales.bits])
+        deltas = jnp.stack([widened(quantize(jnp.array(b))) - widened(x) for b in scales.bits])
         return jax.lax.stop_gradient(deltas)
 
     def logits(
@@ -95,7 +99,8 @@ class MoveNetwork:
         def at_site(site: Site, x: Array, op: Op) -> Array:
             kernel = site.kernel
             if (at := self._input_columns(site)).size:
-                x = x + jnp.tensordot(epsilon[at], self.input_deltas(site, x), 1)
+                change = jnp.tensordot(epsilon[at], self.input_deltas(site, x), 1)
+                x = x + change.astype(x.dtype)
             if (at := self.columns(site.layer_index, "w")).size:
                 deltas = self.weight_deltas(site.layer_index, kernel)
                 kernel = kernel + jnp.tensordot(epsilon[at], deltas, 1)
@@ -303,8 +308,8 @@ def _see_changes(
     def backward(args: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None]:
         args, cotangent = jax.lax.optimization_barrier((args, cotangent))  # not before
         batch = cotangent.shape[axis]
-        flat = jnp.moveaxis(cotangent, axis, 0).reshape(batch, -1)
-        made = jnp.moveaxis(changes(*args), axis + 1, 0)
+        flat = widened(jnp.moveaxis(cotangent, axis, 0).reshape(batch, -1))
+        made = widened(jnp.moveaxis(changes(*args), axis + 1, 0))
         slopes = jnp.einsum("nf,nkf->nk", flat, made.reshape(batch, made.shape[1], -1))
         return cotangent, slopes, None
 

@@ -3,7 +3,8 @@
 The output of an example may have positions before its classes, as the tokens of a text or the
 pixels of a segmentation: ``[*positions, classes]``. The loss of an example is then the mean
 over its positions, those with the label `IGNORED` left out. So every example counts alike,
-however many of its positions count, and standard errors are those over examples.
+however many of its positions count, and standard errors are those over examples. All are
+computed in float32 or wider, whatever the type of the output.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jmpq.network.precision import widened
 from jmpq.training.labels import IGNORED, check_label
 
 # loss(output of one example, its target) -> nats; the output is often [classes]
@@ -31,6 +33,7 @@ def cross_entropy(
         ValueError: If the label is not one whole number a position; while it is traced.
     """
     check_label(label, logits.shape)
+    logits = widened(logits)
     if not label.ndim:
         return jax.nn.logsumexp(logits) - logits[label]
     own = jnp.take_along_axis(logits, jnp.maximum(label, 0)[..., None], axis=-1)
@@ -54,7 +57,7 @@ def kl_divergence(
             "A KL divergence takes the logits of two classes or more; an example's output has "
             f"shape {list(logits.shape)}. Measure the increase of a loss instead."
         )
-    log_p, log_q = (jax.nn.log_softmax(z) for z in (reference, logits))
+    log_p, log_q = (jax.nn.log_softmax(z) for z in map(widened, (reference, logits)))
     divergences = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
     return divergences.mean() if label is None else position_mean(divergences, label)
 
@@ -86,7 +89,8 @@ def position_mean(
     counts = counted(target, values.shape)
     if counts is None:
         return values.mean()
-    return jnp.where(counts, values, 0).sum() / jnp.maximum(counts.sum(), 1)
+    number = jnp.maximum(counts.sum(), 1).astype(values.dtype)
+    return jnp.where(counts, values, 0).sum() / number
 
 
 def counted(
@@ -103,7 +107,7 @@ def has_classes(output: tuple[int, ...]) -> bool:
 
 
 def squared_error(
-    outputs: Float[Array, "*output"], target: Float[Array, "..."]
+    outputs: Float[Array, "*output"], target: Shaped[Array, "..."]
 ) -> Float[Array, ""]:
     """½‖outputs − target‖² of one example: nats of a Gaussian of variance one, less a constant.
 
@@ -112,4 +116,5 @@ def squared_error(
     Gauss-Newton matrix mean uuᵀ, and the empirical Fisher, which has the residual as a factor,
     is zero. With labels that matrix is the same and the Fisher is not.
     """
-    return 0.5 * jnp.square(outputs - target).sum()
+    outputs = widened(outputs)
+    return 0.5 * jnp.square(outputs - target.astype(outputs.dtype)).sum()

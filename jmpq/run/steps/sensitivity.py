@@ -35,7 +35,13 @@ from jmpq.sensitivity.batch_memory import PassMemory
 from jmpq.sensitivity.calibration_batches import batch_sizes
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
-from jmpq.sensitivity.metrics.by_name import RIVALS, MetricName, make_metric
+from jmpq.sensitivity.metrics.by_name import (
+    OF_CLASSES,
+    RIVALS,
+    MetricName,
+    check_output,
+    make_metric,
+)
 from jmpq.sensitivity.metrics.measured_moves import float_logits
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, load_sensitivities, save_sensitivities
@@ -99,6 +105,8 @@ def _sensitivity(
         dataset, options.calibration_from, examples=options.examples, seed=options.seed
     )
     check_targets(network, (split, rest), find_loss(measured_loss(options.loss)))
+    for name in set(_metrics(options)) & set(OF_CLASSES):
+        check_output(name, network.tap.jaxpr.outvars[0].aval.shape[1:])
     examples = batches(split, options.batch_size, last="keep")
     inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
     drawn = {"split": split.record(), "batch_size": options.batch_size}

@@ -227,7 +227,7 @@ def shifted_logits(
     """Logits with other kernels, and with shifts added to the inputs of the sites."""
 
     def shift(site: Site, x: Array, op: Op) -> Array:
-        x = x + shifts[site.index] if site.has_input else x
+        x = x + shifts[site.index].astype(x.dtype) if site.has_input else x
         return op(x, kernels[site.layer_index])
 
     return network.run(inputs, shift)

@@ -157,7 +157,7 @@ def _random_factors(
         return factors
     counts = counted(target, z.shape[:-1])
     counts = jnp.ones(z.shape[:-1], bool) if counts is None else counts
-    weights = counts / jnp.maximum(counts.sum(), 1).astype(z.dtype)
+    weights = counts.astype(z.dtype) / jnp.maximum(counts.sum(), 1).astype(z.dtype)
     return factors * jnp.sqrt(weights)[None, ..., None]
 
 
