@@ -1,10 +1,13 @@
 """Kinds of artifacts: the header that every file carries, and one way to refuse a wrong one.
 
-An artifact is what a step leaves in a run folder. Its header names its schema and version; a
-file of another one is refused in one line that says which step to run again.
+An artifact is what a step leaves in a run folder. Its header names its schema and version, and
+has a hash of every field and array. A file of another version, or one that was changed after it
+was written, is refused in one line that says what changed and which step to run again.
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -12,10 +15,12 @@ import struct
 import types
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from jmpq.files import atomic_file, json_sha256, write_json
 
 # What a spoilt npz file makes zipfile, zlib, NumPy and json raise.
 _SPOILT = (
@@ -24,6 +29,7 @@ _SPOILT = (
 )  # fmt: skip
 
 PLANS = "plans"  # folder of a run with a folder for every plan that has a name
+CONTENT, _DIGITS = "content_sha256", 16  # field of the hashes; digits that are kept of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +72,8 @@ class ArtifactKind:
         if (schema, version) != tuple(self.header.values()):
             raise ValueError(
                 f"{path} has schema {schema!r} version {version!r}; this jmpq reads "
-                f"'jmpq/{self.name}' version {self.version}: {self.command(path)} again."
+                f"'jmpq/{self.name}' version {self.version}: {self.command(path, anew=True)} "
+                "again."
             )
 
     def read_json(self, path: pathlib.Path) -> dict[str, Any]:
@@ -74,15 +81,47 @@ class ArtifactKind:
 
         Raises:
             FileNotFoundError: If it is not there.
-            ValueError: If it is not JSON, or of another kind or version.
+            ValueError: If it is not JSON, of another kind or version, or was changed after it
+                was written; the fields are named.
+        """
+        record, changed = self.read_edited(path)
+        self.refuse_changed(path, changed)
+        return record
+
+    def read_edited(self, path: pathlib.Path) -> tuple[dict[str, Any], list[str]]:
+        """As `read_json`, with the names of changed fields in the place of an error.
+
+        For readers that can say more about a changed field; `refuse_changed` comes after them.
         """
         try:
-            text = self.existing(path).read_text(encoding="utf-8")
-            record = json.loads(text, parse_constant=_refuse_constant)
+            record = json.loads(self.existing(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise self.unusable(path, f"not readable JSON: {error}") from error
         self.check(path, record)
-        return {key: value for key, value in record.items() if key not in self.header}
+        stored = record.pop(CONTENT, None)
+        fields = {key: value for key, value in record.items() if key not in self.header}
+        return fields, changed_names(stored, content_hashes(fields))
+
+    def write_json(
+        self,
+        path: pathlib.Path,
+        fields: Mapping[str, Any],
+        default: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Write a JSON file of this kind, whole or not at all.
+
+        Args:
+            path: The file.
+            fields: Its content.
+            default: JSON values of what JSON does not know, as of `json.dumps`.
+
+        Raises:
+            OSError: If the file cannot be written.
+            TypeError: If a value is not JSON.
+            ValueError: If a number is NaN or infinite.
+        """
+        plain = json.loads(json.dumps(fields, default=default, allow_nan=False))
+        write_json(path, self.header | plain | {CONTENT: content_hashes(plain)})
 
     def read_npz(
         self, path: pathlib.Path, what: str
@@ -95,31 +134,117 @@ class ArtifactKind:
 
         Raises:
             FileNotFoundError: If it is not there.
-            ValueError: If it cannot be read, or is of another kind or version.
+            ValueError: If it cannot be read, is of another kind or version, or was changed
+                after it was written; the arrays are named.
         """
         self.existing(path := pathlib.Path(path))
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = dict(stored)
-            header = json.loads(str(arrays.pop("header")), parse_constant=_refuse_constant)
+            header = json.loads(str(arrays.pop("header")))
         except _SPOILT as error:
             raise self.unusable(path, f"not {what}") from error
         self.check(path, header)
-        return header, arrays
+        written = header.pop(CONTENT, None)
+        fields = {key: value for key, value in header.items() if key not in self.header}
+        self.refuse_changed(path, changed_names(written, content_hashes(fields, arrays)))
+        return fields, arrays
+
+    def write_npz(
+        self,
+        path: pathlib.Path,
+        fields: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        *,
+        compress: bool = False,
+    ) -> None:
+        """Write an npz file of this kind, whole or not at all.
+
+        Args:
+            path: The file.
+            fields: JSON values of its header, by names that no array has.
+            arrays: Its arrays.
+            compress: Whether arrays are compressed.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        plain = json.loads(json.dumps(fields))
+        header = self.header | plain | {CONTENT: content_hashes(plain, arrays)}
+        save = np.savez_compressed if compress else np.savez
+        with atomic_file(path) as file:
+            save(file, header=np.array(json.dumps(header)), **arrays)  # type: ignore[arg-type]
+
+    def refuse_changed(self, path: pathlib.Path, changed: Sequence[str]) -> None:
+        """Refuse a file of which some fields or arrays are not those that were written.
+
+        Raises:
+            ValueError: If there are any; it names them.
+        """
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            names = ", ".join(changed[:3]) + more
+            raise self.edited(path, f"changed after it was written: {names}")
+
+    def edited(self, path: pathlib.Path, reason: object) -> ValueError:
+        """The error for a file that does not agree with itself, as one edited by hand."""
+        error = str(self.unusable(path, reason))
+        if self.step != "solve":
+            return ValueError(error)
+        run, plan = _run_of(path)
+        option = f" --plan {plan}" if plan else ""
+        advice = f"`jmpq evaluate {run}{option} --allocation FILE` measures bits of your own."
+        return ValueError(f"{error} {advice}")
 
     def unusable(self, path: pathlib.Path, reason: object) -> ValueError:
         """The error for a file that cannot be used."""
         why = f"{reason} is missing" if isinstance(reason, KeyError) else str(reason)
         why = why.rstrip(".")
-        return ValueError(f"{path} cannot be used ({why}): {self.command(path)} again.")
+        command = self.command(path, anew=True)
+        return ValueError(f"{path} cannot be used ({why}): {command} again.")
 
-    def command(self, path: pathlib.Path) -> str:
-        """What to do about a file, but for when."""
-        folder = path.parent
-        if folder.parent.name != PLANS:
-            return f"run `jmpq {self.step} {folder}`"
-        option = "--name" if self.step == "solve" else "--plan"
-        return f"run `jmpq {self.step} {folder.parent.parent} {option} {folder.name}`"
+    def command(self, path: pathlib.Path, *, anew: bool = False) -> str:
+        """What to do about a file, but for when.
+
+        Args:
+            path: The file.
+            anew: Whether what lies there is written over, which `jmpq solve` has to be told.
+        """
+        run, plan = _run_of(path)
+        solves = self.step == "solve"
+        words = ["jmpq", self.step, str(run)]
+        words += ["--name" if solves else "--plan", plan] if plan else []
+        words += ["--replace"] if solves and anew else []
+        return f"run `{' '.join(words)}`"
+
+
+def _run_of(path: pathlib.Path) -> tuple[pathlib.Path, str | None]:
+    """Run folder of an artifact, and the name of its plan, if it has one."""
+    folder = path.parent
+    return (
+        (folder.parent.parent, folder.name) if folder.parent.name == PLANS else (folder, None)
+    )
+
+
+def content_hashes(
+    fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray] = types.MappingProxyType({})
+) -> dict[str, str]:
+    """Hash of every JSON field, and of dtype, shape and bytes of every array, by name."""
+    hashes = {name: json_sha256(value)[:_DIGITS] for name, value in fields.items()}
+    for name, array in arrays.items():
+        digest = hashlib.sha256(json.dumps([array.dtype.str, array.shape]).encode())
+        plain = array.dtype.kind in "biufc"  # others, as text, have no buffer to hash
+        digest.update(np.ascontiguousarray(array).data if plain else array.tobytes())
+        hashes[name] = digest.hexdigest()[:_DIGITS]
+    return hashes
+
+
+def changed_names(written: Any, found: Mapping[str, str]) -> list[str]:
+    """Names of what is not as it was written: changed, added or removed."""
+    if not isinstance(written, Mapping):
+        return [CONTENT]
+    names = dict.fromkeys((*found, *written))
+    return [name for name in names if written.get(name) != found.get(name)]
 
 
 def fields_of(
@@ -150,10 +275,13 @@ def fields_of(
     known = {field.name for field in fields}
     if unknown := sorted(set(record) - known - set(ignore)):
         raise ValueError(f"{what} has unknown fields: {', '.join(unknown)}.")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name in known & set(record):
         check_json(hints[name], record[name], f"{name} of {what}")
     return {key: value for key, value in record.items() if key in known}
+
+
+_hints = functools.cache(get_type_hints)
 
 
 def check_json(annotation: Any, value: Any, what: str) -> None:
@@ -234,7 +362,3 @@ def check_array(array: Any, shape: tuple[int, ...], what: str, *, finite: bool =
         raise ValueError(f"{what} has shape {array.shape}, expected {shape}")
     if finite and not np.isfinite(array).all():
         raise ValueError(f"{what} has NaN or infinite values")
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"it holds {text}, which is no JSON number")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import importlib.metadata
 import io
@@ -20,7 +21,8 @@ def atomic_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends without an error.
 
     Raises:
-        OSError: One line, if the folder cannot be made or written, or `path` is a folder.
+        OSError: One line, if the folder cannot be made or written, the disk is full, or `path`
+            is a folder. What lay there stays as it was.
     """
     path = pathlib.Path(path)
     # The name is known before the file is there: an interrupt at any moment removes it.
@@ -28,10 +30,8 @@ def atomic_file(path: pathlib.Path) -> Iterator[IO[bytes]]:
     try:
         with named_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = name.open("xb")
-        with file:
-            yield file
-        with named_errors(path):
+            with name.open("xb") as file:
+                yield file
             os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -55,12 +55,12 @@ def named_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror
+        reason, advice = error.strerror or str(error), "Choose another folder for the results."
         if isinstance(error, (FileExistsError, NotADirectoryError)):
             reason = "there is a file in the place of its folder"
-        raise OSError(
-            f"Cannot write {path}: {reason}. Choose another folder for the results."
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "Free some space and run this step again; what was there is as it was."
+        raise OSError(f"Cannot write {path}: {reason}. {advice}") from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -8,6 +8,7 @@ the result. The same call again then goes on where it stopped, to identical numb
 import json
 import math
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ import numpy as np
 
 from jmpq.files import atomic_file, json_sha256, named_errors
 
-SCHEMA, VERSION = "jmpq/journal", 1
+SCHEMA, VERSION = "jmpq/journal", 2
+_START = rb'\{"key": '  # of the line of an entry
 
 
 class Entry(NamedTuple):
@@ -31,8 +33,8 @@ class Journal:
 
     The file is a line of JSON for each entry, followed by the bytes of its arrays, if any.
     The first line says what the entries belong to. An entry that was cut off is dropped,
-    and so is one whose arrays are not those that were written. The file appears with the first
-    entry; arrays stay in it until they are asked for.
+    and so is one that is not as it was written, by its checksums; those after it count. The
+    file appears with the first entry; arrays stay in it until they are asked for.
 
     Args:
         path: The file; None keeps nothing.
@@ -115,15 +117,19 @@ class Journal:
             if _line(file.readline()) != self._header:
                 return
             self._end = file.tell()
-            while isinstance(line := _line(file.readline()), dict):
-                try:
-                    end = file.tell() + _array_bytes(line)
-                    key = str(line["key"])
-                except (KeyError, TypeError, ValueError):
-                    return
+            while text := file.readline():
+                # Bytes that are no entry are passed over. An entry begins anywhere in a line,
+                # behind the arrays of one that was spoilt, and is known by its checksum.
+                starts = (found.start() for found in re.finditer(_START, text))
+                entries = ((start, _entry(text[start:])) for start in starts)
+                start, line = next((x for x in entries if x[1] is not None), (0, None))
+                if line is None:
+                    continue
+                begin, end = file.tell() - len(text) + start, file.tell() + _array_bytes(line)
                 if end > size:
                     return
-                self._places[key], self._end = (self._end, end), end
+                self._places[line["key"]] = (begin, end)
+                self._end = end
                 file.seek(end)
 
     def _read(self, key: str) -> bytes | None:
@@ -134,7 +140,10 @@ class Journal:
             file.seek(start)
             record = file.read(end - start)
         line, _, data = record.partition(b"\n")
-        return record if zlib.crc32(data) == json.loads(line)["crc32"] else None
+        found = _entry(line + b"\n")
+        if found is None or found["key"] != key or zlib.crc32(data) != found["crc32"]:
+            return None
+        return record
 
 
 def _record(key: str, value: Any, arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -146,6 +155,7 @@ def _record(key: str, value: Any, arrays: Mapping[str, np.ndarray]) -> bytes:
         "arrays": [[name, x.dtype.str, x.shape] for name, x in contiguous.items()],
         "crc32": zlib.crc32(data),
     }
+    line["line_crc32"] = _checksum(line)
     return json.dumps(line, allow_nan=False).encode() + b"\n" + data
 
 
@@ -163,8 +173,23 @@ def _line(text: bytes) -> Any:
     """The JSON value of a whole line, else None."""
     try:
         return json.loads(text) if text.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def _entry(text: bytes) -> dict[str, Any] | None:
+    """What the line of a whole entry says, else None."""
+    line = _line(text)
+    try:
+        whole = isinstance(line, dict) and line.pop("line_crc32", None) == _checksum(line)
+    except ValueError:  # NaN, which no entry has
+        return None
+    return line if whole else None
+
+
+def _checksum(line: Mapping[str, Any]) -> int:
+    """Checksum of an entry's line; a value that was read gives that of the one written."""
+    return zlib.crc32(json.dumps(line, allow_nan=False).encode())
 
 
 def _array_bytes(line: Mapping[str, Any]) -> int:

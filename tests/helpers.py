@@ -1,8 +1,10 @@
 """Small networks and data that the tests share."""
 
 import json
+import pathlib
 import re
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.allocation import Allocation
+from jmpq.artifact import CONTENT, content_hashes
 from jmpq.network.network import Network
 
 
@@ -118,5 +121,25 @@ def batch_seconds(partial):
     """Seconds of the batches that an interrupted analysis left in its journal, in order."""
     if not partial.exists():
         return []
-    rows = re.findall(rb'{"key": .*?"crc32": \d+}', partial.read_bytes(), re.DOTALL)
+    rows = re.findall(rb'{"key": .*?"line_crc32": \d+}', partial.read_bytes(), re.DOTALL)
     return [json.loads(row)["value"]["seconds"] for row in rows]
+
+
+def rewritten(path: pathlib.Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the fields of a JSON artifact, or the header of an npz one, as its writer would.
+
+    The hash of its content is that of the new content.
+    """
+    arrays = {}
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            arrays = dict(stored)
+    record = json.loads(str(arrays.pop("header")) if arrays else path.read_text())
+    change(record)
+    if record.pop(CONTENT, None) is not None:
+        fields = {k: v for k, v in record.items() if k not in ("schema", "version")}
+        record[CONTENT] = content_hashes(fields, arrays)
+    if path.suffix == ".npz":
+        np.savez(path, header=np.array(json.dumps(record)), **arrays)
+    else:
+        path.write_text(json.dumps(record))

@@ -1,4 +1,5 @@
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -37,6 +38,23 @@ def test_an_error_leaves_what_was_there(tmp_path, error, old):
         fail()
     assert sorted(tmp_path.iterdir()) == before
     assert old is None or path.read_bytes() == old
+
+
+def test_a_full_disk_is_named_with_the_file_and_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.json"
+    files.write_json(path, {"old": 1})
+    before = path.read_bytes()
+
+    def fill():
+        with files.atomic_file(path) as file:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    match = rf"Cannot write {path}: No space left on device. Free some space and run this step"
+    with pytest.raises(OSError, match=match):
+        fill()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

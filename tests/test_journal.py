@@ -86,6 +86,39 @@ def test_arrays_that_changed_are_done_again(tmp_path):
     assert_holds(Journal(path, WORK), ENTRIES)
 
 
+def test_an_entry_that_changed_anywhere_is_done_again_and_those_after_it_count(tmp_path):
+    path = tmp_path / "journal"
+    write(path)
+    whole = path.read_bytes()
+    starts = [whole.index(b'{"key": '), *(
+        whole.index(json.dumps({"key": key})[:-1].encode()) for key in list(ENTRIES)[1:]
+    ), len(whole)]  # fmt: skip
+    for at in range(starts[0], len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        (spoilt,) = [k for k, a, b in zip(ENTRIES, starts, starts[1:], strict=False)
+                     if a <= at < b]  # fmt: skip
+        journal = Journal(path, WORK)
+        assert journal.get(spoilt) is None, at
+        assert_holds(journal, {k: v for k, v in ENTRIES.items() if k != spoilt})
+    value, arrays = ENTRIES[spoilt]
+    journal.keep(spoilt, value, arrays)
+    assert_holds(Journal(path, WORK), ENTRIES)
+
+
+def test_a_value_edited_by_hand_is_done_again(tmp_path):
+    path = tmp_path / "journal"
+    write(path)
+    for other in (b'"seconds": 2.5', b'"seconds": NaN', b'"second": 1.5', b'"seconds": 1.5 '):
+        path.write_bytes(path.read_bytes().replace(b'"seconds": 1.5', other))
+        journal = Journal(path, WORK)
+        rest = {k: v for k, v in ENTRIES.items() if k != "0"}
+        assert_holds(journal, rest)
+        if other != b'"seconds": 1.5 ':  # the same value, written in another way
+            assert journal.get("0") is None
+            journal.keep("0", *ENTRIES["0"])
+        assert_holds(Journal(path, WORK), ENTRIES)
+
+
 @pytest.mark.parametrize("text", [b"", b'{"of"', b"[]\n", b"\xff\xfe\n", b"nonsense"])
 def test_a_file_of_something_else_is_begun_anew_or_refused(tmp_path, text):
     path = tmp_path / "journal"

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import get_origin
 
 from jmpq.run import options
+from jmpq.text import did_you_mean
 
 _BOX = re.compile(
     r"[│╭╮╰╯]|─ .* ─+|^Value error\s+-+\s*$"
 )  # what the parser draws around its messages
 _RULE = re.compile("[─-]{3,}")
 _CONSTRUCTED = re.compile(r"Error parsing [\w.-]*(dummy|options)[\w.-]*: ")
+_QUOTED = re.compile("'([^']*)'")
+_CHOICE = re.compile(r"invalid choice '(.*?)' for argument .* Expected one of (\(.*\))")
 _NUMBER = {
     re.compile(r"invalid literal for int\(\) with base 10: (.*)"): r"\1 is not a whole number.",
     re.compile(r"could not convert string to float: (.*)"): r"\1 is not a number.",
@@ -57,11 +60,15 @@ def one_line(panel: str) -> str:
     said = _CONSTRUCTED.sub("", " ".join(said.split()))
     for pattern, meaning in _NUMBER.items():
         said = pattern.sub(meaning, said)
+    if choice := _CHOICE.search(said):
+        said = said.rstrip(".") + f".{did_you_mean(choice[1], re.findall(_QUOTED, choice[2]))}"
     for part in rest:
         if part.startswith("Perhaps you meant:"):
             return f"{said}. Perhaps you meant {part.split()[3]}."
         if part.startswith("Available subcommands:"):
-            return f"{said}. {' '.join(part.split())}."
+            unknown, known = said.partition(": ")[2].split(",")[0], part.partition(":")[2]
+            hint = did_you_mean(unknown, re.findall(r"\w+", known))
+            return f"{said}.{hint} {' '.join(part.split())}."
     return said
 
 

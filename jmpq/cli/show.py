@@ -29,6 +29,8 @@ def show_layers(layers: LayerTable) -> None:
         f"{len(layers.layers)} layers, {parameters:,} parameters, {macs:,} MACs per "
         f"example; {layers.other_parameters:,} other parameters stay unquantized."
     )
+    if layers.unused:
+        console.print(f"Unused, they do not reach the output: {', '.join(layers.unused)}.")
     if layers.data_note:
         console.print(layers.data_note)
     if layers.equalized:

@@ -10,6 +10,7 @@ from jmpq.data.glue import glue
 from jmpq.data.image_folder import image_folder
 from jmpq.data.imagenet import PREPARED, imagenet_sample, prepared_imagenet
 from jmpq.data.tokens import Tokenizer
+from jmpq.text import did_you_mean
 from jmpq.zoo.architectures import Preprocessing
 
 DatasetName = Literal[
@@ -47,8 +48,11 @@ def load_dataset(
         FileNotFoundError: If its data are not there.
     """
     if name not in get_args(DatasetName):
-        names = ", ".join(get_args(DatasetName))
-        raise ValueError(f"There is no data set {name!r}; choose one of {names}.")
+        known = get_args(DatasetName)
+        raise ValueError(
+            f"There is no data set {name!r}.{did_you_mean(name, known)} Choose one of "
+            f"{', '.join(known)}."
+        )
     if name == "sst2":
         if tokenizer is None:
             raise ValueError(

@@ -282,7 +282,7 @@ def start(
         learned["scale"] = jax.tree.map(jnp.array, scale)
     state = {
         "learned": learned,
-        "optimizer": _optimizer(config, total).init(learned),
+        "optimizer": _optimizer(network, config, total).init(learned),
         "step": jnp.zeros((), jnp.int32),
     }
     return fixed, state
@@ -306,7 +306,7 @@ def finetune_step(
     loss, gradient = jax.value_and_grad(mean_loss)(
         state["learned"], fixed, inputs, labels, teacher, config
     )
-    optimizer = _optimizer(config, total)
+    optimizer = _optimizer(fixed.network, config, total)
     updates, memory = optimizer.update(gradient, state["optimizer"], state["learned"])
     learned: Any = optax.apply_updates(state["learned"], updates)
     if config.method == "lsq":
@@ -366,13 +366,19 @@ def _tied(network: Network, params: PyTree) -> PyTree:
     return network.with_kernels(network.kernels(params), params)
 
 
-def _optimizer(config: FinetuneConfig, total: int) -> optax.GradientTransformation:
+def _optimizer(
+    network: Network, config: FinetuneConfig, total: int
+) -> optax.GradientTransformation:
     """That of the parameters, and the same at another learning rate for scales."""
+
+    def kernels(learned: dict[str, PyTree]) -> dict[str, PyTree]:
+        return {**learned, "params": network.tap.pieces.kernels(learned["params"])}
+
     rate = config.scale_learning_rate * config.training.learning_rate
     slower = dataclasses.replace(config.training, learning_rate=rate)
     return optax.multi_transform(
         {
-            "params": make_optimizer(config.training, total),
+            "params": make_optimizer(config.training, total, kernels),
             "scale": make_optimizer(slower, total),  # without decay: they are vectors
         },
         {"params": "params", "scale": "scale"}

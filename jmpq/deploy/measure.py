@@ -28,8 +28,10 @@ from jmpq.deploy.correction import (
     output_moments,
 )
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
+from jmpq.journal import Journal
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.text import plural, printed
 from jmpq.training.evaluate import standard_error
 from jmpq.training.labels import check_labels
 from jmpq.training.losses import (
@@ -41,6 +43,7 @@ from jmpq.training.losses import (
 )
 
 CANDIDATES_PER_CALL = 8
+REFERENCE_BYTES = 2**26  # of float logits that a journal keeps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,16 @@ class Outcome:
     top5_sem: float
     agreement: float
 
+    def __repr__(self) -> str:
+        return printed(
+            f"Outcome on {plural(self.examples, 'example')}: loss {self.loss:.4g} ± "
+            f"{self.loss_sem:.2g}, increase {self.increase:.4g} ± {self.increase_sem:.2g}, KL "
+            f"divergence {self.kl:.4g} ± {self.kl_sem:.2g} nats per example",
+            f"top-1 {100 * self.top1:.2f} ± {100 * self.top1_sem:.2f} %, top-5 "
+            f"{100 * self.top5:.2f} %, agrees with the float network on "
+            f"{100 * self.agreement:.2f} %",
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN and infinite numbers (a destroyed network) become None."""
         values = dataclasses.asdict(self)
@@ -108,6 +121,7 @@ class Evaluator:
             nothing else is said.
         mesh: Devices over which the examples of a batch are spread
             (`jmpq.devices.device_mesh`); outcomes are the same up to rounding.
+        journal: Keeps the float logits of the batches, up to `REFERENCE_BYTES`.
 
     Raises:
         ValueError: If there is something to correct and no examples, or the quantizers are
@@ -127,6 +141,7 @@ class Evaluator:
         corrections: Corrections | None = None,
         reference: Network | None = None,
         mesh: Mesh | None = None,
+        journal: Journal | None = None,
     ) -> None:
         if correct != "none" and examples is None:
             raise ValueError(
@@ -141,7 +156,19 @@ class Evaluator:
         self.fixed = corrections or {}
         self.float_network = network if reference is None else reference
         self._placed: dict[int, tuple[Network, Network, Quantizers]] = {}  # by shards
+        self._journal = Journal(None, None) if journal is None else journal
         self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
+
+    def __repr__(self) -> str:
+        devices = 1 if self.mesh is None else self.mesh.size
+        return printed(
+            f"Evaluator of {plural(len(self.network.layers), 'layer')}: loss, KL divergence "
+            "and accuracy of allocations",
+            f"{self.quantizers!r}",
+            f"loss {getattr(self.loss, '__name__', self.loss)}, correction "
+            f"{'given' if self.fixed else self.correct}, "
+            f"{self.candidates_per_call} allocations a call, {plural(devices, 'device')}",
+        )
 
     def _place(self, tree: PyTree) -> PyTree:
         """Rows of examples on the devices."""
@@ -169,15 +196,25 @@ class Evaluator:
         """Per batch: float logits, float losses, and which examples count."""
         if self._reference is None:
             self._reference = []
-            for batch in self.batches():
-                inputs, labels = self._place((batch.inputs, batch.labels))
-                _, network, _ = self._models(inputs)
-                z = _float_logits(network, inputs)
-                classes = self.loss is cross_entropy
-                check_labels(batch.labels, z.shape, "the examples", classes=classes)
-                losses = _losses(self.loss, z, labels)
+            left = REFERENCE_BYTES
+            for number, batch in enumerate(self.batches()):
                 counts = np.asarray(batch.weights) > 0
-                self._reference.append((z, to_host(losses).astype(np.float64), counts))
+                key = f"float logits {len(counts)} {number}"
+                if (entry := self._journal.get(key)) is not None:
+                    z, losses = (
+                        self._place(jnp.asarray(entry.arrays["z"])),
+                        entry.arrays["losses"],
+                    )
+                else:
+                    inputs, labels = self._place((batch.inputs, batch.labels))
+                    _, network, _ = self._models(inputs)
+                    z = _float_logits(network, inputs)
+                    classes = self.loss is cross_entropy
+                    check_labels(batch.labels, z.shape, "the examples", classes=classes)
+                    losses = to_host(_losses(self.loss, z, labels)).astype(np.float64)
+                    if (left := left - z.nbytes) >= 0:
+                        self._journal.keep(key, arrays={"z": to_host(z), "losses": losses})
+                self._reference.append((z, losses, counts))
         return self._reference
 
     def float_outcome(self) -> Outcome:
@@ -241,6 +278,7 @@ class Evaluator:
             quantizers,
             self.correct,
             jnp.array(self._padded(bits)),
+            len(bits),
             self._place(self.examples),
             self._moments,
         )
@@ -277,6 +315,7 @@ class Evaluator:
             quantizers,
             self.loss,
             jnp.array(self._padded(bits)),
+            len(bits),
             jax.tree.map(self._padded, corrections),
             inputs,
             labels,
@@ -313,12 +352,13 @@ def _scores(
     quantizers: Quantizers,
     loss: ExampleLoss,
     bits: Int[Array, "candidates 2 layers"],
+    count: Int[Array, ""] | int,
     corrections: Corrections,
     inputs: PyTree,
     labels: Array,
     z: Float[Array, "batch *output"],
 ) -> Float[Array, "candidates 5 batch"]:
-    """Loss, KL, in the top one and five, agrees, of every candidate and example."""
+    """Loss, KL, in the top one and five, agrees, of the first candidates and every example."""
 
     def score(candidate: tuple[Array, Corrections]) -> Float[Array, "5 batch"]:
         (w_bits, a_bits), corrections = candidate
@@ -327,7 +367,7 @@ def _scores(
             [jax.vmap(loss)(q, labels).astype(q.dtype), *_class_scores(q, z, labels)]
         )
 
-    return jax.lax.map(score, (bits, corrections))
+    return _map_first(score, count, (bits, corrections))
 
 
 @jax.jit
@@ -353,13 +393,35 @@ def _corrections(
     quantizers: Quantizers,
     kind: Literal["bias", "batch_norm"],
     bits: Int[Array, "candidates 2 layers"],
+    count: Int[Array, ""] | int,
     inputs: PyTree,
     moments: dict[int, Moments],
 ) -> Corrections:
-    """Corrections of every candidate, which are the first axis."""
-    return jax.lax.map(
-        lambda b: find_corrections(network, quantizers, b[0], b[1], inputs, moments, kind), bits
+    """Corrections of the first candidates, which are the first axis."""
+    return _map_first(
+        lambda b: find_corrections(network, quantizers, b[0], b[1], inputs, moments, kind),
+        count,
+        bits,
     )
+
+
+def _map_first(
+    function: Callable[[PyTree], PyTree], count: Int[Array, ""] | int, rows: PyTree
+) -> PyTree:
+    """`jax.lax.map` over the first `count` rows, a traced number; zeros for the others."""
+
+    def row(i: Int[Array, ""] | int) -> PyTree:
+        return jax.tree.map(lambda x: x[i], rows)
+
+    size = jax.tree.leaves(rows)[0].shape[0]
+    zeros = jax.tree.map(
+        lambda y: jnp.zeros((size, *y.shape), y.dtype), jax.eval_shape(function, row(0))
+    )
+
+    def step(i: Int[Array, ""], made: PyTree) -> PyTree:
+        return jax.tree.map(lambda all_, y: all_.at[i].set(y), made, function(row(i)))
+
+    return jax.lax.fori_loop(0, count, step, zeros)
 
 
 def among(

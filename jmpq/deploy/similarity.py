@@ -19,6 +19,7 @@ from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
 from jmpq.quantizers.spec import InputSpec
+from jmpq.text import plural, printed
 from jmpq.training.evaluate import standard_error
 
 RESAMPLES = 200  # of the bootstrap
@@ -78,6 +79,13 @@ class SimilarityEvaluator:
     ) -> None:
         self.network, self.quantizers = network, quantizers
         self.batches, self.seed = batches, seed
+
+    def __repr__(self) -> str:
+        return printed(
+            f"SimilarityEvaluator of {plural(len(self.network.layers), 'layer')}: rank "
+            "correlation of allocations with people's scores",
+            f"{self.quantizers!r}",
+        )
 
     @functools.cached_property
     def reference(self) -> tuple[Examples, Examples]:

@@ -13,8 +13,12 @@ How it works, from the bottom up:
 
 - `walk`: one walk over a jaxpr; a rule says what an equation does to the values that flow.
 - `sites`: an operation with a kernel, its geometry, and its use in a network.
+- `unroll`: loops over stacked layers written out, so that ``layers/mlp/kernel[3]`` is a kernel.
 - `tap`: finds the operations of a function, evaluates it with a callback at each, and says
   which kernels it cannot reach and why.
+- `outputs`: the one array of a function's outputs that is analysed; what does not reach it is
+  left out.
+- `independence`: whether an example's output depends on the rest of its batch.
 - `network`: layers by name, sites, runs.
 
 Rules of the same walk read the graph: `ties` (layers that should share bits), `channels`
@@ -22,5 +26,20 @@ Rules of the same walk read the graph: `ties` (layers that should share bits), `
 Transforms give another network: `fold` (batch normalisation), `equalize` (ranges of channels,
 caps); `precision` runs the products in a lower precision. `patches` writes a layer as a
 matrix product. `layers` is the layer table by itself, which needs no JAX; `tree_paths` names
-the leaves of parameters.
+the leaves of parameters and the pieces of those that are stacks.
 """
+
+from jmpq.lazy import attach
+
+_HOMES = {
+    "network": ("Network",),
+    "layers": ("Layer", "layers_from_json", "layers_to_json"),
+    "sites": ("Op", "Site"),
+    "tap": ("Tap",),
+    "fold": ("fold_batch_norm",),
+    "equalize": ("equalize_ranges",),
+    "piecewise": ("piecewise_linear",),
+}
+__getattr__, __dir__, __all__ = attach(
+    __name__, _HOMES, ("channels", "layers", "patches", "precision", "sites", "ties", "walk")
+)

@@ -46,7 +46,7 @@ class _Fixed:
     """A value that does not depend on the inputs.
 
     Attributes:
-        leaf: The parameter that it is, rearranged or broadcast; None otherwise.
+        leaf: The piece of the parameters that it is, rearranged or broadcast; None otherwise.
         axis: The only axis longer than one.
         zero: Whether it is known to be zero.
     """
@@ -74,7 +74,7 @@ class Channels:
         args: list[_Value] = [
             _Fixed(leaf=i, axis=_long_axis(v.aval.shape)) for i, v in enumerate(jaxpr.invars)
         ]
-        count = len(jax.tree.leaves(network.params))
+        count = len(jaxpr.invars) - len(jax.tree.leaves(network.tap.inputs))
         args[count:] = [None] * (len(args) - count)
         constant = lambda array: _Fixed(zero=not np.any(array))  # noqa: E731
         walk(jaxpr, consts, args, self._visit, constant=constant, read=self._read)

@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
@@ -69,7 +68,7 @@ def equalize_ranges(
             "off (--without-caps; in Python `without_caps`)."
         )
     operations = [site.operation for site in network.sites]
-    leaves, tree = jax.tree.flatten(network.params)
+    leaves = network.tap.pieces.split(network.params)
     scales = _scales(operations, pairs, leaves, tolerance, max_passes)
     for (first, second, addends), scale in zip(pairs, scales, strict=True):
         one, two = operations[first], operations[second]
@@ -78,7 +77,7 @@ def equalize_ranges(
         for leaf in addends:
             divided = np.asarray(leaves[leaf]) / scale.reshape(leaves[leaf].shape)
             leaves[leaf] = jnp.asarray(divided, leaves[leaf].dtype)
-    return dataclasses.replace(network, params=jax.tree.unflatten(tree, leaves))
+    return dataclasses.replace(network, params=network.tap.pieces.join(leaves, network.params))
 
 
 def without_caps(network: Network) -> Network:
@@ -105,7 +104,7 @@ def without_caps(network: Network) -> Network:
     def apply(params: PyTree, inputs: PyTree) -> Array:
         return network.tap.run(params, inputs, rule=rule, enter_all=True)
 
-    capless = Tap(apply, network.tap.params, network.tap.inputs)
+    capless = Tap(apply, network.tap.params, network.tap.inputs, network.tap.pieces)
     if not taken:
         raise ValueError("Nothing in the network is capped: there is no min(x, constant).")
     return dataclasses.replace(network, apply=apply, tap=capless)

@@ -1,5 +1,6 @@
 """Batch normalisation folded into the kernels before it: the same function, other variables."""
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ def fold_batch_norm(
     Where a normalisation reads the output of an ``nn.Conv`` or ``nn.Dense`` itself, kernel and
     bias of that layer are scaled by γ/σ, channel by channel; the normalisation keeps scale 1,
     variance 1, and the shift β − μγ/σ as its bias. Nothing is folded where a normalisation
-    reads anything else, or the layer is called more than once.
+    or a layer is called another time without the other. Layers of a loop (``nn.scan``) are
+    folded where variables are stacked along the first axis.
 
     Args:
         module: Called as ``module.apply(variables, inputs, **call)``.
@@ -32,7 +34,7 @@ def fold_batch_norm(
         that the layer's output is read by nothing but the normalisation.
 
     Raises:
-        ValueError: If there is no batch normalisation to fold.
+        ValueError: If there is no batch normalisation to fold, or layers are stacked otherwise.
     """
     folded = {collection: _copied(tree) for collection, tree in variables.items()}
     pairs = _pairs(module, variables, example, call)
@@ -44,10 +46,12 @@ def fold_batch_norm(
     for layer, norm, epsilon in pairs:
         params, stats = _at(folded["params"], norm), _at(folded["batch_stats"], norm)
         mean, var = stats["mean"], stats["var"]
-        factor = params.get("scale", 1.0) / jnp.sqrt(var + epsilon)
-        kernel = _at(folded["params"], layer)
-        for leaf in kernel.keys() & {"kernel", "bias"}:  # output channels come last
-            scaled = kernel[leaf] * jnp.broadcast_to(factor, kernel[leaf].shape)
+        kernel, scale = _at(folded["params"], layer), params.get("scale", jnp.ones_like(var))
+        if scale.shape != var.shape:
+            raise _stacked_otherwise(layer, scale, var)
+        factor = scale / jnp.sqrt(var + epsilon)
+        for leaf in kernel.keys() & {"kernel", "bias"}:
+            scaled = kernel[leaf] * _along(kernel[leaf], factor, layer)
             kernel[leaf] = scaled.astype(kernel[leaf].dtype)
         shift = mean * factor
         if "bias" in params:
@@ -86,7 +90,25 @@ def _pairs(
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         jax.eval_shape(run, variables, example)
-    return [(a, b, e) for a, b, e in pairs if calls[a] == calls[b] == 1]
+    # A loop's body may be traced several times: each time all that is in it is called.
+    counts = collections.Counter(pairs)
+    return [pair for pair, n in counts.items() if calls[pair[0]] == calls[pair[1]] == n]
+
+
+def _stacked_otherwise(layer: Path, one: Array, other: Array) -> ValueError:
+    return ValueError(
+        f"Cannot fold a normalisation into {'/'.join(layer)!r}: shapes {one.shape} and "
+        f"{other.shape} are stacked along different axes. Stack all variables along the first."
+    )
+
+
+def _along(leaf: Array, factor: Array, layer: Path) -> Array:
+    """A factor of every output channel, of every layer of a stack, in the rank of a leaf."""
+    *stack, channels = factor.shape
+    if leaf.shape[: len(stack)] != tuple(stack) or leaf.shape[-1] != channels:
+        raise _stacked_otherwise(layer, leaf, factor)
+    between = (1,) * (leaf.ndim - len(stack) - 1)
+    return jnp.broadcast_to(factor.reshape((*stack, *between, channels)), leaf.shape)
 
 
 def _copied(tree: PyTree) -> PyTree:

@@ -15,9 +15,10 @@ class Layer:
 
     Attributes:
         name: Path of the kernel in the parameters, '/'-joined, without the leaf's own
-            name: ``"stage1/block0/conv1"`` for ``stage1/block0/conv1/kernel``.
+            name: ``"stage1/block0/conv1"`` for ``stage1/block0/conv1/kernel``,
+            ``"layers/mlp[3]"`` for ``layers/mlp/kernel[3]``.
         kind: ``"conv"``, ``"dense"`` (any ``dot_general``) or ``"embedding"`` (a gather).
-        kernel: Path of the kernel leaf, '/'-joined.
+        kernel: Path of the kernel leaf, '/'-joined; the slice of a stack has its index behind.
         kernel_shape: Shape of the kernel as the operation sees it.
         output_axes: Axes of `kernel_shape` along output features (rows of an embedding).
         input_axes: Axes of `kernel_shape` along input features; axes in neither are spatial.

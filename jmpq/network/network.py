@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,25 +18,28 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.layers import Layer
+from jmpq.network.outputs import with_output
 from jmpq.network.precision import held_in_float32, is_half, widened
 from jmpq.network.sites import Op, Operation, Site, Transform
 from jmpq.network.tap import Tap
 from jmpq.network.tree_paths import leaf_paths
-from jmpq.network.walk import Rule, bind
+from jmpq.network.walk import Rule, bind, equations
+from jmpq.text import plural, printed, quantity, some
 
 # Names of a kernel inside its layer: left out of the layer's name.
 KERNEL_NAMES = {"kernel", "weight", "w", "W", "embedding"}
+RANDOM = {"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator"}
 BOX_NAME = "value"  # the array in an NNX variable, after the kernel's own name
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "state"],
-    meta_fields=["apply", "layers", "other_parameters", "tap", "leaves"],
+    meta_fields=["apply", "layers", "other_parameters", "tap", "leaves", "output", "unused"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Network:
-    """A trained network, unwrapped: `apply` is the user's own function.
+    """A trained network, unwrapped: `apply` is the user's own function, its one output.
 
     Make one with `from_linen`, `from_nnx` or `from_function`. A pytree whose leaves are the
     parameters, so that compiled functions take it as an argument.
@@ -48,8 +53,11 @@ class Network:
         other_parameters: Number of parameters outside the table (biases, normalisation):
             they stay unquantized.
         tap: Operations of the layers, found in the traced function, and its evaluation.
-        leaves: Per layer the index of its kernel among the flattened parameters, then the
-            indices of its aliases.
+        leaves: Per layer the index of its kernel among the pieces of the parameters
+            (`Tap.pieces`), then the indices of its aliases.
+        output: Name of the array that is analysed, where the function returns several.
+        unused: Paths of parameters that do not reach the output. They are no layers, and count
+            among the other parameters.
     """
 
     apply: Callable[[PyTree, PyTree], Array]
@@ -59,14 +67,29 @@ class Network:
     other_parameters: int
     tap: Tap
     leaves: tuple[tuple[int, ...], ...]
+    output: str | None = None
+    unused: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        kernels = sum(layer.parameters for layer in self.layers)
+        macs = sum(layer.macs for layer in self.layers)
+        kinds = Counter(layer.kind for layer in self.layers)
+        return printed(
+            f"Network: {plural(len(self.layers), 'layer')} "
+            f"({', '.join(f'{count} {kind}' for kind, count in kinds.items())})",
+            f"{kernels:,} parameters in kernels, {self.other_parameters:,} others that stay "
+            f"unquantized; {quantity(macs, 'multiply-accumulates')} per example",
+            f"layers: {some([layer.name for layer in self.layers], 6)}",
+        )
 
     @classmethod
     def from_function(
         cls,
-        apply: Callable[[PyTree, PyTree], Array],
+        apply: Callable[[PyTree, PyTree], Any],
         params: PyTree,
         example: PyTree,
         *,
+        output: str | int | None = None,
         state: PyTree = None,
         tied: Sequence[str] = (),
         ignore: Sequence[str] = (),
@@ -74,10 +97,13 @@ class Network:
         """Find the layers of any pure JAX function.
 
         Args:
-            apply: ``apply(params, inputs) -> logits [batch, classes]``.
+            apply: ``apply(params, inputs) -> logits [batch, classes]``, or a pytree with them.
             params: Pytree of float arrays, NumPy's too. Half precision is held in float32, the
                 same values, and so is the output: the function itself computes as before.
             example: Inputs of any batch size, batch axis first in every leaf.
+            output: Name or position of the array to analyse, where the function returns
+                several: its path in what is returned, as ``"logits"``, ``1``, ``"heads/1"``.
+                Computations that do not reach it are left out.
             state: Other arrays the function closes over (for hashes only).
             tied: Regular expressions (fullmatch) of kernel paths that the function uses
                 several times: such a kernel is one layer, quantized once.
@@ -85,46 +111,43 @@ class Network:
                 among them kernels the tap cannot see.
 
         Raises:
-            ValueError: If a parameter is not finite, a pattern matches nothing, no layer is
-                found, or a kernel is used where the tap cannot follow (named, with reason).
+            ValueError: If a parameter is not finite, a pattern matches nothing, `output` does
+                not choose one array of several, no layer is found, a kernel is used where the
+                tap cannot follow (named, with reason), the batch has a fixed size, or an
+                example's output is not its own.
         """
         paths = leaf_paths(params)
         leaves = jax.tree.leaves(params)
         _check_parameters(paths, leaves)
-        own, held = apply, held_in_float32(apply, params)
         if any(is_half(leaf.dtype) for leaf in leaves):
-            apply = held
+            apply = held_in_float32(apply, params)
         # Shared ones stay shared.
         arrays = {id(leaf): widened(jnp.asarray(leaf)) for leaf in leaves}
         params = jax.tree.map(lambda leaf: arrays[id(leaf)], params)
-        leaves = jax.tree.leaves(params)
-        patterns = {"tied": tied, "ignore": ignore}
-        for option, expressions in patterns.items():
-            for expression in expressions:
-                if not any(re.fullmatch(expression, path) for path in paths):
-                    raise ValueError(
-                        f"{option}={expression!r} matches no parameter; "
-                        f"there are {_some(paths)}."
-                    )
         structs = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, example)
         )
+        apply = with_output(apply, output)
         tap = Tap(apply, *structs)
-        if apply is own and is_half(tap.jaxpr.outvars[0].aval.dtype):
-            apply, tap = held, Tap(held, *structs)
-        ignored = {i for i, path in enumerate(paths) if _matches(path, ignore)}
+        if is_half(tap.jaxpr.outvars[0].aval.dtype):
+            apply = held_in_float32(apply, params)
+            tap = Tap(apply, *structs)
+        _check_examples(tap)
+        paths = tap.pieces.names(params)
+        whole = tap.pieces.paths(params)
+        matches = functools.partial(_matching, list(zip(paths, whole, strict=True)))
+        may_tie, ignored = matches(tied=tied), matches(ignore=ignore)
         _check_seen(tap, paths, ignored)
 
-        buffers: dict[int, int] = {}  # shared buffers are one layer
-        canonical = {
-            o.leaf: buffers.setdefault(id(leaves[o.leaf]), o.leaf) for o in tap.operations
-        }
+        buffers: dict[tuple, int] = {}  # shared buffers are one layer
+        buffer = tap.pieces.buffers(params)
+        canonical = {o.leaf: buffers.setdefault(buffer[o.leaf], o.leaf) for o in tap.operations}
         uses: dict[int, list[Operation]] = {}
         for operation in tap.operations:
             if operation.leaf not in ignored:
                 uses.setdefault(canonical[operation.leaf], []).append(operation)
         for leaf, own in uses.items():
-            if len({o.leaf for o in own}) < len(own) and not _matches(paths[leaf], tied):
+            if len({o.leaf for o in own}) < len(own) and leaf not in may_tie:
                 raise ValueError(
                     f"Kernel {paths[leaf]!r} is used {len(own)} times. Pass "
                     f"tied=({paths[leaf]!r},) to quantize it once for all uses, or ignore it."
@@ -157,7 +180,7 @@ class Network:
         groups = tuple(
             tuple(dict.fromkeys([leaf, *(o.leaf for o in own)])) for leaf, own in uses.items()
         )
-        distinct = {id(leaf): leaf.size for leaf in leaves}
+        distinct = {id(leaf): leaf.size for leaf in jax.tree.leaves(params)}
         return cls(
             apply=apply,
             params=params,
@@ -166,6 +189,8 @@ class Network:
             other_parameters=sum(distinct.values()) - sum(layer.parameters for layer in layers),
             tap=tap,
             leaves=groups,
+            output=None if output is None else str(output),
+            unused=tuple(paths[i] for i in sorted(tap.unused)),
         )
 
     @classmethod
@@ -175,6 +200,7 @@ class Network:
         variables: Mapping[str, PyTree],
         example: PyTree,
         *,
+        output: str | int | None = None,
         tied: Sequence[str] = (),
         ignore: Sequence[str] = (),
         **call: Any,
@@ -185,6 +211,7 @@ class Network:
             module: The module, called as ``module.apply(variables, inputs, **call)``.
             variables: Variables that ``module.init`` returned or training left.
             example: Inputs of any batch size.
+            output: See `from_function`.
             tied: See `from_function`.
             ignore: See `from_function`.
             call: Arguments that put the module into evaluation mode, as ``train=False``.
@@ -197,13 +224,13 @@ class Network:
         if "params" not in variables:
             raise ValueError(f"`variables` has no 'params', only {sorted(variables)}.")
 
-        def apply(params: PyTree, inputs: PyTree) -> Array:
+        def apply(params: PyTree, inputs: PyTree) -> Any:
             return module.apply({"params": params, **state}, inputs, **call)  # type: ignore
 
         params = variables["params"]
         try:
             return cls.from_function(
-                apply, params, example, state=state, tied=tied, ignore=ignore
+                apply, params, example, output=output, state=state, tied=tied, ignore=ignore
             )
         except (flax_errors.ModifyScopeVariableError, flax_errors.InvalidRngError) as error:
             raise ValueError(
@@ -217,47 +244,78 @@ class Network:
         model: nnx.Module,
         example: PyTree,
         *,
+        output: str | int | None = None,
         tied: Sequence[str] = (),
         ignore: Sequence[str] = (),
+        method: str = "__call__",
+        **call: Any,
     ) -> "Network":
         """An NNX module with its parameters; every other variable is frozen.
 
         Args:
-            model: Called as ``model(inputs)``, in evaluation mode (``model.eval()``). It is
-                copied, not changed.
+            model: Called as ``model(inputs, **call)``, in evaluation mode (``model.eval()``).
+                It is copied, not changed.
             example: Inputs of any batch size.
+            output: See `from_function`.
             tied: See `from_function`.
             ignore: See `from_function`.
+            method: Method to call instead.
+            call: Other arguments of the call, as ``train=False``.
 
         Raises:
-            ValueError: As `from_function`; also if a call changes variables of the model, that
-                is, if it is not in evaluation mode.
+            ValueError: As `from_function`; also if a call changes variables of the model or
+                random numbers reach the output, that is, if it is not in evaluation mode.
         """
         graph, variables, rest = nnx.split(model, nnx.Param, ...)
         params, state = nnx.to_pure_dict(variables), nnx.to_pure_dict(rest)
 
-        def apply(params: PyTree, inputs: PyTree) -> Array:
+        def apply(params: PyTree, inputs: PyTree) -> Any:
             # New variables in each call: what the model does to them is not seen outside.
             fresh, frozen = jax.tree.map(lambda leaf: leaf, (variables, rest))
             nnx.replace_by_pure_dict(fresh, params)
             copy = nnx.merge(graph, fresh, frozen)
-            before = jax.tree.leaves(nnx.split(copy, nnx.Param, ...)[2])
-            logits = copy(inputs)  # type: ignore[operator]
-            after = jax.tree.leaves(nnx.split(copy, nnx.Param, ...)[2])
-            if any(a is not b for a, b in zip(before, after, strict=True)):
+            before = _other_variables(copy)
+            results = getattr(copy, method)(inputs, **call)
+            after = _other_variables(copy)
+            if changed := [path for path, x in before.items() if after.get(path) is not x]:
                 raise ValueError(
-                    f"{type(model).__name__} is not in evaluation mode (it updates statistics "
-                    "or draws random numbers). Call model.eval() first."
+                    f"{type(model).__name__} is not in evaluation mode: a call changes its "
+                    f"variables {_some(changed)}. Call model.eval() first, or pass the "
+                    "argument that freezes them, as use_running_average=True."
                 )
-            return logits
+            return results
 
-        return cls.from_function(apply, params, example, state=state, tied=tied, ignore=ignore)
+        network = cls.from_function(
+            apply, params, example, output=output, state=state, tied=tied, ignore=ignore
+        )
+        if any(eqn.primitive.name in RANDOM for eqn in equations(network.tap.jaxpr)):
+            raise ValueError(
+                f"{type(model).__name__} is not in evaluation mode: random numbers reach its "
+                "output. Call model.eval() first, or pass the argument that turns them off, as "
+                "deterministic=True."
+            )
+        return network
+
+    @functools.cached_property
+    def code_sha256(self) -> str:
+        """Hash of what `apply` computes: its traced operations, and the arrays in them.
+
+        Comparable within one version of JAX and Flax. Names of functions count; parameters,
+        comments and the way the code is written do not.
+        """
+        text = re.sub(r"0x[0-9a-f]+", "", str(self.tap.jaxpr))  # addresses of objects
+        digest = hashlib.sha256(text.encode())
+        for constant in self.tap.consts:
+            array = np.asarray(constant)
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
 
     @functools.cached_property
     def sites(self) -> tuple[Site, ...]:
         """Every use of a quantizable kernel, in the order of execution."""
         layer_of = {leaf: i for i, group in enumerate(self.leaves) for leaf in group}
-        kernels = jax.tree.leaves(self.params)
+        kernels = self.tap.pieces.split(self.params)
         used = [0] * len(self.layers)
         sites = []
         for operation in self.tap.operations:
@@ -290,18 +348,18 @@ class Network:
             inputs: Inputs of any batch size.
             transform: Called as ``transform(site, input, op)``, in the order of `sites`;
                 ``op(input)`` is the site's original operation with `site.kernel`, and
-                ``op(input, kernel)`` the same with another kernel leaf.
+                ``op(input, kernel)`` the same with another kernel.
             params: Parameters instead of the network's own.
             rule: Evaluation of single equations (see `Tap.run`).
         """
         params = self.params if params is None else params
-        leaves = jax.tree.leaves(params)
+        pieces = self.tap.pieces.split(params)
         sites = {site.operation.path: site for site in self.sites}
 
         def at(operation: Operation, x: Any, op: Op) -> Any:
             if (site := sites.get(operation.path)) is None:
                 return op(x)
-            return transform(dataclasses.replace(site, kernel=leaves[operation.leaf]), x, op)
+            return transform(dataclasses.replace(site, kernel=pieces[operation.leaf]), x, op)
 
         return self.tap.run(params, inputs, at, rule)
 
@@ -320,17 +378,18 @@ class Network:
         return self.run(inputs, keep, params), recorded
 
     def kernels(self, params: PyTree | None = None) -> list[Array]:
-        """The kernel leaf of every layer."""
-        leaves = jax.tree.leaves(self.params if params is None else params)
-        return [leaves[group[0]] for group in self.leaves]
+        """The kernel of every layer: a leaf of the parameters, or a slice of a stack."""
+        pieces = self.tap.pieces.split(self.params if params is None else params)
+        return [pieces[group[0]] for group in self.leaves]
 
     def with_kernels(self, kernels: Sequence[Array], params: PyTree | None = None) -> PyTree:
         """The parameters with other kernels (shapes as `kernels`), aliases included."""
-        leaves, tree = jax.tree.flatten(self.params if params is None else params)
+        params = self.params if params is None else params
+        pieces = self.tap.pieces.split(params)
         for group, kernel in zip(self.leaves, kernels, strict=True):
-            for leaf in group:
-                leaves[leaf] = kernel
-        return jax.tree.unflatten(tree, leaves)
+            for piece in group:
+                pieces[piece] = kernel
+        return self.tap.pieces.join(pieces, params)
 
     def to_matrix(self, layer: int, leaf: Array) -> Float[Array, "outputs inputs"]:
         """A kernel as a matrix: a row per output feature; input features, then positions,
@@ -366,15 +425,26 @@ def layer_names(kernels: Sequence[str]) -> list[str]:
 
     >>> layer_names(["conv1/kernel", "head/weight/value", "self/value/kernel", "w1"])
     ['conv1', 'head', 'self/value', 'w1']
+    >>> layer_names(["layers/mlp/kernel[0]", "layers/mlp/kernel[1]", "stack[0]"])
+    ['layers/mlp[0]', 'layers/mlp[1]', 'stack[0]']
     """
     names = []
     for kernel in kernels:
-        parts = kernel.split("/")
+        path, bracket, index = (
+            kernel.partition("[") if kernel.endswith("]") else (kernel, "", "")
+        )
+        parts = path.split("/")
         for endings in ({BOX_NAME}, KERNEL_NAMES):
             if len(parts) > 1 and parts[-1] in endings:
                 parts.pop()
-        names.append("/".join(parts))
+        names.append("/".join(parts) + bracket + index)
     return [n if names.count(n) == 1 else k for n, k in zip(names, kernels, strict=True)]
+
+
+def _other_variables(model: nnx.Module) -> dict[str, Any]:
+    """Variables that are neither parameters nor states of random numbers, by path."""
+    state = nnx.split(model, nnx.Param, nnx.RngState, ...)[3]
+    return dict(zip(leaf_paths(state), jax.tree.leaves(state), strict=True))
 
 
 def _check_parameters(paths: list[str], leaves: list[Any]) -> None:
@@ -392,18 +462,56 @@ def _check_parameters(paths: list[str], leaves: list[Any]) -> None:
             )
 
 
-def _check_seen(tap: Tap, paths: list[str], ignored: set[int]) -> None:
-    unseen = {i: reason for i, reason in sorted(tap.unseen.items()) if i not in ignored}
-    if unseen:
-        reasons = "; ".join(f"{paths[i]!r}: {reason}" for i, reason in unseen.items())
+def _check_examples(tap: Tap) -> None:
+    """Raise `ValueError` where the output is not one row per example, each its own."""
+    two, three = tap.output_shapes
+    if two[:1] != (2,) or three[:1] != (3,) or two[1:] != three[1:]:
         raise ValueError(
-            f"Some kernels cannot be quantized where they stand. {reasons}. Rewrite these, "
-            f"or leave them unquantized with ignore=({paths[next(iter(unseen))]!r}, ...)."
+            f"The network's output has no batch axis first: it is of shape {two} for two "
+            f"examples and {three} for three. Return one row per example; write sizes with "
+            "x.shape[0]."
+        )
+    if tap.mixing is not None:
+        raise ValueError(
+            f"An example's output depends on the other examples of its batch, by {tap.mixing}. "
+            "Freeze batch statistics (train=False, use_running_average=True, model.eval()), "
+            "reduce over later axes than the first, or map the network over examples with "
+            "jax.vmap."
         )
 
 
-def _matches(path: str, expressions: Sequence[str]) -> bool:
-    return any(re.fullmatch(expression, path) for expression in expressions)
+def _check_seen(tap: Tap, paths: list[str], ignored: set[int]) -> None:
+    unseen = {i: reason for i, reason in sorted(tap.unseen.items()) if i not in ignored}
+    if unseen:
+        by_reason: dict[str, list[str]] = {}
+        for i, reason in unseen.items():
+            by_reason.setdefault(reason, []).append(repr(paths[i]))
+        reasons = "; ".join(f"{', '.join(own)}: {why}" for why, own in by_reason.items())
+        raise ValueError(
+            f"Some kernels cannot be quantized where they stand. {reasons}. Rewrite these, or "
+            f"leave them unquantized with ignore={tuple(paths[i] for i in unseen)!r}."
+        )
+
+
+def _matching(named: Sequence[tuple[str, str]], **option: Sequence[str]) -> set[int]:
+    """Pieces that patterns match, by their own names or by those of their leaves.
+
+    Raises:
+        ValueError: If a pattern matches nothing.
+    """
+    ((name, expressions),) = option.items()
+    found: set[int] = set()
+    for expression in expressions:
+        own = {
+            i
+            for i, names in enumerate(named)
+            if expression in names or any(re.fullmatch(expression, n) for n in names)
+        }
+        if not own:
+            there = _some([path for path, _ in named])
+            raise ValueError(f"{name}={expression!r} matches no parameter; there are {there}.")
+        found |= own
+    return found
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

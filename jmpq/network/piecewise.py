@@ -71,7 +71,7 @@ def piecewise_linear(tap: Tap) -> bool:
             curved.add(name)
         return [True] * len(eqn.outvars)
 
-    count = len(jax.tree.leaves(tap.params))
+    count = len(tap.jaxpr.invars) - len(jax.tree.leaves(tap.inputs))
     moving = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in tap.jaxpr.invars]
     moving[:count] = [False] * count
     walk(tap.jaxpr, tap.consts, moving, moves, constant=lambda array: False)

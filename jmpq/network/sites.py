@@ -20,7 +20,8 @@ class Operation:
     Attributes:
         path: Position of the equation in the jaxpr.
         eqn: Equation, traced with two examples: its parameters hold for any number.
-        leaf: Index of the kernel among the flattened parameters.
+        leaf: Index of the kernel among the pieces of the parameters (`Tap.pieces`): a leaf,
+            or a slice of a stack.
         kind: Kind of operation.
         view: Equations between the leaf and the operand, in order.
         operand: Position of the kernel among the operands.

@@ -1,27 +1,33 @@
 """The tap: layers of any JAX function, found in its jaxpr, their inputs within reach.
 
-The function is traced once. Every ``conv_general_dilated``, ``dot_general`` or embedding
-``gather`` with exactly one operand that *is* a parameter leaf, its elements at most
-rearranged or cast, is an `Operation` of a layer; the other operand is the layer's input. The
+The function is traced once, and loops over stacked layers are unrolled (`unroll`). Every
+``conv_general_dilated``, ``dot_general`` or embedding ``gather`` with exactly one operand that
+*is* a parameter leaf or a slice of a stack, its elements at most rearranged or cast, is an
+`Operation` of a layer; the other operand is the layer's input. The
 jaxpr can then be evaluated again with a callback at each operation, which may record, perturb
 or quantize what flows there. The evaluation is an ordinary JAX function: ``jit``, ``grad``,
 ``jvp`` and ``vmap`` compose with it, and with an idle callback it is bit-identical to the
 original.
 
-What the tap cannot see is refused by name: layers inside ``scan``, ``while``, ``cond`` or a
-custom derivative rule, kernels that are computed from parameters, kernels used twice.
+What the tap cannot see is refused by name: layers inside ``while``, ``cond``, a custom
+derivative rule or a ``scan`` that uses one kernel in every step, kernels that are computed
+from parameters, kernels used twice.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 from jaxtyping import Array, PyTree
 
+from jmpq.network.independence import mixing
 from jmpq.network.layers import Kind
 from jmpq.network.sites import NoBatchAxis, Op, Operation, Use, operation_of
+from jmpq.network.tree_paths import Pieces
+from jmpq.network.unroll import find_stacks, unrolled
 from jmpq.network.walk import (
     CUSTOM_RULES,
     INLINED,
@@ -30,10 +36,10 @@ from jmpq.network.walk import (
     Rule,
     bind,
     body,
-    equations,
     is_call,
     opened,
     walk,
+    without_dead_code,
 )
 
 
@@ -42,21 +48,34 @@ class Tap:
     """The operations with a kernel of a function ``apply(params, inputs)``.
 
     Attributes:
-        apply: The function; its first output leaf is what `run` returns.
+        apply: The function; it returns one array. What does not reach it is left out.
         params: Parameters as shapes and dtypes.
         inputs: Example inputs as shapes and dtypes, batch axis first in every leaf.
+        given: Pieces of the parameters; found in the function where not given.
+        pieces: Leaves of the parameters, and slices of those that are stacks of kernels: what
+            is indexed below, and what the jaxpr takes.
         operations: The operations in the order of execution.
-        unseen: For each kernel the tap cannot reach: leaf index, reason.
+        unseen: For each kernel the tap cannot reach: index of its piece, reason.
+        unused: Indices of the pieces that do not reach the output.
+        output_shapes: Shape of the output for two examples and for three.
+        mixing: Operation by which an example's output depends on other examples, if any.
+
+    Raises:
+        ValueError: If the function takes no batches but of one size.
     """
 
     apply: Callable[..., Array]
     params: PyTree
     inputs: PyTree
+    given: Pieces | None = None
 
     def __post_init__(self) -> None:
         self._traces: dict[Any, Any] = {}
         # Two batch sizes tell the batch axis of every value apart from the others.
         two, three = (self._analyse(examples) for examples in (2, 3))
+        pair, triple = (self._trace(self._examples(count)) for count in (2, 3))
+        self.output_shapes = [opened(x)[0].outvars[0].aval.shape for x in (pair, triple)]
+        self.mixing: str | None = mixing(pair, triple, len(jax.tree.leaves(self.inputs)))
         operations = []
         for path, use in two.uses.items():
             try:
@@ -65,6 +84,7 @@ class Tap:
                 two.refuse(use.leaf, str(error))
         self.operations: tuple[Operation, ...] = tuple(operations)
         self.unseen: dict[int, str] = two.unseen
+        self.unused = frozenset(two.unread)
         self._at = {operation.path: operation for operation in operations}
         self._around = {path[:i] for path in self._at for i in range(1, len(path))}
 
@@ -91,7 +111,7 @@ class Tap:
             enter_all: Whether the rule sees the equations in all bodies of ``jit`` and the
                 like, not only in those around an operation; the others are one equation.
         """
-        leaves = jax.tree.leaves(params)
+        leaves = self.pieces.split(params)
 
         def visit(eqn: Any, ins: Sequence[Any], path: Path) -> list:
             if (operation := self._at.get(path)) is None:
@@ -129,28 +149,55 @@ class Tap:
         )
         if key not in self._traces:
             with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-                self._traces[key] = jax.make_jaxpr(self.apply)(self.params, structs)
+                self._traces[key] = self._taken_apart(structs)
         return self._traces[key]
 
-    def _analyse(self, examples: int) -> "_Analysis":
-        inputs = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((examples, *x.shape[1:]), x.dtype), self.inputs
+    def _taken_apart(self, inputs: PyTree) -> Any:
+        """The function of pieces and inputs: loops over stacks unrolled, nothing dead."""
+        closed = without_dead_code(jax.make_jaxpr(self.apply)(self.params, inputs))
+        stacks = find_stacks(closed, len(jax.tree.leaves(self.params)))
+        self.pieces = self.given or stacks.pieces
+        if not self.pieces.stacked:
+            return closed
+        stacks = stacks._replace(pieces=self.pieces)
+        pieces = jax.eval_shape(self.pieces.split, self.params)
+        apart = jax.make_jaxpr(functools.partial(unrolled, closed, stacks))
+        return without_dead_code(apart(pieces, jax.tree.leaves(inputs)))
+
+    def _examples(self, count: int) -> PyTree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), self.inputs
         )
-        jaxpr, consts = opened(self._trace(inputs))
-        count = len(jax.tree.leaves(self.params))
+
+    def _analyse(self, examples: int) -> "_Analysis":
+        inputs = self._examples(examples)
+        try:
+            jaxpr, consts = opened(self._trace(inputs))
+        except Exception as error:  # whatever the function raises
+            self._trace(self.inputs)  # raises it again, unless it is the size that is wrong
+            own = jax.tree.leaves(self.inputs)[0].shape[0]
+            raise ValueError(
+                f"The network is fixed to batches of {own}: with {examples} examples it fails "
+                f"({str(error).partition(chr(10))[0]}). Write sizes with x.shape[0], as in "
+                "x.reshape(x.shape[0], -1)."
+            ) from error
+        count = len(jaxpr.invars) - len(jax.tree.leaves(inputs))
         sources = [Source(frozenset({i}), view=()) for i in range(count)]
         sources += [Source(data=True)] * (len(jaxpr.invars) - count)
         analysis = _Analysis()
         analysis.follow(jaxpr, consts, sources, ())
+        read = {v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var)}
+        read.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
+        analysis.unread = [i for i, v in enumerate(jaxpr.invars[:count]) if v not in read]
         return analysis
 
 
 class Source(NamedTuple):
     """Where a value of the jaxpr comes from."""
 
-    leaves: frozenset[int] = frozenset()  # parameter leaves it is computed from
+    leaves: frozenset[int] = frozenset()  # pieces of parameters it is computed from
     data: bool = False  # whether it depends on the inputs
-    view: tuple[Any, ...] | None = None  # not None: it *is* the one leaf, rearranged
+    view: tuple[Any, ...] | None = None  # not None: it *is* the one piece, rearranged
     last: str = ""  # name of the primitive that made it
 
     @property
@@ -168,6 +215,7 @@ class _Analysis:
     def __init__(self) -> None:
         self.uses: dict[Path, Use] = {}
         self.unseen: dict[int, str] = {}
+        self.unread: list[int] = []
 
     def follow(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Source], at: Path
@@ -201,11 +249,8 @@ class _Analysis:
             None,
             name,
         )
-        if bodies := list(core.jaxprs_in_params(eqn.params)):
-            if any(_has_product(inner) for inner in bodies):
-                for source in ins:
-                    for leaf in source.leaves if source.is_parameter else ():
-                        self.refuse(leaf, f"it is used inside `{name}`: unroll the loop")
+        if list(core.jaxprs_in_params(eqn.params)):
+            self._refuse_inside(eqn, ins, path)
         elif name in ("conv_general_dilated", "dot_general"):
             self._product(eqn, ins, path, "conv" if name.startswith("conv") else "dense")
         elif name == "gather" and ins[0].is_parameter and ins[1].data:
@@ -214,6 +259,25 @@ class _Analysis:
             if eqn.invars[0].aval.size == eqn.outvars[0].aval.size:  # none repeated
                 return [merged._replace(view=(*ins[0].view, eqn))]
         return [merged] * len(eqn.outvars)
+
+    def _refuse_inside(self, eqn: Any, ins: Sequence[Source], path: Path) -> None:
+        """Refuse the kernels of a loop, of a branch or of whatever else has a body."""
+        name = eqn.primitive.name
+        reason, rows = f"it is used inside `{name}`", set[int]()
+        if name == "scan":
+            first = eqn.params["num_consts"] + eqn.params["num_carry"]
+            rows.update(leaf for source in ins[first:] for leaf in source.leaves)
+            reason = (
+                "every step of a `scan` uses it (a recurrent layer: to quantize it once for "
+                "all steps, write the loop in Python and tie it)"
+            )
+        for jaxpr, args in _bodies(eqn, ins):
+            inside = _Analysis()
+            inside.follow(*opened(jaxpr), args, path)
+            for use in inside.uses.values():
+                self.refuse(use.leaf, reason)
+            for leaf, why in inside.unseen.items():
+                self.refuse(leaf, f"inside `{name}` {why}" if leaf in rows else reason)
 
     def _product(self, eqn: Any, ins: Sequence[Source], path: Path, kind: Kind) -> None:
         kernels = [i for i, source in enumerate(ins) if source.is_parameter]
@@ -247,8 +311,36 @@ class _Analysis:
         self.uses[path] = Use(path, eqn, kind, operand, leaf, view)
 
 
-def _has_product(jaxpr: Any) -> bool:
-    return any(
-        eqn.primitive.name in ("conv_general_dilated", "dot_general")
-        for eqn in equations(jaxpr)
-    )
+def _bodies(eqn: Any, ins: Sequence[Source]) -> Iterator[tuple[Any, list[Source]]]:
+    """Jaxprs of a loop or a branch, each with what it is called with."""
+    params, data = eqn.params, any(source.data for source in ins)
+
+    def carried(jaxpr: Any, start: int, sources: Sequence[Source]) -> list[Source]:
+        """Values after the first step: data, unless the body hands them on as they came."""
+        jaxpr, _ = opened(jaxpr)
+        taken = jaxpr.invars[start : start + len(sources)]
+        same = [one is other for one, other in zip(taken, jaxpr.outvars, strict=False)]
+        return [
+            source if kept else Source(source.leaves, data, None, eqn.primitive.name)
+            for source, kept in zip(sources, same, strict=True)
+        ]
+
+    match eqn.primitive.name:
+        case "scan":
+            first = params["num_consts"]
+            second = first + params["num_carry"]
+            carry = carried(params["jaxpr"], first, ins[first:second])
+            yield params["jaxpr"], [*ins[:first], *carry, *ins[second:]]
+        case "while":
+            first = params["cond_nconsts"]
+            second = first + params["body_nconsts"]
+            carry = carried(params["body_jaxpr"], second - first, ins[second:])
+            yield params["cond_jaxpr"], [*ins[:first], *carry]
+            yield params["body_jaxpr"], [*ins[first:second], *carry]
+        case "cond":
+            for branch in params["branches"]:
+                yield branch, list(ins[1:])
+        case _:
+            for inner in core.jaxprs_in_params(params):
+                if len(opened(inner)[0].invars) == len(ins):
+                    yield inner, list(ins)

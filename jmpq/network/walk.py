@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 Path = tuple[int, ...]  # position of an equation: one index per level of nesting
 Rule = Callable[[Any, Sequence[Any], Path], list]  # (equation, inputs, path) -> outputs
@@ -109,6 +110,13 @@ def body(eqn: Any) -> tuple[Any, Sequence[Any]]:
 def opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """Jaxpr and constants, of a closed or an open one (one class since JAX 0.12)."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def without_dead_code(closed: Any) -> Any:
+    """A closed jaxpr without what none of its outputs needs, in bodies too; inputs stay."""
+    jaxpr, consts = opened(closed)
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    return core.ClosedJaxpr(live, consts)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

@@ -25,6 +25,12 @@ as files. No JAX.
 - `problem_file`: a problem as one npz file, to be solved elsewhere.
 - `exact_sum`: correctly rounded sums. A budget is met or not, whatever the order of layers.
 
+To add a cost, and with it a budget, write its table (layers × choices) in `costs` and give it
+an entry in `costs.COSTS`: budgets, plans, tables and the report take it from there. Name it in
+the help of ``Solve.budget`` (`jmpq.run.options`) and in ``reference_costs`` of
+tests/problem/tables.py. A peak over layers is reported and takes no budget. For one problem
+only, pass ``costs=`` to `build_problem`.
+
 Losses are nats per example; a cost carries its unit in its name; MB = 10⁶ bytes. What solves a
 problem is the next stage, `jmpq.solvers`.
 """

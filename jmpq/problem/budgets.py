@@ -9,6 +9,7 @@ from typing import Literal
 from jmpq.formats import FLOAT_BITS, Choice, labels
 from jmpq.problem.costs import COSTS
 from jmpq.problem.problem import Problem
+from jmpq.text import did_you_mean
 
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30}
@@ -99,8 +100,8 @@ def check_cost(budget: Budget, known: Collection[str]) -> None:
     """Raise `ValueError` where a budget is on none of the `known` costs."""
     if budget.name not in known:
         raise ValueError(
-            f"Budget '{budget.name}={budget.asked}' is on an unknown cost: expected one of "
-            f"{', '.join(known)}."
+            f"Budget '{budget.name}={budget.asked}' is on an unknown cost."
+            f"{did_you_mean(budget.name, known)} Expected one of {', '.join(known)}."
         )
 
 

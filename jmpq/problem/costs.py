@@ -17,6 +17,7 @@ from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
 from jmpq.network.layers import Layer
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.quantizers.spec import KernelSpec
+from jmpq.text import did_you_mean
 
 SCALE_BYTES = 4
 FLOAT_BYTES = 4
@@ -142,8 +143,8 @@ def additive_cost(name: str) -> Cost:
     known = additive_costs()
     if name not in known:
         raise ValueError(
-            f"{name!r} is not a cost that adds up over layers: expected one of "
-            f"{', '.join(known)}."
+            f"{name!r} is not a cost that adds up over layers.{did_you_mean(name, known)} "
+            f"Expected one of {', '.join(known)}."
         )
     return known[name]
 
@@ -170,7 +171,8 @@ def allocation_costs(
     _check_overhead(layers, overhead)
     if unknown := sorted(set(allocation) - {layer.name for layer in layers}):
         raise ValueError(
-            f"No layer is called {', '.join(map(repr, unknown))}; the layers are "
+            f"No layer is called {', '.join(map(repr, unknown))}."
+            f"{did_you_mean(unknown[0], [layer.name for layer in layers])} The layers are "
             f"{', '.join(layer.name for layer in layers)}."
         )
     rows = [row for row, layer in enumerate(layers) if layer.name in allocation]

@@ -1,23 +1,26 @@
 """The plan file: allocations by name with their proofs, readable without jmpq."""
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from jmpq.allocation import Allocation
-from jmpq.artifact import ArtifactKind, fields_of
-from jmpq.files import write_text
+from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.formats import Choice
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, Status
+from jmpq.text import did_you_mean, plural, printed, some
 
-KIND = ArtifactKind("plan", 2, "solve")
+KIND = ArtifactKind("plan", 3, "solve")
 
 Role = Literal["solution", "baseline", "sweep", "single", "random"]
+
+
+_SHOWN = 4  # solutions of a printed plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,20 @@ class PlannedAllocation:
     budgets: dict[str, float] = dataclasses.field(default_factory=dict)
     predictions: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        proof = ""
+        if self.status is not None and self.bound is not None and self.gap is not None:
+            proof = f", {self.status}: bound {self.bound:.4g} (gap {100 * self.gap:.2g} %)"
+        loss = ""
+        if self.predicted_loss is not None:
+            loss = f"loss {self.predicted_loss:.4g} predicted by {self.metric}{proof}"
+        return printed(
+            f"PlannedAllocation {self.name} ({self.role})",
+            loss,
+            f"costs: {', '.join(f'{n} {v:.6g}' for n, v in self.costs.items()) or 'none'}",
+            f"allocation: {self.allocation}",
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -113,6 +130,22 @@ class Plan:
                     f"{', '.join(sorted(wrong))}."
                 )
 
+    def __repr__(self) -> str:
+        roles = Counter(allocation.role for allocation in self.allocations)
+        solutions = [a for a in self.allocations if a.role == "solution"]
+        rows = [f"{a.name}: {_promise(a)}" for a in solutions[:_SHOWN]]
+        if len(solutions) > _SHOWN:
+            rows.append(f"and {len(solutions) - _SHOWN} more solutions")
+        budgets = [f"{n} <= {b.limit:.6g} (asked {b.asked})" for n, b in self.budgets.items()]
+        return printed(
+            f"Plan of {self.created}: {plural(len(self.layers), 'layer')} x "
+            f"{plural(len(self.choices), 'choice')}, "
+            f"{plural(len(self.allocations), 'allocation')} "
+            f"({', '.join(f'{count} {role}' for role, count in roles.items())})",
+            f"budgets: {', '.join(budgets) or 'none'}; {plural(len(self.rules), 'rule')}",
+            *rows,
+        )
+
     def exceeded(self, costs: Mapping[str, float]) -> tuple[str, ...]:
         """Names of the budgets that the costs of an allocation break."""
         return tuple(
@@ -130,14 +163,16 @@ class Plan:
         by_name = {allocation.name: allocation for allocation in self.allocations}
         if name in by_name:
             return by_name[name]
-        close = difflib.get_close_matches(name, by_name, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        known = _some(list(by_name)) or "none"
+        hint, known = did_you_mean(name, by_name), some(list(by_name)) or "none"
         raise ValueError(f"The plan has no allocation {name!r}.{hint} It has {known}.")
 
 
-def _some(names: list[str], most: int = 12) -> str:
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+def _promise(planned: PlannedAllocation) -> str:
+    """Loss, status and costs in a line."""
+    loss = "" if planned.predicted_loss is None else f"loss {planned.predicted_loss:.4g}, "
+    status = f"{planned.status}, " if planned.status else ""
+    costs = ", ".join(f"{name} {value:.6g}" for name, value in planned.costs.items())
+    return f"{status}{loss}{costs}"
 
 
 def planned_budgets(problem: Problem) -> dict[str, PlannedBudget]:
@@ -210,20 +245,26 @@ def write_plan(path: Path, plan: Plan) -> None:
         OSError: If the folder cannot be written to.
         ValueError: If a number is NaN or infinite.
     """
-    record = KIND.header | _fields(plan)
-    write_text(path, json.dumps(record, default=_plain, allow_nan=False, indent=1) + "\n")
+    KIND.write_json(path, _fields(plan), _plain)
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
     """Read a plan.
+
+    Args:
+        path: The file.
+        check: Further check of what was read. It comes before the check of the content hash,
+            whose error only names the field.
 
     Raises:
         FileNotFoundError: If it is not there.
-        ValueError: If the file is not a plan, is of a version this jmpq does not read, or a
-            field is missing or wrong; the message names the file and the field.
+        ValueError: If the file is not a plan, is of a version this jmpq does not read, a
+            field is missing or wrong, or was changed after it was written; the message names
+            the file and the field.
     """
-    data = KIND.read_json(path)
+    data, changed = KIND.read_edited(path)
     try:
+        check_json(list[str], data.get("choices", []), "choices of the plan")
         fields = fields_of(Plan, data, "the plan")
         fields |= {
             "layers": tuple(data["layers"]),
@@ -236,15 +277,19 @@ def read_plan(path: Path) -> Plan:
             },
             "allocations": tuple(_allocation(row) for row in data["allocations"]),
         }
-        return Plan(**fields)
+        plan = Plan(**fields)
     except (TypeError, AttributeError, KeyError, ValueError) as error:
         raise KIND.unusable(path, error) from error
+    check(plan)
+    KIND.refuse_changed(path, changed)
+    return plan
 
 
-def _allocation(row: dict[str, Any]) -> PlannedAllocation:
+def _allocation(row: Any) -> PlannedAllocation:
     name = row.get("name") if isinstance(row, dict) else None
     what = "an allocation without a name" if name is None else f"allocation {name!r}"
     fields = fields_of(PlannedAllocation, row, what)
+    check_json(dict[str, str], row["allocation"], f"allocation of {what}")
     try:
         fields["allocation"] = Allocation.from_json(row["allocation"])
     except ValueError as error:

@@ -5,16 +5,19 @@ its own. Everything here that follows from the choices is computed again; what d
 refused with both values.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from jmpq.allocation import column_table
 from jmpq.formats import UNQUANTIZED
 from jmpq.network.layers import Layer
 from jmpq.problem.build import LossTable
-from jmpq.problem.costs import COSTS, Overhead
+from jmpq.problem.costs import COSTS, Cost, Overhead
 from jmpq.problem.plan import Plan, PlannedAllocation
 from jmpq.problem.solution import OPTIMALITY
 
@@ -73,14 +76,43 @@ def _check_costs(
     for name, cost in COSTS.items():
         table = cost.table(searched, choices, overhead.part(rows))
         constant = cost.constant(outside, unquantized_parameters)
+        total = functools.partial(_total, cost, table, constant)
         for planned, own in zip(plan.allocations, columns, strict=True):
-            total = cost.total(np.append(table[np.arange(len(rows)), own], constant))
-            stated, limit = planned.costs.get(name, total), planned.budgets.get(name)
-            if not _close(stated, total):
-                raise _wrong(planned, f"cost {name}", stated, f"{total:.10g} for its bits")
-            over = limit is not None and total > limit and not _close(total, limit)
+            actual, limit = total(own), planned.budgets.get(name)
+            stated = planned.costs.get(name, actual)
+            if not _close(stated, actual):
+                labels = {
+                    row: f"{plan.layers[row]!r} has {choices[own[row]].label}, stated is the "
+                    f"cost of {choices[other[row]].label}"
+                    for row, other in _other_choices(own, len(choices))
+                    if _close(total(other), stated)
+                }
+                hint = f": layer {' or '.join(list(labels.values())[:2])}" if labels else ""
+                expected = f"{actual:.10g} for its bits{hint}"
+                raise _wrong(planned, f"cost {name}", stated, expected)
+            over = limit is not None and actual > limit and not _close(actual, limit)
             if over and planned.role in ("solution", "sweep"):
-                raise _wrong(planned, f"cost {name}", total, f"at most its budget {limit:.10g}")
+                raise _wrong(
+                    planned, f"cost {name}", actual, f"at most its budget {limit:.10g}"
+                )
+
+
+def _total(
+    cost: Cost, table: Float[np.ndarray, "_ _"], constant: float, own: Int[np.ndarray, " _"]
+) -> float:
+    """A cost of the allocation of some columns."""
+    return cost.total(np.append(table[np.arange(len(own)), own], constant))
+
+
+def _other_choices(
+    own: Int[np.ndarray, " _"], choices: int
+) -> Iterator[tuple[int, Int[np.ndarray, " _"]]]:
+    """Every allocation with another choice in one layer, and the row of that layer."""
+    for row, column in itertools.product(range(len(own)), range(choices)):
+        if column != own[row]:
+            other = own.copy()
+            other[row] = column
+            yield row, other
 
 
 def _check_proof(planned: PlannedAllocation) -> None:

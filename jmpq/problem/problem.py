@@ -22,6 +22,7 @@ from jmpq.problem.interactions import (
     interactions_over_groups,
     mask,
 )
+from jmpq.text import plural, printed, some
 
 ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
 
@@ -107,6 +108,22 @@ class Problem:
     asked: dict[str, str] = dataclasses.field(default_factory=dict)
     float_costs: dict[str, float] = dataclasses.field(default_factory=dict)
     interactions: Float[np.ndarray, "_ _ _ _"] | None = None
+
+    def __repr__(self) -> str:
+        groups, budgets = len(set(self.groups.tolist())), []
+        for name, limit in self.budgets.items():
+            least, most = self.range(name)
+            asked = f" (asked {self.asked[name]})" if name in self.asked else ""
+            budgets.append(f"budget {name} <= {limit:.6g}{asked}, of {least:.6g} to {most:.6g}")
+        return printed(
+            f"Problem: {plural(len(self.layers), 'layer')} in {plural(groups, 'group')} x "
+            f"{plural(len(self.choices), 'choice')} ({some([c.label for c in self.choices])})",
+            f"{int(self.allowed.sum())} of {self.allowed.size} choices allowed; losses "
+            f"{self.losses[self.allowed].min():.3g} to {self.losses[self.allowed].max():.3g} a "
+            f"layer, {'no' if self.interactions is None else 'with'} cross-layer terms",
+            *(budgets or ["no budget"]),
+            f"costs: {', '.join(self.costs) or 'none'}",
+        )
 
     def __post_init__(self) -> None:
         self._check_shapes()

@@ -15,7 +15,6 @@ on the command line and in files:
 
 import contextlib
 import dataclasses
-import difflib
 import re
 import signal
 import threading
@@ -25,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jmpq.formats import FLOAT_BITS, Choice, labels
+from jmpq.text import did_you_mean
 
 MATCH_SECONDS = 2.0  # of a pattern on all layers
 
@@ -258,9 +258,9 @@ def _tied(rule: Tie, layers: Sequence[str]) -> list[tuple[str, ...]]:
     groups: dict[tuple[str | None, ...], dict[str, None]] = {}
     for pattern in rule.patterns:
         for i in _matches(pattern, layers, rule):
-            match = re.fullmatch(pattern, layers[i])
-            assert match is not None
-            groups.setdefault(match.groups(), {})[layers[i]] = None
+            match = re.fullmatch(pattern, layers[i])  # None: brackets of a name itself
+            captured = match.groups() if match else ()
+            groups.setdefault(captured, {})[layers[i]] = None
     made = [tuple(names) for names in groups.values() if len(names) > 1]
     if not made:
         matches = ", ".join(name for names in groups.values() for name in names)
@@ -286,10 +286,11 @@ def _permitted(rule: Pin | Allow, choices: Sequence[Choice]) -> list[bool]:
 
 def _matches(pattern: str, layers: Sequence[str], rule: Rule) -> list[int]:
     with _time_limit(pattern):
-        matches = [i for i, name in enumerate(layers) if re.fullmatch(pattern, name)]
+        matches = [
+            i for i, name in enumerate(layers) if pattern == name or re.fullmatch(pattern, name)
+        ]
     if not matches:
-        close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        hint = did_you_mean(pattern, layers, most=3, cutoff=0.5)
         raise ValueError(
             f"Pattern {pattern!r} of rule '{rule}' matches no layer.{hint} The whole name "
             f"must match; the layers are {', '.join(layers)}."

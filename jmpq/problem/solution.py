@@ -13,6 +13,7 @@ from jmpq.formats import Choice
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.interactions import least_with_interactions, mask
 from jmpq.problem.problem import Problem
+from jmpq.text import printed
 
 OPTIMALITY = 1e-9  # the gap up to which loss and bound count as equal
 
@@ -55,6 +56,18 @@ class Solution:
     wall_s: float
     objective: str
     objective_value: float
+
+    def __repr__(self) -> str:
+        other = ""
+        if self.objective != "loss":
+            other = f"; minimised {self.objective} to {self.objective_value:.4g}"
+        return printed(
+            f"Solution by {self.solver}, {self.status}: loss {self.loss:.4g}, proven bound "
+            f"{self.bound:.4g} (gap {100 * self.gap:.2g} %){other}",
+            f"costs: {', '.join(f'{n} {v:.6g}' for n, v in self.costs.items()) or 'none'}",
+            f"allocation: {self.allocation}",
+            f"found in {self.wall_s:.3g} s",
+        )
 
     @functools.cached_property
     def allocation(self) -> Allocation:

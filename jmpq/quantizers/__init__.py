@@ -22,6 +22,9 @@ to 16, and 32 for unquantized.
 To add an integer grid, name it in `spec.Grid`, give its codes in `uniform.code_range` and its
 scale in `uniform.scale_of_range`, its least bits in `spec.check_bits`. A clipping is a case of
 `calibration.calibrate`. A rounding is a function with the arguments of `round_by_hessian`,
-named in `spec.Rounding` and in `rounding.hessian_codes`. A format that is not an integer grid
-has no home yet: `uniform.fake_quantize` is where values meet a grid.
+named in `spec.Rounding` and in `rounding.hessian_codes`. A grid with zero points is also asked
+for by name in `calibration`, in `rounding.code_dtype`, in `jmpq.problem.costs` and in
+`jmpq.deploy.finetuned`. A format that is not an integer grid has no home yet: it would enter
+where values meet a grid (`uniform.fake_quantize`, called by ``Scales.quantize`` and
+`fake_quant`), and `learned`, `jmpq.formats.Choice` and the costs assume integers too.
 """

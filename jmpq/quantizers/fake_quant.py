@@ -31,6 +31,7 @@ from jmpq.quantizers.spec import (
     read_spec,
 )
 from jmpq.quantizers.uniform import fake_quantize
+from jmpq.text import plural, printed
 
 # Values per site that activation clipping sees, and least positions per feature.
 SAMPLED_VALUES, SAMPLED_POSITIONS = 65_536, 1_024
@@ -60,6 +61,12 @@ class Scales(Generic[Spec]):
     scale: tuple[Any, ...]
     zero_point: tuple[Any, ...]
     codes: tuple[Any, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"scales of {plural(len(self.scale), 'tensor')} at {list(self.bits)} bits "
+            f"({self.spec.grid}, {self.spec.granularity}, {self.spec.clipping})"
+        )
 
     def quantize(
         self, tensor: int, blocks: Float[Array, "blocks elements"], bits: Int[Array, ""]
@@ -91,6 +98,10 @@ class Quantizers:
 
     weights: Scales[KernelSpec]
     activations: Scales[InputSpec] | None
+
+    def __repr__(self) -> str:
+        activations = "unquantized" if self.activations is None else repr(self.activations)
+        return printed("Quantizers", f"weights: {self.weights!r}", f"inputs: {activations}")
 
     def check(self, network: Network, w_bits: Sequence[int], a_bits: Sequence[int]) -> None:
         """Raise `ValueError` where a layer is given bits that were not calibrated."""

@@ -48,7 +48,7 @@ def quantize_products(network: Network, bits: int) -> Network:
         wrapped = jax.tree.map(_Data, inputs)
         return network.tap.run(params, wrapped, rule=rule, enter_all=True).value
 
-    tap = Tap(apply, network.tap.params, network.tap.inputs)
+    tap = Tap(apply, network.tap.params, network.tap.inputs, network.tap.pieces)
     if not products:
         raise ValueError("Nothing in the network multiplies two activations.")
     return dataclasses.replace(network, apply=apply, tap=tap)

@@ -26,7 +26,11 @@ def restricted(
 
 def _rows(scales: Scales[Spec], bits: Collection[int]) -> Scales[Spec]:
     at = np.array([i for i, b in enumerate(scales.bits) if b in bits], int)
-    arrays = {name: tuple(x[at] for x in getattr(scales, name)) for name in _ARRAYS}
+    # On the host: JAX would compile a program for every shape.
+    arrays = {
+        name: tuple(jnp.asarray(np.asarray(x)[at]) for x in getattr(scales, name))
+        for name in _ARRAYS
+    }
     return dataclasses.replace(scales, bits=tuple(scales.bits[i] for i in at), **arrays)
 
 

@@ -16,39 +16,34 @@ one are for those who bring their own data, metric or solver.
     evaluation = run.evaluate(folder)
     print(run.recommend(plan, evaluation))
 
-`RunFolder` knows which artifact lies where and which must have been made from which. Whatever
-was computed or measured stays in the folder's ``store``, by all that it depends on, so that a
-step computes only what is missing; ``Solve(name=...)`` adds a plan beside others;
-`run.planning` makes everything that is predicted of an allocation, which the plan then
-carries. Steps are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported
-when they are first used: `solve` needs JAX only for logit changes.
+Whatever was computed or measured stays in the folder's ``store``, by all that it depends on, so
+that a step computes only what is missing; ``Solve(name=...)`` adds a plan beside others. Steps
+are quiet; ``reporter=run.TERMINAL`` shows lines and bars. Names are imported when they are
+first used: `solve` needs JAX only for logit changes.
+
+- `steps`: the functions. `options`: their options; `ranges` checks them. `planning`: what a
+  plan holds, with everything that is predicted of an allocation.
+- `folder`: which artifact lies where and from which it must have been made; `artifacts`: their
+  formats. `lock`: one writer at a time. `outcomes`: what was measured, by allocation.
+- `network`, `loss`, `calibrated`, `subject`: the network, its loss, its quantizers and its data
+  as a folder describes them. `compute`: devices and processes. `progress`: lines and bars.
 """
 
-import importlib
-from typing import Any
+from jmpq.lazy import attach
 
 _STEPS = ("train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
           "finetune")  # fmt: skip
 _OPTIONS = ("Train", "Layers", "Sensitivity", "Compute", "Solve", "Comparison", "Inverse",
             "Race", "Refine", "Floor", "Evaluate", "Finetune")  # fmt: skip
-_HOME = {
-    **{name: f"steps.{name}" for name in _STEPS},
-    **dict.fromkeys(_OPTIONS, "options"),
-    "RunFolder": "folder",
-    **dict.fromkeys(
-        ("NetworkSpec", "LayerTable", "Sensitivities", "Evaluation", "Finetuning"), "artifacts"
-    ),
-    **dict.fromkeys(("load_data", "load_network", "network_of"), "network"),
-    **dict.fromkeys(("Subject", "load_subject"), "subject"),
-    **dict.fromkeys(("Reporter", "QUIET", "TERMINAL", "bar"), "progress"),
-    "training_curve": "steps.finetune",
-    **dict.fromkeys(("Recommendation", "recommend"), "planning.recommendation"),
+_HOMES = {
+    **{f"steps.{name}": (name,) for name in _STEPS if name != "finetune"},
+    "steps.finetune": ("finetune", "training_curve"),
+    "options": _OPTIONS,
+    "folder": ("RunFolder",),
+    "artifacts": ("NetworkSpec", "LayerTable", "Sensitivities", "Evaluation", "Finetuning"),
+    "network": ("load_data", "load_network", "network_of"),
+    "subject": ("Subject", "load_subject"),
+    "progress": ("Reporter", "QUIET", "TERMINAL", "bar"),
+    "planning.recommendation": ("Recommendation", "recommend"),
 }
-
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'jmpq.run' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"jmpq.run.{_HOME[name]}"), name)
+__getattr__, __dir__, __all__ = attach(__name__, _HOMES, ("planning", "options"))

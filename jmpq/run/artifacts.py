@@ -13,7 +13,6 @@ import numpy as np
 
 from jmpq.allocation import Allocation
 from jmpq.artifact import ArtifactKind, check_json, fields_of
-from jmpq.files import write_json
 from jmpq.network.layers import Layer, TieKind, layers_from_json, layers_to_json
 from jmpq.quantizers.spec import KernelSpec, read_spec
 from jmpq.run.planning.recommendation import Recommendation
@@ -22,9 +21,9 @@ from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 
 Json = Mapping[str, Any]
 
-LAYERS = ArtifactKind("layers", 2, "layers")
-EVALUATION = ArtifactKind("evaluation", 2, "evaluate")
-FINETUNING = ArtifactKind("finetuning", 2, "finetune")
+LAYERS = ArtifactKind("layers", 3, "layers")
+EVALUATION = ArtifactKind("evaluation", 3, "evaluate")
+FINETUNING = ArtifactKind("finetuning", 3, "finetune")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class NetworkSpec:
     Attributes:
         model: Name of a built-in network (`jmpq.zoo.architectures`), or
             ``package.module:function``, a function without arguments that returns a
-            `jmpq.Network`.
+            `jmpq.Network` (with the argument ``output`` where `output` is given).
         weights: File with the weights of a built-in network.
         data: Name of the data set.
         data_dir: Local folder of the data set; None for its usual source.
@@ -45,6 +44,7 @@ class NetworkSpec:
         equalize: Whether the ranges of channels are equalised across layers.
         product_bits: Bits of both operands of products of activations; None for float.
         tokenizer: File of the tokenizer of a network that takes sentences.
+        output: Name of the array that is analysed, where the network returns several.
     """
 
     model: str
@@ -57,6 +57,7 @@ class NetworkSpec:
     equalize: bool = False
     product_bits: int | None = None
     tokenizer: str | None = None
+    output: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,11 @@ class LayerTable:
     Attributes:
         network: Where network and data come from.
         weights_sha256: Hash of the weights, after all changes to the network.
+        code_sha256: Hash of what the network computes, after all changes to it.
+        versions: Versions of the packages that the hash of the code depends on.
         layers: The layers, in the order of execution.
         other_parameters: Parameters outside the layers, which stay unquantized.
+        unused: Paths of the parameters that do not reach the output, which are among them.
         ties: Groups of layer names that may be tied, by kind of tie.
         data_note: Remark on the data set.
         equalized: Pairs of layers whose ranges were equalised.
@@ -75,11 +79,14 @@ class LayerTable:
 
     network: NetworkSpec
     weights_sha256: str
+    code_sha256: str
+    versions: dict[str, str]
     layers: tuple[Layer, ...]
     other_parameters: int
     ties: dict[str, list[list[str]]]
     data_note: str = ""
     equalized: tuple[tuple[str, str], ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,7 +94,18 @@ class LayerTable:
         given = dataclasses.asdict(self.network)
         where = ("weights", "data", "data_dir", "tokenizer")
         changes = {key: value for key, value in given.items() if key not in where}
-        return {"weights_sha256": self.weights_sha256, **changes}
+        hashes = {"weights_sha256": self.weights_sha256, "code_sha256": self.code_sha256}
+        return {**hashes, **changes}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What all artifacts of a run have to be made from."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "code_sha256": self.code_sha256,
+            "data": self.network.data,
+            "preprocessing": self.network.preprocessing,
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,7 +126,7 @@ class LayerTable:
             "network": dataclasses.asdict(self.network),
             "layers": layers_to_json(self.layers),
         }
-        write_json(path, LAYERS.header | record)
+        LAYERS.write_json(path, record)
 
 
 def _layer_table(record: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +144,7 @@ def _layer_table(record: dict[str, Any]) -> dict[str, Any]:
         "network": NetworkSpec(**fields_of(NetworkSpec, record["network"], "network")),
         "layers": layers_from_json(record["layers"]),
         "equalized": tuple(tuple(pair) for pair in record.get("equalized", ())),
+        "unused": tuple(record.get("unused", ())),
     }
 
 
@@ -207,7 +226,7 @@ class Evaluation:
         loss: Name of the loss that was measured.
         correct: Correction of the layers' outputs.
         correct_examples: Calibration examples that the correction looked at.
-        device: ArtifactKind of device.
+        device: Kind of device.
         splits: Name, size, seed and hash of the examples, by split.
         float: Outcome of the float network, by split.
         timing: Seconds per allocation, by split.
@@ -241,7 +260,7 @@ class Evaluation:
         )
 
     def write(self, path: pathlib.Path) -> None:
-        write_json(path, EVALUATION.header | self.to_json())
+        EVALUATION.write_json(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in _shallow(self).items() if k != "recommendation"}
@@ -286,6 +305,7 @@ class Finetuning:
 
     Attributes:
         weights_sha256: Hash of the float weights.
+        code_sha256: Hash of what the network computes.
         quantizers_sha256: Hash of the calibrated quantizers.
         finetuned_sha256: Hash of ``finetuned.safetensors``.
         name: Name of the allocation in the plan.
@@ -294,7 +314,7 @@ class Finetuning:
         config: Options of the training.
         seed: Seed of the training.
         devices: Number of devices.
-        device: ArtifactKind of device.
+        device: Kind of device.
         versions: Versions of the packages that the outcomes depend on.
         splits: Name, size, seed and hash of the examples, by purpose.
         loss: Name of the loss of the outcomes.
@@ -306,6 +326,7 @@ class Finetuning:
     """
 
     weights_sha256: str
+    code_sha256: str
     quantizers_sha256: str
     finetuned_sha256: str
     name: str
@@ -339,7 +360,7 @@ class Finetuning:
         )
 
     def write(self, path: pathlib.Path) -> None:
-        write_json(path, FINETUNING.header | self.to_json())
+        FINETUNING.write_json(path, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         return _shallow(self) | {"allocation": self.allocation.to_json()}

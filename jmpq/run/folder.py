@@ -1,10 +1,10 @@
 """The run folder: which artifact lies where, and which must have been made from which.
 
-``layers.json`` knows the weights. ``sensitivity.npz`` was made from those weights,
-``plan.json`` from that sensitivity file, ``evaluation.json`` from that plan. An artifact is
-read together with all that it was made from; where one does not belong, the error names the
-step to run again. A step reads what it needs at its head, so that nothing is computed from a
-mixture.
+``layers.json`` knows weights and code. ``sensitivity.npz`` was made from those, ``plan.json``
+from that sensitivity file, ``evaluation.json`` from that plan. An artifact is read together
+with all that it was made from; where one does not belong, or was changed after it was written,
+the error names the step to run again. A step reads what it needs at its head, so that nothing
+is computed from a mixture.
 
 A plan with a name, and what is made from it, lie in ``plans/NAME`` under the same file names.
 What was measured or computed lies in ``store``, in journals named by all that it depends on:
@@ -16,8 +16,8 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jmpq.artifact import PLANS, ArtifactKind
 from jmpq.files import check_writable, file_sha256, json_sha256
@@ -29,6 +29,7 @@ from jmpq.run import artifacts
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable, Sensitivities
 from jmpq.run.planning.recommendation import Recommendation, recommend
 from jmpq.sensitivity import table as tables
+from jmpq.text import plural, printed, some
 
 if TYPE_CHECKING:  # it needs JAX
     from jmpq.sensitivity.logits.superposed import Superposed
@@ -40,7 +41,11 @@ FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"
 OF_PLAN = (PLAN, FRONT, EVALUATION, FINETUNED, FINETUNING)  # one of each for every plan
 STORE = "store"
 # What logit changes and sensitivities have in common if they were measured together.
-MEASURED_TOGETHER = ("weights_sha256", "quantizers_sha256", "calibration", "loss")
+MEASURED_TOGETHER = (
+    *("weights_sha256", "code_sha256", "data", "preprocessing"),
+    *("quantizers_sha256", "calibration", "loss"),
+)
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -66,6 +71,20 @@ class RunFolder:
                 "in 'tight'."
             )
         self.plan_folder = self.path if plan is None else self.path / PLANS / plan
+        self._sha256: dict[str, str] = {}  # of the files that were read
+
+    def __repr__(self) -> str:
+        every = (LAYERS, SENSITIVITY, SUPERPOSED, *OF_PLAN)
+        there = [name for name in every if self.file(name).is_file()]
+        plans = sorted(path.parent.name for path in self.path.glob(f"{PLANS}/*/{PLAN}"))
+        kept = [path.stat().st_size for path in self.path.glob(f"{STORE}/*.journal")]
+        return printed(
+            f"RunFolder {self.path}"
+            + ("" if self.plan_folder == self.path else f", plan {self.plan_folder.name}"),
+            f"has {', '.join(there) or 'no artifact yet: `jmpq layers` makes the first'}",
+            f"plans with a name: {some(plans)}" if plans else "",
+            f"store: {plural(len(kept), 'journal')}, {sum(kept) / 1e6:.3g} MB",
+        )
 
     def file(self, name: str) -> pathlib.Path:
         """Path of an artifact."""
@@ -78,58 +97,38 @@ class RunFolder:
     @functools.cached_property
     def layers(self) -> LayerTable:
         """The layer table."""
-        return LayerTable.read(self.path / LAYERS)
+        return self._read(LAYERS, LayerTable.read)
 
     @functools.cached_property
     def sensitivities(self) -> Sensitivities:
         """Sensitivities of the layers."""
-        weights = self.layers.weights_sha256
-        made = Sensitivities.read(self.path / SENSITIVITY)
-        if made.provenance.get("weights_sha256") != weights:
-            raise self._stale(SENSITIVITY, LAYERS, "weights", tables.KIND)
+        layers = self.layers
+        made = self._read(SENSITIVITY, Sensitivities.read)
+        for key, value in layers.origin.items():
+            if made.provenance.get(key) != value:
+                what = key.removesuffix("_sha256")
+                raise self._stale(SENSITIVITY, LAYERS, what, tables.KIND)
         return made
 
     @functools.cached_property
     def plan(self) -> Plan:
         """The plan that was made from the sensitivities."""
-        layers, sensitivities = self.layers, self.sensitivities
-        self._plan_sha256 = self.sha256(PLAN) if self.file(PLAN).is_file() else ""
-        plan = read_plan(self.file(PLAN))
-        if plan.weights_sha256 != layers.weights_sha256:
-            raise self._stale(PLAN, LAYERS, "weights", plans.KIND)
-        if plan.sensitivity_sha256 != self.sha256(SENSITIVITY):
-            raise self._stale(PLAN, SENSITIVITY, "contents", plans.KIND)
-        self._check_layers(plan, layers.names, LAYERS)
-        for table in sensitivities.tables.values():
-            self._check_layers(plan, table.layers, SENSITIVITY)
-        try:
-            check_plan(
-                plan,
-                layers.layers,
-                Overhead.of(layers.layers, sensitivities.kernels),
-                {
-                    name: [dataclasses.replace(table, use_first=x) for x in (False, True)]
-                    for name, table in sensitivities.tables.items()
-                },
-                unquantized_parameters=layers.other_parameters,
-            )
-        except ValueError as error:
-            raise plans.KIND.unusable(self.path / PLAN, error) from error
-        return plan
+        _ = self.layers, self.sensitivities  # what it is checked against, and their errors
+        return self._read(PLAN, lambda path: read_plan(path, self._check_plan))
 
     @functools.cached_property
     def evaluation(self) -> Evaluation:
         """What was measured of the plan."""
-        plan_sha256 = self.sha256(PLAN) if self.plan else ""
-        made = Evaluation.read(self.file(EVALUATION))
-        if made.plan_sha256 != plan_sha256:
+        plan = self.plan
+        made = self._read(EVALUATION, Evaluation.read)
+        if made.plan_sha256 != self.sha256(PLAN):
             raise self._stale(EVALUATION, PLAN, "contents", artifacts.EVALUATION)
-        return dataclasses.replace(made, recommendation=recommend(self.plan, made))
+        return dataclasses.replace(made, recommendation=recommend(plan, made))
 
     @property
     def is_evaluated(self) -> bool:
         """Whether there is an evaluation."""
-        return (self.path / EVALUATION).is_file()
+        return self.file(EVALUATION).is_file()
 
     @functools.cached_property
     def recommendation(self) -> Recommendation | None:
@@ -143,9 +142,14 @@ class RunFolder:
         """The fine-tuning of the network, if there was one."""
         if not self.file(FINETUNING).is_file():
             return None
-        made = Finetuning.read(self.file(FINETUNING))
-        if made.weights_sha256 != self.layers.weights_sha256:
-            raise self._stale(FINETUNING, LAYERS, "weights", artifacts.FINETUNING)
+        made = self._read(FINETUNING, Finetuning.read)
+        for key in ("weights_sha256", "code_sha256"):
+            if getattr(made, key) != self.layers.origin[key]:
+                what = key.removesuffix("_sha256")
+                raise self._stale(FINETUNING, LAYERS, what, artifacts.FINETUNING)
+        weights = self.file(FINETUNED)
+        if weights.is_file() and file_sha256(weights) != made.finetuned_sha256:
+            raise self._stale(FINETUNING, FINETUNED, "contents", artifacts.FINETUNING)
         return made
 
     @functools.cached_property
@@ -166,8 +170,8 @@ class RunFolder:
         return made
 
     def sha256(self, name: str) -> str:
-        """Hash of an artifact's file."""
-        return file_sha256(self.file(name))
+        """Hash of an artifact's file, as it was when it was read."""
+        return self._sha256.get(name) or file_sha256(self.file(name))
 
     def check_writable(self, name: str) -> None:
         """Raise now what writing an artifact would raise after hours of work."""
@@ -205,12 +209,52 @@ class RunFolder:
         """
         kept = [a for a in self.plan.allocations if a.name != new.name]
         plan = dataclasses.replace(self.plan, allocations=(*kept, new))
-        if self.sha256(PLAN) != self._plan_sha256:
+        if file_sha256(self.file(PLAN)) != self.sha256(PLAN):
             raise ValueError(
                 f"{self.file(PLAN)} was changed while this step worked, so that {new.name} "
                 "was not added: run the step again; what it measured is kept."
             )
         write_plan(self.file(PLAN), plan)
+
+    def _read(self, name: str, read: Callable[[pathlib.Path], T]) -> T:
+        """Read an artifact, and remember the hash of its file.
+
+        Raises:
+            ValueError: If another process wrote it meanwhile.
+        """
+        path = self.file(name)
+        before = file_sha256(path) if path.is_file() else ""
+        made = read(path)
+        if file_sha256(path) != before:
+            raise ValueError(
+                f"{path} was written by another process while it was read: run this step again."
+            )
+        self._sha256[name] = before
+        return made
+
+    def _check_plan(self, plan: Plan) -> None:
+        """Raise `ValueError` where a plan does not belong to the artifacts beside it."""
+        layers, sensitivities = self.layers, self.sensitivities
+        if plan.weights_sha256 != layers.weights_sha256:
+            raise self._stale(PLAN, LAYERS, "weights", plans.KIND)
+        if plan.sensitivity_sha256 != self.sha256(SENSITIVITY):
+            raise self._stale(PLAN, SENSITIVITY, "contents", plans.KIND)
+        self._check_layers(plan, layers.names, LAYERS)
+        for table in sensitivities.tables.values():
+            self._check_layers(plan, table.layers, SENSITIVITY)
+        try:
+            check_plan(
+                plan,
+                layers.layers,
+                Overhead.of(layers.layers, sensitivities.kernels),
+                {
+                    name: [dataclasses.replace(table, use_first=x) for x in (False, True)]
+                    for name, table in sensitivities.tables.items()
+                },
+                unquantized_parameters=layers.other_parameters,
+            )
+        except ValueError as error:
+            raise plans.KIND.edited(self.file(PLAN), error) from error
 
     def _stale(self, name: str, source: str, what: str, kind: ArtifactKind) -> ValueError:
         return ValueError(

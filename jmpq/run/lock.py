@@ -59,9 +59,9 @@ def writer_lock(folder: Folder, step: str) -> Iterator[None]:
         file = None
     try:
         if file is not None:
-            file.truncate(0)
-            file.write(json.dumps(_claim(step)))
-            file.flush()
+            with contextlib.suppress(OSError):  # on a full disk the lock holds without a name
+                file.truncate(0)
+                os.write(file.fileno(), json.dumps(_claim(step)).encode())
         yield
     finally:
         if file is not None:

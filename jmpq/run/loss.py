@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jmpq.run.network import imported
+from jmpq.text import did_you_mean
 from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence, squared_error
 
 READY = {"cross_entropy": cross_entropy, "squared_error": squared_error, "kl": kl_divergence}
@@ -26,7 +27,8 @@ def find_loss(name: str) -> ExampleLoss:
         return READY[name]
     if ":" not in name:
         raise ValueError(
-            f"{name!r} is not a loss: expected {', '.join(READY)} or package.module:function."
+            f"{name!r} is not a loss.{did_you_mean(name, READY)} Expected "
+            f"{', '.join(READY)} or package.module:function."
         )
     return imported(name, "a loss", "of the logits of one example and its label")
 

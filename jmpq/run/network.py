@@ -14,6 +14,7 @@ from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Dataset, Split
 from jmpq.data.load import load_dataset
 from jmpq.data.tokens import Tokenizer, read_tokenizer
+from jmpq.files import versions
 from jmpq.network.equalize import equalize_ranges, without_caps
 from jmpq.network.fold import fold_batch_norm
 from jmpq.network.network import Network
@@ -70,7 +71,7 @@ def load_network(
                 f"{spec.model!r} makes its own network: fold its variables there, with "
                 "jmpq.network.fold.fold_batch_norm."
             )
-        return _changed(spec, _made_by(spec.model))
+        return _changed(spec, _made_by(spec.model, spec.output))
     dataset = dataset or load_data(spec, folder)
     tokenizer = dataset.tokenizer
     vocab_size = None if tokenizer is None else tokenizer.vocab_size
@@ -89,14 +90,15 @@ def load_network(
     )
     if spec.fold:
         variables = fold_batch_norm(module, variables, example)
-    return _changed(spec, Network.from_linen(module, variables, example))
+    network = Network.from_linen(module, variables, example, output=spec.output)
+    return _changed(spec, network)
 
 
 def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
     """Network and data set of a run; the weights are those of its layer table.
 
     Raises:
-        ValueError: If the weights have changed since the layer table was written.
+        ValueError: If weights, layers or code have changed since the layer table was written.
     """
     table = folder.layers
     dataset = load_data(table.network, folder.path)
@@ -113,6 +115,13 @@ def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
             f"The layers of {table.network.model!r} are not those of {folder.path / LAYERS} "
             f"({', '.join(other[:3])}): run `jmpq layers {folder.path}` again, and the steps "
             "after it."
+        )
+    comparable = versions("jax", "flax") == table.versions
+    if comparable and network.code_sha256 != table.code_sha256:
+        raise ValueError(
+            f"The code of {table.network.model!r} has changed since {folder.path / LAYERS} was "
+            "written: its layers are the same, what it computes is not. Run `jmpq layers "
+            f"{folder.path}` again, and the steps after it."
         )
     check_inputs(network, dataset)
     return network, dataset
@@ -229,20 +238,26 @@ def _check_tokenizer(
         )
 
 
-def _made_by(model: str) -> Network:
+def _made_by(model: str, output: str | None) -> Network:
     make = imported(model, "a network", "without arguments")
+    given = {} if output is None else {"output": output}
     try:
-        network = make()
+        network = make(**given)
     except (ValueError, OSError):
         raise
     except Exception as error:  # someone else's code
         raise ValueError(
             f"{model!r} failed with {type(error).__name__}: {error}. Call it in Python to see "
-            "where; it takes no arguments."
+            f"where; it takes {f'output={output!r}' if given else 'no arguments'}."
         ) from error
     if not isinstance(network, Network):
         raise ValueError(
             f"{model!r} returned {type(network).__name__}; expected a jmpq.Network, as made by "
             "Network.from_linen or Network.from_function."
+        )
+    if network.output != output and given:
+        raise ValueError(
+            f"{model!r} takes output={output!r} and does not use it: it must hand it on, as in "
+            "Network.from_linen(..., output=output)."
         )
     return network

@@ -16,19 +16,10 @@ from jmpq.problem.rules import parse_rule
 from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits
 from jmpq.run.ranges import between, check_batches, check_seed, counts, not_empty
 from jmpq.sensitivity.metrics.by_name import DEFAULT_METRICS, MetricName
+from jmpq.solvers.automatic import check_solver
 
 CorrectName = Literal["none", "bias", "batch_norm"]
 MeasuredRole = Literal["solution", "uniform", "baseline", "sweep", "random", "single"]
-# Solvers of our own; names in capitals are those of cvxpy.
-SOLVERS = (
-    "exact",
-    "greedy",
-    "core",
-    "several_budgets",
-    "dynamic_programming",
-    "local_search",
-    "branch_and_bound",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +72,9 @@ class Layers:
     34, 50, 101, vgg11, 13, 16, 19 and vgg11_bn, ..., mobilenet_v1_0.25, 0.5, 0.75, 1,
     mobilenet_v2, squeezenet1_1 (ImageNet); bert_tiny, bert_mini, minilm_l6, bert_base
     (sentences). Or package.module:function, which returns a jmpq.Network."""
+    output: str | None = None
+    """Name or position of the array to analyse, where the network returns several: the
+    function of --model takes it as output=... and hands it to Network.from_..."""
     weights: pathlib.Path | None = None
     """File of the weights, safetensors or a PyTorch state dict; RUN/weights.safetensors where
     it is there."""
@@ -247,11 +241,7 @@ class Solve:
         for text in self.rule:
             parse_rule(text)
         for name in self.solvers:
-            if name not in SOLVERS and not name.isupper():
-                raise ValueError(
-                    f"solvers={name!r}: expected {', '.join(SOLVERS)}, or a mixed-integer "
-                    f"solver by cvxpy's name, such as HIGHS or SCIP."
-                )
+            check_solver(name)
         counts(self, "first_last_bits", least=0, most=32)
         between(self, 0.0, 1e9, "time_limit_s", above=True)
         counts(self, "search_evaluations", least=0)

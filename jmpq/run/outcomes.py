@@ -49,11 +49,6 @@ class Measured:
         corrected: Split | None = None,
         mesh: Mesh | None = None,
     ) -> None:
-        self.evaluator: Evaluator = subject.evaluator(
-            split, batch_size, correct=correct, corrected=corrected, mesh=mesh
-        )
-        self._layers = [layer.name for layer in subject.network.layers]
-        self._quantizers = subject.quantizers
         of = {
             "network": folder.layers.identity,
             "examples": split.sha256,
@@ -64,6 +59,16 @@ class Measured:
             "device": jax.devices()[0].device_kind,
         }
         self._journal = Journal(folder.store("outcomes", of), of)
+        self.evaluator: Evaluator = subject.evaluator(
+            split,
+            batch_size,
+            correct=correct,
+            corrected=corrected,
+            mesh=mesh,
+            journal=self._journal,
+        )
+        self._layers = [layer.name for layer in subject.network.layers]
+        self._quantizers = subject.quantizers
 
     def known(self, allocation: Allocation) -> Outcome | None:
         """The outcome in the store, or None where the allocation was not measured."""

@@ -10,6 +10,7 @@ from jmpq.data.dataset import Dataset, Split
 from jmpq.data.splits import calibration_split
 from jmpq.deploy.correction import Correct
 from jmpq.deploy.measure import CANDIDATES_PER_CALL, Evaluator
+from jmpq.journal import Journal
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.run.artifacts import Sensitivities
@@ -48,6 +49,7 @@ class Subject:
         corrected: Split | None = None,
         mesh: Mesh | None = None,
         candidates_per_call: int = CANDIDATES_PER_CALL,
+        journal: Journal | None = None,
     ) -> Evaluator:
         """Measures allocations.
 
@@ -58,6 +60,7 @@ class Subject:
             corrected: Examples that the correction looks at.
             mesh: Devices over which examples are spread.
             candidates_per_call: Allocations per call of the compiled program.
+            journal: Keeps the float network's logits; of the same network and examples.
         """
         size = min(batch_size, len(split))
         examples = None
@@ -72,6 +75,7 @@ class Subject:
             correct=correct,
             examples=examples,
             mesh=mesh,
+            journal=journal,
         )
 
 

@@ -18,9 +18,25 @@ matter more than the metric; a few hundred do.
 - `metric`: what a metric is. `metrics`: all of them, and by name.
 - `analyse`: the loop over batches, resumable, on several devices.
 - `calibration_batches`: batches whose labels fit the output.
+- `batch_terms`, `by_width`: terms of a batch and of bit-widths, kept so that new bits are
+  computed alone.
 - `batch_memory`: the memory that a pass takes, and batches cut so that it fits.
 - `logits`: predictions of whole allocations from changes of the logits.
 
 To add a metric, see `jmpq.sensitivity.metrics`. A way to predict whole allocations goes to
 `jmpq.sensitivity.logits`.
 """
+
+from jmpq.lazy import attach
+
+_HOMES = {
+    "moves": ("MoveNetwork",),
+    "metric": ("About", "Changes", "FromChanges", "Metric", "Terms"),
+    "analyse": ("analyse", "estimate_batch"),
+    "table": ("Move", "Sensitivity", "load_sensitivities", "save_sensitivities"),
+    "logits.superposed": ("PredictedLoss", "Superposed"),
+    "logits.composed": ("Composed",),
+}
+__getattr__, __dir__, __all__ = attach(
+    __name__, _HOMES, ("batch_memory", "logits", "metric", "metrics", "moves", "table")
+)

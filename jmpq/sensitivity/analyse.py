@@ -1,7 +1,6 @@
 """The loop over batches that serves all metrics."""
 
 import dataclasses
-import itertools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from jmpq.data.batches import check_finite
 from jmpq.data.stream import Stream
-from jmpq.devices import shared_journal, to_host
+from jmpq.devices import shared_journal
 from jmpq.formats import Choice
-from jmpq.sensitivity.batch_memory import PassMemory, Placement, cuts, estimate_memory
+from jmpq.sensitivity.batch_memory import PassMemory, Placement, estimate_memory
+from jmpq.sensitivity.batch_terms import BatchTerms, of_choices
 from jmpq.sensitivity.calibration_batches import batch_sizes, checked_batches
 from jmpq.sensitivity.metric import Metric, Prepares
 from jmpq.sensitivity.metrics.by_name import check_output
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.sensitivity.table import Sensitivity, choice_members
+from jmpq.sensitivity.table import Sensitivity
 
 
 def analyse(
@@ -35,6 +34,7 @@ def analyse(
     memory_bytes: int | None = None,
     announce: Callable[[PassMemory | None], None] | None = None,
     partial: pathlib.Path | None = None,
+    of: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sensitivity:
@@ -54,13 +54,15 @@ def analyse(
         memory_bytes: Most that a pass may take on one device, as `estimate_memory` foretells
             it: the batches of an additive metric are cut into parts that fit. No limit by
             default.
-        announce: Called before the start with what a pass takes, or None where the metric
-            does not tell.
-        partial: File of a journal of finished batches: those of the same analysis
-            (`analysis_identity`) are not computed again. A metric that `Prepares` keeps a
-            ``*.prepared`` beside it.
-        provenance: Identity of network, data and quantizers (a partial file of another one
-            is not used), kept in the result.
+        announce: Called with what a pass takes before the first one, or with None where the
+            metric does not tell.
+        partial: File of a journal of finished batches: those of the same metric, examples and
+            moves are not computed again. Where the metric takes moves by themselves
+            (`About.independent`, `FromChanges`) that is so for every bit-width, whatever
+            others there are. A metric that `Prepares` keeps a ``*.prepared`` beside it.
+        of: Identity of network and examples in the journal (one of something else is begun
+            anew); the provenance by default.
+        provenance: Identity of network, data and quantizers, kept in the result.
         progress: Called with (finished batches, all batches); before, by a metric that
             `Prepares`, with its own steps.
 
@@ -86,50 +88,41 @@ def analyse(
         check_output(about.name, output)
     loss = None if about.kl else getattr(metric, "loss", None)
     batches = checked_batches(batches, moves.network, loss)
-    sizes = batch_sizes(batches)
-    identity = analysis_identity(
-        moves, metric, batches, choices, seed=seed, provenance=provenance
-    )
     moves.quantizers.check_network(moves.network)
     layers = tuple(layer.name for layer in moves.network.layers)
-    members = choice_members(layers, choices, moves.moves)
-    journal, sums = shared_journal(partial, identity), _Sums()
-
-    key, total = jax.random.key(seed), len(batches)
-    place, most = Placement(moves, mesh), max(sizes)  # examples of a pass on each device
-    if memory_bytes is not None or announce is not None:
-        memory = estimate_batch(metric, moves, batches, mesh=mesh, memory_bytes=memory_bytes)
-        most = most if memory is None else memory.examples
+    sizes = batch_sizes(batches)
+    known = journal_identity(metric, sizes, seed=seed, of=of or provenance or {})
+    journal = shared_journal(partial, known)
+    terms_of = BatchTerms(metric, moves, choices, journal, mesh=mesh)
+    terms_of.limit_store(lambda: batches[0], sum(sizes))
+    key, total, told = jax.random.key(seed), len(batches), {}
+    todo = terms_of.todo(range(total))
+    if memory_bytes is not None or (announce is not None and todo):
+        memory = estimate_batch(
+            metric, todo or moves, batches, mesh=mesh, memory_bytes=memory_bytes
+        )
+        terms_of.most = max(sizes) if memory is None else memory.examples
         if announce is not None:
             announce(memory)
-    ready, told = metric, {}
     if isinstance(metric, Prepares):
         start = time.perf_counter()
         path = partial and partial.with_name(f"{partial.name}.prepared")
-        finished = shared_journal(path, identity)
+        finished, place = shared_journal(path, known), Placement(moves, mesh)
         placed = Stream(tuple(sizes), lambda i: place(*batches[i]))
         prepared = metric.prepare(moves, placed, key, progress=progress, journal=finished)
-        ready, seconds = prepared.metric, time.perf_counter() - start
+        terms_of.metric, seconds = prepared.metric, time.perf_counter() - start
         told = {"prepared": prepared.record, "prepare_seconds": seconds, "note": prepared.note}
-    progress(len(journal.keys), total)
-    for index in range(total):
-        if (entry := journal.get(str(index))) is not None:
-            sums.add(entry.value, entry.arrays, members)
-            continue
-        start = time.perf_counter()
-        inputs, targets = batches[index]
-        check_finite((inputs, targets), "the calibration examples")
+    sums = _Sums()
+    done = sum(terms_of.todo([n]) is None for n in range(total))
+    progress(done, total)
+    for index, examples in enumerate(sizes):
+        was_done = terms_of.todo([index]) is None
         batch_key = jax.random.fold_in(key, index)
-        first, second, samples = _batch_terms(ready, place, inputs, targets, batch_key, most)
-        _check_finite(about.name, moves, first, second)
-        terms = {"first": first, "second": second}
-        if samples.ndim:
-            terms["variance"] = _sampling_variance(samples, members)
-        seconds = time.perf_counter() - start
-        batch = {"examples": int(targets.shape[0]), "seconds": seconds}
-        journal.keep(str(index), batch, terms)
-        sums.add(batch, terms, members)
-        progress(index + 1, total)
+        terms, seconds = terms_of(index, lambda n=index: batches[n], batch_key)
+        sums.add(examples, seconds, terms, terms_of.members)
+        if not was_done:
+            done += 1
+            progress(done, total)
     weight = sum(sums.examples)
     return Sensitivity(
         metric=about.name,
@@ -146,7 +139,9 @@ def analyse(
         spread=about.spread,
         sampling_sem=sums.sampling_sem,
         provenance={
-            **identity,
+            **analysis_identity(
+                moves, metric, batches, choices, seed=seed, provenance=provenance
+            ),
             **told,
             "seconds": sum(sums.seconds),
             "batch_seconds": sums.seconds,
@@ -165,34 +160,17 @@ def analysis_identity(
 ) -> dict[str, Any]:
     """All that decides the result of `analyse`, as JSON; arguments are those of `analyse`."""
     return {
-        "metric": _options(metric),
-        "batches": batch_sizes(batches),
         "moves": [list(move) for move in moves.moves],
         "choices": [choice.label for choice in choices],
-        "seed": seed,
-        **(provenance or {}),
+        **journal_identity(metric, batch_sizes(batches), seed=seed, of=provenance or {}),
     }
 
 
-def _batch_terms(
-    metric: Metric, place: Placement, inputs: PyTree, targets: Any, key: Array, most: int
-) -> list[np.ndarray]:
-    """First and second terms of one batch and its samples, float64 on the host.
-
-    If the metric allows it, the batch goes in parts (see `cuts`).
-    """
-    count, additive = targets.shape[0], metric.about.additive
-    ends = cuts(count, place.size, most) if additive else [0, count]
-    key = jax.random.split(key, count) if additive else key
-    means = [np.zeros(()), np.zeros(()), np.zeros(())]
-    for part in itertools.starmap(slice, itertools.pairwise(ends)):
-        here = jax.tree.map(lambda x, part=part: x[part], (inputs, targets))
-        terms = metric(*place(*here), key[part] if additive else key)
-        share = (part.stop - part.start) / count
-        for i, term in enumerate(terms):
-            if term is not None:
-                means[i] = means[i] + share * to_host(term).astype(np.float64)
-    return means
+def journal_identity(
+    metric: Metric, sizes: Sequence[int], *, seed: int, of: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What all records of a journal of `analyse` share, whatever moves they are of."""
+    return {"metric": _options(metric), "batches": list(sizes), "seed": seed, **of}
 
 
 def estimate_batch(
@@ -264,44 +242,19 @@ class _Sums:
         return np.sqrt(np.tensordot(np.square(weights), np.array(self.batch_variance), 1))
 
     def add(
-        self, batch: Mapping[str, Any], terms: Mapping[str, np.ndarray], members: np.ndarray
+        self,
+        examples: int,
+        seconds: float,
+        terms: Mapping[str, np.ndarray],
+        members: np.ndarray,
     ) -> None:
-        """Add the next batch: its examples and seconds, and its terms."""
-        count, first, second = batch["examples"], terms["first"], terms["second"]
-        self.first, self.second = self.first + count * first, self.second + count * second
-        self.examples.append(count)
-        self.seconds.append(batch["seconds"])
+        """Add the terms of the next batch."""
+        first, second = terms["first"], terms["second"]
+        self.first = self.first + examples * first
+        self.second = self.second + examples * second
+        self.examples.append(examples)
+        self.seconds.append(seconds)
         self.batch_first.append(members @ first)
-        self.batch_second.append(_of_choices(second, members))
+        self.batch_second.append(of_choices(second, members))
         if "variance" in terms:
             self.batch_variance.append(terms["variance"])
-
-
-def _sampling_variance(samples: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Variance of every choice's loss by sampling; NaN from a single sample."""
-    losses = np.array([_of_choices(sample, members) for sample in samples])
-    few = len(losses) < 2
-    spread = np.full_like(losses[0], np.nan) if few else losses.var(axis=0, ddof=1)
-    return spread / len(losses)
-
-
-def _of_choices(second: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """½ eᵀSe of every layer's choices."""
-    if second.ndim == 1:
-        return 0.5 * (members @ second)
-    return 0.5 * np.einsum("icm,mk,ick->ic", members, second, members, optimize=True)
-
-
-def _check_finite(name: str, moves: MoveNetwork, first: np.ndarray, second: np.ndarray) -> None:
-    bad = ~np.isfinite(first) | ~np.isfinite(second.reshape(len(first), -1)).all(axis=1)
-    if bad.all():
-        raise ValueError(
-            f"Metric {name!r} is NaN or infinite for every layer, as the network's own logits "
-            "are. Check the weights and the normalisation of the inputs."
-        )
-    if bad.any():
-        move = moves.moves[int(np.argmax(bad))]
-        raise ValueError(
-            f"Metric {name!r} is NaN or infinite at layer {move.layer!r} "
-            f"({move.kind}{move.bits}). Check this layer's weights and inputs for huge values."
-        )

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread
-from jmpq.sensitivity.metric import Looped, Metric, Program
+from jmpq.sensitivity.metric import FromChanges, Looped, Metric, Program
 from jmpq.sensitivity.moves import MoveNetwork
 
 
@@ -132,9 +132,13 @@ def estimate_memory(
 def programs_of(
     metric: Metric, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
 ) -> list[Program] | None:
-    """Programs that a metric compiles for a batch: its own call, or what it tells."""
+    """Programs that a metric compiles for a batch: its call or parts, or what it tells."""
     if isinstance(metric, Looped):
         return metric.programs(moves, inputs, targets, key)
+    if isinstance(metric, FromChanges):
+        changes = Program(type(metric).move_changes, (metric, moves, inputs, targets, key))
+        args = (metric, changes.results(), targets)
+        return [changes, Program(type(metric).terms, args)]
     call = type(metric).__call__
     if not hasattr(call, "lower"):
         return None

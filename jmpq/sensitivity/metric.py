@@ -25,6 +25,8 @@ class About:
             depend on the cut.
         spread: Weight of the standard deviation over batches in the losses.
         kl: Whether losses are KL divergences, which take class probabilities and no labels.
+        independent: Whether the terms of a move depend on no other move, `Terms.second` being a
+            diagonal: new bits are then computed alone. See `FromChanges` for pairs.
     """
 
     name: str
@@ -33,6 +35,7 @@ class About:
     additive: bool = True
     spread: float = 0.0
     kl: bool = False
+    independent: bool = False
 
 
 class Terms(NamedTuple):
@@ -63,6 +66,28 @@ class Metric(Protocol):
     def __call__(
         self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
     ) -> Terms: ...
+
+
+class Changes(NamedTuple):
+    """What every move does to each example by itself, and what all moves share."""
+
+    by_move: Float[Array, "batch moves ..."]
+    shared: Float[Array, "batch ..."]
+
+
+@runtime_checkable
+class FromChanges(Protocol):
+    """A metric of pairs of moves whose terms follow from what each move does by itself.
+
+    Changes of moves that were made before are kept, and those of new bits computed alone.
+    Both methods are compiled (``@functools.partial(jax.jit, static_argnums=0)``).
+    """
+
+    def move_changes(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Changes: ...
+
+    def terms(self, changes: Changes, targets: Array) -> Terms: ...
 
 
 class Program(NamedTuple):

@@ -29,6 +29,7 @@ from jmpq.quantizers.fake_quant import (
     quantized_logits,
 )
 from jmpq.sensitivity.table import Move
+from jmpq.text import plural, printed
 
 
 @functools.partial(
@@ -50,6 +51,13 @@ class MoveNetwork:
     network: Network
     quantizers: Quantizers
     shards: int = 1
+
+    def __repr__(self) -> str:
+        return printed(
+            f"MoveNetwork: {plural(len(self.moves), 'move')} of "
+            f"{plural(len(self.network.layers), 'layer')}",
+            f"{self.quantizers!r}",
+        )
 
     @functools.cached_property
     def moves(self) -> tuple[Move, ...]:

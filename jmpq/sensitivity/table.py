@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -12,11 +11,12 @@ from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json, fields_of
-from jmpq.files import atomic_file
 from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
+from jmpq.text import plural, printed, table
 
-KIND = ArtifactKind("sensitivity", 2, "sensitivity")
+KIND = ArtifactKind("sensitivity", 3, "sensitivity")
 NATS = "nats per example"  # unit of a loss
+_SHOWN, _COLUMNS = 5, 10  # layers and choices of a printed table
 
 
 class Move(NamedTuple):
@@ -69,6 +69,29 @@ class Sensitivity:
     spread: float = 0.0
     sampling_sem: Float[np.ndarray, "layers choices"] | None = None
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers, choices = len(self.layers), len(self.choices)
+        order = np.argsort(-np.abs(self.losses).max(axis=1), kind="stable")[:_SHOWN]
+        rows = [
+            [self.layers[i], *(f"{loss:.3g}" for loss in self.losses[i, :_COLUMNS])]
+            for i in order
+        ]
+        left = [
+            f"{layers - len(order)} less sensitive layers" if layers > len(order) else "",
+            f"{choices - _COLUMNS} more choices" if choices > _COLUMNS else "",
+        ]
+        about = printed(
+            f"Sensitivity by {self.metric}: {plural(layers, 'layer')} x "
+            f"{plural(choices, 'choice')}, losses in {self.unit}",
+            f"{plural(len(self.moves), 'move')}, "
+            f"{plural(int(self.batch_examples.sum()), 'example')} in "
+            f"{plural(len(self.batch_examples), 'batch', 'batches')}, "
+            f"{'with' if self.has_interactions else 'no'} cross-layer terms",
+        )
+        heads = ["layer", *(choice.label for choice in self.choices[:_COLUMNS])]
+        below = [f"  and {' and '.join(filter(None, left))}"] if any(left) else []
+        return "\n".join([about, *table(heads, rows), *below])
 
     @property
     def _batches(self) -> Float[np.ndarray, "batches layers choices"]:
@@ -268,7 +291,7 @@ def save_sensitivities(
     `extra` arrays (the quantizers' scales) travel along under names of their own.
     """
     arrays: dict[str, np.ndarray] = dict(extra or {})
-    header: dict[str, Any] = KIND.header | {"metrics": {}}
+    metrics: dict[str, Any] = {}
     for name, sensitivity in sensitivities.items():
         record = {}
         for field in dataclasses.fields(sensitivity):
@@ -279,10 +302,8 @@ def save_sensitivities(
                 record["choices"] = [choice.label for choice in value]
             else:
                 record[field.name] = value
-        header["metrics"][name] = record
-    arrays["header"] = np.array(json.dumps(header))
-    with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        metrics[name] = record
+    KIND.write_npz(path, {"metrics": metrics}, arrays, compress=True)
 
 
 def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:

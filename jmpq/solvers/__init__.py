@@ -14,6 +14,8 @@ The others are for comparison and for special cases: `Greedy` is the paper's Alg
 HiGHS or another solver, `uniform`, `random_search` and `reversed_search` are baselines, and
 `ObjectiveSearch` minimises any function of whole allocations, a measured loss for one.
 
+`automatic` has their names. A `solver` takes a problem, whatever else it is.
+
 Nobody has to be believed. `solution_from_columns` evaluates an answer anew, by code that no
 solver shares; a solver adds only its lower bound, and ``optimal`` is what that bound proves.
 
@@ -23,23 +25,25 @@ solver shares; a solver adds only its lower bound, and ``optimal`` is what that 
 
 To add a solver, write a file in one of these folders that takes a `Problem`, works on
 `problem.reduced()` (tied layers are one group there) and returns ``solution_from_columns(...)``
-with the bound it can prove, -inf for none. Name it in `automatic.exact_solver`, from where the
-command line takes it, and in the list of tests/solvers/test_degenerate.py. No JAX here; cvxpy
-and SciPy are imported where they are used.
+with the bound it can prove, -inf for none. Give it an entry in `automatic.SOLVERS`, from where
+the command line takes its name, and a word in the help of ``Solve.solvers``
+(`jmpq.run.options`); export its class here, and add it to the list of
+tests/solvers/test_degenerate.py. A method of several files gets a folder of its own. No JAX
+here; cvxpy and SciPy are imported where they are used.
 """
 
-from jmpq.solvers.automatic import exact_solver, solve
+from jmpq.solvers.automatic import make_solver, solve
 from jmpq.solvers.knapsack.baselines import (
     draw_allocations,
     random_search,
     reversed_search,
     uniform,
 )
-from jmpq.solvers.knapsack.dynamic_programming import DynamicProgramming
-from jmpq.solvers.knapsack.expanding_core import CoreSearch
 from jmpq.solvers.knapsack.greedy import Greedy
 from jmpq.solvers.knapsack.integer_program import Exact
 from jmpq.solvers.knapsack.least_cost import least_cost
+from jmpq.solvers.knapsack.one_budget.dynamic_programming import DynamicProgramming
+from jmpq.solvers.knapsack.one_budget.expanding_core import CoreSearch
 from jmpq.solvers.knapsack.pareto import pareto_hull
 from jmpq.solvers.knapsack.relaxation_bounds import lp_bound
 from jmpq.solvers.knapsack.several_budgets.anytime_search import SeveralBudgets
@@ -67,9 +71,9 @@ __all__ = [
     "Solver",
     "cheapest_above",
     "draw_allocations",
-    "exact_solver",
     "least_cost",
     "lp_bound",
+    "make_solver",
     "pareto_hull",
     "random_search",
     "refine",

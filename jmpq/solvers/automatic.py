@@ -1,68 +1,96 @@
-"""The solver of a name, and the one that suits a problem where none is named."""
+"""The solver of a name, and the one that suits a problem where none is named.
 
-from typing import Literal
+`SOLVERS` has one entry a name; the command line takes its names from here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
 
 from jmpq.problem.problem import Problem
 from jmpq.problem.solution import Solution
-from jmpq.solvers.knapsack.dynamic_programming import DynamicProgramming
-from jmpq.solvers.knapsack.expanding_core import CoreSearch
+from jmpq.solvers.knapsack.greedy import Greedy
 from jmpq.solvers.knapsack.integer_program import Exact
+from jmpq.solvers.knapsack.one_budget.dynamic_programming import DynamicProgramming
+from jmpq.solvers.knapsack.one_budget.expanding_core import CoreSearch
 from jmpq.solvers.knapsack.several_budgets.anytime_search import SeveralBudgets
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import Solver
+from jmpq.text import did_you_mean
 
 _BRANCHED = 1000  # options, (layer, choice) pairs, up to which branch and bound is worth a try
 
-SolverName = Literal[
-    "auto", "core", "several_budgets", "dynamic_programming", "branch_and_bound", "local_search"
-]
+
+@dataclasses.dataclass(frozen=True)
+class NamedSolver:
+    """A solver that has a name.
+
+    Attributes:
+        make: Solver for a time limit in seconds.
+        cross_layer: Whether the solver counts cross-layer terms.
+    """
+
+    make: Callable[[float], Solver]
+    cross_layer: bool = False
 
 
-def exact_solver(
-    problem: Problem, name: SolverName | str = "auto", *, time_limit_s: float = 60.0
-) -> Solver:
-    """The exact solver of a name, or the one that suits the problem.
+SOLVERS: Mapping[str, NamedSolver] = {
+    "greedy": NamedSolver(lambda _: Greedy()),
+    "core": NamedSolver(lambda seconds: CoreSearch(time_limit_s=seconds)),
+    "several_budgets": NamedSolver(lambda seconds: SeveralBudgets(time_limit_s=seconds)),
+    "dynamic_programming": NamedSolver(lambda _: DynamicProgramming()),
+    "local_search": NamedSolver(lambda seconds: LocalSearch(time_limit_s=seconds), True),
+    "branch_and_bound": NamedSolver(lambda seconds: BranchAndBound(time_limit_s=seconds), True),
+}
+CROSS_LAYER = tuple(name for name, solver in SOLVERS.items() if solver.cross_layer)
+
+
+def make_solver(problem: Problem, name: str = "exact", *, time_limit_s: float = 60.0) -> Solver:
+    """The solver of a name, or the exact one that suits the problem.
 
     Args:
         problem: What is to be solved.
-        name: ``core``, ``several_budgets``, ``dynamic_programming`` (which keeps no time
-            limit), a mixed-integer solver by cvxpy's name, such as ``HIGHS`` or ``SCIP``; for
-            cross-layer terms ``branch_and_bound``, or ``local_search``, which proves little.
-            ``auto`` is the core solver for up to one budget, else that of several budgets;
-            with cross-layer terms branch and bound, and the local search where there are too
-            many options for it.
-        time_limit_s: Seconds for the whole call.
+        name: A name of `SOLVERS`, or a mixed-integer solver by cvxpy's name, such as ``HIGHS``
+            or ``SCIP``. ``exact`` is ``core`` for up to one budget, else ``several_budgets``;
+            with cross-layer terms ``branch_and_bound``, and ``local_search``, which proves
+            little, where there are too many options for it.
+        time_limit_s: Seconds for the whole call; ``greedy`` and ``dynamic_programming`` keep
+            no limit.
 
     Raises:
-        ValueError: If the problem has cross-layer terms and the solver named does not take
-            them: nothing is left out silently.
+        ValueError: If no solver has the name, or if the problem has cross-layer terms and the
+            solver named does not take them: nothing is left out silently.
     """
-    if name == "auto":
-        if problem.interactions is not None:
+    crossed = problem.interactions is not None
+    if name == "exact":
+        if crossed:
             small = int(problem.allowed.sum()) <= _BRANCHED
             name = "branch_and_bound" if small else "local_search"
         else:
             name = "core" if len(problem.budgets) <= 1 else "several_budgets"
-    match name:
-        case "branch_and_bound":
-            return BranchAndBound(time_limit_s=time_limit_s)
-        case "local_search":
-            return LocalSearch(time_limit_s=time_limit_s)
-    if problem.interactions is not None:
+    check_solver(name)
+    if crossed and name not in CROSS_LAYER:
         raise ValueError(
-            f"Solver {name!r} takes no cross-layer terms: choose branch_and_bound or "
-            "local_search, or leave the terms out with `problem.separable()`."
+            f"Solver {name!r} takes no cross-layer terms: choose "
+            f"{' or '.join(CROSS_LAYER)}, or leave the terms out with `problem.separable()`."
         )
-    match name:
-        case "core":
-            return CoreSearch(time_limit_s=time_limit_s)
-        case "several_budgets":
-            return SeveralBudgets(time_limit_s=time_limit_s)
-        case "dynamic_programming":
-            return DynamicProgramming()
-        case _:
-            return Exact(time_limit_s=time_limit_s, solver=name)
+    if name in SOLVERS:
+        return SOLVERS[name].make(time_limit_s)
+    return Exact(time_limit_s=time_limit_s, solver=name)
+
+
+def check_solver(name: str) -> None:
+    """Refuse what cannot be a solver's name.
+
+    Raises:
+        ValueError: With all names.
+    """
+    if name != "exact" and name not in SOLVERS and not name.isupper():
+        raise ValueError(
+            f"solvers={name!r}.{did_you_mean(name, ('exact', *SOLVERS))} Expected exact, "
+            f"{', '.join(SOLVERS)}, or a mixed-integer solver by "
+            "cvxpy's name, such as HIGHS or SCIP."
+        )
 
 
 def solve(problem: Problem, *, time_limit_s: float = 60.0) -> Solution:
@@ -71,4 +99,4 @@ def solve(problem: Problem, *, time_limit_s: float = 60.0) -> Solution:
     Raises:
         Infeasible: If no allocation meets the budgets.
     """
-    return exact_solver(problem, time_limit_s=time_limit_s)(problem)
+    return make_solver(problem, time_limit_s=time_limit_s)(problem)

@@ -176,15 +176,19 @@ def epoch_order(
     return np.concatenate([rng.permutation(rows).ravel(), order[full:]])
 
 
-def make_optimizer(config: TrainConfig, total: int) -> optax.GradientTransformation:
-    """The optimizer of a configuration for `total` steps."""
+def of_rank_two(params: PyTree) -> PyTree:
+    """Which parameters are kernels: those with more than one axis."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def make_optimizer(
+    config: TrainConfig, total: int, kernels: Callable[[PyTree], PyTree] = of_rank_two
+) -> optax.GradientTransformation:
+    """The optimizer of a configuration for `total` steps; `kernels` says what decays."""
     warmup = round(config.warmup * total)
     schedule = optax.warmup_cosine_decay_schedule(
         config.learning_rate if warmup == 0 else 0.0, config.learning_rate, warmup, total
     )
-
-    def kernels(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     if config.optimizer == "adamw":
         return optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels)

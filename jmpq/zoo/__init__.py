@@ -18,7 +18,11 @@ the file is. The one to begin with is ``digits_resnet``: small, and its data are
   translates timm's) and `weights_bert` (published encoders).
 
 To add a network, write its linen module in a file here, its parts named as in the published
-weights, and give it a row in ``architectures._table``, from where the command line takes it.
-Published weights of an image network then need no more code if the names agree. Tests:
-tests/zoo compares logits with an independent implementation.
+weights, and give it a row in ``architectures._table``, from where the command line takes it,
+and a word in the help of ``Train.model`` and ``Layers.model`` (`jmpq.run.options`). An encoder
+is a row of ``bert.BERTS``. A new normalisation of inputs goes into
+``architectures.PREPROCESSINGS``. Published weights of an image network need no more code if
+the names agree; another layout gets a reader here and a branch in ``weights.load_weights``.
+Weights are not stored here: people give the file. Tests: tests/zoo compares logits with an
+independent implementation.
 """

@@ -1,13 +1,13 @@
 """The built-in networks by name: module and preprocessing of its inputs."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 
+from jmpq.text import did_you_mean
 from jmpq.zoo.bert import BERTS, Bert, BertConfig
 from jmpq.zoo.mobilenet import MobileNetV1, MobileNetV2
 from jmpq.zoo.resnet import ResNet, ResNetCIFAR
@@ -128,8 +128,7 @@ def architecture(name: str) -> Architecture:
         ValueError: If there is no such name.
     """
     if name not in ARCHITECTURES:
-        close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, ARCHITECTURES)
         raise ValueError(
             f"There is no architecture {name!r}.{hint} Choose one of "
             f"{', '.join(ARCHITECTURES)}."

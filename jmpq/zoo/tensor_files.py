@@ -17,6 +17,7 @@ from jmpq.files import atomic_file
 from jmpq.network.tree_paths import leaf_paths
 
 SCHEMA, VERSION = "jmpq/weights", 1
+FIELDS = {"architecture": str, "metadata": dict}  # of the header
 PICKLED = (".pth", ".pt", ".th", ".bin")  # PyTorch's own files
 
 
@@ -53,12 +54,17 @@ def load_tensors(path: pathlib.Path | str) -> tuple[dict[str, np.ndarray], dict[
         ValueError: If it is not one of ours, or not finite.
     """
     tensors, raw = read_tensors(path)
-    header = json.loads(raw.get("jmpq", "{}"))
+    header = _own_header(raw, path)
     if header.get("schema") != SCHEMA or header.get("version") != VERSION:
         raise ValueError(
             f"{path} was not written by this version of jmpq (schema "
             f"{header.get('schema')!r}, version {header.get('version')!r}; expected "
             f"{SCHEMA!r}, {VERSION}). Published weights are read by `load_published`."
+        )
+    if not all(isinstance(header.get(key), kind) for key, kind in FIELDS.items()):
+        raise ValueError(
+            f"{path} is spoilt: {', '.join(FIELDS)} of its header are missing. Get "
+            "the file again."
         )
     _check_finite(tensors, path)
     return tensors, header
@@ -123,7 +129,18 @@ def header_of(path: pathlib.Path | str) -> dict[str, Any]:
     path = pathlib.Path(path)
     if path.is_dir() or path.suffix in PICKLED:
         return {}
-    return json.loads(read_tensors(path)[1].get("jmpq", "{}"))
+    return _own_header(read_tensors(path)[1], path)
+
+
+def _own_header(raw: Mapping[str, str], path: pathlib.Path | str) -> dict[str, Any]:
+    """What jmpq wrote beside the tensors; empty where it did not write them."""
+    try:
+        header = json.loads(raw.get("jmpq", "{}"))
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is spoilt: its header is not JSON. Get the file again.")
+    return header
 
 
 def weights_sha256(tree: PyTree) -> str:

@@ -1,19 +1,15 @@
-"""Spoilt artifacts and wrong options, case by case, and what the command line does with them.
+"""Wrong options, case by case, and what the command line does with them.
 
 A case ends in one of four ways: *refused* (one line, an exit code that is not 0, no file
 changed), *accepted*, *unclear* (more than a line, or a file changed) or *traceback*.
 """
 
-import copy
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 import typing
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
 
 from jmpq.cli import commands
 from jmpq.run import options
@@ -55,12 +51,11 @@ VALUES = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One attempt: what it spoils and how, and the call that must be refused."""
+    """One attempt: what is wrong and how, and the call that must be refused."""
 
     what: str
     kind: str
     args: tuple[str, ...]
-    spoil: Callable[[pathlib.Path], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +67,7 @@ class End:
 
 
 def attempt(case: Case, run: pathlib.Path) -> End:
-    """Run a case on a folder, which may be spoilt by it."""
-    if case.spoil is not None:
-        case.spoil(run)
+    """Run a case on a folder."""
     before = contents(run)
     try:
         result = jmpq(case.args[0], run, *case.args[1:])
@@ -121,105 +114,17 @@ def stand_in(name: str) -> Callable[..., None]:
     return functools.wraps(getattr(commands, name))(lambda *args, **kwargs: None)
 
 
-def json_cases(path: pathlib.Path) -> Iterator[Case]:
-    """Every field of a JSON artifact removed, retyped, cut short, NaN; another version."""
-    record = json.loads(path.read_text())
-    for place in _places(record):
-        label = f"{path.name} {'/'.join(map(str, place))}"
-        value = functools.reduce(lambda node, key: node[key], place, record)
-        yield Case(label, "removed", ("report",), _edit_json(path.name, place, None, True))
-        for kind, other in _spoilt(value):
-            yield Case(label, kind, ("report",), _edit_json(path.name, place, other, False))
-
-
-def _places(value: object, place: tuple = ()) -> Iterator[tuple]:
-    """Paths of the fields: every key of an object, the first element of a list."""
-    if isinstance(value, dict):
-        keys = list(value)
-        free = place and place[-1] in ("measured", "allocation", "costs", "predictions")
-        for key in keys[:1] if free else keys:
-            yield (*place, key)
-            yield from _places(value[key], (*place, key))
-    elif isinstance(value, list) and value:
-        yield from _places(value[0], (*place, 0))
-
-
-def _spoilt(value: object) -> Iterator[tuple[str, object]]:
-    yield "retyped", 7 if isinstance(value, str | list | dict | None) else "seven"
-    yield "retyped", [value]
-    if isinstance(value, list):
-        yield "reshaped", [*value, value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        yield "NaN", float("nan")
-        yield "number", -value - 1
-    if isinstance(value, str):
-        yield "text", f"{value}?"
-
-
-def _edit_json(
-    name: str, place: tuple, value: object, remove: bool
-) -> Callable[[pathlib.Path], None]:
-    def spoil(run: pathlib.Path) -> None:
-        record = json.loads((run / name).read_text())
-        node = functools.reduce(lambda node, key: node[key], place[:-1], record)
-        if remove:
-            del node[place[-1]]
-        else:
-            node[place[-1]] = value
-        (run / name).write_text(json.dumps(record))
-
-    return spoil
-
-
-def npz_cases(path: pathlib.Path) -> Iterator[Case]:
-    """Every array of an npz artifact, and every field of its header, spoilt."""
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    header = json.loads(str(arrays["header"]))
-    for name, array in arrays.items():
-        label = f"{path.name} {name}"
-        changes = {"removed": None, "retyped": np.array(["text"] * max(array.size, 1))}
-        if name != "header":
-            changes["reshaped"] = np.append(array.ravel(), array.ravel()[:1])
-            if array.dtype.kind == "f":
-                changes["NaN"] = np.full_like(array, np.nan)
-        for kind, other in changes.items():
-            yield Case(label, kind, ("report",), _edit_npz(path.name, name, other))
-    for place in _places(header):
-        label = f"{path.name} header {'/'.join(map(str, place))}"
-        value = functools.reduce(lambda node, key: node[key], place, header)
-        for kind, other in (("removed", None), *_spoilt(value)):
-            changed = copy.deepcopy(header)
-            node = functools.reduce(lambda node, key: node[key], place[:-1], changed)
-            if kind == "removed":
-                del node[place[-1]]
-            else:
-                node[place[-1]] = other
-            text = np.array(json.dumps(changed))
-            yield Case(label, kind, ("report",), _edit_npz(path.name, "header", text))
-
-
-def _edit_npz(
-    name: str, array: str, value: np.ndarray | None
-) -> Callable[[pathlib.Path], None]:
-    def spoil(run: pathlib.Path) -> None:
-        with np.load(run / name) as stored:
-            arrays = dict(stored)
-        arrays.pop(array)
-        np.savez(run / name, **arrays, **({} if value is None else {array: value}))
-
-    return spoil
-
-
-def table(ends: list[tuple[Case, End]]) -> str:
-    """Cases by kind, and how they ended."""
+def table(ends: Sequence[tuple[str, str]]) -> str:
+    """Cases by kind (or whatever stands first), and in which way they ended."""
     ways = ("refused", "accepted", "unclear", "traceback")
-    kinds = dict.fromkeys(case.kind for case, _ in ends)
     rows = [["kind", "cases", *ways]]
-    for kind in (*kinds, "all"):
-        own = [end.way for case, end in ends if kind in (case.kind, "all")]
+    for kind in (*dict.fromkeys(kind for kind, _ in ends), "all"):
+        own = [way for each, way in ends if kind in (each, "all")]
         rows.append([kind, str(len(own)), *(str(own.count(way)) for way in ways)])
-    return "\n".join("  ".join(f"{cell:>10s}" for cell in row) for row in rows)
+    wide = max(len(row[0]) for row in rows)
+    return "\n".join(
+        f"{row[0]:{wide}s}" + "".join(f"{x:>11s}" for x in row[1:]) for row in rows
+    )
 
 
 def allowed(case: Case, patterns: typing.Iterable[str]) -> bool:

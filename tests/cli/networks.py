@@ -3,10 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jmpq.network.network import Network
 
 SEED, SCALE = 0, 1.0  # of the weights; tests change them
+ACTIVATION, STRIDE = nn.relu, 2  # of the code; tests change them too
 
 
 class Tiny(nn.Module):
@@ -14,8 +16,8 @@ class Tiny(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Conv(4, (3, 3), strides=2, name="stem")(x))
-        x = nn.relu(nn.Conv(8, (3, 3), strides=2, name="body")(x))
+        x = ACTIVATION(nn.Conv(4, (3, 3), strides=2, name="stem")(x))
+        x = ACTIVATION(nn.Conv(8, (3, 3), strides=STRIDE, name="body")(x))
         return nn.Dense(10, name="head")(x.mean((1, 2)))
 
 
@@ -30,6 +32,78 @@ def photos() -> Network:
     example = jnp.zeros((1, 224, 224, 3), jnp.float32)
     variables = Tiny().init(jax.random.key(SEED), example)
     return Network.from_linen(Tiny(), variables, example)
+
+
+class TwoHeads(nn.Module):
+    """Features beside logits, an auxiliary head, and the head applied to positions too."""
+
+    @nn.compact
+    def __call__(self, x):
+        head = nn.Dense(10, name="head")
+        x = nn.relu(nn.Conv(4, (3, 3), strides=4, name="stem")(x))
+        positions = head(x)
+        aux = nn.Dense(16, name="aux")(x.mean((1, 2)))
+        return {"aux": aux, "logits": head(x.mean((1, 2))), "positions": positions}
+
+
+def two_heads(output=None) -> Network:
+    example = jnp.zeros((1, 8, 8, 1), jnp.float32)
+    variables = TwoHeads().init(jax.random.key(SEED), example)
+    return Network.from_linen(TwoHeads(), variables, example, output=output)
+
+
+def fixed_batch() -> Network:
+    """It takes batches of 8 only."""
+    params = {"w": jnp.ones((64, 10))}
+    return Network.from_function(
+        lambda params, x: x.reshape(8, 64) @ params["w"], params, jnp.zeros((8, 8, 8, 1))
+    )
+
+
+def batch_statistics() -> Network:
+    """Its inputs are centred over the batch."""
+    params = {"w": jnp.ones((64, 10))}
+    return Network.from_function(
+        lambda params, x: (x - x.mean(0)).reshape(x.shape[0], 64) @ params["w"],
+        params,
+        jnp.zeros((1, 8, 8, 1)),
+    )
+
+
+def deep(output=None) -> Network:
+    """Three dense layers in a loop over stacked parameters, and a head."""
+    keys = jax.random.split(jax.random.key(SEED))
+    params = {
+        "layers": {"kernel": jax.random.normal(keys[0], (3, 64, 64)) / 8},
+        "head": {"kernel": jax.random.normal(keys[1], (64, 10)) / 8},
+    }
+
+    def apply(params, x):
+        step = lambda x, kernel: (x + jax.nn.relu(x @ kernel), None)  # noqa: E731
+        x = x.reshape(x.shape[0], 64)
+        x, _ = jax.lax.scan(step, x, params["layers"]["kernel"])
+        return {"logits": x @ params["head"]["kernel"]}
+
+    return Network.from_function(apply, params, jnp.zeros((1, 8, 8, 1)), output=output)
+
+
+def recurrent() -> Network:
+    """A recurrent NNX module over the rows of an image."""
+
+    class Rows(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(nnx.GRUCell(8, 4, rngs=rngs), rngs=rngs)
+            self.head = nnx.Linear(4, 10, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.rnn(x[..., 0])[:, -1])
+
+    return Network.from_nnx(Rows(nnx.Rngs(SEED)), jnp.zeros((1, 8, 8, 1)))
+
+
+def deaf(output) -> Network:
+    """Its `output` is not handed on."""
+    return tiny()
 
 
 def without_layers() -> Network:

@@ -2,19 +2,23 @@
 
 import contextlib
 import dataclasses
-import json
+import errno
 import os
 import pathlib
 import re
 import shutil
 
+import flax.linen as nn
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from jmpq.data.dataset import Normalization
 from jmpq.data.load import load_dataset
+from jmpq.run.folder import RunFolder
 from tests.cli import networks
 from tests.cli.command import FEW, TINY, contents, jmpq, works
+from tests.helpers import rewritten
 
 DIGITS = ("--model", "digits_resnet", "--data", "digits")
 
@@ -48,12 +52,6 @@ def saved_weights(digits_run, path, change):
     safetensors.numpy.save_file(tensors, path, metadata)
 
 
-def edit(path, change):
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
-
-
 NEWTON = ("--metrics", "gauss_newton")
 
 
@@ -61,7 +59,10 @@ NEWTON = ("--metrics", "gauss_newton")
     ("args", "match"),
     [
         (("--data", "cifar10", "--data-dir", "nowhere"), "no data folder nowhere.*"),
-        (("--data", "imagenet"), "no data set 'imagenet'; choose one of digits, cifar10"),
+        (
+            ("--data", "imagenet"),
+            "no data set 'imagenet'. Did you mean .* one of digits, cifar10",
+        ),
         (("--model", "resnet21"), "'resnet21'.*digits_resnet.*resnet20"),
         (("--epochs", 0), "epochs=0: give at least 1"),
         (("--batch-size", 5000), "batch_size=5000 is more than.*Use a smaller batch"),
@@ -83,6 +84,19 @@ def test_train_refuses(tmp_path, args, match):
         (("--model", "tests.cli.networks:a_module"), "returned Tiny; expected a jmpq.Network"),
         (("--model", "tests.cli.networks:broken"), "KeyError: 'lost'.*Call it in Python"),
         (("--model", "tests.cli.networks:with_argument"), "takes no arguments"),
+        (
+            ("--model", "tests.cli.networks:two_heads"),
+            r"3 arrays: aux \(1, 16\), logits \(1, 10\), positions.*--output logits",
+        ),
+        (
+            ("--model", "tests.cli.networks:two_heads", "--output", "logit"),
+            r"output='logit' is not there: the network returns aux \(1, 16\), logits",
+        ),
+        (("--model", "tests.cli.networks:tiny", "--output", "1"), "it takes output='1'"),
+        (("--model", "tests.cli.networks:fixed_batch"), "fixed to batches of 8: with 2 exam"),
+        (("--model", "tests.cli.networks:batch_statistics"), "depends on the other examples"),
+        (("--model", "tests.cli.networks:recurrent"), r"'rnn/.*every step.*ignore=\('rnn/cell"),
+        (("--model", "tests.cli.networks:deaf", "--output", "1"), "must hand it on"),
         (
             ("--model", "tests.cli.networks:without_layers"),
             "no quantizable layer: no convolution, matrix product or embedding.*scale",
@@ -200,7 +214,7 @@ LOSSES = "tests.cli.losses"
 @pytest.mark.parametrize(
     ("args", "match"),
     [
-        (("mse",), "'mse' is not a loss: expected cross_entropy, squared_error, kl or package"),
+        (("mse",), "'mse' is not a loss. Expected cross_entropy, squared_error, kl or package"),
         (
             ("no.such:loss",),
             "Cannot get a loss from.*'no'.*logits of one example and its label",
@@ -229,7 +243,9 @@ def test_sensitivity_names_the_metric_where_numbers_overflow(tmp_path, monkeypat
 
 
 def test_sensitivity_refuses_a_data_folder_that_is_gone(run):
-    edit(run / "layers.json", lambda x: x["network"].update(data="cifar10", data_dir="gone"))
+    rewritten(
+        run / "layers.json", lambda x: x["network"].update(data="cifar10", data_dir="gone")
+    )
     refuses(run, ("sensitivity", run), "no data folder gone")
 
 
@@ -308,26 +324,18 @@ def test_a_spoilt_sensitivity_file_is_refused(run, step, spoil):
     refuses(run, (step, run), match)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "jmpq/layers", "version": 2}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"schema": "jmpq/layers", "version": 3}'])
 def test_a_spoilt_layer_table_is_refused(run, text):
     (run / "layers.json").write_text(text)
     for step in ("sensitivity", "solve", "evaluate"):
         refuses(run, (step, run), "layers.json .*: run `jmpq layers .*` again")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "jmpq/plan", "version": 2}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "jmpq/plan", "version": 3}'])
 def test_a_spoilt_plan_is_refused(run, text):
     (run / "plan.json").write_text(text)
     for step in ("evaluate", "report"):
         refuses(run, (step, run), "plan.json .*: run `jmpq solve .*` again")
-
-
-def rewrite_header(path, version):
-    """The version in the header of a sensitivity file changed."""
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    header = json.loads(str(arrays["header"])) | {"version": version}
-    np.savez(path, **(arrays | {"header": np.array(json.dumps(header))}))
 
 
 @pytest.mark.parametrize(
@@ -340,11 +348,8 @@ def rewrite_header(path, version):
     ],
 )
 def test_artifacts_of_version_1_are_refused_by_the_step_to_run_again(run, name, writer, reader):
-    if name.endswith(".npz"):
-        rewrite_header(run / name, 1)
-    else:
-        edit(run / name, lambda record: record.update(version=1))
-    match = f"{name} has schema 'jmpq/.*' version 1; this jmpq reads .* version 2: run "
+    rewritten(run / name, lambda record: record.update(version=1))
+    match = f"{name} has schema 'jmpq/.*' version 1; this jmpq reads .* version 3: run "
     refuses(run, (reader, run), f"{match}`jmpq {writer} .*` again")
 
 
@@ -360,6 +365,80 @@ def test_weights_that_changed_are_noticed(run, monkeypatch):
     )
     for step in ("solve", "race", "refine", "floor", "evaluate", "finetune", "report"):
         refuses(run, (step, run), match)
+
+
+def test_code_that_changed_is_noticed(run, monkeypatch):
+    monkeypatch.setattr(networks, "STRIDE", 1)
+    match = (
+        r"layers of 'tests.cli.networks:tiny' are not those of .* \(body.*: run `jmpq layers"
+    )
+    for step in ("sensitivity", "evaluate"):
+        refuses(run, (step, run), match)
+    monkeypatch.setattr(networks, "STRIDE", 2)
+    monkeypatch.setattr(networks, "ACTIVATION", nn.gelu)
+    match = "code of 'tests.cli.networks:tiny' has changed .*what it computes is not. Run `jmpq"
+    for step in ("sensitivity", "race", "refine", "floor", "evaluate", "finetune"):
+        refuses(run, (step, run), match)
+    works("layers", run, *TINY)
+    match = (
+        r"sensitivity.npz was made from another .*layers.json \(code differ.*: run `jmpq sens"
+    )
+    for step in ("solve", "evaluate", "report"):
+        refuses(run, (step, run), match)
+    monkeypatch.setattr(networks, "ACTIVATION", nn.relu)
+    works("layers", run, *TINY)
+    assert RunFolder(run).evaluation.measured  # all of it is of this code
+
+
+def test_data_of_another_name_make_sensitivities_stale(run):
+    rewritten(run / "layers.json", lambda record: record["network"].update(data="cifar10"))
+    match = r"sensitivity.npz was made from another .*layers.json \(data differ"
+    for step in ("solve", "report"):
+        refuses(run, (step, run), match)
+
+
+def test_nan_inputs_are_refused_by_every_step_that_looks_at_examples(run, monkeypatch):
+    shutil.rmtree(run / "store")
+    monkeypatch.setattr(
+        Normalization, "__call__", lambda self, x: np.full(x.shape, np.nan, "f")
+    )
+    match = r"values in a batch of the \w+ split of digits are NaN or infinite. Check the data"
+    for step in ("sensitivity", "race", "refine", "floor", "evaluate", "finetune"):
+        refuses(run, (step, run), match)
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (("layers", *TINY), "layers.json"),
+        (("sensitivity", *FEW, *NEWTON, "--seed", 1), "sensitivity.npz"),
+        (("sensitivity", *FEW, *NEWTON, "--seed", 2), r"quantizers-\w+.journal"),
+        (("solve", "--replace"), "plan.json"),
+        (("evaluate", "--roles", "solution"), "evaluation.json"),
+    ],
+)
+def test_a_full_disk_names_the_file_and_leaves_what_was_there(run, monkeypatch, step, name):
+    full_disk(monkeypatch, name)
+    command, *options = step
+    match = rf"Cannot write .*/{name}: No space left on device. Free some space and run this"
+    refuses(run, (command, run, *options), match)
+
+
+def full_disk(monkeypatch, name):
+    """A disk that is full as soon as a file of this name (a pattern) is to be written."""
+    real = pathlib.Path.open
+
+    def open_full(self, mode="r", *args, **kwargs):
+        file = real(self, mode, *args, **kwargs)
+        if set(mode) & set("xw+") and re.fullmatch(rf"\.?{name}(\.\w{{8}})?", self.name):
+            file.write = no_space
+        return file
+
+    monkeypatch.setattr(pathlib.Path, "open", open_full)
+
+
+def no_space(data):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_sensitivities_that_changed_are_noticed(run):

@@ -17,7 +17,7 @@ SENSIBLE = (
 
 def summary(ends, accepted):
     """Print the table; fail with the cases that ended in a way that is not allowed."""
-    print(f"\n{fuzz.table(ends)}")
+    print(f"\n{fuzz.table([(case.kind, end.way) for case, end in ends])}")
     bad = [
         f"{case.what}, {case.kind}: {end.way} {end.line.strip()}"
         for case, end in ends

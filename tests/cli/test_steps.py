@@ -19,6 +19,7 @@ from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.table import load_sensitivities
 from tests.cli import losses
 from tests.cli.command import EVERY, FEW, SMALL, TINY, contents, finish, jmpq, process, works
+from tests.helpers import rewritten
 
 LAYERS = (
     "conv1",
@@ -64,7 +65,7 @@ def test_every_step_leaves_its_artifact_and_nothing_else(digits_run):
 
 def test_plan_reads_without_jmpq(digits_run):
     plan = read(digits_run / "plan.json")
-    assert (plan["schema"], plan["version"], plan["seed"]) == ("jmpq/plan", 2, 0)
+    assert (plan["schema"], plan["version"], plan["seed"]) == ("jmpq/plan", 3, 0)
     assert tuple(plan["layers"]) == LAYERS
     assert plan["choices"] == ["W2A4", "W2A8", "W4A4", "W4A8", "W8A4", "W8A8"]
     assert {"jmpq", "python", "numpy", "cvxpy", "highspy"} <= set(plan["versions"])
@@ -162,9 +163,8 @@ def test_fine_tuning_recovers_most_of_a_heavy_drop_and_is_reported(digits_run, t
     with (digits / "tables" / "finetuning.csv").open() as file:
         rows = {row["name"]: float(row["top1"]) for row in csv.DictReader(file)}
     assert rows["fine-tuned"] == pytest.approx(top1["finetuned"])
-    (digits / "finetuning.json").write_text(
-        json.dumps(found | {"weights_sha256": "of another network"})
-    )
+    other = {"weights_sha256": "of another network"}
+    rewritten(digits / "finetuning.json", lambda record: record.update(other))
     result = jmpq("report", digits)
     assert result.code == 1
     assert "finetuning.json was made from another" in result.err
@@ -172,7 +172,8 @@ def test_fine_tuning_recovers_most_of_a_heavy_drop_and_is_reported(digits_run, t
 
 def without_clock(value):
     """A record without what differs from one call to the next."""
-    clock = ("created", "wall_s", "timing", "plan_sha256", "sensitivity_sha256", "seconds")
+    clock = ("created", "wall_s", "timing", "plan_sha256", "sensitivity_sha256", "seconds",
+             "content_sha256")  # fmt: skip
     if isinstance(value, dict):
         return {
             k: without_clock(v) for k, v in value.items() if k not in (*clock, "batch_seconds")
@@ -212,9 +213,8 @@ def test_a_step_called_again_gives_the_same_result(run, artifact, args):
 
 
 def test_new_budgets_and_the_report_need_neither_jax_nor_network_nor_data(run):
-    record = read(run / "layers.json")
-    record["network"] |= {"model": "gone:gone", "data_dir": "gone"}
-    (run / "layers.json").write_text(json.dumps(record))
+    gone = {"model": "gone:gone", "data_dir": "gone"}
+    rewritten(run / "layers.json", lambda record: record["network"].update(gone))
     code = """
 import pathlib, sys
 from jmpq.cli.main import main
@@ -401,3 +401,22 @@ def test_equalised_ranges_are_another_network_of_the_same_logits(digits_run, tmp
     )
     before, after = (n.params["layer1"]["0"]["conv1"]["kernel"] for n in (network, other))
     assert not np.allclose(before, after)
+
+
+def test_single_layers_have_costs_too(digits_run):
+    plan, table = read(digits_run / "plan.json"), read(digits_run / "layers.json")
+    singles = {a["name"]: a for a in plan["allocations"] if a["role"] == "single"}
+    costs = next(a["costs"] for a in plan["allocations"] if a["role"] == "solution")
+    assert {frozenset(a["costs"]) for a in singles.values()} == {frozenset(costs)}
+    for layer in table["layers"]:
+        size = {
+            bits: singles[f"single/{layer['name']}/W{bits}A8"]["costs"]["size_bytes"]
+            for bits in (2, 4)
+        }
+        count = layer["parameters"]
+        assert size[4] - size[2] == -(-4 * count // 8) - -(-2 * count // 8)
+        assert (
+            size[4]
+            < 4 * sum(each["parameters"] for each in table["layers"])
+            + 4 * (table["other_parameters"])
+        )

@@ -28,6 +28,7 @@ def test_split_is_always_the_same():
 
 def test_unknown_name_lists_the_data_sets():
     with pytest.raises(
-        ValueError, match=r"no data set 'imagenet'; choose one of digits, cifar10"
+        ValueError,
+        match=r"no data set 'imagenet'. Did you mean .* one of digits, cifar10",
     ):
         load_dataset("imagenet")

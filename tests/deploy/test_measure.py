@@ -11,8 +11,10 @@ import scipy.special
 
 from jmpq.allocation import Allocation
 from jmpq.data.batches import Batch
+from jmpq.deploy import measure as measured
 from jmpq.deploy.measure import Evaluator, among
 from jmpq.formats import Choice
+from jmpq.journal import Journal
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from tests import helpers
@@ -244,3 +246,45 @@ def test_layers_that_an_allocation_does_not_name_stay_unquantized(network, quant
     (got,) = Evaluator(network, quantizers, lambda: data(EXAMPLES))([named])
     (want,) = measure(network, quantizers, [every[0]], [every[1]])
     assert got == want
+
+
+def test_a_call_runs_the_allocations_it_is_asked_for_and_no_others(network, quantizers):
+    seen = []
+
+    def loss(z, label):
+        jax.debug.callback(lambda _: seen.append(1), z)
+        return (z[label] - 1.0) ** 2
+
+    evaluator = Evaluator(network, quantizers, lambda: data(6), loss=loss)
+    evaluator.reference()
+    jax.effects_barrier()
+    seen.clear()
+    evaluator(drawn(network, 3))
+    jax.effects_barrier()
+    assert len(seen) == 3 * 12  # two batches of six rows, padding included
+
+
+def test_float_logits_are_kept_and_give_the_same_outcomes(
+    network, quantizers, tmp_path, monkeypatch
+):
+    def kept():
+        return Evaluator(
+            network,
+            quantizers,
+            lambda: data(6),
+            candidates_per_call=2,
+            journal=Journal(tmp_path / "store", "of"),
+        )
+
+    want = kept()(drawn(network, 2))
+    monkeypatch.setattr(measured, "_float_scores", None)
+    assert kept()(drawn(network, 2)) == want
+    float_loss = kept().float_outcome().loss
+    np.testing.assert_allclose(float_loss, want[0].loss - want[0].increase, rtol=1e-12)
+
+
+def test_float_logits_beyond_the_limit_are_not_kept(network, quantizers, tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "REFERENCE_BYTES", 6 * 3 * 8)  # one of two batches
+    journal = Journal(tmp_path / "store", "of")
+    Evaluator(network, quantizers, lambda: data(6), journal=journal).reference()
+    assert Journal(tmp_path / "store", "of").keys == ["float logits 6 0"]

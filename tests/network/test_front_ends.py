@@ -105,6 +105,61 @@ def test_nnx_models_are_copied_and_must_be_in_evaluation_mode():
             Network.from_nnx(model, example)
 
 
+class Reader(nnx.Module):
+    """A recurrent module with dropout behind it; `rows` gives what it reads."""
+
+    def __init__(self, cell, rngs):
+        self.rnn = nnx.RNN(cell(3, 4, rngs=rngs), rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x, deterministic=None):
+        return self.head(self.dropout(self.rnn(x)[:, -1], deterministic=deterministic))
+
+    def rows(self, x, *, scale):
+        return scale * self.head(self.rnn(x).mean(1))
+
+
+@pytest.mark.parametrize("cell", [nnx.GRUCell, nnx.OptimizedLSTMCell])
+def test_recurrent_nnx_modules_are_refused_for_their_loop_and_can_be_ignored(cell):
+    model, x = Reader(cell, nnx.Rngs(0)), jnp.ones((2, 5, 3), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        match = r"'rnn/cell/dense_h/kernel', .*: every step of a `scan` uses it.*ignore=\('rnn"
+        with pytest.raises(ValueError, match=match) as error:
+            Network.from_nnx(model, x, deterministic=True)
+        assert "bias" not in str(error.value)
+        ignore = eval(str(error.value).partition("ignore=")[2].rstrip("."))
+        with pytest.raises(ValueError, match=r"random numbers reach its output.*eval\(\)"):
+            Network.from_nnx(model, x, ignore=ignore)
+        network = Network.from_nnx(model, x, ignore=ignore, deterministic=True)
+        assert [layer.name for layer in network.layers] == ["head"]
+        want = model(x, deterministic=True)
+        np.testing.assert_allclose(network.logits(x), want, rtol=1e-6)
+        other = Network.from_nnx(model, x, ignore=ignore, method="rows", scale=2.0)
+        np.testing.assert_allclose(other.logits(x), model.rows(x, scale=2.0), rtol=1e-6)
+
+
+class Keeper(nnx.Module):
+    """It keeps what it computed in a new variable, and returns it too if asked."""
+
+    def __init__(self, rngs):
+        self.body = nnx.Linear(3, 4, rngs=rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x, *, both):
+        x = nnx.relu(self.body(x))
+        self.hidden = nnx.Intermediate(x)
+        return (x, self.head(x)) if both else self.head(x)
+
+
+def test_nnx_modules_may_keep_and_return_several_arrays():
+    x = jnp.ones((2, 3), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        network = Network.from_nnx(Keeper(nnx.Rngs(0)), x, output=1, both=True)
+        want = Network.from_nnx(Keeper(nnx.Rngs(0)), x, both=False).logits(x)
+        np.testing.assert_array_equal(network.logits(x), want)
+
+
 class Unusual(nn.Module):
     """Layers that are not the usual convolution and dense layer."""
 
@@ -162,29 +217,6 @@ def test_unusual_layers_are_seen_with_their_operations_and_inputs():
         np.testing.assert_allclose(logits, Unusual().apply(variables, x), rtol=1e-5)
     for direct, product in outputs.values():
         np.testing.assert_allclose(direct.reshape(product.shape), product, rtol=1e-4, atol=1e-4)
-
-
-class Scanned(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        scan = nn.scan(
-            lambda layer, x, _: (nn.relu(layer(x)), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=3,
-        )
-        x, _ = scan(nn.Dense(4, name="stack"), x, None)
-        return nn.Dense(2, name="head")(x)
-
-
-def test_layers_of_a_scan_are_refused_by_name_or_ignored():
-    x = jnp.ones((1, 4), jnp.float32)
-    variables = initialised(Scanned(), x)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        with pytest.raises(ValueError, match=r"'stack/kernel': it is used inside `scan`"):
-            Network.from_linen(Scanned(), variables, x)
-        network = Network.from_linen(Scanned(), variables, x, ignore=["stack/.*"])
-    assert [layer.name for layer in network.layers] == ["head"]
 
 
 class Shared(nn.Module):

@@ -244,8 +244,19 @@ def test_shared_buffers_are_one_layer(array):
     np.testing.assert_array_equal(halved["b"], 0.5 * shared)
 
 
-def scanned(p, x):
-    return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, p["stack"])[0] @ p["head"]
+def recurrent(p, x):
+    step = lambda c, _: (jnp.tanh(c @ p["stack"][0]), None)  # noqa: E731
+    return jax.lax.scan(step, x, None, length=3)[0] @ p["head"]
+
+
+def looped(p, x):
+    step = lambda c: (c[0] + 1, jnp.tanh(c[1] @ p["stack"].sum(0)))  # noqa: E731
+    return jax.lax.while_loop(lambda c: c[0] < 3, step, (0, x))[1] @ p["head"]
+
+
+def branched(p, x):
+    yes = lambda x: x @ p["stack"][0]  # noqa: E731
+    return jax.lax.cond(x.sum() > 0, yes, lambda x: x, x) @ p["head"]
 
 
 @jax.custom_jvp
@@ -259,7 +270,9 @@ product.defjvp(lambda primals, tangents: (product(*primals), tangents[0] @ prima
 @pytest.mark.parametrize(
     ("apply", "reason"),
     [
-        (scanned, "'stack': it is used inside `scan`"),
+        (recurrent, r"'stack\[0\]', 'stack\[1\]': every step of a `scan` uses it"),
+        (looped, "'stack': it is used inside `while`"),
+        (branched, "'stack': it is used inside `cond`"),
         (
             lambda p, x: (
                 product(x, p["stack"].reshape(4, 8)) @ p["stack"].reshape(8, 4) @ p["head"]
@@ -267,7 +280,10 @@ product.defjvp(lambda primals, tangents: (product(*primals), tangents[0] @ prima
             "'stack': it is used inside a custom",
         ),
         (lambda p, x: x @ jnp.tanh(p["stack"][0]) @ p["head"], "'stack': .* after `tanh`"),
-        (lambda p, x: x @ (p["stack"][0] @ p["stack"][1]) @ p["head"], "'stack': .* another"),
+        (
+            lambda p, x: x @ (p["stack"][0] @ p["stack"][1]) @ p["head"],
+            r"'stack\[1\]': .* another",
+        ),
     ],
 )
 def test_what_the_tap_cannot_see_is_refused_by_name(apply, reason):
@@ -310,3 +326,21 @@ def test_training_mode_is_refused():
         variables = module.init(jax.random.key(0), example)
     with pytest.raises(ValueError, match="not in evaluation mode"):
         Network.from_linen(module, variables, example, train=True)
+
+
+def code_of(activation, shift=0.0, seed=0):
+    params = {"w": jax.random.normal(jax.random.key(seed), (3, 2))}
+    constant = np.full(2, shift, np.float32)
+
+    def apply(params, x):
+        return activation(x @ params["w"]) + constant[None]
+
+    return Network.from_function(apply, params, jnp.zeros((1, 3))).code_sha256
+
+
+def test_the_hash_of_the_code_tells_what_is_computed_whatever_the_weights():
+    code = code_of(jax.nn.relu)
+    assert code == code_of(jax.nn.relu, seed=1)
+    assert code == code_of(lambda x: jax.nn.relu(x))  # written in another way
+    others = [code_of(jax.nn.gelu), code_of(jnp.tanh), code_of(jax.nn.relu, shift=1.0)]
+    assert len({code, *others}) == 4

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -173,8 +174,24 @@ def test_a_file_that_is_no_problem_is_refused(tmp_path):
         load_problem(tmp_path / "text.npz")
     header = '{"schema": "jmpq/problem", "version": 0}'
     np.savez(tmp_path / "old.npz", header=np.array(header))
-    with pytest.raises(ValueError, match="version 0; this jmpq reads jmpq/problem version 1"):
+    with pytest.raises(ValueError, match="version 0; this jmpq reads jmpq/problem version 2"):
         load_problem(tmp_path / "old.npz")
+
+
+def test_a_problem_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "p.npz"
+    save_problem(path, QUADRATIC["two_budgets"])
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    header = json.loads(str(arrays["header"]))
+    other = np.array(json.dumps(header | {"budgets": dict.fromkeys(header["budgets"], 1.0)}))
+    for name, value in (("losses", 2 * arrays["losses"]), ("header", other)):
+        np.savez(path, **(arrays | {name: value}))
+        named = "budgets" if name == "header" else name
+        with pytest.raises(
+            ValueError, match=rf"changed after it was written \({named}\): write"
+        ):
+            load_problem(path)
 
 
 def test_the_gap_is_measured_on_the_larger_of_loss_and_bound():

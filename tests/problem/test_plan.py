@@ -18,6 +18,7 @@ from jmpq.problem.plan import (
     planned_allocation,
     planned_budgets,
 )
+from tests.helpers import rewritten
 
 
 def solved():
@@ -77,8 +78,7 @@ def path(tmp_path):
 
 
 def edited(path, **changes):
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, **changes}))
+    rewritten(path, lambda record: record.update(changes))
     return path
 
 
@@ -89,7 +89,7 @@ def test_a_plan_reads_back_as_written(path):
 
 def test_a_plan_file_reads_without_jmpq(path):
     data = json.loads(path.read_text())
-    assert (data["schema"], data["version"]) == ("jmpq/plan", 2)
+    assert (data["schema"], data["version"]) == ("jmpq/plan", 3)
     assert data["allocations"][0]["allocation"] == {"a": "W2A4", "b": "W8"}
     assert data["allocations"][0]["predicted_loss"] == 5.0
     assert data["budgets"]["size_bytes"] == {"limit": 5, "asked": "5", "least": 2, "most": 6}
@@ -120,11 +120,11 @@ def test_a_planned_solution_says_who_did_what():
     [
         (
             {"schema": "other"},
-            "has schema 'other' version 2; this jmpq reads 'jmpq/plan' version 2",
+            "has schema 'other' version 3; this jmpq reads 'jmpq/plan' version 3",
         ),
         (
             {"version": 1},
-            "version 1; this jmpq reads 'jmpq/plan' version 2: run `jmpq solve .*` again",
+            "version 1; this jmpq reads 'jmpq/plan' version 3: run `jmpq solve .*` again",
         ),
         ({"extra": 1}, "the plan has unknown fields: extra"),
         ({"choices": ["4"]}, "is no choice of bits"),

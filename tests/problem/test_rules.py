@@ -92,6 +92,14 @@ def test_a_rule_that_does_nothing_is_an_error(rule, message):
         apply_rules([rule], NAMES, GRID)
 
 
+def test_the_name_of_a_slice_is_a_pattern_for_itself():
+    names = ["layers[0]", "layers[1]", "layers[2]", "layers1"]
+    rules = [Pin("layers[1]", Choice(8, 8)), Tie(("layers[0]", "layers[2]"))]
+    made = apply_rules(rules, names, GRID)
+    assert made.ties == (("layers[0]", "layers[2]"),)
+    assert made.allowed.sum(1).tolist()[1] == 1
+
+
 def test_a_tie_with_an_excluded_layer_is_an_error():
     with pytest.raises(ValueError, match="'block0/down' is excluded and tied"):
         apply_rules([Tie(("block0/.*",)), Exclude("block0/down")], NAMES, GRID)

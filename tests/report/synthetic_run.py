@@ -5,7 +5,6 @@ increases are 1.6 times the predicted ones with noise.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import get_args
 
@@ -15,15 +14,16 @@ import scipy.optimize
 from jmpq.files import file_sha256
 from jmpq.formats import choice_grid
 from jmpq.network.layers import Layer, TieKind
+from jmpq.problem.plan import KIND as PLAN
 from jmpq.quantizers.spec import KernelSpec
-from jmpq.run.artifacts import OUTCOME, LayerTable, NetworkSpec
+from jmpq.run.artifacts import EVALUATION, OUTCOME, LayerTable, NetworkSpec
 from jmpq.sensitivity.table import Move, Sensitivity, save_sensitivities
 
 WEIGHTS, ACTIVATIONS = (2, 3, 4, 8), (4, 8)
 EXAMPLES = {"calibration": 256, "evaluation": 1000}
 SPLITS = tuple(EXAMPLES)
 FLOAT_LOSS, FLOAT_TOP1 = 0.31, 0.917
-WEIGHTS_SHA256 = "w" * 64
+WEIGHTS_SHA256, CODE_SHA256 = "w" * 64, "c" * 64
 OTHER_PARAMETERS = 1386
 OTHER_BYTES = 4.0 * OTHER_PARAMETERS
 
@@ -68,6 +68,9 @@ def sensitivity(metric, layers, losses, sem):
         batch_examples=np.array([64.0, 64.0]),
         provenance={
             "weights_sha256": WEIGHTS_SHA256,
+            "code_sha256": CODE_SHA256,
+            "data": "cifar10",
+            "preprocessing": None,
             "loss": "cross_entropy",
             "quantizers": {"weights": dataclasses.asdict(KernelSpec()), "activations": {}},
             "calibration": {
@@ -201,8 +204,6 @@ def plan(found, *, randoms=40, seed=1, sweep=6):
             row["costs"] = {}
             row["predictions"] = {m: float(found[m].losses[layer, i]) for m in metrics}
     return {
-        "schema": "jmpq/plan",
-        "version": 2,
         "jmpq": "0.1.0",
         "versions": {"numpy": np.__version__},
         "seed": 0,
@@ -252,8 +253,6 @@ def evaluation(made, plan_sha256, *, seed=2):
                 "agreement": top1,
             }
     return {
-        "schema": "jmpq/evaluation",
-        "version": 2,
         "plan_sha256": plan_sha256,
         "versions": {"jax": "0"},
         "loss": "cross_entropy",
@@ -291,6 +290,8 @@ def layer_table(count=20):
     return LayerTable(
         network=NetworkSpec(model="resnet20", weights=None, data="cifar10", data_dir=None),
         weights_sha256=WEIGHTS_SHA256,
+        code_sha256=CODE_SHA256,
+        versions={},
         layers=layers,
         other_parameters=OTHER_PARAMETERS,
         ties={kind: [] for kind in get_args(TieKind)},
@@ -304,7 +305,7 @@ def write_run(folder: Path, found, *, count=20, made=None):
     layer_table(count).write(folder / "layers.json")
     save_sensitivities(folder / "sensitivity.npz", found)
     made["sensitivity_sha256"] = file_sha256(folder / "sensitivity.npz")
-    (folder / "plan.json").write_text(json.dumps(made, indent=1))
+    PLAN.write_json(folder / "plan.json", made)
     sha = file_sha256(folder / "plan.json")
-    (folder / "evaluation.json").write_text(json.dumps(evaluation(made, sha)))
+    EVALUATION.write_json(folder / "evaluation.json", evaluation(made, sha))
     return made

@@ -25,6 +25,7 @@ from jmpq.report.tables import (
     csv_text,
 )
 from jmpq.run.folder import RunFolder
+from tests.helpers import rewritten
 from tests.report import synthetic_run
 
 
@@ -61,12 +62,6 @@ def parsed(run):
     tags = Tags()
     tags.feed((run / "report.html").read_text(encoding="utf-8"))
     return tags.attributes
-
-
-def edit(path, change):
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 def test_report_has_every_figure_inline_and_as_a_file(run):
@@ -124,7 +119,7 @@ def test_partly_evaluated_plan_shows_what_is_there_and_says_so(copy):
     def drop(value):
         value["measured"] = {}
 
-    edit(copy / "evaluation.json", drop)
+    rewritten(copy / "evaluation.json", drop)
     page = write_report(copy).read_text(encoding="utf-8")
     assert "Partly evaluated" in page
     assert "Not drawn: no joint allocation was measured on the evaluation split." in page
@@ -148,9 +143,9 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
 
     head = "predicted KL by superposed logits (nats)"
     assert head not in headings()
-    edit(copy / "plan.json", add)
+    rewritten(copy / "plan.json", add)
     sha = file_sha256(copy / "plan.json")
-    edit(copy / "evaluation.json", lambda value: value.update(plan_sha256=sha))
+    rewritten(copy / "evaluation.json", lambda value: value.update(plan_sha256=sha))
     at = headings().index(head)
     assert headings()[at + 1] == "KL, calibration (nats)"
     contents = read_contents(RunFolder(copy))
@@ -169,7 +164,9 @@ def test_joint_predictions_stand_beside_what_was_measured(copy):
 
 
 def test_summary_names_what_was_not_measured(copy):
-    edit(copy / "evaluation.json", lambda value: value["measured"].pop("exact/gauss_newton"))
+    rewritten(
+        copy / "evaluation.json", lambda value: value["measured"].pop("exact/gauss_newton")
+    )
     found = dict(summary(read_contents(RunFolder(copy))))
     assert "not evaluated" in found["Not measured"]
     assert "exact/gauss_newton" in found["Not measured"]
@@ -247,26 +244,28 @@ def test_columns_hold_one_quantity_with_its_unit_and_equal_allocations_a_row(run
 def test_mismatching_artifacts_are_refused(copy):
     plan = (copy / "plan.json").read_text()
     again = "and the steps after it"
-    edit(copy / "evaluation.json", lambda value: value.update(plan_sha256="other"))
+    rewritten(copy / "evaluation.json", lambda value: value.update(plan_sha256="other"))
     with pytest.raises(ValueError, match=rf"made from another .*run `jmpq evaluate .*{again}"):
         write_report(copy)
-    edit(copy / "plan.json", lambda value: value.update(sensitivity_sha256="other"))
+    rewritten(copy / "plan.json", lambda value: value.update(sensitivity_sha256="other"))
     with pytest.raises(ValueError, match=rf"made from another .*run `jmpq solve .*{again}"):
         write_report(copy)
-    edit(copy / "plan.json", lambda value: value.update(weights_sha256="other"))
+    rewritten(copy / "plan.json", lambda value: value.update(weights_sha256="other"))
     with pytest.raises(ValueError, match=r"layers.json \(weights differ\): run `jmpq solve"):
         write_report(copy)
-    edit(copy / "layers.json", lambda value: value.update(weights_sha256="other"))
+    rewritten(copy / "layers.json", lambda value: value.update(weights_sha256="other"))
     with pytest.raises(ValueError, match=r"npz was made from .*run `jmpq sensitivity .*"):
         write_report(copy)
-    edit(copy / "layers.json", lambda v: v.update(weights_sha256=synthetic_run.WEIGHTS_SHA256))
+    rewritten(
+        copy / "layers.json", lambda v: v.update(weights_sha256=synthetic_run.WEIGHTS_SHA256)
+    )
     (copy / "plan.json").write_text(plan[:100])
     with pytest.raises(ValueError, match=r"not readable JSON: .*run `jmpq solve"):
         write_report(copy)
     (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 1}')
-    with pytest.raises(ValueError, match=r"'jmpq/plan' version 1; .*version 2: run `jmpq solv"):
+    with pytest.raises(ValueError, match=r"'jmpq/plan' version 1; .*version 3: run `jmpq solv"):
         write_report(copy)
-    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 2}')
+    (copy / "plan.json").write_text('{"schema": "jmpq/plan", "version": 3}')
     with pytest.raises(ValueError, match=r"lacks jmpq, .*layers, choices.*run `jmpq solve"):
         write_report(copy)
 
@@ -279,10 +278,10 @@ def test_plan_and_sensitivity_must_know_the_same_layers(copy):
                 zip(plan["layers"], row["allocation"].values(), strict=True)
             )
 
-    edit(copy / "plan.json", rename)
+    rewritten(copy / "plan.json", rename)
     with pytest.raises(ValueError, match=r"layers\.json lacks \(ghost\)"):
         write_report(copy)
-    edit(copy / "layers.json", lambda value: value["layers"][3].update(name="ghost"))
+    rewritten(copy / "layers.json", lambda value: value["layers"][3].update(name="ghost"))
     with pytest.raises(ValueError, match=r"sensitivity\.npz lacks \(ghost\)"):
         write_report(copy)
 

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
+from jmpq.files import file_sha256
 from jmpq.problem import read_plan, write_plan
 from jmpq.report.report import write_report
+from jmpq.run import folder as run_folder
 from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable
 from jmpq.run.folder import RunFolder
+from tests.helpers import rewritten
 from tests.report import synthetic_run
 
 STEPS = {
@@ -35,14 +39,15 @@ def folder(whole, tmp_path):
 
 
 def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    rewritten(path, lambda record: record.update(changes))
 
 
 def finetuning(folder):
     first = RunFolder(folder).planned(None)
     outcome = json.loads((folder / "evaluation.json").read_text())["float"]["evaluation"]
     return Finetuning(
-        weights_sha256=synthetic_run.WEIGHTS_SHA256, quantizers_sha256="q",
+        weights_sha256=synthetic_run.WEIGHTS_SHA256,
+        code_sha256=synthetic_run.CODE_SHA256, quantizers_sha256="q",
         finetuned_sha256="f", name=first.name, allocation=first.allocation, costs=first.costs,
         config={"method": "lsq"}, seed=0, devices=1, device="cpu", versions={}, splits={},
         loss="cross_entropy", steps=1, curve=[{"step": 1, "loss": 0.5}], seconds=1.5,
@@ -126,9 +131,7 @@ def test_other_weights_make_everything_after_them_stale(folder):
 def test_a_file_of_another_kind_or_version_names_the_step_to_run_again(
     folder, name, spoil, match
 ):
-    record = json.loads((folder / name).read_text())
-    spoil(record)
-    (folder / name).write_text(json.dumps(record))
+    rewritten(folder / name, spoil)
     reader, step = {
         "layers.json": ("layers", "layers"),
         "plan.json": ("plan", "solve"),
@@ -174,6 +177,74 @@ def test_a_plan_with_a_name_has_its_own_evaluation_and_report(folder):
     with pytest.raises(ValueError, match=r"`jmpq evaluate .*run --plan tight` again"):
         RunFolder(folder, plan="tight").evaluation
     assert RunFolder(folder).evaluation is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"allocation": {"head/dense": "W8A8"}},
+            r"cost size_bytes \d+, expected \d+ for its bits: layer 'head/dense' has W8A8, "
+            "stated is the cost of W",
+        ),
+        ({"allocation": {"head/dense": "W5A5"}}, "layer 'head/dense' W5A5, expected a candida"),
+        ({"allocation": {"nose": "W8A8"}}, "the plan disagree on layers: nose"),
+        ({"costs": {"size_bytes": 1.0}}, r"cost size_bytes 1, expected \d+ for its bits"),
+        ({"budgets": {"size_bytes": 9.0}}, r"cost size_bytes \d+, expected at most its budget"),
+        ({"bound": 1e3}, r"bound 1000, expected at most its predicted loss"),
+        ({"bound": 0.0}, r"gap 0, expected at least 0\.\d+ for its loss and bound"),
+        ({"gap": 0.5}, r"gap 0\.5, expected 0 to 0 for its loss and bound"),
+        ({"status": "feasible"}, "status feasible, expected optimal for a gap of 0"),
+        ({"predicted_loss": 0.0}, r"predicted_loss 0, expected [\d.]+, as it is predicted"),
+        ({"predictions": {"gauss_newton": 0.0}}, r"predicted_loss \d\S+, expected 0, as it"),
+        ({"wall_s": 5.0}, r"changed after it was written: allocations\)"),
+    ],
+)
+def test_a_plan_edited_by_hand_is_refused_with_both_values(folder, changes, match):
+    path = folder / "plan.json"
+    record = json.loads(path.read_text())
+    first = record["allocations"][0]
+    for key, value in changes.items():
+        first[key] = first[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=match) as error:
+        RunFolder(folder).plan
+    advice = r"run `jmpq solve .*run --replace` again\."
+    if "nose" not in str(changes):
+        advice += r" `jmpq evaluate .*run --allocation FILE` measures bits of your own\.$"
+    assert re.search(advice, str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_written_while_it_is_read_is_refused(folder, monkeypatch):
+    real = run_folder.read_plan
+
+    def read_slowly(path, check):
+        plan = real(path, check)
+        write_plan(path, dataclasses.replace(plan, seed=plan.seed + 1))
+        return plan
+
+    monkeypatch.setattr(run_folder, "read_plan", read_slowly)
+    with pytest.raises(ValueError, match=r"plan.json was written by another process while it"):
+        RunFolder(folder).plan
+
+
+def test_an_evaluation_of_a_newer_plan_does_not_go_with_the_plan_that_was_read(folder):
+    run = RunFolder(folder)
+    write_plan(folder / "plan.json", dataclasses.replace(run.plan, seed=5))
+    sha256 = file_sha256(folder / "plan.json")
+    edit(folder / "evaluation.json", plan_sha256=sha256)
+    assert RunFolder(folder).evaluation.plan_sha256 == sha256
+    with pytest.raises(ValueError, match=r"evaluation.json was made from another .*plan.json"):
+        run.evaluation
+
+
+def test_a_plan_with_a_name_need_not_be_evaluated(folder):
+    (folder / "plans" / "tight").mkdir(parents=True)
+    shutil.copy(folder / "plan.json", folder / "plans" / "tight")
+    assert RunFolder(folder).is_evaluated
+    assert not RunFolder(folder, plan="tight").is_evaluated
+    assert RunFolder(folder, plan="tight").recommendation is not None
 
 
 def test_a_plan_without_solutions_says_what_to_do(folder):

@@ -1,6 +1,8 @@
 """The stores of a run folder: only what is missing is computed, nothing measured is lost."""
 
+import contextlib
 import json
+import os
 import shutil
 
 import jax
@@ -12,6 +14,7 @@ from jmpq import run
 from jmpq.deploy.measure import Evaluator
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.run.folder import RunFolder
+from jmpq.run.progress import Reporter
 from jmpq.run.steps import sensitivity as step
 from jmpq.sensitivity.logits import superposed
 from jmpq.sensitivity.logits.superposed import Superposed
@@ -275,6 +278,65 @@ def test_refine_and_floor_measure_what_no_step_has_measured(folder, counts):
     assert len(seen) == len(set(seen))
     run.evaluate(folder, run.Evaluate(roles=(), examples=50))
     assert counts["measured"] == seen
+
+
+STEPS = {
+    "sensitivity": lambda folder, other, **listen: run.sensitivity(
+        folder, options((2, 4, 8) if other else (4, 8)), **listen
+    ),
+    "solve": lambda folder, other, **listen: run.solve(
+        folder, solving("size_bytes=40%", replace=True), **listen
+    ),
+    "refine": lambda folder, other, **listen: run.refine(
+        folder, run.Refine(max_evaluations=3), **listen
+    ),
+    "evaluate": lambda folder, other, **listen: run.evaluate(
+        folder, run.Evaluate(roles=ALL, examples=40 if other else 30), **listen
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("sensitivity", "sensitivity"), ("refine", "solve"), ("solve", "refine"),
+     ("evaluate", "evaluate")],
+)  # fmt: skip
+def test_a_step_beside_another_is_refused_and_changes_nothing(folder, tmp_path, one, other):
+    alone = shutil.copytree(folder, tmp_path / "alone")
+    STEPS[one](alone, False)
+    match = rf"`jmpq {one}` \(process {os.getpid()} on .*: wait until it has finished"
+    refused = []
+
+    @contextlib.contextmanager
+    def bar(description, unit=""):
+        before = files_of(folder)
+        with pytest.raises(RuntimeError, match=match) as error:
+            STEPS[other](folder, True)
+        refused.append(str(error.value))
+        assert files_of(folder) == before
+        yield lambda done, total, note="": None
+
+    STEPS[one](folder, False, reporter=Reporter(say=lambda text: None, bar=bar))
+    assert refused
+    assert values(folder) == values(alone)
+    STEPS[other](folder, True)  # as it was told
+
+
+def files_of(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def values(folder):
+    """What the artifacts say, without clocks."""
+    here = RunFolder(folder)
+    found = [table.losses.tolist() for table in here.sensitivities.tables.values()]
+    try:
+        plan = here.plan
+        found += [(a.name, a.allocation, a.costs, a.predictions) for a in plan.allocations]
+        found.append(here.evaluation.measured)
+    except ValueError as error:  # made stale by the step
+        found.append(str(error).replace(str(folder), "RUN"))
+    return found
 
 
 def test_a_plan_that_changed_meanwhile_is_not_written_over(folder):

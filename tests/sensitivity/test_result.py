@@ -1,7 +1,6 @@
 """Results on disk and in sums; NumPy only."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from jmpq.sensitivity.table import (
     load_sensitivities,
     save_sensitivities,
 )
+from tests.helpers import rewritten
 
 LAYERS = ("stem", "block/conv", "head")
 CHOICES = choice_grid((2, 4), (8, 32))  # W2A8 W2 W4A8 W4
@@ -72,25 +72,17 @@ def test_files_hold_several_metrics_and_what_travels_along(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["sensitivity.npz"]
 
 
-def header(path, change):
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    record = json.loads(str(arrays["header"]))
-    change(record)
-    np.savez(path, **(arrays | {"header": np.array(json.dumps(record))}))
-
-
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 1}, "'jmpq/sensitivity' version 1; this jmpq reads .* version 2: run"),
-        ({"schema": "other"}, "has schema 'other' version 2"),
+        ({"version": 1}, "'jmpq/sensitivity' version 1; this jmpq reads .* version 3: run"),
+        ({"schema": "other"}, "has schema 'other' version 3"),
     ],
 )
 def test_files_of_another_schema_are_refused(tmp_path, change, match):
     path = tmp_path / "sensitivity.npz"
     save_sensitivities(path, {"a": sensitivity()})
-    header(path, lambda record: record.update(change))
+    rewritten(path, lambda record: record.update(change))
     with pytest.raises(ValueError, match=match):
         load_sensitivities(path)
 

@@ -17,12 +17,12 @@ from jmpq.solvers import (
     Greedy,
     LocalSearch,
     SeveralBudgets,
-    exact_solver,
     lp_bound,
+    make_solver,
     solve,
 )
-from jmpq.solvers.knapsack import core_states
-from jmpq.solvers.knapsack.one_budget import integer_costs, one_budget
+from jmpq.solvers.knapsack.one_budget import core_states
+from jmpq.solvers.knapsack.one_budget.whole_units import integer_costs, one_budget
 from tests.solvers.instances import (
     PISINGER,
     QUADRATIC,
@@ -247,25 +247,25 @@ def test_integer_costs_are_counted_in_their_common_unit():
 
 
 def test_the_solver_that_suits_the_problem_is_chosen():
-    assert exact_solver(SHORT["random0"]) == CoreSearch()
-    assert exact_solver(SHORT["no_budget"]) == CoreSearch()
-    several = exact_solver(SHORT["two_budgets0"], time_limit_s=5.0)
+    assert make_solver(SHORT["random0"]) == CoreSearch()
+    assert make_solver(SHORT["no_budget"]) == CoreSearch()
+    several = make_solver(SHORT["two_budgets0"], time_limit_s=5.0)
     assert several == SeveralBudgets(time_limit_s=5.0)
-    assert exact_solver(SHORT["random0"], "SCIP") == Exact(solver="SCIP")
-    assert exact_solver(SHORT["integer0"], "dynamic_programming") == DynamicProgramming()
+    assert make_solver(SHORT["random0"], "SCIP") == Exact(solver="SCIP")
+    assert make_solver(SHORT["integer0"], "dynamic_programming") == DynamicProgramming()
     assert solve(SHORT["random0"]).solver == "core"
     assert solve(SHORT["two_budgets0"]).solver == "several_budgets"
 
 
 def test_cross_layer_terms_are_solved_or_refused_but_never_left_out():
     small, large = QUADRATIC["psd0"], quadratic_problem(0, layers=126, choices=8)
-    assert exact_solver(small, time_limit_s=5.0) == BranchAndBound(time_limit_s=5.0)
-    assert exact_solver(large) == LocalSearch(time_limit_s=60.0)
-    assert exact_solver(small, "local_search") == LocalSearch(time_limit_s=60.0)
-    assert exact_solver(small.separable(), "branch_and_bound") == BranchAndBound()
+    assert make_solver(small, time_limit_s=5.0) == BranchAndBound(time_limit_s=5.0)
+    assert make_solver(large) == LocalSearch(time_limit_s=60.0)
+    assert make_solver(small, "local_search") == LocalSearch(time_limit_s=60.0)
+    assert make_solver(small.separable(), "branch_and_bound") == BranchAndBound()
     for name in ("core", "dynamic_programming", "HIGHS"):
         with pytest.raises(ValueError, match=f"Solver '{name}' takes no cross-layer terms: ch"):
-            exact_solver(small, name)
+            make_solver(small, name)
     solution = solve(small)
     assert (solution.solver, solution.status) == ("branch_and_bound", "optimal")
     assert solution.loss == pytest.approx(optimum(small), rel=1e-9)

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import types
 
 import jax
@@ -114,6 +115,35 @@ def test_checkpoints_keep_states_with_empty_arrays(tmp_path):
     assert step == 4
     np.testing.assert_array_equal(found["full"], [1.0, 2.0, 3.0])
     assert found["empty"].shape == (2, 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax
+def test_spoilt_checkpoints_are_named_or_give_what_was_kept(tmp_path):
+    state = {"full": jnp.arange(300.0)}
+    store = Checkpoints(tmp_path, {})
+    store.save(4, state)
+    store.close()
+    messages = []
+    for path in [p for p in (tmp_path / "4").rglob("*") if p.is_file()]:
+        original = path.read_bytes()
+        path.write_bytes(original[: len(original) // 2])
+        store = Checkpoints(tmp_path, {})
+        try:
+            np.testing.assert_array_equal(store.restore(state)[1]["full"], state["full"])
+        except ValueError as error:
+            messages.append(str(error))
+        store.close()
+        path.write_bytes(original)
+    expected = f"The checkpoint {tmp_path / '4'} cannot be read: "
+    assert messages
+    assert all(message.startswith(expected) for message in messages)
+    gc.collect()  # what orbax left: its warning is ignored in this test alone
+    for text in ("", "[]", "{"):
+        (tmp_path / "origin.json").write_text(text)
+        with pytest.raises(
+            ValueError, match=rf"origin.json does not say .* delete {tmp_path},"
+        ):
+            Checkpoints(tmp_path, {})
 
 
 def test_same_seed_same_weights_other_seed_others():

@@ -131,6 +131,16 @@ def test_foreign_file_is_refused_by_load_variables(tmp_path):
         load_variables(path)
 
 
+@pytest.mark.parametrize(
+    "header", ["{", "[]", "{}", '{"schema": "jmpq/weights", "version": 1, "metadata": 3}']
+)
+def test_a_spoilt_header_is_refused_with_the_file(tmp_path, header):
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(2)}, path, {"jmpq": header})
+    with pytest.raises(ValueError, match=rf"{path} (is spoilt: .*|was not written by this)"):
+        load_variables(path)
+
+
 def test_not_finite_variables_are_not_saved_and_the_old_file_stays(tmp_path):
     path = tmp_path / "w"
     save_variables(path, {"a": jnp.ones(2)}, architecture="x")

@@ -67,9 +67,20 @@ def other_budgets(
 
 
 def without_budgets(
-    problem: Problem, options: Comparison, seed: int
+    problem: Problem,
+    options: Comparison,
+    seed: int,
+    costs_of: Callable[[Allocation], Mapping[str, float]],
 ) -> Iterator[PlannedAllocation]:
-    """Random joint allocations, and every choice of every single layer."""
+    """Random joint allocations, and every choice of every single layer.
+
+    Args:
+        problem: The problem.
+        options: How many.
+        seed: Seed of the random allocations.
+        costs_of: Costs of any allocation of the network; its other layers are unquantized,
+            which need not be a candidate.
+    """
     for i, columns in enumerate(draw_allocations(problem, options.joint, seed=seed)):
         yield PlannedAllocation(
             name=f"joint/{i}",
@@ -81,9 +92,11 @@ def without_budgets(
     unquantized = dict.fromkeys(problem.layers, UNQUANTIZED)
     for layer in problem.layers if options.singles else ():
         for choice in problem.choices:
+            alone = Allocation(unquantized | {layer: choice})
+            costs = costs_of(alone)
             yield PlannedAllocation(
                 name=f"single/{layer}/{choice.label}",
                 role="single",
-                allocation=Allocation(unquantized | {layer: choice}),
-                costs={},
+                allocation=alone,
+                costs={name: costs[name] for name in problem.costs},
             )

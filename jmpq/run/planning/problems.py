@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from jmpq.allocation import Allocation
 from jmpq.formats import Choice, labels
 from jmpq.network.layers import TieKind
 from jmpq.problem import (
@@ -12,6 +13,7 @@ from jmpq.problem import (
     Pin,
     Problem,
     Tie,
+    allocation_costs,
     build_problem,
     first_and_last,
     parse_rule,
@@ -20,6 +22,7 @@ from jmpq.problem.rules import Rule, apply_rules, rules_from_json
 from jmpq.run.folder import LAYERS, SENSITIVITY, RunFolder
 from jmpq.run.options import Solve
 from jmpq.sensitivity.table import Sensitivity
+from jmpq.text import did_you_mean
 
 Budgets = Sequence[str] | Mapping[str, float]
 
@@ -49,6 +52,17 @@ def run_problem(
         budgets=dict(budgets) if isinstance(budgets, Mapping) else tuple(budgets),
         unquantized_parameters=folder.layers.other_parameters,
         interactions=interactions,
+    )
+
+
+def run_costs(folder: RunFolder, allocation: Allocation) -> dict[str, float]:
+    """Every cost of any allocation of the network, whatever the candidates are."""
+    layers = folder.layers
+    return allocation_costs(
+        layers.layers,
+        allocation,
+        Overhead.of(layers.layers, folder.sensitivities.kernels),
+        unquantized_parameters=layers.other_parameters,
     )
 
 
@@ -83,7 +97,8 @@ def table_named(folder: RunFolder, metric: str) -> Sensitivity:
     if metric not in tables:
         raise ValueError(
             f"Metric {metric!r} is not in {folder.path / SENSITIVITY}, which has "
-            f"{', '.join(tables)}. Compute it with `jmpq sensitivity`."
+            f"{', '.join(tables)}.{did_you_mean(metric, tables)} Compute it with "
+            "`jmpq sensitivity`."
         )
     return tables[metric]
 

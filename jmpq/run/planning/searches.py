@@ -8,7 +8,7 @@ from jmpq.run.folder import SUPERPOSED, RunFolder
 from jmpq.run.options import Solve
 from jmpq.run.planning.predictions import logit_predictors, searched_name
 from jmpq.run.progress import Reporter
-from jmpq.solvers import Objective, ObjectiveSearch, exact_solver
+from jmpq.solvers import Objective, ObjectiveSearch, make_solver
 
 
 def composed_objective(folder: RunFolder) -> Callable[[Problem], Objective] | None:
@@ -50,7 +50,7 @@ def composed_search(
             max_evaluations=options.search_evaluations,
             time_limit_s=options.time_limit_s,
             seed=options.seed,
-            start=exact_solver(problem, time_limit_s=options.time_limit_s),
+            start=make_solver(problem, time_limit_s=options.time_limit_s),
         )(problem)
 
     return search

@@ -97,6 +97,7 @@ def finetune(
     )  # fmt: skip
     finetuning = Finetuning(
         weights_sha256=run.layers.weights_sha256,
+        code_sha256=run.layers.code_sha256,
         quantizers_sha256=subject.quantizers.sha256,
         finetuned_sha256=run.sha256(FINETUNED),
         name=chosen.name,

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from jmpq.data.tokens import FILES
+from jmpq.files import versions
 from jmpq.network.equalize import equalization_pairs
 from jmpq.network.ties import architecture_ties
 from jmpq.run.artifacts import LayerTable, NetworkSpec
@@ -43,6 +44,7 @@ def layers(
         equalize=options.equalize_ranges,
         product_bits=options.product_bits,
         tokenizer=_tokenizer(run, options),
+        output=options.output,
     )
     # A network that makes itself is looked at before the data.
     known = None if ":" in spec.model else load_data(spec, run.path)
@@ -54,11 +56,14 @@ def layers(
     table = LayerTable(
         network=spec,
         weights_sha256=weights_sha256((network.params, network.state)),
+        code_sha256=network.code_sha256,
+        versions=versions("jax", "flax"),
         layers=tuple(network.layers),
         other_parameters=network.other_parameters,
         ties={kind: [list(g) for g in made] for kind, made in ties.items()},
         data_note=f"{dataset.name}: {dataset.note}." if dataset.note else "",
         equalized=tuple((one, two) for one, two in pairs),
+        unused=network.unused,
     )
     table.write(run.path / LAYERS)
     reporter.say(f"Wrote {run.path / LAYERS}")

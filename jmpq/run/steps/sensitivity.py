@@ -30,7 +30,7 @@ from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
 from jmpq.run.planning.predictions import SEARCHED_BY_KL
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.sensitivity.analyse import analyse, analysis_identity
+from jmpq.sensitivity.analyse import analyse, journal_identity
 from jmpq.sensitivity.batch_memory import PassMemory
 from jmpq.sensitivity.calibration_batches import batch_sizes
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
@@ -97,7 +97,7 @@ def _sensitivity(
             f"{lacking[0].label} is not a candidate, and `jmpq solve` pins the first and last "
             "layer to it: add these bits, or solve with other --first-last-bits."
         )
-    weights_sha256 = run.layers.weights_sha256  # read before anything that takes long
+    origin = run.layers.origin  # read before anything that takes long
     if main:
         run.check_writable(SENSITIVITY)
     network, dataset = network_of(run)
@@ -112,7 +112,7 @@ def _sensitivity(
     drawn = {"split": split.record(), "batch_size": options.batch_size}
     quantizers = calibrated(run, network, options, inputs, drawn, reporter)
     provenance = {
-        "weights_sha256": weights_sha256,
+        **origin,
         "calibration": split.record(),
         "quantizers_sha256": quantizers.sha256,
         "quantizers": {
@@ -167,8 +167,10 @@ class _Work:
     memory_bytes: int | None
     reporter: Reporter
 
-    def store(self, name: str, of: Any) -> Any:
-        return self.run.store(name, [self.run.layers.identity, of])
+    def identity(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """What stored results of moves depend on, beside their scales."""
+        examples = {key: provenance[key] for key in ("calibration", "batch_size", "versions")}
+        return {"network": self.run.layers.identity, **examples}
 
 
 def _earlier(
@@ -231,20 +233,20 @@ def _analysed(
         qbert_spread=work.options.qbert_spread,
         class_samples=work.class_samples,
     )
-    of = analysis_identity(
-        moves, metric, data, work.choices, seed=work.options.seed, provenance=provenance
-    )
+    seed, of = work.options.seed, work.identity(provenance) | {"loss": work.options.loss}
+    known = journal_identity(metric, batch_sizes(data), seed=seed, of=of)
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
         return analyse(
             moves,
             metric,
             data,
             work.choices,
-            seed=work.options.seed,
+            seed=seed,
             mesh=work.mesh,
             memory_bytes=work.memory_bytes,
             announce=lambda needed: work.reporter.say(f"{name}: {_in_words(needed)}"),
-            partial=work.store(f"losses-{name}", of),
+            partial=work.run.store(f"losses-{name}", known),
+            of=of,
             provenance=provenance,
             progress=progress,
         )
@@ -259,8 +261,7 @@ def _composed(
 ) -> Sensitivity:
     """Measure and write the logit changes of every move; return their main effects."""
     start, path = time.perf_counter(), work.run.path / SUPERPOSED
-    examples = {key: provenance[key] for key in ("calibration", "batch_size", "versions")}
-    of = {"network": work.run.layers.identity, **examples}
+    of = work.identity(provenance)
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
         measured = Superposed.measure(
             moves,
@@ -270,7 +271,7 @@ def _composed(
             ),  # of layers that a plan excludes
             loss=work.loss,
             mesh=work.mesh,
-            partial=work.store("moves", of),
+            partial=work.run.store("moves", of),
             of=of,
             provenance=provenance,
             progress=progress,

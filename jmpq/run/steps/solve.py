@@ -1,6 +1,7 @@
 """Solving: allocations for any budget, with bounds, from sensitivities alone."""
 
 import datetime
+import functools
 import itertools
 import json
 import os
@@ -17,14 +18,20 @@ from jmpq.run.options import Comparison, Inverse, Solve
 from jmpq.run.planning.comparisons import baselines, other_budgets, without_budgets
 from jmpq.run.planning.inverse import least_cost_allocations, write_front
 from jmpq.run.planning.predictions import with_predictions
-from jmpq.run.planning.problems import all_rules, chosen_tables, default_budgets, run_problem
+from jmpq.run.planning.problems import (
+    all_rules,
+    chosen_tables,
+    default_budgets,
+    run_costs,
+    run_problem,
+)
 from jmpq.run.planning.searches import composed_search
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.sensitivity.table import Sensitivity
-from jmpq.solvers import Greedy, exact_solver
+from jmpq.solvers import make_solver
+from jmpq.solvers.automatic import CROSS_LAYER
 
 # Solvers that take cross-layer terms; the others solve without them.
-QUADRATIC = ("local_search", "branch_and_bound")
 ADDED = ("refine", "race", "floor", "given")  # who makes the allocations that steps add
 Search = Callable[[Problem], Solution]
 
@@ -58,13 +65,14 @@ def solve(
     run = RunFolder(folder, plan=options.name)
     layers = run.layers
     tables = chosen_tables(run, options)
+    _ = run.superposed  # refused early
     metric, lead = next(iter(tables.items()))
     additive_cost(inverse.minimize)  # refused early
     rules = all_rules(run, options, lead.choices)
     for line in describe(rules, layers.names, lead.choices):
         reporter.say(f"rule: {line}")
     budgets = options.budget or default_budgets(lead.choices)
-    crossed = not set(QUADRATIC).isdisjoint(options.solvers)
+    crossed = not set(CROSS_LAYER).isdisjoint(options.solvers)
     whole = {
         name: run_problem(
             run,
@@ -90,7 +98,7 @@ def solve(
         for draft in itertools.chain(
             _solutions(whole, options, reporter),
             _searched(search, problems),
-            _compared(problem, metric, options, comparison, search),
+            _compared(run, problem, metric, options, comparison, search),
             least_cost_allocations(
                 problems, inverse, time_limit_s=options.time_limit_s, reporter=reporter
             ),
@@ -133,16 +141,15 @@ def _as_json(options: Solve, comparison: Comparison, inverse: Inverse) -> dict[s
 
 
 def _earlier(run: RunFolder, asked: Mapping[str, Any]) -> Plan | None:
-    """The plan that is solved again; None where there is none, or it cannot be read.
+    """The plan that is solved again; None where there is none.
 
     Raises:
-        ValueError: If it was solved with other options, which are named.
+        ValueError: If it cannot be used, or was solved with other options, which are named.
     """
     path = run.file(PLAN)
-    try:
-        plan = read_plan(path)
-    except (OSError, ValueError):
+    if not path.is_file():
         return None
+    plan = read_plan(path)
     if differing := [k for k in asked if plan.options.get(k) != asked[k]]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
         raise ValueError(
@@ -186,7 +193,7 @@ def _number_of_solutions(
     """Solutions that the step finds at most: what takes its time."""
     solvers = set(options.solvers)
     crossed = sum(each.interactions is not None for each in problems.values())
-    quadratic = len(solvers.intersection(QUADRATIC))
+    quadratic = len(solvers.intersection(CROSS_LAYER))
     count = (len(solvers) - quadratic) * len(problems) + quadratic * crossed
     count += search is not None
     if comparison.comparison == "full":
@@ -204,7 +211,7 @@ def _solutions(
         ValueError: If a quadratic solver is asked for and no metric has cross-layer terms.
     """
     without = [name for name, each in problems.items() if each.interactions is None]
-    if quadratic := [solver for solver in options.solvers if solver in QUADRATIC]:
+    if quadratic := [solver for solver in options.solvers if solver in CROSS_LAYER]:
         if len(without) == len(problems):
             raise ValueError(
                 f"Solver {quadratic[0]!r} needs a metric with cross-layer terms; "
@@ -215,22 +222,19 @@ def _solutions(
             reporter.say(f"{', '.join(quadratic)}: {name} has no cross-layer terms, left out")
     for metric, problem in problems.items():
         for solver in dict.fromkeys(options.solvers):
-            if solver in QUADRATIC and problem.interactions is None:
+            if solver in CROSS_LAYER and problem.interactions is None:
                 continue
             solution = _solved(problem, solver, options)
-            by = f"{metric}_full" if solver in QUADRATIC else metric
+            by = f"{metric}_full" if solver in CROSS_LAYER else metric
             yield planned_allocation(
                 f"{solver}/{by}", "solution", problem, solution, metric=by, asked=solver
             )
 
 
 def _solved(problem: Problem, solver: str, options: Solve) -> Solution:
-    if solver not in QUADRATIC:
+    if solver not in CROSS_LAYER:
         problem = problem.separable()
-    if solver == "greedy":
-        return Greedy()(problem)
-    name = "auto" if solver == "exact" else solver
-    return exact_solver(problem, name, time_limit_s=options.time_limit_s)(problem)
+    return make_solver(problem, solver, time_limit_s=options.time_limit_s)(problem)
 
 
 def _searched(
@@ -246,6 +250,7 @@ def _searched(
 
 
 def _compared(
+    run: RunFolder,
     problem: Problem,
     metric: str,
     options: Solve,
@@ -261,12 +266,13 @@ def _compared(
     solvers: dict[str, Search] = {
         name: lambda here, name=name: _solved(here, name, options)
         for name in options.solvers
-        if name not in QUADRATIC
+        if name not in CROSS_LAYER
     }
     if search is not None and metric == "composed":
         solvers["search"] = search
     yield from other_budgets(problem, metric, comparison, solvers)
-    yield from without_budgets(problem, comparison, options.seed)
+    costs_of = functools.partial(run_costs, run)
+    yield from without_budgets(problem, comparison, options.seed, costs_of)
 
 
 def _report_budgets(problem: Problem, reporter: Reporter) -> None:

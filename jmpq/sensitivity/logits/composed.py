@@ -35,6 +35,7 @@ from jmpq.allocation import Allocation, column_table
 from jmpq.formats import Choice
 from jmpq.sensitivity.logits.superposed import MEMORY_BYTES, Superposed, in_chunks, increases
 from jmpq.sensitivity.table import NATS, Sensitivity, choice_members
+from jmpq.text import printed
 from jmpq.training.losses import ExampleLoss, Increase, counted, cross_entropy
 
 MOST_CLASSES = 64  # for which whole maps are fitted where nothing else is asked
@@ -61,6 +62,12 @@ class Composed:
     def __post_init__(self) -> None:
         if not self.ridge > 0:
             raise ValueError(f"ridge={self.ridge:g} must be positive, in examples.")
+
+    def __repr__(self) -> str:
+        return printed(
+            f"Composed logits: maps of the logits by every move, ridge {self.ridge:g}",
+            f"of {self.superposed!r}",
+        )
 
     @functools.cached_property
     def maps(self) -> Float[np.ndarray, "moves classes classes"]:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +17,16 @@ from jmpq.allocation import Allocation, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json
 from jmpq.data.batches import check_finite
 from jmpq.devices import shared_journal, to_host
-from jmpq.files import atomic_file
 from jmpq.formats import Choice
-from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity.batch_memory import Placement
+from jmpq.sensitivity.by_width import Made, MoveResults
 from jmpq.sensitivity.calibration_batches import checked_batches
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
+from jmpq.text import plural, printed, some
 from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
-KIND = ArtifactKind("superposed", 1, "sensitivity")
+KIND = ArtifactKind("superposed", 2, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
 WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
 
@@ -71,6 +70,16 @@ class Superposed:
                 f"per example; got {self.changes.shape} and {self.targets.shape}."
             )
         check_calibrated(self.layers, self.choices, self.moves)
+
+    def __repr__(self) -> str:
+        examples, classes = self.logits.shape
+        return printed(
+            f"Superposed logits: {plural(len(self.layers), 'layer')} x "
+            f"{plural(len(self.choices), 'choice')} ({some([c.label for c in self.choices])})",
+            f"{plural(len(self.moves), 'move')} on {plural(examples, 'example')} and "
+            f"{plural(classes, 'class', 'classes')}, {self.changes.nbytes / 1e6:.3g} MB; "
+            "predicts the increase of joint allocations, nats per example",
+        )
 
     @classmethod
     def measure(
@@ -119,7 +128,7 @@ class Superposed:
         moves.quantizers.check_network(moves.network)
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)
-        struct, _ = jax.eval_shape(_changes, moves, batches[0][0])
+        struct = jax.eval_shape(lambda m, x: m.network.logits(x), moves, batches[0][0])
         shape = (len(moves.moves), examples, *struct.shape[1:])
         outputs = math.prod(struct.shape[1:])
         need = changes_bytes(*shape[:2], outputs, itemsize=struct.dtype.itemsize)
@@ -129,37 +138,27 @@ class Superposed:
                 f"outputs take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
                 "examples or candidates, or raise the limit."
             )
-        z = np.empty(shape[1:], struct.dtype)
-        u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
         sizes = [len(t) for t in targets]
         known = provenance or {} if of is None else of
         journal = shared_journal(partial, {"batches": sizes, **known})
-        widths = _by_width(moves)
-        places: dict[tuple[_Width, ...], Placement] = {}
-        done = 0
+        results = MoveResults(moves, journal, mesh)
+        z = np.empty(shape[1:], struct.dtype)
+        u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
+        ends = np.cumsum(sizes).tolist()
         progress(0, len(batches))
         for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
-            here = slice(done, done + len(t))
-            lacking = []
-            for width, rows in widths.items():
-                if (entry := journal.get(f"{n} {width.key}")) is None:
-                    lacking.append(width)
-                else:
-                    z[here], u[rows, here] = entry.arrays["logits"], entry.arrays["changes"]
-            if lacking:
+
+            def change(place: Placement, inputs: PyTree = inputs, t: Any = t) -> Made:
                 check_finite((inputs, t), "the calibration examples")
-                if (asked := tuple(lacking)) not in places:
-                    places[asked] = Placement(_only(moves, asked), mesh)
-                place = places[asked]
                 placed, spread, _ = place(inputs, t)
                 logits, changes = map(to_host, _changes(placed, spread))
                 changes = np.moveaxis(changes, 1, 0)
-                _check_finite(place.moves.moves, changes)
-                for width, rows in _by_width(place.moves).items():
-                    own = {"logits": logits, "changes": changes[rows]}
-                    journal.keep(f"{n} {width.key}", arrays=own)
-                    z[here], u[widths[width], here] = logits, own["changes"]
-            done += len(t)
+                _check_finite(placed.moves, changes)
+                return Made({"changes": changes}, {"logits": logits})
+
+            found, _ = results.get(n, change)
+            here = slice(ends[n] - len(t), ends[n])
+            z[here], u[:, here] = found["logits"], found["changes"]
             progress(n + 1, len(batches))
         return cls(
             layers=layers,
@@ -264,21 +263,15 @@ class Superposed:
 
     def save(self, path: pathlib.Path) -> None:
         """Write one npz file, whole or not at all."""
-        header = KIND.header | {
+        fields = {
             "layers": self.layers,
             "choices": [choice.label for choice in self.choices],
             "moves": self.moves,
             "provenance": self.provenance,
         }
         by_move = np.moveaxis(self.changes, 1, 0)
-        with atomic_file(path) as file:
-            np.savez(
-                file,
-                header=np.array(json.dumps(header)),
-                logits=self.logits,
-                changes_by_move=by_move,
-                targets=self.targets,
-            )
+        arrays = {"logits": self.logits, "changes_by_move": by_move, "targets": self.targets}
+        KIND.write_npz(path, fields, arrays)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "Superposed":
@@ -347,6 +340,12 @@ class PredictedLoss:
     logits: LogitPredictor
     loss: ExampleLoss = cross_entropy
 
+    def __repr__(self) -> str:
+        loss = getattr(self.loss, "__name__", self.loss)
+        return printed(
+            f"PredictedLoss: increase of {loss}, nats per example", f"by {self.logits!r}"
+        )
+
     @property
     def layers(self) -> tuple[str, ...]:
         return self.logits.layers
@@ -364,34 +363,6 @@ class PredictedLoss:
     ) -> Float[np.ndarray, " allocations"]:
         """`predict` for searches: of rows of columns of `choices`."""
         return self.logits.predict_columns(table, "loss", loss=self.loss)
-
-
-class _Width(NamedTuple):
-    """All moves of one kind and bit-width; their key tells scales and codes too."""
-
-    kind: str
-    bits: int
-    key: str
-
-
-def _by_width(moves: MoveNetwork) -> dict[_Width, list[int]]:
-    """Indices of the moves of every width."""
-    rows: dict[tuple[str, int], list[int]] = {}
-    for m, move in enumerate(moves.moves):
-        rows.setdefault((move.kind, move.bits), []).append(m)
-    keyed = {}
-    for (kind, bits), own in rows.items():
-        used = ([bits], []) if kind == "w" else ([], [bits])
-        key = f"{kind}{bits} {moves.quantizers.sha256_at(*used)[:16]}"
-        keyed[_Width(kind, bits, key)] = own
-    return keyed
-
-
-def _only(moves: MoveNetwork, widths: Sequence[_Width]) -> MoveNetwork:
-    """The same network with the moves of some widths."""
-    bits = {kind: [each.bits for each in widths if each.kind == kind] for kind in "wa"}
-    quantizers = restricted(moves.quantizers, bits["w"], bits["a"])
-    return dataclasses.replace(moves, quantizers=quantizers)
 
 
 def changes_bytes(moves: int, examples: int, outputs: int, *, itemsize: int = 4) -> int:

@@ -27,5 +27,22 @@ with itself.
 its options as fields, after `jmpq.sensitivity.metric.Metric`: `about` names it, a call with the
 `MoveNetwork`, one batch and a key returns `Terms`, a compiled function of all moves at once.
 Then name it in `by_name`: in `MetricName`, `TITLES` and `make_metric`, from where the command
-line and the report take it. Tests compare it with a dense reference (tests/sensitivity).
+line and the report take it; losses that are not nats in `SCORES` too. One that is zero for the
+loss ``kl`` goes into ``ZERO_FOR_KL`` of `jmpq.run.loss`. An option that people set goes into
+`make_metric`, ``Sensitivity`` of `jmpq.run.options` and the step. Name the file in this list.
+Tests compare it with a dense reference (tests/sensitivity).
 """
+
+from jmpq.lazy import attach
+
+_HOMES = {
+    "taylor": ("EmpiricalFisher", "ExactHessian", "FirstOrder", "GaussNewton"),
+    "hawq_trace": ("HawqTrace",),
+    "hawq_eigenvalue": ("EigenSearch", "HawqEigenvalue", "QBert"),
+    "output_fisher": ("OutputFisher",),
+    "measured_moves": ("MeasuredMoves",),
+    "path_attribution": ("PathAttribution", "path_attribution"),
+    "squared_error": ("SquaredError",),
+    "by_name": ("DEFAULT_METRICS", "MetricName", "RIVALS", "TITLES", "make_metric"),
+}
+__getattr__, __dir__, __all__ = attach(__name__, _HOMES, ("by_name",))

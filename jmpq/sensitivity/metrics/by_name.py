@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+from jmpq.text import did_you_mean
+
 if TYPE_CHECKING:
     from jmpq.sensitivity.metric import Metric
     from jmpq.training.losses import ExampleLoss
@@ -75,7 +77,7 @@ def check_output(name: str, output: tuple[int, ...]) -> None:
 
 
 def make_metric(
-    name: MetricName,
+    name: MetricName | str,
     *,
     loss: "ExampleLoss | None" = None,
     traces: Literal["auto", "exact", "probes"] = "auto",
@@ -94,7 +96,8 @@ def make_metric(
         class_samples: `GaussNewton.class_samples`, by derivative.
 
     Raises:
-        ValueError: If the name is ``composed``, which is made of logit changes instead.
+        ValueError: If there is no such name, or it is ``composed``, which is made of logit
+            changes instead.
     """
     from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
@@ -146,4 +149,9 @@ def make_metric(
             raise ValueError(
                 "Metric 'composed' is made of logit changes: measure them with "
                 "Superposed.measure and take Composed(superposed=...).main_effects(...)."
+            )
+        case _:
+            raise ValueError(
+                f"There is no metric {name!r}.{did_you_mean(name, TITLES)} Choose one of "
+                f"{', '.join(TITLES)}."
             )

@@ -101,7 +101,7 @@ class HawqEigenvalue:
 
     @property
     def about(self) -> About:
-        return About(name="hawq_eigenvalue", additive=False)
+        return About(name="hawq_eigenvalue", additive=False, independent=True)
 
     def prepare(
         self,
@@ -207,7 +207,7 @@ class QBert:
 
     @property
     def about(self) -> About:
-        return About(name="qbert", additive=False, spread=self.spread)
+        return About(name="qbert", additive=False, spread=self.spread, independent=True)
 
     def blocks(self, network: Network) -> list[list[int]]:
         """The layers of every block.

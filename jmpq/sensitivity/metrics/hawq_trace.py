@@ -62,7 +62,7 @@ class HawqTrace:
 
     @property
     def about(self) -> About:
-        return About(name="hawq_trace", additive=False)
+        return About(name="hawq_trace", additive=False, independent=True)
 
     def way(self, network: Network) -> tuple[Literal["exact", "probes"], str]:
         """How traces are taken, and why, in a few words."""

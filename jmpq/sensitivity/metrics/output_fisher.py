@@ -36,7 +36,7 @@ class OutputFisher:
 
     @property
     def about(self) -> About:
-        return About(name="output_fisher")
+        return About(name="output_fisher", independent=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:

@@ -28,7 +28,7 @@ class SquaredError:
 
     @property
     def about(self) -> About:
-        return About(name="squared_error", unit="squared error")
+        return About(name="squared_error", unit="squared error", independent=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
 from jmpq.network.piecewise import piecewise_linear
-from jmpq.sensitivity.metric import About, Program, Terms
+from jmpq.sensitivity.metric import About, Changes, Program, Terms
 from jmpq.sensitivity.metrics.tangent_hessian import exact_programs, exact_terms
 from jmpq.sensitivity.moves import MoveNetwork, by_shard, micro_batches
 from jmpq.training.losses import ExampleLoss, counted, cross_entropy
@@ -25,7 +25,7 @@ class FirstOrder:
 
     @property
     def about(self) -> About:
-        return About(name="first_order", use_first=True)
+        return About(name="first_order", use_first=True, independent=True)
 
     @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
@@ -48,10 +48,22 @@ class EmpiricalFisher:
     def about(self) -> About:
         return About(name="empirical_fisher")
 
-    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
-        gradients = example_gradients(moves, self.loss, inputs, targets)
-        return Terms(gradients.mean(axis=0), gradients.T @ gradients / gradients.shape[0])
+        return self.terms(self.move_changes(moves, inputs, targets, key), targets)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def move_changes(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Changes:
+        """Slope of every example's loss along every move."""
+        slopes = example_gradients(moves, self.loss, inputs, targets)
+        return Changes(slopes, jnp.zeros(slopes.shape[:1], slopes.dtype))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def terms(self, changes: Changes, targets: Array) -> Terms:
+        """Mean slopes, and their Gram matrix."""
+        slopes = changes.by_move
+        return Terms(slopes.mean(axis=0), slopes.T @ slopes / slopes.shape[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,25 +110,45 @@ class GaussNewton:
         by_difference = self.changes == "difference"
         return About(name="gauss_newton_difference" if by_difference else "gauss_newton")
 
-    @functools.partial(jax.jit, static_argnums=0)
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+        return self.terms(self.move_changes(moves, inputs, targets, key), targets)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def move_changes(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Changes:
+        """Logits, and their change by every move; of sampled classes see `_slopes`."""
         if self.class_samples != "all":
-            return self._sampled(moves, inputs, targets, key)
+            return self._slopes(moves, inputs, targets, key)
         by = {
             "derivative": moves.changes_by_derivative,
             "difference": moves.changes_by_difference,
         }
         z, changes = by[self.changes](inputs)
-        first = gradient_of_changes(self.loss, z, targets, changes).mean(axis=0)
-        return Terms(first, ggn_of_changes(self.loss, z, targets, changes))
+        return Changes(changes, z)
 
-    def _sampled(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
+    @functools.partial(jax.jit, static_argnums=0)
+    def terms(self, changes: Changes, targets: Array) -> Terms:
+        """Gradient and Gauss-Newton matrix, or its samples."""
+        if self.class_samples != "all":
+            first, drawn = changes.by_move[..., 0], changes.by_move[..., 1:]
+            samples = jnp.einsum("nmk,njk->kmj", drawn, drawn) / drawn.shape[0]
+            return Terms(first.mean(axis=0), samples.mean(axis=0), samples)
+        u, z = changes
+        first = gradient_of_changes(self.loss, z, targets, u).mean(axis=0)
+        return Terms(first, ggn_of_changes(self.loss, z, targets, u))
+
+    def _slopes(
+        self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array
+    ) -> Changes:
+        """Slopes of the loss itself along every move, then of every sample s: sᵀu."""
         assert self.class_samples != "all"
         count = self.class_samples
         keys = key if key.ndim else jax.random.split(key, targets.shape[0])
 
-        def slopes(batch: tuple[PyTree, Array, Array]) -> Float[Array, "batch seeds moves"]:
-            """Slopes of the loss itself, then of every sample s: sᵀu."""
+        def slopes(
+            batch: tuple[PyTree, Array, Array],
+        ) -> tuple[Float[Array, "batch moves seeds"], Float[Array, "batch *output"]]:
             inputs, targets, keys = batch
             z, pull = moves.pullback(inputs)
             own = jax.vmap(jax.grad(self.loss))(z, targets)
@@ -125,7 +157,7 @@ class GaussNewton:
                 seeds = jnp.concatenate(
                     [own[:, None], jax.vmap(draw)(keys, z, targets)], axis=1
                 )
-                return jnp.moveaxis(jax.vmap(pull, in_axes=1)(seeds), 0, 1)
+                return jax.vmap(pull, in_axes=1, out_axes=2)(seeds), z
 
             # Of positions one sample at a time: there may be millions of outputs an example.
             def one(keys: Array) -> Float[Array, "batch moves"]:
@@ -134,13 +166,10 @@ class GaussNewton:
                 )
 
             each = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
-            drawn = jnp.moveaxis(jax.lax.map(one, each), 0, 1)
-            return jnp.concatenate([pull(own)[:, None], drawn], axis=1)
+            drawn = jnp.moveaxis(jax.lax.map(one, each), 0, 2)
+            return jnp.concatenate([pull(own)[..., None], drawn], axis=2), z
 
-        gradients = by_shard(slopes, (inputs, targets, keys), moves.shards)
-        drawn = gradients[:, 1:]
-        samples = jnp.einsum("nkm,nkj->kmj", drawn, drawn) / targets.shape[0]
-        return Terms(gradients[:, 0].mean(axis=0), samples.mean(axis=0), samples)
+        return Changes(*by_shard(slopes, (inputs, targets, keys), moves.shards))
 
 
 def _random_factors(

@@ -3,11 +3,10 @@
 One choice a layer, losses and costs that add up: the multiple-choice knapsack problem of
 operations research, which is what the paper solves.
 
-By default `expanding_core` for one budget and `several_budgets` for several. Both prove what
+By default `one_budget` for one budget and `several_budgets` for several. Both prove what
 they return. `greedy` is the paper's own search, with the bound of the linear relaxation: the
-more layers, the nearer to the optimum. `dynamic_programming` is a short independent proof for
-integer costs, `integer_program` one for any budgets, with which `several_budgets` ends, and
-`baselines` are allocations to compare with.
+more layers, the nearer to the optimum. `integer_program` is an independent proof for any
+budgets, with which `several_budgets` ends, and `baselines` are allocations to compare with.
 
 Other questions about the same tables: `least_cost` is the inverse problem (the least cost
 under a ceiling on the loss), `pareto` all budgets at once: the corners of the trade-off, each
@@ -21,8 +20,6 @@ What they share, from the ground up:
   the budgets, the least priced losses less the price of the budgets;
 - `lagrangian_dual`: the prices of several budgets for which that is most;
 - `feasibility`: an allocation within several budgets, or which of them conflict;
-- `one_budget`: the only budget that binds, in whole units where the costs are integers;
-- `core_states`: the inner loop of the expanding core;
 - `mixed_integer`: the solvers behind cvxpy, their options, statuses and dual bounds.
 
 Arithmetic is part of each proof. Bounds are lowered by what rounding may have added, and sums

@@ -8,6 +8,8 @@ and the status says ``feasible`` unless that one proves the optimum.
 
 from typing import Any
 
+from jmpq.text import did_you_mean
+
 LISTED = ("HIGHS", "SCIP", "SCIPY", "GUROBI", "GLPK_MI", "CBC")  # with options below
 TOLERANCES = {"HIGHS": 1e-9, "SCIP": 1e-9, "GUROBI": 1e-9, "SCIPY": 1e-6}  # of constraints
 
@@ -27,8 +29,9 @@ def check_installed(solver: str) -> None:
     """
     if solver not in (names := installed()):
         raise ValueError(
-            f"cvxpy finds no mixed-integer solver {solver!r}; it finds {', '.join(names)}. "
-            "Install it (SCIP: the extra `scip` of jmpq) or choose one of these."
+            f"cvxpy finds no mixed-integer solver {solver!r}; it finds {', '.join(names)}."
+            f"{did_you_mean(solver, names)} Install it "
+            "(SCIP: the extra `scip` of jmpq) or choose one of these."
         )
 
 

@@ -1,5 +1,7 @@
 """Many tight budgets at once: the multidimensional multiple-choice knapsack.
 
+For problems where two or more budgets bind; under one, `one_budget` is faster and proves more.
+
 `anytime_search` is the solver. It goes through what the other files do, in this order:
 
 1. `lagrangian_dual`: the prices of the budgets at which the Lagrangian bound is best, those of

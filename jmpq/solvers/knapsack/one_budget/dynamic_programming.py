@@ -10,7 +10,7 @@ from jaxtyping import Int
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
-from jmpq.solvers.knapsack.one_budget import IntegerCosts, integer_costs, one_budget
+from jmpq.solvers.knapsack.one_budget.whole_units import IntegerCosts, integer_costs, one_budget
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -35,11 +35,11 @@ from jaxtyping import Bool, Float, Int
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
-from jmpq.solvers.knapsack.core_states import extend
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
 from jmpq.solvers.knapsack.frontier_steps import upgrades
-from jmpq.solvers.knapsack.one_budget import integer_costs, one_budget
+from jmpq.solvers.knapsack.one_budget.core_states import extend
+from jmpq.solvers.knapsack.one_budget.whole_units import integer_costs, one_budget
 from jmpq.solvers.knapsack.relaxation_bounds import (
     cheapest_costs,
     lagrangian_bound,
