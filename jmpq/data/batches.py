@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """Arrays on the host; a pytree."""
 
     inputs: PyTree[Shaped[np.ndarray, "batch ..."]]  # normalised: float32 images, or tokens
-    labels: Shaped[np.ndarray, " batch"]  # int32 classes, or float32
+    labels: Shaped[np.ndarray, "batch ..."]  # int32 classes, or float32
     weights: Float[np.ndarray, " batch"]  # float32: 1, or 0 where the example is padding
 
 

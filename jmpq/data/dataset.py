@@ -62,8 +62,8 @@ class Split:
         inputs: Raw inputs as stored, a pytree with one row per example: images NHWC (uint8),
             or tokens; `normalization` is applied to batches. Encoded images are decoded batch
             by batch.
-        labels: Classes, from 0, or what a regression is to give; those of a large split are
-            read where they are asked for.
+        labels: Classes, from 0, one an example or one a position of its output, or what a
+            regression is to give; those of a large split are read where they are asked for.
         indices: Positions in the whole `source` split.
         normalization: From raw inputs to the network's.
         seed: Seed of the draw that chose these examples; None for a whole split.
@@ -73,7 +73,7 @@ class Split:
     dataset: str
     source: Source
     inputs: PyTree[Shaped[np.ndarray, "..."] | EncodedImages]
-    labels: Shaped[np.ndarray, " _"] | EncodedLabels
+    labels: Shaped[np.ndarray, "_ ..."] | EncodedLabels
     indices: Int[np.ndarray, " _"]
     normalization: Normalization | TrimPadding
     seed: int | None = None
@@ -176,7 +176,7 @@ def whole_split(
     dataset: str,
     source: Source,
     inputs: PyTree[Shaped[np.ndarray, "..."]],
-    labels: Shaped[np.ndarray, " labels"],
+    labels: Shaped[np.ndarray, "labels ..."],
     normalization: Normalization | TrimPadding,
 ) -> Split:
     """All examples of one source, numbered in their order."""
