@@ -97,7 +97,7 @@ def objects(network, tmp_path):
         "planned": plan().allocations[0],
         "outcome": outcome(),
         "evaluator": Evaluator(network, own, []),
-        "allocation": Allocation.uniform(map(str, range(300)), Choice(8)),
+        "allocation": Allocation({str(i): CHOICES[i % 2] for i in range(300)}),
         "folder": folder(tmp_path),
     }
 
@@ -120,7 +120,7 @@ SAID = {
     "planned": ["exact/gn", "solution", "loss 5", "by gn", "size_bytes 5", "W2A4"],
     "outcome": ["1,000 examples", "0.125 ± 0.02", "nats per example", "75.00 ± 1.40 %"],
     "evaluator": ["4 layers", "[8] bits", "cross_entropy", "correction none", "8 allocations"],
-    "allocation": ["300 layers: 300xW8"],
+    "allocation": ["300 layers: 150xW2 150xW8"],
     "folder": ["layers.json", "tight", "0 journals"],
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_objects_say_what_they_are_in_few_lines(objects, monkeypatch, columns):
         assert len(lines) <= 12, (name, lines)
         assert max(map(len, lines)) <= min(columns, 100), (name, lines)
         assert "array(" not in flat
-        assert "0x" not in flat
+        assert " at 0x" not in flat
         assert str(found) == repr(found) or name == "allocation"
 
 

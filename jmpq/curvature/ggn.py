@@ -1,4 +1,7 @@
-"""Generalised Gauss-Newton: curvature through the logits, J_zᵀ (∂²loss/∂z²) J_z."""
+"""Generalised Gauss-Newton: curvature through the logits, J_zᵀ (∂²loss/∂z²) J_z.
+
+The output of an example may have any shape: classes, positions with classes, or one number.
+"""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from jmpq.training.losses import ExampleLoss
 
 
 def ggn_product(
-    logits: Callable[[PyTree], Float[Array, "batch classes"]],
+    logits: Callable[[PyTree], Float[Array, "batch *output"]],
     loss: ExampleLoss,
     targets: Array,
     params: PyTree,
@@ -37,30 +40,31 @@ def ggn_product(
 
 def hessian_product(
     loss: ExampleLoss,
-    z: Float[Array, " classes"],
+    z: Float[Array, "*output"],
     target: Array,
-    change: Float[Array, " classes"],
-) -> Float[Array, " classes"]:
+    change: Float[Array, "*output"],
+) -> Float[Array, "*output"]:
     """``∂²loss/∂z² @ change`` of one example; (diag p − ppᵀ) @ change for cross-entropy."""
     return jax.jvp(jax.grad(lambda logits: loss(logits, target)), (z,), (change,))[1]
 
 
 def gradient_of_changes(
     loss: ExampleLoss,
-    z: Float[Array, "batch classes"],
+    z: Float[Array, "batch *output"],
     targets: Array,
-    changes: Float[Array, "batch moves classes"],
+    changes: Float[Array, "batch moves *output"],
 ) -> Float[Array, "batch moves"]:
     """First-order loss change of every example and move: ⟨∂loss/∂z, u⟩ (r·u, r = p − y)."""
     slopes = jax.vmap(jax.grad(loss))(z, targets)
-    return jnp.einsum("nc,nmc->nm", slopes, changes)
+    flat = changes.reshape(*changes.shape[:2], -1)
+    return jnp.einsum("nc,nmc->nm", slopes.reshape(len(z), -1), flat)
 
 
 def ggn_of_changes(
     loss: ExampleLoss,
-    z: Float[Array, "batch classes"],
+    z: Float[Array, "batch *output"],
     targets: Array,
-    changes: Float[Array, "batch moves classes"],
+    changes: Float[Array, "batch moves *output"],
 ) -> Float[Array, "moves moves"]:
     """Gauss-Newton matrix of all moves from their logit changes: mean_n u_nᵀ H_z u_n.
 
@@ -75,4 +79,5 @@ def ggn_of_changes(
     """
     product = jax.vmap(functools.partial(hessian_product, loss), (None, None, 0))
     curved = jax.vmap(product)(z, targets, changes)
-    return jnp.einsum("nmc,nkc->mk", changes, curved) / z.shape[0]
+    flat, curved = (x.reshape(*x.shape[:2], -1) for x in (changes, curved))
+    return jnp.einsum("nmc,nkc->mk", flat, curved) / z.shape[0]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jmpq.curvature.hvp import Params
 from jmpq.training.losses import ExampleLoss
 
-Logits = Callable[[Params, PyTree], Float[Array, "batch classes"]]
+Logits = Callable[[Params, PyTree], Float[Array, "batch *output"]]
 
 
 def ggn_block_traces(
@@ -63,6 +63,7 @@ def ggn_block_traces(
             "small number, below 1."
         )
     curvature = _logit_curvature(logits, loss, params, inputs, targets)
+    output = jax.eval_shape(logits, params, inputs).shape[1:]
     values, vectors = np.linalg.eigh(np.asarray(jax.device_get(curvature), np.float64))
     counts = _kept(values, tolerance).sum(axis=1)
     zero = jax.tree.map(lambda x: jnp.zeros((), x.dtype), params)
@@ -75,6 +76,7 @@ def ggn_block_traces(
         size = min(1 << (int(count) - 1).bit_length(), values.shape[1])
         first = np.argsort(-abs(values[n]), kind="stable")[:size]
         seeds = vectors[n][:, first].T * np.sqrt(abs(values[n][first]))[:, None]
+        seeds = seeds.reshape(size, *output)
         example = jax.tree.map(lambda x, n=n: x[n], inputs)
         signs = np.sign(values[n][first])
         examples.append(_traces(logits, params, example, *_cast(curvature, seeds, signs)))
@@ -84,12 +86,14 @@ def ggn_block_traces(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _logit_curvature(
     logits: Logits, loss: ExampleLoss, params: Params, inputs: PyTree, targets: Array
-) -> Float[Array, "batch classes classes"]:
-    return jax.vmap(jax.hessian(loss))(logits(params, inputs), targets)
+) -> Float[Array, "batch outputs outputs"]:
+    z = logits(params, inputs)
+    size = z[0].size
+    return jax.vmap(jax.hessian(loss))(z, targets).reshape(-1, size, size)
 
 
 def _kept(
-    values: Float[np.ndarray, "batch classes"], tolerance: float
+    values: Float[np.ndarray, "batch outputs"], tolerance: float
 ) -> Bool[np.ndarray, "_ _"]:
     """Directions to take: all but the smallest |λ| whose sum is within the tolerance."""
     sizes = np.sort(abs(values), axis=None)
@@ -100,7 +104,7 @@ def _kept(
 
 
 def example_traces(
-    logits: Callable[[Params], Float[Array, " classes"]],
+    logits: Callable[[Params], Float[Array, "*output"]],
     loss: ExampleLoss,
     params: Params,
     target: Array,
@@ -118,10 +122,11 @@ def example_traces(
         backward pass for every class, all of them at once.
     """
     z, pull = jax.vjp(logits, params)
-    (rows,) = jax.vmap(pull)(jnp.eye(z.size, dtype=z.dtype))
-    curvature = jax.hessian(loss)(z, target)
+    seeds = jnp.eye(z.size, dtype=z.dtype).reshape(z.size, *z.shape)
+    (rows,) = jax.vmap(pull)(seeds)
+    curvature = jax.hessian(loss)(z, target).reshape(z.size, z.size)
 
-    def block(rows: Float[Array, "classes ..."]) -> Float[Array, ""]:
+    def block(rows: Float[Array, "outputs ..."]) -> Float[Array, ""]:
         flat, precision = rows.reshape(z.size, -1), jax.lax.Precision.HIGHEST
         curved = jnp.dot(curvature, flat, precision=precision)
         return jnp.vdot(flat, curved, precision=precision)
@@ -138,7 +143,7 @@ def _traces(
     logits: Logits,
     params: Params,
     example: PyTree,
-    seeds: Float[Array, "directions classes"],
+    seeds: Float[Array, "directions *output"],
     signs: Float[Array, " directions"],
 ) -> PyTree[Float[Array, ""]]:
     """Σ_k s_k ‖J_iᵀ seed_k‖² of every leaf, for one example."""

@@ -75,8 +75,8 @@ class Split:
         inputs: Raw inputs as stored, a pytree with one row per example: images NHWC (uint8),
             or tokens; `normalization` is applied to batches. Encoded images are decoded batch
             by batch.
-        labels: Classes, from 0, or what a regression is to give; those of a large split are
-            read where they are asked for.
+        labels: Classes, from 0, one an example or one a position of its output, or what a
+            regression is to give; those of a large split are read where they are asked for.
         indices: Positions in the whole `source` split.
         normalization: From raw inputs to the network's.
         seed: Seed of the draw that chose these examples; None for a whole split.

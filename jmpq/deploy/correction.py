@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.network.network import Network
 from jmpq.network.patches import output_feature_axes
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.network.walk import Rule, bind
 from jmpq.quantizers.fake_quant import Quantizers, quantized_output
@@ -101,7 +102,7 @@ def find_corrections(
             gain = jnp.sqrt((want.variance + epsilon) / (got.variance + epsilon))
         shift = want.mean - gain * got.mean
         corrections[site.index] = Correction(gain, shift)
-        return gain * y + shift
+        return (gain * widened(y) + shift).astype(y.dtype)
 
     network.run(inputs, at_site)
     return corrections
@@ -116,7 +117,7 @@ def corrected_logits(
     corrections: Corrections,
     params: PyTree | None = None,
     rule: Rule = bind,
-) -> Float[Array, "batch classes"]:
+) -> Float[Array, "batch *output"]:
     """Logits under an allocation with its corrections; without any, `quantized_logits`.
 
     For `params` and `rule` see `Network.run`.
@@ -126,7 +127,7 @@ def corrected_logits(
         y = quantized_output(network, quantizers, w_bits, a_bits, site, x, op)
         if (correction := corrections.get(site.index)) is None:
             return y
-        return correction.gain * y + correction.shift
+        return (correction.gain * widened(y) + correction.shift).astype(y.dtype)
 
     return network.run(inputs, at_site, params, rule)
 
@@ -134,4 +135,5 @@ def corrected_logits(
 def _moments(site: Site, y: Array) -> Moments:
     features = output_feature_axes(site)
     rest = tuple(a for a in range(y.ndim) if a not in features)
+    y = widened(y)
     return Moments(y.mean(rest, keepdims=True), y.var(rest, keepdims=True))

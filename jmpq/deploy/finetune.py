@@ -48,6 +48,7 @@ from jmpq.quantizers.learned import (
     with_rows,
 )
 from jmpq.training.checkpoint import Checkpoints
+from jmpq.training.labels import check_split
 from jmpq.training.loop import (
     TrainConfig,
     augment,
@@ -176,8 +177,8 @@ def finetune(
         ValueError: If the allocation names a layer that the network does not have or gives
             one bits that were not calibrated, nothing is quantized, there is no batch of
             examples or nothing to correct by, a grid does not fit LSQ, sentences are to be
-            shifted or mirrored, the loss stops being finite, or `checkpoints` belongs to
-            another fine-tuning.
+            shifted or mirrored, labels do not fit (`check_split`), the loss stops being
+            finite, or `checkpoints` belongs to another fine-tuning.
         OSError: If `checkpoints` cannot be written.
     """
     config = config or FinetuneConfig()
@@ -187,6 +188,7 @@ def finetune(
     quantizers.check(network, w_bits, a_bits)
     allocation = Allocation.from_bits(names, bits)  # names every layer
     check_augmentation(split, config.training)
+    check_split(split, network.logits, classes=config.distillation < 1)
     if {*w_bits, *a_bits} == {FLOAT_BITS}:
         raise ValueError(
             "The allocation leaves every layer at 32 bits: there is nothing to fine-tune for. "
@@ -291,7 +293,7 @@ def finetune_step(
     state: dict[str, PyTree],
     fixed: Constants,
     inputs: PyTree,
-    labels: Int[Array, " batch"],
+    labels: Int[Array, "batch ..."],
     *,
     config: FinetuneConfig,
     total: int,
@@ -320,8 +322,8 @@ def mean_loss(
     learned: dict[str, PyTree],
     fixed: Constants,
     inputs: PyTree,
-    labels: Int[Array, " batch"],
-    teacher: Float[Array, "batch classes"] | None,
+    labels: Int[Array, "batch ..."],
+    teacher: Float[Array, "batch *output"] | None,
     config: FinetuneConfig,
 ) -> Float[Array, ""]:
     """Cross entropy and distillation of a batch, nats per example."""
@@ -342,7 +344,7 @@ def mean_loss(
     loss = jnp.zeros((), z.dtype)
     if (part := config.distillation) and teacher is not None:
         t = config.temperature
-        loss += part * t**2 * jax.vmap(kl_divergence)(z / t, teacher / t).mean()
+        loss += part * t**2 * jax.vmap(kl_divergence)(z / t, teacher / t, labels).mean()
     if part < 1:
         loss += (1 - part) * jax.vmap(cross_entropy)(z, labels).mean()
     return loss
@@ -350,7 +352,7 @@ def mean_loss(
 
 def teacher_logits(
     network: Network, inputs: PyTree, config: FinetuneConfig
-) -> Float[Array, "batch classes"]:
+) -> Float[Array, "batch *output"]:
     """Logits of the float network, its products in the same precision as the student's."""
     return network.logits(inputs, rule=_rule(config))
 

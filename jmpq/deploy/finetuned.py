@@ -49,7 +49,7 @@ class Finetuned:
         names = [layer.name for layer in self.network.layers]
         return bit_arrays(names, [self.allocation])[0]
 
-    def logits(self, inputs: PyTree) -> Float[Array, "batch classes"]:
+    def logits(self, inputs: PyTree) -> Float[Array, "batch *output"]:
         """Logits of the quantized network."""
         w_bits, a_bits = map(jnp.array, self.bits)
         inputs = jax.tree.map(jnp.asarray, inputs)

@@ -1,4 +1,9 @@
-"""The measured outcome of allocations: loss, KL, accuracy, in one compiled program."""
+"""The measured outcome of allocations: loss, KL, accuracy, in one compiled program.
+
+An example whose output has several positions counts by the mean over its positions
+(`jmpq.training.losses`). What takes class probabilities is NaN where a network has none, and
+what takes labels of classes where they are another kind of target.
+"""
 
 import dataclasses
 import functools
@@ -28,7 +33,14 @@ from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.text import plural, printed
 from jmpq.training.evaluate import standard_error
-from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence
+from jmpq.training.labels import check_labels
+from jmpq.training.losses import (
+    ExampleLoss,
+    cross_entropy,
+    has_classes,
+    increase,
+    position_mean,
+)
 
 CANDIDATES_PER_CALL = 8
 REFERENCE_BYTES = 2**26  # of float logits that a journal keeps
@@ -44,10 +56,14 @@ class Outcome:
         increase: Mean loss minus the float network's on the same examples; its error is that
             of the paired difference.
         kl: Mean KL(p_float ‖ p_quantized), nats per example.
-        top1: Fraction of examples whose label has the greatest logit.
+        top1: Fraction of examples (of positions, the mean over examples) whose label has the
+            greatest logit.
         top5: Fraction of examples whose label has one of the five greatest logits; 1 where
             there are no more classes.
         agreement: Fraction of examples whose greatest logit is the float network's.
+
+    `kl` and `agreement` are NaN where the output is not one of classes, `top1` and `top5`
+    there and where labels are not classes.
     """
 
     examples: int
@@ -192,8 +208,10 @@ class Evaluator:
                 else:
                     inputs, labels = self._place((batch.inputs, batch.labels))
                     _, network, _ = self._models(inputs)
-                    z, losses = _float_scores(network, self.loss, inputs, labels)
-                    losses = to_host(losses).astype(np.float64)
+                    z = _float_logits(network, inputs)
+                    classes = self.loss is cross_entropy
+                    check_labels(batch.labels, z.shape, "the examples", classes=classes)
+                    losses = to_host(_losses(self.loss, z, labels)).astype(np.float64)
                     if (left := left - z.nbytes) >= 0:
                         self._journal.keep(key, arrays={"z": to_host(z), "losses": losses})
                 self._reference.append((z, losses, counts))
@@ -204,10 +222,8 @@ class Evaluator:
         rows = []
         for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
             own = self._place(jnp.asarray(batch.labels))
-            top1, top5 = (to_host(among(z, own, k)) for k in (1, 5))
-            same = np.ones_like(losses)
-            scores = [losses, 0 * losses, top1, top5, same, losses]
-            rows.append(np.stack(scores)[:, counts])
+            classes = to_host(_class_scores(z, z, own)).astype(np.float64)
+            rows.append(np.stack([losses, *classes, losses])[:, counts])
         return outcome_of(np.concatenate(rows, axis=1))
 
     def __call__(
@@ -317,13 +333,17 @@ def _unpadded(batches: Sequence[tuple[PyTree, Any]]) -> Iterator[Batch]:
         yield Batch(inputs, labels, np.ones(len(labels), np.float32))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _float_scores(
-    network: Network, loss: ExampleLoss, inputs: PyTree, labels: Array
-) -> tuple[Float[Array, "batch classes"], Float[Array, " batch"]]:
-    """Logits and losses of the float network."""
-    z = network.logits(inputs)
-    return z, jax.vmap(loss)(z, labels)
+@jax.jit
+def _float_logits(network: Network, inputs: PyTree) -> Float[Array, "batch *output"]:
+    """Logits of the float network."""
+    return network.logits(inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(
+    loss: ExampleLoss, z: Float[Array, "batch *output"], labels: Array
+) -> Float[Array, " batch"]:
+    return jax.vmap(loss)(z, labels)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -336,7 +356,7 @@ def _scores(
     corrections: Corrections,
     inputs: PyTree,
     labels: Array,
-    z: Float[Array, "batch classes"],
+    z: Float[Array, "batch *output"],
 ) -> Float[Array, "candidates 5 batch"]:
     """Loss, KL, in the top one and five, agrees, of the first candidates and every example."""
 
@@ -344,16 +364,27 @@ def _scores(
         (w_bits, a_bits), corrections = candidate
         q = corrected_logits(network, quantizers, w_bits, a_bits, inputs, corrections)
         return jnp.stack(
-            [
-                jax.vmap(loss)(q, labels),
-                jax.vmap(kl_divergence)(q, z),
-                among(q, labels, 1).astype(q.dtype),
-                among(q, labels, 5).astype(q.dtype),
-                (q.argmax(axis=1) == z.argmax(axis=1)).astype(q.dtype),
-            ]
+            [jax.vmap(loss)(q, labels).astype(q.dtype), *_class_scores(q, z, labels)]
         )
 
     return _map_first(score, count, (bits, corrections))
+
+
+@jax.jit
+def _class_scores(
+    q: Float[Array, "batch *output"], z: Float[Array, "batch *output"], labels: Array
+) -> Float[Array, "4 batch"]:
+    """KL, in the top one and five, agrees, of every example; NaN where undefined."""
+    undefined = jnp.full((q.shape[0],), jnp.nan, q.dtype)
+    if not has_classes(q.shape[1:]):
+        return jnp.stack([undefined] * 4)
+    mean = jax.vmap(position_mean)
+    divergence = jax.vmap(functools.partial(increase, "kl", cross_entropy))(q, z, labels)
+    agrees = mean((q.argmax(axis=-1) == z.argmax(axis=-1)).astype(q.dtype), labels)
+    top = [undefined, undefined]
+    if labels.shape == q.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
+        top = [mean(among(q, labels, k).astype(q.dtype), labels) for k in (1, 5)]
+    return jnp.stack([divergence, *top, agrees])
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -394,16 +425,18 @@ def _map_first(
 
 
 def among(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], count: int
-) -> Bool[Array, " batch"]:
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], count: int
+) -> Bool[Array, "*batch"]:
     """Whether the label has one of the `count` greatest logits; never where it is NaN.
 
     Of equal logits those of the first classes are the greatest.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    before = jnp.arange(logits.shape[1], dtype=labels.dtype)[None] < labels[:, None]
+    labels = labels[..., None]
+    own = jnp.take_along_axis(logits, labels, axis=-1)
+    classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    before = classes.reshape(*[1] * (logits.ndim - 1), -1) < labels
     ahead = ~(logits < own) & ((logits != own) | before)
-    return (ahead.sum(axis=1) < count) & ~jnp.isnan(own[:, 0])
+    return (ahead.sum(axis=-1) < count) & ~jnp.isnan(own[..., 0])
 
 
 def outcome_of(scores: Float[np.ndarray, "6 examples"]) -> Outcome:

@@ -14,10 +14,8 @@ How it works, from the bottom up:
 - `walk`: one walk over a jaxpr; a rule says what an equation does to the values that flow.
 - `sites`: an operation with a kernel, its geometry, and its use in a network.
 - `unroll`: loops over stacked layers written out, so that ``layers/mlp/kernel[3]`` is a kernel.
-- `tap`: finds the operations of a function, evaluates it with a callback at each, and says
-  which kernels it cannot reach and why.
-- `outputs`: the one array of a function's outputs that is analysed; what does not reach it is
-  left out.
+- `tap`: finds the operations behind one output of a function, evaluates it with a callback at
+  each, and says which kernels it cannot reach and why.
 - `independence`: whether an example's output depends on the rest of its batch.
 - `network`: layers by name, sites, runs.
 

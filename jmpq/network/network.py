@@ -18,9 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.layers import Layer
-from jmpq.network.outputs import with_output
+from jmpq.network.precision import held_in_float32, is_half, widened
 from jmpq.network.sites import Op, Operation, Site, Transform
-from jmpq.network.tap import Tap
+from jmpq.network.tap import Tap, with_output
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.network.walk import Rule, bind, equations
 from jmpq.text import plural, printed, quantity, some
@@ -97,7 +97,8 @@ class Network:
 
         Args:
             apply: ``apply(params, inputs) -> logits [batch, classes]``, or a pytree with them.
-            params: Pytree of float arrays, NumPy's too.
+            params: Pytree of float arrays, NumPy's too. Half precision is held in float32, the
+                same values, and so is the output: the function itself computes as before.
             example: Inputs of any batch size, batch axis first in every leaf.
             output: Name or position of the array to analyse, where the function returns
                 several: its path in what is returned, as ``"logits"``, ``1``, ``"heads/1"``.
@@ -117,13 +118,19 @@ class Network:
         paths = leaf_paths(params)
         leaves = jax.tree.leaves(params)
         _check_parameters(paths, leaves)
-        arrays = {id(leaf): jnp.asarray(leaf) for leaf in leaves}  # shared ones stay shared
+        if any(is_half(leaf.dtype) for leaf in leaves):
+            apply = held_in_float32(apply, params)
+        # Shared ones stay shared.
+        arrays = {id(leaf): widened(jnp.asarray(leaf)) for leaf in leaves}
         params = jax.tree.map(lambda leaf: arrays[id(leaf)], params)
         structs = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, example)
         )
         apply = with_output(apply, output)
         tap = Tap(apply, *structs)
+        if is_half(tap.jaxpr.outvars[0].aval.dtype):
+            apply = held_in_float32(apply, params)
+            tap = Tap(apply, *structs)
         _check_examples(tap)
         paths = tap.pieces.names(params)
         whole = tap.pieces.paths(params)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jmpq.network.tap import Tap
-from jmpq.network.walk import Path, walk
+from jmpq.network.walk import Path, equations, walk
 
 # Linear in all operands together, or piecewise so (max, select, clamp, sort).
 PIECEWISE = {
@@ -54,7 +54,8 @@ def piecewise_linear(tap: Tap) -> bool:
     Then every second derivative stems from products of kernels and inputs; the activation
     functions have none (almost everywhere). Convolutions, dense layers, frozen batch
     statistics, ReLU, pooling and shortcuts are; softmax, GELU, layer normalisation and
-    attention are not. Conservative: a primitive not listed here counts as curved.
+    attention are not. Conservative: a primitive not listed here counts as curved, as does one
+    whose derivative is the user's own (`reverse_only`).
     """
     paths = {operation.path for operation in tap.operations}
     curved: set[str] = set()
@@ -74,7 +75,16 @@ def piecewise_linear(tap: Tap) -> bool:
     moving = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in tap.jaxpr.invars]
     moving[:count] = [False] * count
     walk(tap.jaxpr, tap.consts, moving, moves, constant=lambda array: False)
-    return not curved
+    return not curved and not reverse_only(tap)
+
+
+def reverse_only(tap: Tap) -> bool:
+    """Whether the function can be differentiated in reverse mode alone.
+
+    That is so where a part of it has a derivative rule of its own for reverse mode
+    (``jax.custom_vjp``), to which JAX applies no other; its body may tell another derivative.
+    """
+    return any(eqn.primitive.name.startswith("custom_vjp_call") for eqn in equations(tap.jaxpr))
 
 
 def _is_piecewise(name: str, ins: Sequence[bool]) -> bool:

@@ -18,6 +18,7 @@ from jmpq.data.batches import check_finite
 from jmpq.files import json_sha256
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
 from jmpq.quantizers.rounding import hessian_codes
@@ -296,7 +297,7 @@ def calibrate_activations(
         _, recorded = network.record(inputs)
         out = []
         for site in sites:
-            matrix = _features_first(site, recorded[site.index])
+            matrix = _features_first(site, widened(recorded[site.index]))
             features, positions = matrix.shape
             count = max(SAMPLED_POSITIONS, SAMPLED_VALUES // features) // len(batches) + 1
             at = jax.random.randint(jax.random.fold_in(key, site.index), (count,), 0, positions)
@@ -399,7 +400,7 @@ def quantized_logits(
     a_bits: Int[Array, " layers"],
     inputs: PyTree,
     params: PyTree | None = None,
-) -> Float[Array, "batch classes"]:
+) -> Float[Array, "batch *output"]:
     """Logits under an allocation; the bits are traced, 32 leaves a tensor as it is."""
     at_site = functools.partial(quantized_output, network, quantizers, w_bits, a_bits)
     return network.run(inputs, at_site, params)

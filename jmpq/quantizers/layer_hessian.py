@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.network import Network
 from jmpq.network.patches import input_rows
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 
 HESSIAN_BYTES = 2**30  # of the Hessians that one pass over the examples yields
@@ -71,7 +72,7 @@ def _hessians(
     def at_site(site: Site, x: Array, op: Op) -> Array:
         layer = site.layer_index
         if layer in layers and site.has_input:
-            rows = input_rows(site, x)
+            rows = input_rows(site, widened(x))
             product = jnp.einsum("gpc,gpd->gcd", rows, rows)
             sums[layer] = sums[layer] + product if layer in sums else product
         return op(x)

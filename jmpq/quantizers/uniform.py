@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jmpq.formats import FLOAT_BITS
+from jmpq.network.precision import widened
 from jmpq.quantizers.spec import Grid
 
 
@@ -42,8 +43,9 @@ def scale_of_range(
     """Scale and zero point of the grid that spans [low, high].
 
     Symmetric grids span ±max(|low|, |high|). The affine range is widened to hold zero. An
-    empty range gives scale 1, which maps zeros to zeros.
+    empty range gives scale 1, which maps zeros to zeros. Half precision gives float32.
     """
+    low, high = widened(low), widened(high)  # 16 bits are beyond half precision
     qmin, qmax = code_range(bits, grid, low.dtype)
     if grid == "affine":
         low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
@@ -72,9 +74,11 @@ def fake_quantize(
         Esser, McKinstry, Bablani, Appuswamy, Modha (2020), Learned Step Size Quantization,
         eqs. (1) to (3), (5).
     """
+    dtype = x.dtype
+    x, scale, zero_point = widened(x), widened(scale), widened(zero_point)
     qmin, qmax = code_range(bits, grid, x.dtype)
     low, high = qmin - zero_point, qmax - zero_point  # integers
     ratio = x / scale
     # Not `clip`: the gradient of a tie is a half, and after rounding all of a last bin ties.
     codes = jnp.where(ratio > high, high, jnp.where(ratio < low, low, round_ste(ratio)))
-    return jnp.where(bits == FLOAT_BITS, x, scale * codes)
+    return jnp.where(bits == FLOAT_BITS, x, scale * codes).astype(dtype)

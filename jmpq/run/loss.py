@@ -39,7 +39,7 @@ def measured_loss(name: str) -> str:
 
 
 def check_loss(
-    name: str, loss: ExampleLoss, logits: Float[Array, "batch classes"], targets: Array
+    name: str, loss: ExampleLoss, logits: Float[Array, "batch *output"], targets: Array
 ) -> None:
     """Try a loss on a first batch, before hours are spent on it.
 
@@ -47,7 +47,9 @@ def check_loss(
         ValueError: If it fails, returns no real scalar, or is NaN or infinite where the
             logits are finite (logits that are not, the metrics report by layer).
     """
-    call = "It is called with the logits of one example [classes] and its label."
+    call = (
+        f"It is called with the logits of one example, {list(logits.shape[1:])}, and its label."
+    )
     try:
         value = jax.eval_shape(loss, logits[0], targets[0])
     except Exception as error:  # someone else's code
@@ -60,7 +62,7 @@ def check_loss(
         what = type(value).__name__ if shape is None else f"{dtype}{list(shape)}"
         raise ValueError(f"Loss {name!r} returned {what}; expected one real number. {call}")
     values = np.asarray(jax.jit(jax.vmap(loss))(logits, targets))
-    finite = np.isfinite(np.asarray(logits)).all(axis=1)
+    finite = np.isfinite(np.asarray(logits).reshape(len(values), -1)).all(axis=1)
     if bad := int(np.sum(finite & ~np.isfinite(values))):
         raise ValueError(
             f"Loss {name!r} is NaN or infinite for {bad} of the first {len(values)} examples, "

@@ -3,7 +3,7 @@
 import importlib
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmpq.data.batches import make_batch
-from jmpq.data.dataset import Dataset
+from jmpq.data.dataset import Dataset, Split
 from jmpq.data.load import TEXT_LENGTH, TEXTS, load_dataset
 from jmpq.data.text.tokens import Tokenizer, read_tokenizer
 from jmpq.files import versions
@@ -21,6 +21,8 @@ from jmpq.network.network import Network
 from jmpq.quantizers.products import quantize_products
 from jmpq.run.artifacts import NetworkSpec
 from jmpq.run.folder import LAYERS, TOKENIZER, RunFolder
+from jmpq.training.labels import check_split
+from jmpq.training.losses import ExampleLoss, cross_entropy, has_classes
 from jmpq.zoo.architectures import PREPROCESSINGS, architecture, build_module
 from jmpq.zoo.tensor_files import flatten, header_of, weights_sha256
 from jmpq.zoo.weights import load_weights
@@ -137,7 +139,8 @@ def check_inputs(network: Network, dataset: Dataset) -> None:
     """Refuse a network that does not take the examples of a data set, before any work.
 
     Raises:
-        ValueError: If it fails on one example, or gives anything but one row of outputs.
+        ValueError: If it fails on one example, gives anything but one row of outputs, or fewer
+            classes than the data set has.
     """
     batch = make_batch(dataset.heldout, np.arange(1))
     shapes = jax.tree.map(np.shape, batch.inputs)
@@ -160,6 +163,30 @@ def check_inputs(network: Network, dataset: Dataset) -> None:
         raise ValueError(
             f"The network has {outputs} outputs, data set {dataset.name!r} has "
             f"{len(classes)} classes. Choose the data set or the network that fits."
+        )
+
+
+def check_targets(network: Network, splits: Sequence[Split], loss: ExampleLoss) -> None:
+    """Refuse labels that do not fit the network, before any work.
+
+    Raises:
+        ValueError: See `jmpq.training.labels.check_labels`.
+    """
+    for split in splits:
+        check_split(split, network.logits, classes=loss is cross_entropy)
+
+
+def check_classes(network: Network, asked: str, instead: str) -> None:
+    """Refuse what takes class probabilities of a network whose output has none.
+
+    Raises:
+        ValueError: If so; it ends with what to do `instead`.
+    """
+    output = network.tap.jaxpr.outvars[0].aval.shape[1:]
+    if not has_classes(output):
+        raise ValueError(
+            f"{asked} takes class probabilities, and the network's output for one example has "
+            f"shape {list(output)}. {instead}"
         )
 
 

@@ -16,7 +16,7 @@ from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.run.artifacts import Sensitivities
 from jmpq.run.folder import RunFolder
 from jmpq.run.loss import find_loss, measured_loss
-from jmpq.run.network import network_of
+from jmpq.run.network import check_targets, network_of
 from jmpq.sensitivity.table import KIND as SENSITIVITY
 
 
@@ -100,13 +100,15 @@ def load_subject(folder: RunFolder) -> Subject:
             "The calibration examples are not those of the sensitivities: the data set has "
             f"changed. Run `jmpq sensitivity {folder.path}` again."
         )
+    loss = measured_loss(sensitivities.loss)
+    check_targets(network, (calibration, evaluation), find_loss(loss))
     return Subject(
         network=network,
         quantizers=_quantizers(sensitivities, network),
         dataset=dataset,
         calibration=calibration,
         evaluation=evaluation,
-        loss=measured_loss(sensitivities.loss),
+        loss=loss,
     )
 
 

@@ -17,6 +17,7 @@ matter more than the metric; a few hundred do.
 - `moves`: the network as a function of ε. `table`: results as values and as a file; no JAX.
 - `metric`: what a metric is. `metrics`: all of them, and by name.
 - `analyse`: the loop over batches, resumable, on several devices.
+- `calibration_batches`: batches whose labels fit the output.
 - `batch_terms`, `by_width`: terms of a batch and of bit-widths, kept so that new bits are
   computed alone.
 - `batch_memory`: the memory that a pass takes, and batches cut so that it fits.

@@ -16,7 +16,9 @@ from jmpq.devices import shared_journal
 from jmpq.formats import Choice
 from jmpq.sensitivity.batch_memory import PassMemory, Placement, estimate_memory
 from jmpq.sensitivity.batch_terms import BatchTerms, of_choices
+from jmpq.sensitivity.calibration_batches import batch_sizes, checked_batches
 from jmpq.sensitivity.metric import Metric, Prepares
+from jmpq.sensitivity.metrics.by_name import check_output
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity
 
@@ -65,9 +67,10 @@ def analyse(
             `Prepares`, with its own steps.
 
     Raises:
-        ValueError: If there is no example or no move, if not even one example fits into the
-            memory, a term is NaN or infinite (the layer is named), or there is one batch where
-            the metric asks for a spread over them.
+        ValueError: If there is no example or no move, labels do not fit the network's output
+            (`jmpq.training.labels.check_labels`), not even one example fits into the memory, a
+            term is NaN or infinite (the layer is named), or there is one batch where the
+            metric asks for a spread over them.
     """
     if not batches or not moves.moves:
         raise ValueError(
@@ -80,6 +83,11 @@ def analyse(
             f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
+    if about.kl:
+        output = jax.eval_shape(moves.network.logits, batches[0][0]).shape[1:]
+        check_output(about.name, output)
+    loss = None if about.kl else getattr(metric, "loss", None)
+    batches = checked_batches(batches, moves.network, loss)
     moves.quantizers.check_network(moves.network)
     layers = tuple(layer.name for layer in moves.network.layers)
     sizes = batch_sizes(batches)
@@ -163,12 +171,6 @@ def journal_identity(
 ) -> dict[str, Any]:
     """What all records of a journal of `analyse` share, whatever moves they are of."""
     return {"metric": _options(metric), "batches": list(sizes), "seed": seed, **of}
-
-
-def batch_sizes(batches: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Examples in each batch, its targets last: `sizes`, or by loading one after another."""
-    known = getattr(batches, "sizes", None)
-    return [int(n) for n in known] if known else [int(t.shape[0]) for *_, t in batches]
 
 
 def estimate_batch(

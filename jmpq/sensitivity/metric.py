@@ -24,6 +24,7 @@ class About:
             The metric is then called with one key per example, so that random numbers do not
             depend on the cut.
         spread: Weight of the standard deviation over batches in the losses.
+        kl: Whether losses are KL divergences, which take class probabilities and no labels.
         independent: Whether the terms of a move depend on no other move, `Terms.second` being a
             diagonal: new bits are then computed alone. See `FromChanges` for pairs.
     """
@@ -33,6 +34,7 @@ class About:
     use_first: bool = False
     additive: bool = True
     spread: float = 0.0
+    kl: bool = False
     independent: bool = False
 
 

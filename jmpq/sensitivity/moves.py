@@ -19,6 +19,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import UNQUANTIZED, Choice
 from jmpq.network.network import Network
+from jmpq.network.piecewise import reverse_only
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import (
     Quantizers,
@@ -84,16 +86,19 @@ class MoveNetwork:
         return jnp.stack([quantize(jnp.array(b)) - kernel for b in scales.bits])
 
     def input_deltas(self, site: Site, x: Array) -> Float[Array, "bits ..."]:
-        """Q_b(a) − a of a site for every activation bit-width, held constant."""
+        """Q_b(a) − a of a site for every activation bit-width, held constant.
+
+        Float32 of a site in half precision.
+        """
         scales = self.quantizers.activations
         assert scales is not None
         quantize = lambda b: quantize_input(site, x, b, scales)  # noqa: E731
-        deltas = jnp.stack([quantize(jnp.array(b)) - x for b in scales.bits])
+        deltas = jnp.stack([widened(quantize(jnp.array(b))) - widened(x) for b in scales.bits])
         return jax.lax.stop_gradient(deltas)
 
     def logits(
         self, epsilon: Float[Array, " moves"], inputs: PyTree
-    ) -> Float[Array, "batch classes"]:
+    ) -> Float[Array, "batch *output"]:
         """Logits with one ε per move, shared by all examples; exact to any order in ε.
 
         A weight move enters the kernel, so all of a layer's moves cost one operation.
@@ -102,7 +107,8 @@ class MoveNetwork:
         def at_site(site: Site, x: Array, op: Op) -> Array:
             kernel = site.kernel
             if (at := self._input_columns(site)).size:
-                x = x + jnp.tensordot(epsilon[at], self.input_deltas(site, x), 1)
+                change = jnp.tensordot(epsilon[at], self.input_deltas(site, x), 1)
+                x = x + change.astype(x.dtype)
             if (at := self.columns(site.layer_index, "w")).size:
                 deltas = self.weight_deltas(site.layer_index, kernel)
                 kernel = kernel + jnp.tensordot(epsilon[at], deltas, 1)
@@ -112,7 +118,7 @@ class MoveNetwork:
 
     def logits_per_example(
         self, epsilon: Float[Array, "batch moves"], inputs: PyTree
-    ) -> Float[Array, "batch classes"]:
+    ) -> Float[Array, "batch *output"]:
         """Logits with ε per example and move: for *reverse* derivatives at ε = 0 only.
 
         One backward pass yields the derivative of every example along every move: where the
@@ -161,7 +167,7 @@ class MoveNetwork:
 
     def changes_by_difference(
         self, inputs: PyTree
-    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch moves classes"]]:
+    ) -> tuple[Float[Array, "batch *output"], Float[Array, "batch moves *output"]]:
         """Logits, and their change when each move is made in full: u_m = z(δ_m) − z.
 
         One forward pass per move; keeps each move's own nonlinearity.
@@ -176,28 +182,31 @@ class MoveNetwork:
 
     def changes_by_derivative(
         self, inputs: PyTree
-    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch moves classes"]]:
+    ) -> tuple[Float[Array, "batch *output"], Float[Array, "batch moves *output"]]:
         """Logits, and their derivative along each move: u_m = J_z δ_m.
 
-        One backward pass per class for all moves, or one ``jvp`` per move, whichever is
-        fewer.
+        One backward pass per output of an example for all moves, or one ``jvp`` per move,
+        whichever is fewer; the former where there is no forward mode.
         """
         return by_shard(self._changes_by_derivative, inputs, self.shards)
 
     def _changes_by_derivative(
         self, inputs: PyTree
-    ) -> tuple[Float[Array, "batch classes"], Float[Array, "batch moves classes"]]:
+    ) -> tuple[Float[Array, "batch *output"], Float[Array, "batch moves *output"]]:
         z, pull = self.pullback(inputs)
-        if (classes := z.shape[1]) <= len(self.moves):
-            seeds = jnp.eye(classes, dtype=z.dtype)[:, None].repeat(z.shape[0], axis=1)
-            return z, jnp.moveaxis(jax.vmap(pull)(seeds), 0, 2)
+        outputs = z[0].size
+        if outputs <= len(self.moves) or reverse_only(self.network.tap):
+            seeds = jnp.eye(outputs, dtype=z.dtype)[:, None].repeat(z.shape[0], axis=1)
+            slopes = jax.vmap(pull)(seeds.reshape(outputs, *z.shape))
+            changes = jnp.moveaxis(slopes, 0, 2)
+            return z, changes.reshape(*changes.shape[:2], *z.shape[1:])
         return z, jnp.moveaxis(self._pushforward(inputs), 0, 1)
 
     def pullback(
         self, inputs: PyTree
     ) -> tuple[
-        Float[Array, "batch classes"],
-        Callable[[Float[Array, "batch classes"]], Float[Array, "batch moves"]],
+        Float[Array, "batch *output"],
+        Callable[[Float[Array, "batch *output"]], Float[Array, "batch moves"]],
     ]:
         """Logits, and the function s ↦ sᵀJ_zδ of every example and move: one backward pass."""
         batch = jax.tree.leaves(inputs)[0].shape[0]
@@ -206,7 +215,7 @@ class MoveNetwork:
         z, pull = jax.vjp(lambda epsilon: self.logits_per_example(epsilon, inputs), zero)
         return z, lambda seed: pull(seed)[0]
 
-    def _pushforward(self, inputs: PyTree) -> Float[Array, "moves batch classes"]:
+    def _pushforward(self, inputs: PyTree) -> Float[Array, "moves batch *output"]:
         """J_zδ of each move by itself: linearised once, then one pass per move."""
         network, activations = self.network, self.quantizers.activations
         kernels = network.kernels()
@@ -219,7 +228,12 @@ class MoveNetwork:
 
             return network.run(inputs, at_site)
 
-        still = [jnp.zeros_like(k) for k in kernels], [jnp.zeros_like(x) for x in recorded]
+        # Indices of an embedding are whole numbers: they have no tangent, nor a change.
+        zeros = [
+            jnp.zeros_like(x) if site.has_input else jnp.zeros((), site.kernel.dtype)
+            for x, site in zip(recorded, network.sites, strict=True)
+        ]
+        still = [jnp.zeros_like(k) for k in kernels], zeros
         _, push = jax.linearize(shifted, *still)
 
         def change(bits: Array) -> Array:
@@ -228,13 +242,13 @@ class MoveNetwork:
                 quantize_kernel(network, i, k, w_bits[i], self.quantizers.weights) - k
                 for i, k in enumerate(kernels)
             ]
-            shifts = still[1]
+            shifts = zeros
             if activations is not None:
                 shifts = [
                     quantize_input(site, x, a_bits[site.layer_index], activations) - x
                     if site.has_input
                     else zero
-                    for x, zero, site in zip(recorded, still[1], network.sites, strict=True)
+                    for x, zero, site in zip(recorded, zeros, network.sites, strict=True)
                 ]
             return push(deltas, shifts)
 
@@ -302,8 +316,8 @@ def _see_changes(
     def backward(args: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, None]:
         args, cotangent = jax.lax.optimization_barrier((args, cotangent))  # not before
         batch = cotangent.shape[axis]
-        flat = jnp.moveaxis(cotangent, axis, 0).reshape(batch, -1)
-        made = jnp.moveaxis(changes(*args), axis + 1, 0)
+        flat = widened(jnp.moveaxis(cotangent, axis, 0).reshape(batch, -1))
+        made = widened(jnp.moveaxis(changes(*args), axis + 1, 0))
         slopes = jnp.einsum("nf,nkf->nk", flat, made.reshape(batch, made.shape[1], -1))
         return cotangent, slopes, None
 

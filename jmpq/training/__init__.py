@@ -1,11 +1,12 @@
 """Losses, training, and the evaluation of any parameters.
 
 For those who train a float network first; a network that is already trained needs only
-`losses`. All losses are functions of the logits of one example, in nats; a mean over a batch
-is taken where it is used, and says so.
+`losses`. All losses are functions of the output of one example, in nats, and of several
+positions the mean; a mean over a batch is taken where it is used, and says so.
 
 - `losses`: `cross_entropy`, the default everywhere; `kl_divergence` to the float network,
   which needs no labels; `squared_error` for regression and encoders.
+- `labels`: the check of labels against the network's output, where data enters.
 - `train`: `train` a linen module from random initialisation.
 - `loop`: `TrainConfig` and the loop under every training, fine-tuning too: order of examples,
   optimizer and schedule, augmentation. The same arguments give the same weights.

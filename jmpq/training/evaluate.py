@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.special
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from jmpq.data.batches import batches
-from jmpq.data.dataset import Split
+from jmpq.data.dataset import IGNORED, Split
+from jmpq.training.labels import check_labels
 
 # apply(params, inputs) -> logits
 Apply = Callable[[PyTree, PyTree], Array]
@@ -25,7 +26,7 @@ class Scores:
         examples: Number of examples.
         loss: Mean cross entropy, nats per example.
         loss_sem: Standard error of `loss` over examples; NaN of a single example.
-        top1: Fraction of examples whose largest logit is the label's.
+        top1: Fraction of examples (of their positions) whose largest logit is the label's.
         top1_sem: Standard error of `top1`; NaN of a single example.
     """
 
@@ -59,7 +60,7 @@ def evaluate(apply: Apply, params: PyTree, split: Split, *, batch_size: int = 50
 
 def logits(
     apply: Apply, params: PyTree, split: Split, *, batch_size: int = 500
-) -> Float[np.ndarray, "examples classes"]:
+) -> Float[np.ndarray, "examples *positions classes"]:
     """Logits of every example of a split, in its order, on the host.
 
     Raises:
@@ -69,10 +70,10 @@ def logits(
     rows = []
     for batch in batches(split, size):
         out = np.asarray(_forward(apply, params, batch.inputs))
-        if out.ndim != 2 or len(out) != size:
+        if out.ndim < 2 or len(out) != size:
             raise ValueError(
                 f"`apply` returned shape {out.shape} for {size} inputs; expected one row of "
-                "logits per input."
+                "logits per input, classes last."
             )
         rows.append(out[batch.weights > 0])
     return np.concatenate(rows)
@@ -84,26 +85,27 @@ def _forward(apply: Apply, params: PyTree, inputs: PyTree) -> Array:
 
 
 def evaluate_logits(
-    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
+    logits: Float[np.ndarray, "examples *positions classes"],
+    labels: Shaped[np.ndarray, "..."],
 ) -> Scores:
     """Mean loss and accuracy from logits; float64 on the host.
 
+    An example with several positions counts by the mean over its positions
+    (`jmpq.training.losses`).
+
     Raises:
-        ValueError: If a logit is not finite or a label has no logit.
+        ValueError: If a logit is not finite or labels do not fit (`check_labels`).
     """
     wide = np.asarray(logits, np.float64)
-    if bad := int(np.sum(~np.isfinite(wide).all(1))):
+    if bad := int(np.sum(~np.isfinite(wide).reshape(len(wide), -1).all(1))):
         raise ValueError(
             f"The logits of {bad} of {len(wide)} examples are NaN or infinite. Check the "
             "weights and the normalisation of the inputs."
         )
-    if labels.min() < 0 or labels.max() >= wide.shape[1]:
-        raise ValueError(
-            f"Labels go from {labels.min()} to {labels.max()}, but there are "
-            f"{wide.shape[1]} logits. Choose a network with as many classes as the data."
-        )
-    losses = scipy.special.logsumexp(wide, axis=1) - wide[np.arange(len(wide)), labels]
-    right = (wide.argmax(1) == labels).astype(np.float64)
+    labels = check_labels(labels, wide.shape, "the examples")
+    own = np.take_along_axis(wide, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    losses = _examples(np.asarray(scipy.special.logsumexp(wide, axis=-1)) - own, labels)
+    right = _examples(wide.argmax(-1) == labels, labels)
     return Scores(
         examples=len(wide),
         loss=float(losses.mean()),
@@ -111,6 +113,17 @@ def evaluate_logits(
         top1=float(right.mean()),
         top1_sem=standard_error(right),
     )
+
+
+def _examples(
+    values: Shaped[np.ndarray, "examples *positions"],
+    labels: Shaped[np.ndarray, "examples *positions"],
+) -> Float[np.ndarray, " examples"]:
+    """Means over the positions that count."""
+    values = np.asarray(values, np.float64).reshape(len(values), -1)
+    if labels.ndim == 1:
+        return values[:, 0]
+    return np.average(values, axis=1, weights=labels.reshape(values.shape) != IGNORED)
 
 
 def standard_error(values: Float[np.ndarray, " examples"]) -> float:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Split
 from jmpq.training.checkpoint import Checkpoints
+from jmpq.training.labels import check_split
 from jmpq.training.loop import (
     TrainConfig,
     augment,
@@ -53,8 +54,8 @@ def train(
 
     Raises:
         ValueError: If there are fewer examples than one batch, the loss stops being finite,
-            sentences are to be shifted or mirrored, or `checkpoints` belongs to another
-            training.
+            sentences are to be shifted or mirrored, labels do not fit, or `checkpoints` belongs
+            to another training.
         OSError: If `checkpoints` cannot be written.
     """
     config = config or TrainConfig()
@@ -71,6 +72,8 @@ def train(
         store = Checkpoints(checkpoints, origin)
     example = jax.tree.map(jnp.asarray, make_batch(split, np.arange(1)).inputs)
     state = initial_state(module, make_optimizer(config, total), example, seed)
+    variables = {"params": state["params"], "batch_stats": state["batch_stats"]}
+    check_split(split, lambda inputs: module.apply(variables, inputs))  # type: ignore
     key = jax.random.key(seed)
     state, _ = run_steps(
         lambda state, inputs, labels: train_step(
@@ -109,7 +112,7 @@ def initial_state(
 def train_step(
     state: dict[str, PyTree],
     inputs: PyTree,
-    labels: Int[Array, " batch"],
+    labels: Int[Array, "batch ..."],
     key: Array,
     *,
     module: nn.Module,

@@ -1,6 +1,7 @@
 """Tried as a new user would: one line that says what to do, and nothing half-written."""
 
 import contextlib
+import dataclasses
 import errno
 import os
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from jmpq.data.dataset import Normalization
+from jmpq.data.load import load_dataset
 from jmpq.run.folder import RunFolder
 from tests.cli import networks
 from tests.cli.command import FEW, TINY, contents, jmpq, works
@@ -103,6 +105,35 @@ def test_train_refuses(tmp_path, args, match):
 )
 def test_layers_refuses(tmp_path, args, match):
     refuses(tmp_path, ("layers", tmp_path / "run", *args), match)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda x: x + 1, "Label 10 of example .* of the heldout split of digits has no class: "
+         "the network has 10, 0 to 9, the labels have 10, 1 to 10; subtract one, labels - 1"),
+        (lambda x: np.where(x == 3, 255, x), "Label 255 of example .*leave these out"),
+        (lambda x: np.eye(10)[x], r"one-hot over 10 classes.*pass labels.argmax\(-1\)"),
+        (lambda x: x[:, None], r"expected \[40\].*pass labels\[:, 0\]"),
+        (lambda x: x + 0.5, "Label .*.5 of example 0 .*give whole numbers"),
+    ],
+)  # fmt: skip
+def test_labels_that_do_not_fit_are_refused(tmp_path, monkeypatch, change, match):
+    """As the data of someone's own reader may be; before anything is calibrated."""
+    run = tmp_path / "run"
+    works("layers", run, *TINY)
+
+    def spoilt(*args):
+        data = load_dataset(*args)
+
+        def read(source):
+            split = data.read(source)
+            return dataclasses.replace(split, labels=change(split.labels))
+
+        return dataclasses.replace(data, read=read)
+
+    monkeypatch.setattr("jmpq.run.network.load_dataset", spoilt)
+    refuses(run, ("sensitivity", run, *FEW, *NEWTON), match)
 
 
 def test_layers_refuses_weights_that_are_nan(digits_run, tmp_path):

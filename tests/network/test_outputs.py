@@ -50,12 +50,12 @@ def test_one_array_is_analysed_and_the_rest_is_left_out(function, output, chosen
         (
             lambda a, b: (a, b),
             None,
-            r"2 arrays: 0 \(2, 3\), 1 \(2, 2\).*output='1'.*--output 1",
+            r"2 arrays: 0 \(3, 3\), 1 \(3, 2\).*output='1'.*--output 1",
         ),
         (lambda a, b: {"logits": a, "z": b}, None, "output='logits', on the command line"),
-        (lambda a, b: (a, b), 2, r"output='2' is not there: the network returns 0 \(2, 3\)"),
+        (lambda a, b: (a, b), 2, r"output='2' is not there: the network returns 0 \(3, 3\)"),
         (lambda a, b: {"h": (a, b)}, "h", "output='h' is 2 arrays.*Choose one of these names"),
-        (lambda a, b: a, "logits", r"returns one array \(2, 3\). Leave `output` out"),
+        (lambda a, b: a, "logits", r"returns one array \(3, 3\). Leave `output` out"),
         (lambda a, b: None, None, "returns no array"),
     ],
 )

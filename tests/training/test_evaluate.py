@@ -63,10 +63,24 @@ def test_logits_that_are_not_finite_are_counted():
 
 
 def test_more_classes_than_logits():
-    with pytest.raises(ValueError, match="Labels go from 0 to 4, but there are 3 logits"):
+    with pytest.raises(
+        ValueError, match=r"Label 4 of example 4 .*the network has 3, 0 to 2, the labels have 5"
+    ):
         evaluate(linear, PARAMS, split(classes=5))
 
 
 def test_apply_that_does_not_return_a_row_per_input():
-    with pytest.raises(ValueError, match=r"returned shape \(4, 3, 1\) for 4 inputs"):
-        logits(lambda p, x: linear(p, x)[..., None], PARAMS, split(), batch_size=4)
+    with pytest.raises(ValueError, match=r"returned shape \(12,\) for 4 inputs"):
+        logits(lambda p, x: linear(p, x).ravel(), PARAMS, split(), batch_size=4)
+
+
+def test_examples_count_alike_however_many_of_their_positions_count():
+    z = np.random.default_rng(2).normal(size=(2, 3, 4))
+    labels = np.array([[0, -1, -1], [3, 1, 2]])
+    nats = -z + np.log(np.exp(z).sum(-1, keepdims=True))
+    first, second = nats[0, 0, 0], np.mean([nats[1, t, c] for t, c in enumerate(labels[1])])
+    got = evaluate_logits(z, labels)
+    assert got.loss == pytest.approx((first + second) / 2, rel=1e-12)
+    assert got.loss_sem == pytest.approx(abs(first - second) / 2, rel=1e-9)
+    best = z.argmax(-1) == labels
+    assert got.top1 == pytest.approx((best[0, 0] + best[1].mean()) / 2)

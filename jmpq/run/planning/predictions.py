@@ -54,7 +54,7 @@ def logit_predictors(folder: RunFolder) -> dict[str, JointPredictor]:
     from jmpq.sensitivity.logits.composed import Composed, ridge_for
     from jmpq.sensitivity.logits.superposed import PredictedLoss
 
-    composed = Composed(superposed=superposed, ridge=ridge_for(superposed.logits.shape[1]))
+    composed = Composed(superposed=superposed, ridge=ridge_for(superposed.logits[:1].shape[-1]))
     predictors: dict[str, JointPredictor] = {
         "composed_kl": composed,
         "superposed_kl": superposed,

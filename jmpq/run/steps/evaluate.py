@@ -97,8 +97,11 @@ def evaluate(
     )
     evaluation.write(run.file(EVALUATION))
     evaluation = dataclasses.replace(evaluation, recommendation=recommend(plan, evaluation))
-    top1, count = float_outcomes["evaluation"]["top1"], len(splits["evaluation"][0])
-    reporter.say(f"Float top-1 {100 * top1:.2f} % on {count} evaluation examples.")
+    found, count = float_outcomes["evaluation"], len(splits["evaluation"][0])
+    quality = f"loss {found['loss']:.5g}"
+    if found["top1"] is not None:
+        quality = f"top-1 {100 * found['top1']:.2f} %"
+    reporter.say(f"Float {quality} on {count} evaluation examples.")
     reporter.say(f"Wrote {run.file(EVALUATION)}")
     return evaluation
 

@@ -15,11 +15,13 @@ from jmpq.data.dataset import Split
 from jmpq.deploy.finetune import FinetuneConfig
 from jmpq.deploy.finetune import finetune as finetune_network
 from jmpq.deploy.finetuned import Finetuned, save_finetuned
+from jmpq.deploy.measure import Outcome
 from jmpq.files import json_sha256, versions
 from jmpq.run.artifacts import Finetuning
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import FINETUNED, FINETUNING, RunFolder
 from jmpq.run.lock import writes
+from jmpq.run.network import check_classes
 from jmpq.run.options import Compute, Finetune
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.steps.evaluate import check_positive
@@ -60,6 +62,7 @@ def finetune(
     run, config = RunFolder(folder, plan=options.plan), _config(options)
     chosen = run.planned(options.allocation)
     subject = load_subject(run)
+    check_classes(subject.network, "Fine-tuning", "Fine-tune in a loop of your own.")
     run.check_writable(FINETUNING)
     training = first_examples(subject.dataset.train, options.training_examples)
     evaluation = first_examples(subject.evaluation, options.examples)
@@ -117,7 +120,7 @@ def finetune(
         seconds=seconds,
     )
     finetuning.write(run.file(FINETUNING))
-    top1 = {name: f"{100 * o['top1']:.2f} %" for name, o in outcomes.items()}
+    top1 = {k: f"{100 * Outcome.from_json(o).top1:.2f} %" for k, o in outcomes.items()}
     reporter.say(
         f"Top-1 on {len(evaluation)} evaluation examples: float {top1['float']}, "
         f"post-training {top1['post_training']}, fine-tuned {top1['finetuned']}."

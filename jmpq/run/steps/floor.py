@@ -8,6 +8,7 @@ from jmpq.problem import PlannedAllocation, additive_cost
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import PLAN, RunFolder
 from jmpq.run.lock import writes
+from jmpq.run.network import check_classes
 from jmpq.run.options import Compute, Floor
 from jmpq.run.outcomes import Measured
 from jmpq.run.planning.predictions import with_predictions
@@ -50,6 +51,7 @@ def floor(
     problem = planned_problem(run, table, {})
     hull = pareto_hull(problem, cost)
     subject = load_subject(run)
+    check_classes(subject.network, "A floor of accuracy", "Choose a budget by --budget.")
     outcomes = Measured(run, subject, subject.calibration, options.batch_size, mesh=mesh)
     top1 = outcomes.float_outcome().top1
     least = top1 - options.max_drop / 100

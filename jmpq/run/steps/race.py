@@ -7,6 +7,7 @@ from jmpq.problem import PlannedAllocation
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import PLAN, RunFolder
 from jmpq.run.lock import writes
+from jmpq.run.network import check_classes
 from jmpq.run.options import Compute, Race
 from jmpq.run.outcomes import Measured
 from jmpq.run.progress import QUIET, Reporter
@@ -39,6 +40,8 @@ def race(
     first = run.planned(options.allocation, with_budgets=True)
     run.check_writable(PLAN)
     subject = load_subject(run)
+    if options.measure == "kl":
+        check_classes(subject.network, "measure=kl", "Choose --measure loss.")
     runners = {
         a.allocation: a  # equal ones race once, under the last one's name
         for a in run.plan.allocations

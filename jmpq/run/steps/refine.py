@@ -9,6 +9,7 @@ from jmpq.problem import PlannedAllocation, Problem
 from jmpq.run.compute import join_devices
 from jmpq.run.folder import PLAN, RunFolder
 from jmpq.run.lock import writes
+from jmpq.run.network import check_classes
 from jmpq.run.options import Compute, Refine
 from jmpq.run.outcomes import Measured
 from jmpq.run.planning.predictions import with_predictions
@@ -47,6 +48,8 @@ def refine(
     start = run.planned(options.allocation, with_budgets=True)
     run.check_writable(PLAN)
     subject = load_subject(run)
+    if options.measure == "kl":
+        check_classes(subject.network, "measure=kl", "Choose --measure loss.")
     problem = planned_problem(run, table_of(run, start.metric), start.budgets)
     field = "kl" if options.measure == "kl" else "increase"
     outcomes = Measured(run, subject, subject.calibration, options.batch_size, mesh=mesh)

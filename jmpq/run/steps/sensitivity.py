@@ -24,17 +24,24 @@ from jmpq.run.calibrated import calibrated
 from jmpq.run.compute import join_devices, parse_bytes
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
 from jmpq.run.lock import writer_lock
-from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss
-from jmpq.run.network import network_of
+from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss, measured_loss
+from jmpq.run.network import check_targets, network_of
 from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
 from jmpq.run.planning.predictions import SEARCHED_BY_KL
 from jmpq.run.progress import QUIET, Reporter
-from jmpq.sensitivity.analyse import analyse, batch_sizes, journal_identity
+from jmpq.sensitivity.analyse import analyse, journal_identity
 from jmpq.sensitivity.batch_memory import PassMemory
+from jmpq.sensitivity.calibration_batches import batch_sizes
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.superposed import Superposed
-from jmpq.sensitivity.metrics.by_name import RIVALS, MetricName, make_metric
+from jmpq.sensitivity.metrics.by_name import (
+    OF_CLASSES,
+    RIVALS,
+    MetricName,
+    check_output,
+    make_metric,
+)
 from jmpq.sensitivity.metrics.measured_moves import float_logits
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity, load_sensitivities, save_sensitivities
@@ -94,9 +101,12 @@ def _sensitivity(
     if main:
         run.check_writable(SENSITIVITY)
     network, dataset = network_of(run)
-    split, _ = calibration_split(
+    split, rest = calibration_split(
         dataset, options.calibration_from, examples=options.examples, seed=options.seed
     )
+    check_targets(network, (split, rest), find_loss(measured_loss(options.loss)))
+    for name in set(_metrics(options)) & set(OF_CLASSES):
+        check_output(name, network.tap.jaxpr.outvars[0].aval.shape[1:])
     examples = batches(split, options.batch_size, last="keep")
     inputs, data = examples.map(lambda b: b.inputs), examples.map(lambda b: b[:2])
     drawn = {"split": split.record(), "batch_size": options.batch_size}
@@ -259,6 +269,7 @@ def _composed(
             tuple(
                 dict.fromkeys((*work.choices, UNQUANTIZED))
             ),  # of layers that a plan excludes
+            loss=work.loss,
             mesh=work.mesh,
             partial=work.run.store("moves", of),
             of=of,
@@ -270,7 +281,7 @@ def _composed(
     work.reporter.say(f"Wrote {path}: {measured.changes.nbytes / 1e6:.3g} MB")
     table = Composed(
         superposed=dataclasses.replace(measured, choices=work.choices),
-        ridge=ridge_for(measured.logits.shape[1]),
+        ridge=ridge_for(measured.logits[:1].shape[-1]),
     ).main_effects(
         batch_sizes(data),
         kind="kl" if work.options.loss in SEARCHED_BY_KL else "loss",

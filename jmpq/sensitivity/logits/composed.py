@@ -8,7 +8,8 @@ Here every move m is an affine map of the logits, fitted to what it does alone: 
     u_m = z(δ_m) − z = z B_m + r_m,    B_m by ridge regression over the examples,
 
 so that I + B_m is what the move transmits of the logits (linear in them, the same for all
-examples) and r_m the rest, an error of its own for every example. Moves are composed in the
+examples) and r_m the rest, an error of its own for every example. Positions of an example are
+rows of their own, with the weight that they have in its loss. Moves are composed in the
 order of execution:
 
     q ← q + q B_m + r_m,    q = z at first,    predicted increase = loss(q) − loss(z).
@@ -35,7 +36,7 @@ from jmpq.formats import Choice
 from jmpq.sensitivity.logits.superposed import MEMORY_BYTES, Superposed, in_chunks, increases
 from jmpq.sensitivity.table import NATS, Sensitivity, choice_members
 from jmpq.text import printed
-from jmpq.training.losses import ExampleLoss, Increase, cross_entropy
+from jmpq.training.losses import ExampleLoss, Increase, counted, cross_entropy
 
 MOST_CLASSES = 64  # for which whole maps are fitted where nothing else is asked
 
@@ -74,16 +75,34 @@ class Composed:
 
         With an infinite `ridge` ``[moves, 1, 1]``: multiples of the identity.
         """
-        z = self.superposed.logits.astype(np.float64)
+        weights = np.sqrt(self._weights)[:, None]
+        z = weights * self._rows.astype(np.float64)
         u = np.moveaxis(self.superposed.changes, 1, 0).astype(np.float64)
+        u = weights * u.reshape(len(u), *z.shape)
         energy = float(np.vdot(z, z)) or 1.0  # logits that are all zero transmit nothing
         gains = np.einsum("nc,mnc->m", z, u)[:, None, None] / energy
         if math.isinf(self.ridge):
             return gains
-        weight = self.ridge * energy / len(z)
+        weight = self.ridge * energy / len(self.superposed.logits)
         identity = np.eye(z.shape[1])
         drawn = np.matmul(z.T, u) + weight * gains * identity
         return np.linalg.solve(z.T @ z + weight * identity, drawn)
+
+    @property
+    def _rows(self) -> Float[np.ndarray, "rows classes"]:
+        """z, a row for every position of every example; of an output of one number that."""
+        z = self.superposed.logits
+        return z.reshape(-1, z.shape[-1] if z.ndim > 1 else 1)
+
+    @property
+    def _weights(self) -> Float[np.ndarray, " rows"]:
+        """Weights of the rows: one an example, shared by the positions that count."""
+        targets, positions = self.superposed.targets, self.superposed.logits.shape[1:-1]
+        counts = counted(targets, (len(targets), *positions)) if positions else None
+        if counts is None:
+            return np.full(len(self._rows), len(targets) / len(self._rows))
+        counts = np.asarray(counts, np.float64).reshape(len(targets), -1)
+        return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).ravel()
 
     @functools.cached_property
     def gains(self) -> Float[np.ndarray, " moves"]:
@@ -252,7 +271,7 @@ class Composed:
     @functools.cached_property
     def _on_device(self) -> tuple[Array, Array, Array, Array]:
         """Maps and rests of all steps and options (0: none), z, targets."""
-        z = self.superposed.logits
+        z = self._rows
         most = 1 + max(len(at) for _, _, at in self._steps)
         count = len(self._steps)
         maps = np.zeros((count, most, *self.maps.shape[1:]), z.dtype)
@@ -260,13 +279,12 @@ class Composed:
         for s, (_, _, at) in enumerate(self._steps):
             for option, m in enumerate(at, start=1):
                 maps[s, option] = self.maps[m]
-                rests[s, option] = self.superposed.changes[:, m] - np.asarray(
-                    _through(z, self.maps[m])
-                )
+                changes = self.superposed.changes[:, m].reshape(z.shape)
+                rests[s, option] = changes - np.asarray(_through(z, self.maps[m]))
         return (
             jnp.asarray(maps),
             jnp.asarray(rests),
-            jnp.asarray(z),
+            jnp.asarray(self.superposed.logits),
             jnp.asarray(self.superposed.targets),
         )
 
@@ -291,16 +309,17 @@ def _increases(
     loss: ExampleLoss,
     taken: Int[Array, "allocations steps"],
     maps: Float[Array, "steps options map map"],
-    rests: Float[Array, "steps options examples classes"],
-    z: Float[Array, "examples classes"],
+    rests: Float[Array, "steps options rows classes"],
+    z: Float[Array, "examples *output"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
     def step(
-        q: Float[Array, "allocations examples classes"], at: tuple[Array, Array, Array]
-    ) -> tuple[Float[Array, "allocations examples classes"], None]:
+        q: Float[Array, "allocations rows classes"], at: tuple[Array, Array, Array]
+    ) -> tuple[Float[Array, "allocations rows classes"], None]:
         options, by_option, rest = at
         return q + _through(q, by_option[options]) + rest[options], None
 
-    start = jnp.broadcast_to(z, (taken.shape[0], *z.shape))
+    rows = z.reshape(rests.shape[2:])
+    start = jnp.broadcast_to(rows, (taken.shape[0], *rows.shape))
     q, _ = jax.lax.scan(step, start, (taken.T, maps, rests))
-    return increases(kind, loss, q, z, targets)
+    return increases(kind, loss, q.reshape(-1, *z.shape), z, targets)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
 from jmpq.sensitivity.batch_memory import Placement
 from jmpq.sensitivity.by_width import Made, MoveResults
+from jmpq.sensitivity.calibration_batches import checked_batches
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
 from jmpq.text import plural, printed, some
@@ -42,7 +44,7 @@ class Superposed:
         layers: Layer names.
         choices: Candidate choices, the same for every layer.
         moves: The moves behind the choices.
-        logits: z, float logits ``[examples, classes]``.
+        logits: z, float logits ``[examples, classes]``, or outputs of any other shape.
         changes: u ``[examples, moves, classes]``.
         targets: One per example.
         provenance: Hashes, seeds, versions.
@@ -54,14 +56,14 @@ class Superposed:
     layers: tuple[str, ...]
     choices: tuple[Choice, ...]
     moves: tuple[Move, ...]
-    logits: Float[np.ndarray, "_ _"]
-    changes: Float[np.ndarray, "_ _ _"]
+    logits: Float[np.ndarray, "_ ..."]
+    changes: Float[np.ndarray, "_ _ ..."]
     targets: Shaped[np.ndarray, "..."]
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (examples, classes), count = self.logits.shape, len(self.moves)
-        want = (examples, count, classes)
+        (examples, *output), count = self.logits.shape, len(self.moves)
+        want = (examples, count, *output)
         if self.changes.shape != want or self.targets.shape[:1] != (examples,):
             raise ValueError(
                 f"`changes` must be [examples, moves, classes] = {want} and `targets` hold one "
@@ -86,6 +88,7 @@ class Superposed:
         batches: Sequence[tuple[PyTree, Any]],
         choices: Sequence[Choice],
         *,
+        loss: ExampleLoss | None = None,
         mesh: Mesh | None = None,
         memory_bytes: int = 2**32,
         partial: pathlib.Path | None = None,
@@ -99,6 +102,8 @@ class Superposed:
             moves: Network and quantizers.
             batches: (inputs, targets) of the calibration examples.
             choices: Candidates of every layer.
+            loss: Loss that will be predicted, so that labels are checked for it; only their
+                number by default, as the KL divergence needs no labels.
             mesh: Devices over which the examples of a batch are spread (`device_mesh`).
             memory_bytes: Most that the changes may take on the host (`changes_bytes`).
             partial: File of a journal of moves, batch by batch: those of the same network,
@@ -108,8 +113,9 @@ class Superposed:
             progress: Called with (finished batches, all batches).
 
         Raises:
-            ValueError: If there is nothing to measure, the changes exceed the memory, a
-                choice has bits that were not calibrated, or a change is not finite.
+            ValueError: If there is nothing to measure, labels do not fit, the changes exceed
+                the memory, a choice has bits that were not calibrated, or a change is not
+                finite.
         """
         if not batches or not moves.moves:
             raise ValueError(
@@ -118,15 +124,18 @@ class Superposed:
             )
         layers = tuple(layer.name for layer in moves.network.layers)
         check_calibrated(layers, choices, moves.moves)
+        batches = checked_batches(batches, moves.network, loss)
         moves.quantizers.check_network(moves.network)
         targets = [np.asarray(t) for _, t in batches]
         examples = sum(len(t) for t in targets)
         struct = jax.eval_shape(lambda m, x: m.network.logits(x), moves, batches[0][0])
-        shape = (len(moves.moves), examples, struct.shape[1])
-        if (need := changes_bytes(*shape, itemsize=struct.dtype.itemsize)) > memory_bytes:
+        shape = (len(moves.moves), examples, *struct.shape[1:])
+        outputs = math.prod(struct.shape[1:])
+        need = changes_bytes(*shape[:2], outputs, itemsize=struct.dtype.itemsize)
+        if need > memory_bytes:
             raise ValueError(
-                f"The logit changes of {shape[0]} moves, {examples} examples and {shape[2]} "
-                f"classes take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
+                f"The logit changes of {shape[0]} moves, {examples} examples and {outputs} "
+                f"outputs take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
                 "examples or candidates, or raise the limit."
             )
         sizes = [len(t) for t in targets]
@@ -276,7 +285,7 @@ class Superposed:
         try:
             moves = tuple(Move(*move) for move in header["moves"])
             logits, targets = arrays["logits"], arrays["targets"]
-            check_array(logits, (*logits.shape[:1], *logits.shape[-1:]), "logits")
+            check_array(logits, logits.shape, "logits")
             shape = (len(moves), *logits.shape)
             check_array(arrays["changes_by_move"], shape, "changes_by_move")
             check_array(targets, (len(logits), *targets.shape[1:]), "targets")
@@ -356,13 +365,13 @@ class PredictedLoss:
         return self.logits.predict_columns(table, "loss", loss=self.loss)
 
 
-def changes_bytes(moves: int, examples: int, classes: int, *, itemsize: int = 4) -> int:
+def changes_bytes(moves: int, examples: int, outputs: int, *, itemsize: int = 4) -> int:
     """Bytes that the logit changes take; `Superposed` holds them twice when it predicts.
 
-    >>> changes_bytes(moves=140, examples=256, classes=10)
+    >>> changes_bytes(moves=140, examples=256, outputs=10)
     1433600
     """
-    return moves * examples * classes * itemsize
+    return moves * examples * outputs * itemsize
 
 
 @jax.jit
@@ -376,7 +385,7 @@ def _increases(
     loss: ExampleLoss,
     made: Float[Array, "allocations moves"],
     by_move: Float[Array, "moves values"],
-    z: Float[Array, "examples classes"],
+    z: Float[Array, "examples *output"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
     q = z[None] + (made @ by_move).reshape(-1, *z.shape)
@@ -386,8 +395,8 @@ def _increases(
 def increases(
     kind: Increase,
     loss: ExampleLoss,
-    q: Float[Array, "allocations examples classes"],
-    z: Float[Array, "examples classes"],
+    q: Float[Array, "allocations examples *output"],
+    z: Float[Array, "examples *output"],
     targets: Array,
 ) -> Float[Array, "allocations examples"]:
     """Loss increase of every example with logits `q` in the place of `z`, nats."""
@@ -413,8 +422,8 @@ def in_chunks(
     return np.concatenate(chunks) if chunks else np.zeros((0, 1))
 
 
-def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves _ _"]) -> None:
-    bad = ~np.isfinite(changes).all(axis=(1, 2))
+def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves ..."]) -> None:
+    bad = ~np.isfinite(changes).reshape(len(changes), -1).all(axis=1)
     if bad.any():
         move = moves[int(np.argmax(bad))]
         raise ValueError(

@@ -31,6 +31,8 @@ MetricName = Literal[
 # The first leads: it chooses best. Composed logits predict best.
 DEFAULT_METRICS: tuple[MetricName, ...] = ("gauss_newton", "composed")
 RIVALS: tuple[MetricName, ...] = ("empirical_fisher", "hawq_trace", "squared_error")
+# Their losses are divergences of class probabilities.
+OF_CLASSES: tuple[MetricName, ...] = ("measured_kl", "measured_pairs_kl")
 # Their losses are not nats per example: only the order of allocations tells something.
 SCORES: tuple[MetricName, ...] = ("squared_error",)
 TITLES: Mapping[MetricName, str] = MappingProxyType(
@@ -53,6 +55,25 @@ TITLES: Mapping[MetricName, str] = MappingProxyType(
         "path_attribution": "path attribution",
     }
 )
+
+
+def check_output(name: str, output: tuple[int, ...]) -> None:
+    """Refuse an output without classes for a metric that takes class probabilities.
+
+    Args:
+        name: Name of the metric, for the message.
+        output: Shape of the network's output for one example, classes last.
+
+    Raises:
+        ValueError: If there are not two classes; it names the metrics that work.
+    """
+    if not output or output[-1] < 2:
+        works = [other for other in TITLES if other not in OF_CLASSES]
+        raise ValueError(
+            f"Metric {name!r} is a KL divergence of class probabilities, and an output of "
+            f"shape {list(output)} has none. With a loss of your own, or squared_error, these "
+            f"work: {', '.join(works)}."
+        )
 
 
 def make_metric(

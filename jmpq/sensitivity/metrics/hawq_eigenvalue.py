@@ -16,8 +16,9 @@ from jmpq.curvature.power import power_iteration
 from jmpq.devices import to_host
 from jmpq.journal import Journal
 from jmpq.network.network import Network
+from jmpq.network.piecewise import reverse_only
 from jmpq.network.sites import Op, Site
-from jmpq.sensitivity.analyse import batch_sizes
+from jmpq.sensitivity.calibration_batches import batch_sizes
 from jmpq.sensitivity.metric import About, Preparation, Program, Terms
 from jmpq.sensitivity.metrics.hawq_trace import shifted_losses, zero_shifts
 from jmpq.sensitivity.metrics.output_fisher import output_gradients
@@ -411,13 +412,19 @@ def _kernel_gradient(
 def curvature_along(
     network: Network, loss: ExampleLoss, inputs: PyTree, targets: Array, tangents: list[Array]
 ) -> Float[Array, ""]:
-    """vᵀHv of the batch's mean loss for kernel tangents v, without a backward pass."""
+    """vᵀHv of the batch's mean loss for kernel tangents v.
+
+    Without a backward pass, unless there is no forward mode.
+    """
     shifts = zero_shifts(network, inputs)
 
-    def slope(kernels: list[Array]) -> Float[Array, ""]:
-        def mean_loss(kernels: list[Array]) -> Float[Array, ""]:
-            return shifted_losses(network, loss, kernels, shifts, inputs, targets).mean()
+    def mean_loss(kernels: list[Array]) -> Float[Array, ""]:
+        return shifted_losses(network, loss, kernels, shifts, inputs, targets).mean()
 
+    def slope(kernels: list[Array]) -> Float[Array, ""]:
+        if reverse_only(network.tap):
+            gradients = jax.grad(mean_loss)(kernels)
+            return sum(map(jnp.vdot, gradients, tangents), jnp.zeros((), gradients[0].dtype))
         return jax.jvp(mean_loss, (kernels,), (tangents,))[1]
 
     return jax.jvp(slope, (network.kernels(),), (tangents,))[1]

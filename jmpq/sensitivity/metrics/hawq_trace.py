@@ -172,7 +172,7 @@ def traces_of(
     network = moves.network
     example = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1), inputs)
 
-    def logits(point: tuple[list[Array], list[Array]]) -> Float[Array, " classes"]:
+    def logits(point: tuple[list[Array], list[Array]]) -> Float[Array, "*output"]:
         return shifted_logits(network, *point, example)[0]
 
     point = network.kernels(), zero_shifts(network, example)
@@ -223,11 +223,11 @@ def shifted_losses(
 
 def shifted_logits(
     network: Network, kernels: list[Array], shifts: list[Array], inputs: PyTree
-) -> Float[Array, "batch classes"]:
+) -> Float[Array, "batch *output"]:
     """Logits with other kernels, and with shifts added to the inputs of the sites."""
 
     def shift(site: Site, x: Array, op: Op) -> Array:
-        x = x + shifts[site.index] if site.has_input else x
+        x = x + shifts[site.index].astype(x.dtype) if site.has_input else x
         return op(x, kernels[site.layer_index])
 
     return network.run(inputs, shift)

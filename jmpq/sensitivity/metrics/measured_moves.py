@@ -54,7 +54,8 @@ class MeasuredMoves:
 
     @property
     def about(self) -> About:
-        return About(name=f"measured_{'pairs_' if self.pairs == 'all' else ''}{self.kind}")
+        name = f"measured_{'pairs_' if self.pairs == 'all' else ''}{self.kind}"
+        return About(name=name, kl=self.kind == "kl")
 
     def programs(
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
@@ -123,7 +124,7 @@ def measured_increases(
 
 
 @jax.jit
-def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch classes"]:
+def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch *output"]:
     """Logits of the network as it is."""
     return moves.network.logits(inputs)
 
@@ -136,7 +137,7 @@ def _increases(
     bits: Int[Array, "sets 2 layers"],
     inputs: PyTree,
     targets: Array,
-    z: Float[Array, "batch classes"],
+    z: Float[Array, "batch *output"],
 ) -> Float[Array, "sets batch"]:
     def measured(bits: Int[Array, "2 layers"]) -> Float[Array, " batch"]:
         q = quantized_logits(moves.network, moves.quantizers, bits[0], bits[1], inputs)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.network.network import Network
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.sensitivity.metric import About, Terms
 from jmpq.sensitivity.moves import MoveNetwork
@@ -41,21 +42,22 @@ class OutputFisher:
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         network = moves.network
         gradients, _ = output_gradients(network, self.loss, inputs, targets)
-        second = jnp.zeros(len(moves.moves), gradients[0].dtype)
+        second = jnp.zeros(len(moves.moves), widened(gradients[0]).dtype)
 
         def add(site: Site, x: Array, op: Op) -> Array:
             nonlocal second
-            g, layer = gradients[site.index], site.layer_index
+            g, layer = widened(gradients[site.index]), site.layer_index
 
             def fisher(change: Array) -> Float[Array, ""]:
-                return jnp.square(g * change).sum() / targets.shape[0]
+                return jnp.square(g * widened(change)).sum() / targets.shape[0]
 
             if (at := moves.columns(layer, "w")).size:
                 changes = jax.vmap(lambda d: op(x, d))(moves.weight_deltas(layer, site.kernel))
                 second = second.at[at].add(jax.vmap(fisher)(changes))
             if (at := moves.columns(layer, "a")).size and site.has_input:
                 # One by one: a batch spread over devices stays where it is.
-                terms = [fisher(op(d)) for d in moves.input_deltas(site, x)]
+                deltas = moves.input_deltas(site, x).astype(x.dtype)
+                terms = [fisher(op(d)) for d in deltas]
                 second = second.at[at].add(jnp.stack(terms))
             return op(x)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.devices import to_host
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
 from jmpq.sensitivity.metric import About, Program, Terms
@@ -137,12 +138,13 @@ def _slopes(
             if scales.activations is not None and site.has_input:
                 a = recorded[site.index]
                 delta = quantize_input(site, a, bits[1, layer], scales.activations) - a
-                x = x + (t + epsilon[1, layer]) * delta
+                x = x + ((t + epsilon[1, layer]) * widened(delta)).astype(x.dtype)
             quantized = quantize_kernel(network, layer, kernel, bits[0, layer], scales.weights)
             delta = quantized - kernel
             # Its dependence on x does not matter at ε = 0, where the derivative is taken.
             along = op(jax.lax.stop_gradient(x), delta)
-            return op(x, kernel + t * delta) + epsilon[0, layer] * along
+            share = epsilon[0, layer] * widened(along)
+            return op(x, kernel + t * delta) + share.astype(along.dtype)
 
         return jax.vmap(loss)(network.run(inputs, at_site), targets).mean()
 

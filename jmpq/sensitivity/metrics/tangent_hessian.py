@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes
 from jmpq.formats import FLOAT_BITS
+from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.network.walk import Path, bind
 from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
@@ -36,7 +37,7 @@ Kind = Literal["w", "a"]
 class Pulled(NamedTuple):
     """Results of one backward pass for all moves of a batch."""
 
-    z: Float[Array, "batch classes"]
+    z: Float[Array, "batch *output"]
     first: Float[Array, " moves"]  # ⟨∇L, δ⟩
     at_inputs: list[Array | None]  # q of the weight moves, [bits, *input]; None at indices
 
@@ -105,9 +106,9 @@ def exact_programs(
 @functools.partial(jax.jit, static_argnums=0)
 def _sum(
     loss: ExampleLoss,
-    z: Float[Array, "batch classes"],
+    z: Float[Array, "batch *output"],
     targets: Array,
-    changes: list[Float[Array, "batch classes"]],
+    changes: list[Float[Array, "batch *output"]],
     upper: list[Float[Array, " moves"]],
 ) -> Float[Array, "moves moves"]:
     curved = jnp.stack(upper)
@@ -157,13 +158,14 @@ def _pull(moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array)
             deltas = moves.weight_deltas(layer, kernel)
             if site.has_input:
                 q = jax.vmap(back)(deltas)
-                along = jnp.tensordot(q, x, x.ndim)
+                along = jnp.tensordot(widened(q), widened(x), x.ndim)
             else:
-                along = jax.vmap(lambda d, x=x, g=g, op=op: jnp.vdot(op(x, d), g))(deltas)
+                dot = lambda d, x=x, g=g, op=op: jnp.vdot(widened(op(x, d)), widened(g))  # noqa: E731
+                along = jax.vmap(dot)(deltas)
             first = first.at[at].add(along)
         if site.has_input and (at := moves.columns(layer, "a")).size:
             deltas = moves.input_deltas(site, x)
-            first = first.at[at].add(jnp.tensordot(deltas, back(kernel), x.ndim))
+            first = first.at[at].add(jnp.tensordot(deltas, widened(back(kernel)), x.ndim))
         at_inputs.append(q)
     return Pulled(z, first, at_inputs)
 
@@ -175,7 +177,7 @@ def _push(
     bits: Int[Array, ""],
     at_inputs: list[Array | None],
     inputs: PyTree,
-) -> tuple[Float[Array, "rows moves"], Float[Array, "rows batch classes"]]:
+) -> tuple[Float[Array, "rows moves"], Float[Array, "rows batch *output"]]:
     """U and the logits' changes along one move of every layer, the layers as in `_rows`."""
     network, quantizers = moves.network, moves.quantizers
     layers = _rows(moves, kind)
@@ -199,7 +201,8 @@ def _push(
             quantized = quantize_input(site, value, bits, quantizers.activations)
             x = with_row(x, layer, quantized - value)
         if isinstance(x, Moving) and (q := at_inputs[site.index]) is not None:
-            products = x.tangents.reshape(len(x.tangents), -1) @ q.reshape(len(q), -1).T
+            rows = widened(x.tangents.reshape(len(x.tangents), -1))
+            products = rows @ widened(q.reshape(len(q), -1)).T
             columns = moves.columns(layer, "w")
             upper = upper.at[: len(products), columns].add(products)
         y = op(x)

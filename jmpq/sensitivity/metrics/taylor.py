@@ -14,7 +14,7 @@ from jmpq.network.piecewise import piecewise_linear
 from jmpq.sensitivity.metric import About, Changes, Program, Terms
 from jmpq.sensitivity.metrics.tangent_hessian import exact_programs, exact_terms
 from jmpq.sensitivity.moves import MoveNetwork, by_shard, micro_batches
-from jmpq.training.losses import ExampleLoss, cross_entropy
+from jmpq.training.losses import ExampleLoss, counted, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,8 @@ class GaussNewton:
     Where there are more classes than backward passes are worth, `class_samples` K draws
     random s with E[ssᵀ] = diag p − ppᵀ for every example: mean (s·u)² is then unbiased, one
     backward pass each instead of one per class or move, and its standard error is returned.
+    Of outputs with positions one pass serves all positions, and takes the memory of one
+    backward pass, whatever the number of samples, classes, positions and moves.
 
     Attributes:
         changes: Logit changes u by ``derivative`` (J_z δ), or by ``difference``
@@ -144,26 +146,53 @@ class GaussNewton:
         count = self.class_samples
         keys = key if key.ndim else jax.random.split(key, targets.shape[0])
 
-        def random_signs(key: Array, z: Array) -> Float[Array, "samples classes"]:
-            return jax.random.rademacher(key, (count, *z.shape), z.dtype)
-
         def slopes(
             batch: tuple[PyTree, Array, Array],
-        ) -> tuple[Float[Array, "batch moves seeds"], Float[Array, "batch classes"]]:
+        ) -> tuple[Float[Array, "batch moves seeds"], Float[Array, "batch *output"]]:
             inputs, targets, keys = batch
             z, pull = moves.pullback(inputs)
-            drawn = jax.vmap(lambda z, k: class_factors(z, random_signs(k, z)))(z, keys)
-            seeds = jnp.concatenate(
-                [jax.vmap(jax.grad(self.loss))(z, targets)[:, None], drawn], axis=1
-            )
-            return jax.vmap(pull, in_axes=1, out_axes=2)(seeds), z
+            own = jax.vmap(jax.grad(self.loss))(z, targets)
+            if z.ndim == 2:
+                draw = functools.partial(_random_factors, count)
+                seeds = jnp.concatenate(
+                    [own[:, None], jax.vmap(draw)(keys, z, targets)], axis=1
+                )
+                return jax.vmap(pull, in_axes=1, out_axes=2)(seeds), z
+
+            # Of positions one sample at a time: there may be millions of outputs an example.
+            def one(keys: Array) -> Float[Array, "batch moves"]:
+                return pull(
+                    jax.vmap(functools.partial(_random_factors, 1))(keys, z, targets)[:, 0]
+                )
+
+            each = jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
+            drawn = jnp.moveaxis(jax.lax.map(one, each), 0, 2)
+            return jnp.concatenate([pull(own)[..., None], drawn], axis=2), z
 
         return Changes(*by_shard(slopes, (inputs, targets, keys), moves.shards))
 
 
+def _random_factors(
+    count: int, key: Array, z: Float[Array, "*positions classes"], target: Array
+) -> Float[Array, "samples *positions classes"]:
+    """Random s of one example, E[ssᵀ] the Hessian of its cross-entropy in its logits.
+
+    Of positions, each with its own signs: what two of them have in common is zero on average,
+    and each has the weight 1/number of those that count.
+    """
+    signs = jax.random.rademacher(key, (count, *z.shape), z.dtype)
+    factors = class_factors(z, signs)
+    if z.ndim == 1:
+        return factors
+    counts = counted(target, z.shape[:-1])
+    counts = jnp.ones(z.shape[:-1], bool) if counts is None else counts
+    weights = counts.astype(z.dtype) / jnp.maximum(counts.sum(), 1).astype(z.dtype)
+    return factors * jnp.sqrt(weights)[None, ..., None]
+
+
 def class_factors(
-    z: Float[Array, " classes"], signs: Float[Array, "samples classes"]
-) -> Float[Array, "samples classes"]:
+    z: Float[Array, "*positions classes"], signs: Float[Array, "samples *positions classes"]
+) -> Float[Array, "samples *positions classes"]:
     """Random s = Σ_c ξ_c √p_c (e_c − p) by signs ξ: E[ssᵀ] = diag p − ppᵀ.
 
     That is the Hessian of cross-entropy in the logits. (s·u)² has a variance of at most twice
@@ -176,7 +205,7 @@ def class_factors(
     """
     p = jax.nn.softmax(z)[None]
     scaled = signs * jnp.sqrt(p)
-    return scaled - scaled.sum(axis=1, keepdims=True) * p
+    return scaled - scaled.sum(axis=-1, keepdims=True) * p
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,54 @@
+"""Calibration batches: their sizes, and labels that fit the output of the network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jmpq.data.stream import Stream
+from jmpq.network.network import Network
+from jmpq.training.labels import check_labels
+from jmpq.training.losses import ExampleLoss, cross_entropy
+
+Batches = Sequence[tuple[PyTree, Any]]  # (inputs, labels) of every batch
+
+
+def batch_sizes(batches: Sequence[tuple[Any, ...]]) -> list[int]:
+    """Examples in each batch, its targets last: `sizes`, or by loading one after another."""
+    known = getattr(batches, "sizes", None)
+    return [int(n) for n in known] if known else [len(t) for *_, t in batches]
+
+
+def checked_batches(batches: Batches, network: Network, loss: ExampleLoss | None) -> Batches:
+    """The same batches with labels as arrays; they are refused where they do not fit.
+
+    A list is looked at at once, a sequence that makes its batches when they are asked for
+    then.
+
+    Args:
+        batches: The batches.
+        network: The network.
+        loss: Loss of one example; where it is cross-entropy, labels must be classes. None
+            where labels are not looked at.
+
+    Raises:
+        ValueError: See `jmpq.training.labels.check_labels`.
+    """
+    shapes: dict[Any, tuple[int, ...]] = {}  # of an example's output, by those of the inputs
+
+    def checked(batch: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
+        inputs, labels = batch
+        leaves = jax.tree.leaves(inputs)
+        key = tuple(np.shape(x)[1:] for x in leaves)
+        if key not in shapes:
+            shapes[key] = jax.eval_shape(network.logits, inputs).shape[1:]
+        output = (len(leaves[0]), *shapes[key])
+        where = "the calibration examples"
+        return inputs, check_labels(labels, output, where, classes=loss is cross_entropy)
+
+    if isinstance(batches, list | tuple):
+        return [checked(batch) for batch in batches]
+    sizes, ahead = tuple(batch_sizes(batches)), getattr(batches, "ahead", 0)
+    return Stream(sizes, lambda i: checked(batches[i]), ahead)
