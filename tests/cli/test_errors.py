@@ -123,8 +123,8 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, monkeypatch, change, match
     run = tmp_path / "run"
     works("layers", run, *TINY)
 
-    def spoilt(*args):
-        data = load_dataset(*args)
+    def spoilt(*args, **options):
+        data = load_dataset(*args, **options)
 
         def read(source):
             split = data.read(source)
