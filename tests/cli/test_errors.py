@@ -259,7 +259,7 @@ def test_sensitivity_refuses_a_data_folder_that_is_gone(run):
         (("--rule", "freeze body"), "is no rule: expected 'pin PATTERN=W8A8'"),
         (("--rule", "exclude .*"), "Every layer is excluded"),
         (("--budget", "size_bytes=10"), "size_bytes=10 cannot be met.*Raise"),
-        (("--budget", "memory=10k"), "unknown cost: expected one of size_bytes"),
+        (("--budget", "memory=10k"), "unknown cost. Expected one of size_bytes"),
         (("--budget", "size_bytes=much"), "cannot be read: expected a number"),
         (("--budget", "size_bytes"), "is no budget: expected NAME=VALUE"),
         (("--budget", "size_bytes=W3A3"), "W3A3.*not"),

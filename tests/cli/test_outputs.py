@@ -31,8 +31,8 @@ def test_half_precision_goes_through_all_steps(tmp_path, name):
 def quarters(monkeypatch, change=lambda labels: labels):
     """Digits with the label of every quarter; the last one of odd digits does not count."""
 
-    def labelled(*args):
-        data = load_dataset(*args)
+    def labelled(*args, **options):
+        data = load_dataset(*args, **options)
 
         def read(source):
             split = data.read(source)
