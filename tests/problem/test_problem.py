@@ -145,7 +145,7 @@ def test_a_uniform_budget_by_weights_alone():
         ("bops=-1", "finite and not negative"),
         ("bops=1kB", "leave the B out"),
         ("bops=1Mi", "write MiB for bytes"),
-        ("latency_s=1", "unknown cost: expected one of size_bytes, average_bits, bops"),
+        ("latency_s=1", "unknown cost. Expected one of size_bytes, average_bits, bops"),
     ],
 )
 def test_a_wrong_budget_says_what_is_accepted(text, message):
