@@ -256,7 +256,7 @@ def looped(p, x):
 
 def branched(p, x):
     yes = lambda x: x @ p["stack"][0]  # noqa: E731
-    return jax.lax.cond(x.sum() > 0, yes, lambda x: x, x) @ p["head"]
+    return jax.lax.cond(p["head"][0, 0] > 0, yes, lambda x: x, x) @ p["head"]
 
 
 @jax.custom_jvp
