@@ -277,7 +277,7 @@ def test_float_logits_are_kept_and_give_the_same_outcomes(
         )
 
     want = kept()(drawn(network, 2))
-    monkeypatch.setattr(measured, "_float_scores", None)
+    monkeypatch.setattr(measured, "_float_logits", None)
     assert kept()(drawn(network, 2)) == want
     float_loss = kept().float_outcome().loss
     np.testing.assert_allclose(float_loss, want[0].loss - want[0].increase, rtol=1e-12)
