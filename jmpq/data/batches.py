@@ -1,6 +1,6 @@
 """Batches for the network: normalised inputs, in a fixed order."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,11 @@ from jmpq.data.images import EncodedImages
 from jmpq.data.stream import Stream
 
 LastBatch = Literal["pad", "keep", "drop"]
+# What to do about logits that are not finite: the end of messages.
+CHECK_LOGITS = (
+    "Check the weights, the normalisation of the inputs, and that tokens are below the size of "
+    "the vocabulary."
+)
 
 
 class Batch(NamedTuple):
@@ -72,6 +77,26 @@ def make_batch(
     check_finite((inputs, labels), f"the {split.source} split of {split.dataset}")
     dtype = np.float32 if labels.dtype.kind == "f" else np.int32
     return Batch(inputs, labels.astype(dtype), weights)
+
+
+def check_pairs(batches: Any) -> None:
+    """Refuse what is not a sequence of (inputs, labels), batch by batch.
+
+    A list is looked at, a sequence that makes its batches is believed.
+
+    Raises:
+        ValueError: If so.
+    """
+    shape = getattr(batches, "shape", None)
+    listed = batches if isinstance(batches, list | tuple) else ()
+    wrong = [b for b in listed if not (isinstance(b, list | tuple) and len(b) == 2)]
+    if wrong or shape is not None:
+        got = "an array" if shape is not None else f"a {type(batches).__name__}"
+        inside = f" with {type(wrong[0]).__name__} in it" if wrong else ""
+        raise ValueError(
+            f"The batches are {got}{inside}: pass a list of (inputs, labels), one pair a "
+            "batch, as [(inputs, labels)]."
+        )
 
 
 def check_finite(examples: PyTree, where: str) -> None:

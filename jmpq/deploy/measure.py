@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jmpq.allocation import Allocation, bit_arrays
-from jmpq.data.batches import Batch, check_finite
+from jmpq.data.batches import CHECK_LOGITS, Batch, check_finite, check_pairs
 from jmpq.deploy.correction import (
     Correct,
     Corrections,
@@ -33,7 +33,7 @@ from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.text import plural, printed
 from jmpq.training.evaluate import standard_error
-from jmpq.training.labels import check_labels
+from jmpq.training.labels import check_labels, label_array
 from jmpq.training.losses import (
     ExampleLoss,
     cross_entropy,
@@ -150,6 +150,8 @@ class Evaluator:
             )
         quantizers.check_network(network)
         self.network, self.quantizers = network, quantizers
+        if not callable(batches):
+            check_pairs(batches)
         self.batches = batches if callable(batches) else lambda: _unpadded(batches)
         self.loss, self.candidates_per_call = loss, candidates_per_call
         self.correct, self.examples, self.mesh = correct, examples, mesh
@@ -208,13 +210,19 @@ class Evaluator:
                 else:
                     inputs, labels = self._place((batch.inputs, batch.labels))
                     _, network, _ = self._models(inputs)
+                    network.output_shape(inputs, "the examples")
                     z = _float_logits(network, inputs)
+                    _check_logits(z, counts)
                     classes = self.loss is cross_entropy
                     check_labels(batch.labels, z.shape, "the examples", classes=classes)
                     losses = to_host(_losses(self.loss, z, labels)).astype(np.float64)
                     if (left := left - z.nbytes) >= 0:
                         self._journal.keep(key, arrays={"z": to_host(z), "losses": losses})
                 self._reference.append((z, losses, counts))
+            if not any(counts.any() for *_, counts in self._reference):
+                raise ValueError(
+                    "There are no examples to measure on: give batches of one or more."
+                )
         return self._reference
 
     def float_outcome(self) -> Outcome:
@@ -243,6 +251,7 @@ class Evaluator:
                 gives one bits that were not calibrated.
         """
         bits = self.bits(allocations)
+        self.reference()
         outcomes: list[Outcome] = []
         for start in range(0, len(bits), self.candidates_per_call):
             chunk = bits[start : start + self.candidates_per_call]
@@ -329,8 +338,21 @@ class Evaluator:
 def _unpadded(batches: Sequence[tuple[PyTree, Any]]) -> Iterator[Batch]:
     """Batches in which every example counts."""
     for inputs, labels in batches:
+        labels = label_array(labels, "the examples")
         check_finite((inputs, labels), "the examples")
         yield Batch(inputs, labels, np.ones(len(labels), np.float32))
+
+
+def _check_logits(
+    logits: Float[Array, "batch *output"], counts: Bool[np.ndarray, " batch"]
+) -> None:
+    """Raise `ValueError` where the float network's own logits are not finite."""
+    finite = to_host(jnp.isfinite(logits).reshape(len(logits), -1).all(axis=1))
+    if bad := int(np.sum(counts & ~finite)):
+        raise ValueError(
+            f"The float network's own logits are NaN or infinite for {bad} of {counts.sum()} "
+            f"examples of a batch. {CHECK_LOGITS}"
+        )
 
 
 @jax.jit

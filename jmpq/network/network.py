@@ -118,6 +118,7 @@ class Network:
         paths = leaf_paths(params)
         leaves = jax.tree.leaves(params)
         _check_parameters(paths, leaves)
+        _check_example(example)
         if any(is_half(leaf.dtype) for leaf in leaves):
             apply = held_in_float32(apply, params)
         # Shared ones stay shared.
@@ -145,12 +146,7 @@ class Network:
         for operation in tap.operations:
             if operation.leaf not in ignored:
                 uses.setdefault(canonical[operation.leaf], []).append(operation)
-        for leaf, own in uses.items():
-            if len({o.leaf for o in own}) < len(own) and leaf not in may_tie:
-                raise ValueError(
-                    f"Kernel {paths[leaf]!r} is used {len(own)} times. Pass "
-                    f"tied=({paths[leaf]!r},) to quantize it once for all uses, or ignore it."
-                )
+        _check_tied(paths, uses, may_tie)
         if not uses:
             raise ValueError(
                 "The network has no quantizable layer: no convolution, matrix product or "
@@ -366,6 +362,29 @@ class Network:
         """Logits of the network as it is; for `params` and `rule` see `run`."""
         return self.tap.run(self.params if params is None else params, inputs, rule=rule)
 
+    def output_shape(self, inputs: PyTree, where: str) -> tuple[int, ...]:
+        """Shape of the output for one example of a batch.
+
+        Args:
+            inputs: Inputs of a batch.
+            where: What they are, for the message.
+
+        Raises:
+            ValueError: If the network does not take them.
+        """
+        try:
+            return jax.eval_shape(self.logits, inputs).shape[1:]
+        except Exception as error:  # whatever the network's code raises
+            got, want = (
+                f"{some(shapes, 4)}" if (shapes := _shapes(tree)) else "no array"
+                for tree in (inputs, self.tap.inputs)
+            )
+            raise ValueError(
+                f"The network does not take {where}, of shape {got}; its example has {want}, "
+                f"the batch axis first ({str(error).partition(chr(10))[0]}). Choose the data "
+                "or the network that fits; a batch holds inputs as the example does."
+            ) from error
+
     def record(self, inputs: PyTree, params: PyTree | None = None) -> tuple[Array, list[Array]]:
         """Logits and the input of every site, in the order of `sites`."""
         recorded: list[Array] = []
@@ -440,6 +459,15 @@ def layer_names(kernels: Sequence[str]) -> list[str]:
     return [n if names.count(n) == 1 else k for n, k in zip(names, kernels, strict=True)]
 
 
+def _shapes(tree: PyTree) -> list[str]:
+    """Shapes of the arrays, beside their paths where there are several."""
+    leaves = jax.tree.leaves(tree)
+    if len(leaves) == 1:
+        return [str(np.shape(leaves[0]))]
+    pairs = zip(leaf_paths(tree), leaves, strict=True)
+    return [f"{path} {np.shape(leaf)}" for path, leaf in pairs]
+
+
 def _other_variables(model: nnx.Module) -> dict[str, Any]:
     """Variables that are neither parameters nor states of random numbers, by path."""
     state = nnx.split(model, nnx.Param, nnx.RngState, ...)[3]
@@ -459,6 +487,17 @@ def _check_parameters(paths: list[str], leaves: list[Any]) -> None:
                 f"Parameter {path!r} has {bad} values of {leaf.size} that are NaN or infinite. "
                 "Load or train the weights again."
             )
+
+
+def _check_example(example: PyTree) -> None:
+    leaves = jax.tree.leaves(example)
+    wrong = [x for x in leaves if not (hasattr(x, "dtype") and getattr(x, "ndim", 0))]
+    if wrong or not leaves:
+        what = f"holds {type(wrong[0]).__name__} {wrong[0]}" if wrong else "is empty"
+        raise ValueError(
+            f"The example {what}: pass the inputs of a batch as arrays with the batch axis "
+            "first, as jnp.zeros((1, 32, 32, 3))."
+        )
 
 
 def _check_examples(tap: Tap) -> None:
@@ -489,6 +528,24 @@ def _check_seen(tap: Tap, paths: list[str], ignored: set[int]) -> None:
         raise ValueError(
             f"Some kernels cannot be quantized where they stand. {reasons}. Rewrite these, or "
             f"leave them unquantized with ignore={tuple(paths[i] for i in unseen)!r}."
+        )
+
+
+def _check_tied(
+    paths: list[str], uses: Mapping[int, list[Operation]], may_tie: set[int]
+) -> None:
+    again = {
+        paths[leaf]: len(own)
+        for leaf, own in uses.items()
+        if len({o.leaf for o in own}) < len(own) and leaf not in may_tie
+    }
+    if again:
+        counts = ", ".join(f"kernel {path!r} is used {n} times" for path, n in again.items())
+        advice = "it once for all uses, or ignore it"
+        if len(again) > 1:
+            advice = "each once for all its uses, or ignore them"
+        raise ValueError(
+            f"{counts[0].upper()}{counts[1:]}. Pass tied={tuple(again)!r} to quantize {advice}."
         )
 
 

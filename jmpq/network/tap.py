@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jaxtyping import Array, PyTree
@@ -200,12 +201,13 @@ class Tap:
             raise ValueError(
                 f"The network is fixed to batches of {own}: with {examples} examples it fails "
                 f"({str(error).partition(chr(10))[0]}). Write sizes with x.shape[0], as in "
-                "x.reshape(x.shape[0], -1)."
+                "x.reshape(x.shape[0], -1); if the example is one without a batch axis, pass "
+                "example[None]."
             ) from error
         count = len(jaxpr.invars) - len(jax.tree.leaves(inputs))
         sources = [Source(frozenset({i}), view=()) for i in range(count)]
         sources += [Source(data=True)] * (len(jaxpr.invars) - count)
-        analysis = _Analysis()
+        analysis = _Analysis([v.aval.ndim for v in jaxpr.invars[:count]])
         analysis.follow(jaxpr, consts, sources, ())
         read = {v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var)}
         read.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
@@ -246,7 +248,8 @@ def _chosen(tree: PyTree, output: str | int | None) -> Array:
     )
     if output is None:
         if len(leaves) > 1:
-            likely = next((path for path in paths if "logit" in path), paths[-1])
+            last = "0" if "0" in paths else paths[-1]
+            likely = next((path for path in paths if "logit" in path), last)
             raise ValueError(
                 f"The network returns {len(leaves)} arrays: {listed}. Say which one to "
                 f"analyse: output={likely!r}, on the command line --output {likely}."
@@ -270,6 +273,7 @@ class Source(NamedTuple):
     data: bool = False  # whether it depends on the inputs
     view: tuple[Any, ...] | None = None  # not None: it *is* the one piece, rearranged
     last: str = ""  # name of the primitive that made it
+    zero: bool = False  # whether it is known to be zero, as a recurrent layer's first state
 
     @property
     def is_leaf(self) -> bool:
@@ -283,7 +287,8 @@ class Source(NamedTuple):
 class _Analysis:
     """Follows the parameters to the equations where they meet the data."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Sequence[int]) -> None:
+        self.ranks = ranks  # of the pieces
         self.uses: dict[Path, Use] = {}
         self.unseen: dict[int, str] = {}
         self.unread: list[int] = []
@@ -298,7 +303,7 @@ class _Analysis:
             self._visit,
             at=at,
             enter=lambda eqn, path: eqn.primitive.name in INLINED,
-            constant=lambda array: Source(),
+            constant=lambda array: Source(zero=_is_zero(array)),
         )
 
     def refuse(self, leaf: int, reason: str) -> None:
@@ -319,10 +324,13 @@ class _Analysis:
             any(s.data for s in ins),
             None,
             name,
+            name in LAYOUT and all(s.zero for s in ins),
         )
         if list(core.jaxprs_in_params(eqn.params)):
             self._refuse_inside(eqn, ins, path)
         elif name in ("conv_general_dilated", "dot_general"):
+            if any(s.zero for s in ins):  # zero whatever the kernel: no use of it
+                return [Source(zero=True)]
             self._product(eqn, ins, path, "conv" if name.startswith("conv") else "dense")
         elif name == "gather" and ins[0].is_parameter and ins[1].data:
             self._gather(eqn, ins, path)
@@ -342,8 +350,9 @@ class _Analysis:
                 "every step of a `scan` uses it (a recurrent layer: to quantize it once for "
                 "all steps, write the loop in Python and tie it)"
             )
+        ins = [source._replace(zero=False) for source in ins]  # a carry is zero at first only
         for jaxpr, args in _bodies(eqn, ins):
-            inside = _Analysis()
+            inside = _Analysis(self.ranks)
             inside.follow(*opened(jaxpr), args, path)
             for use in inside.uses.values():
                 self.refuse(use.leaf, reason)
@@ -357,15 +366,21 @@ class _Analysis:
         if len(kernels) == 2 or not ins[1 - kernels[0]].data:
             reason = "it is multiplied with another parameter or a constant"
         elif not ins[kernels[0]].is_leaf:
-            reason = f"it reaches its layer only after `{ins[kernels[0]].last}`"
+            reason = (
+                f"it reaches its layer only after `{ins[kernels[0]].last}` (to quantize the "
+                "result, compute it once and make that the parameter)"
+            )
         elif kind == "conv" and (kernels[0] != 1 or eqn.params["batch_group_count"] != 1):
             reason = "it is the left operand of a convolution, or groups run over the batch"
         else:
             self._add(path, eqn, kind, kernels[0], ins[kernels[0]])
             return
         for operand in kernels:
-            for leaf in ins[operand].leaves:
-                self.refuse(leaf, reason)
+            leaves = ins[operand].leaves
+            most = max(self.ranks[leaf] for leaf in leaves)
+            for leaf in leaves:
+                if self.ranks[leaf] == most:  # the others scale or shift the kernel
+                    self.refuse(leaf, reason)
 
     def _gather(self, eqn: Any, ins: Sequence[Source], path: Path) -> None:
         dims, table = eqn.params["dimension_numbers"], eqn.invars[0].aval
@@ -380,6 +395,11 @@ class _Analysis:
         (leaf,), view = source.leaves, source.view
         assert view is not None
         self.uses[path] = Use(path, eqn, kind, operand, leaf, view)
+
+
+def _is_zero(array: Any) -> bool:
+    dtype = array.dtype if hasattr(array, "dtype") else np.dtype(type(array))
+    return bool(jnp.issubdtype(dtype, np.floating)) and not np.any(np.asarray(array))
 
 
 def _bodies(eqn: Any, ins: Sequence[Source]) -> Iterator[tuple[Any, list[Source]]]:

@@ -8,7 +8,12 @@ from jaxtyping import PyTree
 
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.fake_quant import (
+    Quantizers,
+    calibrate_activations,
+    calibrate_weights,
+    check_inputs,
+)
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 
 
@@ -42,6 +47,7 @@ def calibrate_quantizers(
         ValueError: If inputs are needed and not there, or as `calibrate_weights` and
             `calibrate_activations`.
     """
+    check_inputs(network, batches)
     a_bits = tuple(a_bits)
     scales = None
     if set(a_bits) - {FLOAT_BITS}:

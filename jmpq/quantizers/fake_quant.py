@@ -242,6 +242,7 @@ def calibrate_weights(
             or calibration inputs are needed and not there.
     """
     widths = _bit_widths(bits, spec)
+    check_inputs(network, batches)
     if spec.rounding != "nearest" and not batches:
         raise ValueError(
             f"rounding={spec.rounding!r} looks at the layers' inputs: pass calibration inputs "
@@ -261,6 +262,23 @@ def calibrate_weights(
         partial=partial, progress=progress,
     )  # fmt: skip
     return dataclasses.replace(scales, codes=codes)
+
+
+def check_inputs(network: Network, batches: Any) -> None:
+    """Refuse what is not a sequence of batches of the network's inputs.
+
+    Only the first batch of a list is tried; a sequence that makes its batches is believed.
+
+    Raises:
+        ValueError: If so.
+    """
+    if (shape := getattr(batches, "shape", None)) is not None:
+        raise ValueError(
+            f"`batches` is one array of shape {tuple(shape)}: pass a list of batches of "
+            "inputs, as [inputs]."
+        )
+    if isinstance(batches, list | tuple) and batches:
+        network.output_shape(batches[0], "the first of the calibration inputs")
 
 
 def calibrate_activations(
@@ -289,6 +307,7 @@ def calibrate_activations(
         ValueError: If a bit-width does not exist on the grid, or groups do not divide the
             features of an input.
     """
+    check_inputs(network, batches)
     widths = _bit_widths(bits, spec)
     sites = [site for site in network.sites if site.has_input]
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from jmpq.data.batches import check_pairs
 from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal
 from jmpq.formats import Choice
@@ -72,7 +73,7 @@ def analyse(
             term is NaN or infinite (the layer is named), or there is one batch where the
             metric asks for a spread over them.
     """
-    if not batches or not moves.moves:
+    if not len(batches) or not moves.moves:
         raise ValueError(
             f"Nothing to analyse: {len(batches)} batches, {len(moves.moves)} moves. Give "
             "calibration examples and candidate bits below 32."
@@ -83,8 +84,9 @@ def analyse(
             f"Metric {about.name!r} takes the spread over batches, and there is one. Use a "
             "smaller batch size."
         )
+    check_pairs(batches)
     if about.kl:
-        output = jax.eval_shape(moves.network.logits, batches[0][0]).shape[1:]
+        output = moves.network.output_shape(batches[0][0], "the calibration examples")
         check_output(about.name, output)
     loss = None if about.kl else getattr(metric, "loss", None)
     batches = checked_batches(batches, moves.network, loss)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from jmpq.data.batches import check_finite
+from jmpq.data.batches import CHECK_LOGITS, check_finite
 from jmpq.devices import to_host
 from jmpq.files import json_sha256
 from jmpq.formats import Choice
@@ -208,7 +208,7 @@ def _check_terms(metric: Metric, moves: Sequence[Move], *by_move: np.ndarray) ->
     if bad.all():
         raise ValueError(
             f"Metric {name!r} is NaN or infinite for every layer, as the network's own logits "
-            "are. Check the weights and the normalisation of the inputs."
+            f"are. {CHECK_LOGITS}"
         )
     if bad.any():
         move = moves[int(np.argmax(bad))]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jmpq.data.batches import check_pairs
 from jmpq.data.stream import Stream
 from jmpq.network.network import Network
 from jmpq.training.labels import check_labels
@@ -34,7 +35,8 @@ def checked_batches(batches: Batches, network: Network, loss: ExampleLoss | None
             where labels are not looked at.
 
     Raises:
-        ValueError: See `jmpq.training.labels.check_labels`.
+        ValueError: If they are no pairs, the network does not take the inputs, or labels do
+            not fit (`jmpq.training.labels.check_labels`).
     """
     shapes: dict[Any, tuple[int, ...]] = {}  # of an example's output, by those of the inputs
 
@@ -42,12 +44,13 @@ def checked_batches(batches: Batches, network: Network, loss: ExampleLoss | None
         inputs, labels = batch
         leaves = jax.tree.leaves(inputs)
         key = tuple(np.shape(x)[1:] for x in leaves)
-        if key not in shapes:
-            shapes[key] = jax.eval_shape(network.logits, inputs).shape[1:]
-        output = (len(leaves[0]), *shapes[key])
         where = "the calibration examples"
+        if key not in shapes:
+            shapes[key] = network.output_shape(inputs, where)
+        output = (len(leaves[0]), *shapes[key])
         return inputs, check_labels(labels, output, where, classes=loss is cross_entropy)
 
+    check_pairs(batches)
     if isinstance(batches, list | tuple):
         return [checked(batch) for batch in batches]
     sizes, ahead = tuple(batch_sizes(batches)), getattr(batches, "ahead", 0)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from jmpq.data.batches import batches
+from jmpq.data.batches import CHECK_LOGITS, batches
 from jmpq.data.dataset import IGNORED, Split
 from jmpq.training.labels import check_labels
 
@@ -99,8 +99,7 @@ def evaluate_logits(
     wide = np.asarray(logits, np.float64)
     if bad := int(np.sum(~np.isfinite(wide).reshape(len(wide), -1).all(1))):
         raise ValueError(
-            f"The logits of {bad} of {len(wide)} examples are NaN or infinite. Check the "
-            "weights and the normalisation of the inputs."
+            f"The logits of {bad} of {len(wide)} examples are NaN or infinite. {CHECK_LOGITS}"
         )
     labels = check_labels(labels, wide.shape, "the examples")
     own = np.take_along_axis(wide, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]

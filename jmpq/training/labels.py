@@ -30,7 +30,7 @@ def check_labels(
         ValueError: If number, shape, type or range are wrong; one sentence says which label is
             worst, how many classes both sides have, and what to do.
     """
-    array = _array(labels, where)
+    array = label_array(labels, where)
     if not array.size or array.shape[:1] != output[:1]:
         count = 0 if not array.size else len(array) if array.ndim else 1
         raise ValueError(
@@ -88,7 +88,12 @@ def check_label(label: Any, logits: tuple[int, ...]) -> None:
         )
 
 
-def _array(labels: Any, where: str) -> np.ndarray:
+def label_array(labels: Any, where: str) -> np.ndarray:
+    """The labels as an array of numbers.
+
+    Raises:
+        ValueError: If they are none.
+    """
     try:
         array = np.asarray(labels)
     except (TypeError, ValueError) as error:

@@ -214,7 +214,7 @@ def test_no_allocations_are_no_work(network, quantizers):
 def test_a_destroyed_network_is_none_in_json(network, quantizers):
     huge = jax.tree.map(lambda x: x * 1e200, network.params)
     destroyed = dataclasses.replace(network, params=huge)
-    evaluator = Evaluator(destroyed, quantizers, lambda: data(4))
+    evaluator = Evaluator(destroyed, quantizers, lambda: data(4), reference=network)
     (got,) = evaluator([Allocation({})])
     record = json.loads(json.dumps(got.to_json(), allow_nan=False))
     assert record["loss"] is None
@@ -238,6 +238,28 @@ def test_arrays_are_measured_as_batches_are(network, quantizers):
     assert got.examples == want.examples == EXAMPLES
     assert got.kl == pytest.approx(want.kl, rel=1e-9)
     assert (got.top1, got.agreement) == (want.top1, want.agreement)
+
+
+def test_what_is_no_batch_of_examples_is_refused_in_one_line(network, quantizers):
+    inputs, labels = helpers.images(5, EXAMPLES)
+
+    def refused(batches, match, **options):
+        with pytest.raises(ValueError, match=match) as error:
+            Evaluator(network, quantizers, batches, **options)(drawn(network, 1))
+        assert "\n" not in str(error.value)
+
+    refused([], "no examples to measure on")
+    refused([(inputs, None)], "labels of the examples are NoneType")
+    refused(
+        [(inputs[..., :1], labels)], r"does not take the examples, of shape \(11, 5, 5, 1\)"
+    )
+    infinite = dataclasses.replace(
+        network, params=jax.tree.map(lambda x: x * 1e200, network.params)
+    )
+    refused([(inputs, labels)], "logits are NaN or infinite for 11 of 11", reference=infinite)
+    (listed,) = Evaluator(network, quantizers, [(inputs, labels.tolist())])(drawn(network, 1))
+    (array,) = Evaluator(network, quantizers, [(inputs, labels)])(drawn(network, 1))
+    assert listed == array
 
 
 def test_layers_that_an_allocation_does_not_name_stay_unquantized(network, quantizers):

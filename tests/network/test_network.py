@@ -294,6 +294,44 @@ def test_what_the_tap_cannot_see_is_refused_by_name(apply, reason):
     assert [x.name for x in network.layers] == ["head"]
 
 
+def test_a_loop_that_starts_from_zero_is_taken_once_it_is_tied():
+    """The way out of a recurrent layer: W·0 of the first step is no use of W."""
+
+    def unrolled(p, x):
+        h = jnp.zeros((x.shape[0], 4), x.dtype)
+        for t in range(x.shape[1]):
+            h = jnp.tanh(x[:, t] @ p["i"] + h @ p["h"])
+        return h @ p["head"]
+
+    def scanned(p, x):
+        step = lambda h, row: (jnp.tanh(row @ p["i"] + h @ p["h"]), None)  # noqa: E731
+        return (
+            jax.lax.scan(step, jnp.zeros_like(x, shape=(x.shape[0], 4)), x.swapaxes(0, 1))[0]
+            @ p["head"]
+        )
+
+    params = {"i": ones(2, 4), "h": 0.1 * ones(4, 4), "head": ones(4, 3)}
+    with pytest.raises(ValueError, match="'h', 'i': every step of a `scan` uses it"):
+        Network.from_function(scanned, params, ones(1, 3, 2))
+    with pytest.raises(ValueError, match=r"Kernel 'i' is used 3 times, kernel 'h' is used 2 ti"
+                       r"mes. Pass tied=\('i', 'h'\) to quantize each once"):  # fmt: skip
+        Network.from_function(unrolled, params, ones(1, 3, 2))
+    network = Network.from_function(unrolled, params, ones(1, 3, 2), tied=("i", "h"))
+    assert [x.macs for x in network.layers] == [3 * 2 * 4, 2 * 4 * 4, 4 * 3]
+    inputs = jax.random.normal(jax.random.key(0), (5, 3, 2), ones(1).dtype)
+    np.testing.assert_allclose(network.logits(inputs), scanned(params, inputs), rtol=1e-6)
+
+
+def test_a_gain_that_scales_a_kernel_is_not_named_with_it():
+    apply = lambda p, x: x @ (p["w"] / jnp.std(p["w"]) * p["gain"]) @ p["head"]  # noqa: E731
+    params = {"w": ones(4, 4).at[0].set(2), "gain": ones(4), "head": ones(4, 3)}
+    with pytest.raises(
+        ValueError, match=r"'w': .* only after `mul`.* compute it once .*ignore=\('w',\)"
+    ):
+        Network.from_function(apply, params, ones(1, 4))
+    assert len(Network.from_function(apply, params, ones(1, 4), ignore=["w"]).layers) == 1
+
+
 def test_remat_is_looked_into():
     class Remat(nn.Module):
         @nn.compact
@@ -315,6 +353,9 @@ def test_wrong_networks_are_refused():
         Network.from_function(lambda p, x: x * p["w"][None], {"w": ones(2)}, ones(1, 2))
     with pytest.raises(ValueError, match=r"ignore='x\.\*' matches no parameter; there are w"):
         Network.from_function(dense, {"w": ones(2, 2)}, ones(1, 2), ignore=["x.*"])
+    for example in ((1, 2), [], 1.0):
+        with pytest.raises(ValueError, match=r"The example .*: pass the inputs of a batch as"):
+            Network.from_function(dense, {"w": ones(2, 2)}, example)
     with pytest.raises(ValueError, match="no batch axis"):
         Network.from_function(lambda p, x: x.sum(0) @ p["w"], {"w": ones(2, 2)}, ones(1, 2))
 

@@ -50,7 +50,7 @@ def test_one_array_is_analysed_and_the_rest_is_left_out(function, output, chosen
         (
             lambda a, b: (a, b),
             None,
-            r"2 arrays: 0 \(3, 3\), 1 \(3, 2\).*output='1'.*--output 1",
+            r"2 arrays: 0 \(3, 3\), 1 \(3, 2\).*output='0'.*--output 0",
         ),
         (lambda a, b: {"logits": a, "z": b}, None, "output='logits', on the command line"),
         (lambda a, b: (a, b), 2, r"output='2' is not there: the network returns 0 \(3, 3\)"),

@@ -11,6 +11,7 @@ from jmpq.quantizers.fake_quant import (
     Quantizers,
     calibrate_activations,
     calibrate_weights,
+    check_inputs,
     quantized_logits,
 )
 from jmpq.quantizers.spec import InputSpec, KernelSpec
@@ -37,6 +38,10 @@ def test_quantizers_of_a_network_in_one_call_are_those_of_its_parts():
     assert calibrate_quantizers(network, (2,), (32,)).activations is None
     with pytest.raises(ValueError, match=r"Activations of \[4\] bits need calibration inputs"):
         calibrate_quantizers(network, (2,), (32, 4))
+    with pytest.raises(ValueError, match=r"one array of shape .*as \[inputs\]"):
+        check_inputs(network, batches[0])
+    with pytest.raises(ValueError, match=r"not take the first of the calibration inputs, of"):
+        calibrate_quantizers(network, (2,), (4,), [helpers.images(1)])
 
 
 def test_unquantized_is_bit_identical():

@@ -131,7 +131,13 @@ def test_a_gap_that_is_left_is_told_in_percent():
 
 @pytest.mark.parametrize(
     ("top1", "chance", "destroyed"),
-    [(0.18, 0.1, True), (0.19, 0.1, False), (0.55, 0.5, False), (0.52, 0.5, True)],
+    [
+        (0.18, 0.1, True),
+        (0.19, 0.1, False),
+        (0.55, 0.5, False),
+        (0.52, 0.5, True),
+        (0.90, 0.96, False),  # nothing above chance that could be lost
+    ],
 )
 def test_a_destroyed_network_is_named_with_what_to_do(top1, chance, destroyed):
     """A tenth of what 95 % has above chance: up to 0.185 of ten classes, 0.545 of two."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jmpq.data.batches import check_pairs
 from jmpq.formats import choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
 from jmpq.quantizers.spec import InputSpec, KernelSpec
@@ -211,6 +212,15 @@ def test_nan_inputs_are_named_before_any_layer(moves, data):
         ValueError, match=r"calibration examples are NaN or infinite. Check the"
     ):
         analyse(moves, Means(), spoilt, CHOICES)
+
+
+def test_what_is_no_list_of_pairs_is_refused(moves, data):
+    inputs, labels = data[0]
+    for wrong in ((inputs, labels), (inputs[:2], labels[:2]), inputs, [inputs]):
+        with pytest.raises(ValueError, match=r"pass a list of \(inputs, labels\)"):
+            check_pairs(wrong)
+    with pytest.raises(ValueError, match="does not take the calibration examples, of shape"):
+        analyse(moves, Means(), [(inputs[..., :1], labels)], CHOICES)
 
 
 def test_nothing_to_analyse_is_refused(moves, data):

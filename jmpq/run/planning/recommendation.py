@@ -130,7 +130,7 @@ class Recommendation:
         float_top1: Top-1 of the float network on the same examples; NaN where unknown.
         chance: Share of the most frequent class, what guessing comes to; NaN where unknown.
         destroyed: Whether at most a tenth of the float network's accuracy above chance is
-            left, or outputs are not finite.
+            left, where it has some, or outputs are not finite.
         remedy: Name of the cheapest measured baseline that is not destroyed; None where there
             is none, or none is needed.
         uniform: Best uniform allocation within the budgets; None without one.
@@ -289,7 +289,8 @@ class _Look:
         if not outcome.finite:
             return True
         chance = 0.0 if math.isnan(self.chance) else self.chance
-        return outcome.top1 - chance <= REMAINS * (self.float_top1 - chance)
+        above = self.float_top1 - chance
+        return above > 0 and outcome.top1 - chance <= REMAINS * above
 
     def remedy(self) -> str | None:
         """The cheapest measured baseline that is not destroyed."""
