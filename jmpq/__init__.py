@@ -96,6 +96,7 @@ _HOMES = {
         "finetune",
     ),
     "deploy.finetuned": ("load_finetuned",),
+    "export.packed": ("load_packed",),
     "report.report": ("write_report",),
 }
 _MODULES = (
@@ -109,6 +110,7 @@ _MODULES = (
     "problem",
     "solvers",
     "deploy",
+    "export",
     "run",
     "report",
     "allocation",

@@ -26,6 +26,7 @@ STAGES = (
     "problem",
     "solvers",
     "deploy",
+    "export",
     "run",
     "report",
     "cli",

@@ -21,11 +21,7 @@ evaluator of their own; its scores are correlations.
 Everything here is simulated: values are on the grids, arithmetic is float. Latency is never
 claimed from it.
 
-An exporter has no stage yet: it would be a folder between this one and `jmpq.run`, named in
-``STAGES`` of tests/test_layout.py, that takes a network, an allocation, the scales and the
-corrections. ``Scales.codes`` holds integer codes for ``gptq`` and ``adaround``; for rounding to
-nearest, `uniform.fake_quantize` would have to give them, so that what runs is what was
-measured.
+Files that other programs run are written by `jmpq.export`, the next stage.
 
 To add a score, extend `measure.Outcome`, `measure._scores` and `measure.outcome_of`; to add a
 correction, `correction.Correct` and `correction.find_corrections`.

@@ -30,7 +30,7 @@ from jmpq.quantizers.spec import (
     check_bits,
     read_spec,
 )
-from jmpq.quantizers.uniform import fake_quantize
+from jmpq.quantizers.uniform import centred_codes, fake_quantize
 from jmpq.text import plural, printed
 
 # Values per site that activation clipping sees, and least positions per feature.
@@ -72,13 +72,20 @@ class Scales(Generic[Spec]):
         self, tensor: int, blocks: Float[Array, "blocks elements"], bits: Int[Array, ""]
     ) -> Float[Array, "blocks elements"]:
         """A tensor, one row per block, on its grid at traced `bits`; 32 leaves it."""
-        index = self._index(bits)
-        scale = self.scale[tensor][index][:, None]
-        zero_point = self.zero_point[tensor][index][:, None]
+        scale, zero_point = (x[:, None] for x in self.at(tensor, bits))
         if not self.codes:
             return fake_quantize(blocks, scale, zero_point, bits, self.spec.grid)
-        codes = self.codes[tensor][index].astype(blocks.dtype)
+        codes = self.codes[tensor][self._index(bits)].astype(blocks.dtype)
         return jnp.where(bits == FLOAT_BITS, blocks, scale * (codes - zero_point))
+
+    def centred_codes(
+        self, tensor: int, blocks: Float[Array, "blocks elements"], bits: Int[Array, ""]
+    ) -> Float[Array, "blocks elements"]:
+        """Integer codes of a tensor less its zero points (any for 32), as `quantize` has them."""
+        scale, zero_point = (x[:, None] for x in self.at(tensor, bits))
+        if not self.codes:
+            return centred_codes(blocks, scale, zero_point, bits, self.spec.grid)
+        return self.codes[tensor][self._index(bits)].astype(zero_point.dtype) - zero_point
 
     def at(self, tensor: int, bits: Int[Array, ""]) -> tuple[Array, Array]:
         """Scale and zero point of a tensor at traced `bits` (any of them for 32)."""
@@ -398,18 +405,32 @@ def quantize_input(
     """A site's input on its grid."""
     if not scales.bits:
         return inputs
-    rows, axes = _features_per_block(site, scales.spec), site.feature_axes
-    shape = [inputs.shape[a] if a in axes else 1 for a in range(inputs.ndim)]
+    grid = input_grid(site, scales.spec, inputs.shape, *scales.at(site.index, bits))
+    return fake_quantize(inputs, *grid, bits, scales.spec.grid)
 
-    def along(per_block: Float[Array, " blocks"]) -> Array:
-        if per_block.size == 1:
-            return per_block.reshape((1,) * inputs.ndim)
-        per_feature = jnp.repeat(per_block, rows, total_repeat_length=site.features)
-        per_axis = per_feature.reshape([inputs.shape[a] for a in axes])
-        return per_axis.transpose(np.argsort(axes).tolist()).reshape(shape)
 
-    scale, zero_point = scales.at(site.index, bits)
-    return fake_quantize(inputs, along(scale), along(zero_point), bits, scales.spec.grid)
+def input_grid(
+    site: Site, spec: InputSpec, shape: Sequence[int], *per_block: Float[Array, " blocks"]
+) -> tuple[Array, ...]:
+    """Scales, or zero points, of a site's input, each shaped to broadcast against the input.
+
+    Args:
+        site: The site.
+        spec: Granularity of the inputs.
+        shape: Shape of the input.
+        per_block: Values, one per block of features.
+    """
+    rows, axes = _features_per_block(site, spec), site.feature_axes
+    ones = [shape[a] if a in axes else 1 for a in range(len(shape))]
+
+    def along(values: Float[Array, " blocks"]) -> Array:
+        if values.size == 1:
+            return values.reshape((1,) * len(shape))
+        per_feature = jnp.repeat(values, rows, total_repeat_length=site.features)
+        per_axis = per_feature.reshape([shape[a] for a in axes])
+        return per_axis.transpose(np.argsort(axes).tolist()).reshape(ones)
+
+    return tuple(along(values) for values in per_block)
 
 
 def quantized_logits(

@@ -75,10 +75,25 @@ def fake_quantize(
         eqs. (1) to (3), (5).
     """
     dtype = x.dtype
+    x, scale = widened(x), widened(scale)
+    codes = centred_codes(x, scale, zero_point, bits, grid)
+    return jnp.where(bits == FLOAT_BITS, x, scale * codes).astype(dtype)
+
+
+def centred_codes(
+    x: Float[Array, "*shape"],
+    scale: Float[Array, "*#shape"],
+    zero_point: Float[Array, "*#shape"],
+    bits: Int[Array, "*#shape"],
+    grid: Grid,
+) -> Float[Array, "*shape"]:
+    """Nearest integer codes of `x` less the zero point, which `scale` is multiplied with.
+
+    Of half precision they are float32.
+    """
     x, scale, zero_point = widened(x), widened(scale), widened(zero_point)
     qmin, qmax = code_range(bits, grid, x.dtype)
     low, high = qmin - zero_point, qmax - zero_point  # integers
     ratio = x / scale
     # Not `clip`: the gradient of a tie is a half, and after rounding all of a last bin ties.
-    codes = jnp.where(ratio > high, high, jnp.where(ratio < low, low, round_ste(ratio)))
-    return jnp.where(bits == FLOAT_BITS, x, scale * codes).astype(dtype)
+    return jnp.where(ratio > high, high, jnp.where(ratio < low, low, round_ste(ratio)))
