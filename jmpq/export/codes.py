@@ -172,6 +172,11 @@ def code_ends(bits: int, grid: Grid) -> tuple[int, int]:
         return int(least), int(most)
 
 
+def stored_bits(bits: int, smallest: int = 2) -> int:
+    """Bits at which a runtime stores codes: the next type it has, of `smallest` at least."""
+    return next(width for width in (2, 4, 8, 16) if width >= max(bits, smallest))
+
+
 @jax.jit
 def _centred(
     network: Network, scales: Scales[KernelSpec], w_bits: Int[Array, " layers"]

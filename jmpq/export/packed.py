@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jmpq.allocation import Allocation
 from jmpq.export.bit_strings import pack, unpack
-from jmpq.export.codes import Coded, InputGrid, code_ends, kernel_of_blocks
+from jmpq.export.codes import Coded, code_ends, kernel_of_blocks
 from jmpq.files import versions
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.layers import layers_to_json
@@ -92,9 +92,9 @@ class Packed:
         def at_site(site: Site, x: Array, op: Op) -> Array:
             bits = self.allocation[site.layer.name].a_bits
             if bits != FLOAT_BITS and site.has_input:
-                names = ("scale", "zero_point")
-                rows = [tensors[f"inputs/{site.name}/{name}"] for name in names]
-                grid = input_grid(site, self.activations, x.shape, *rows)
+                scale = tensors[f"inputs/{site.name}/scale"]
+                zero_point = tensors[f"inputs/{site.name}/zero_point"]
+                grid = input_grid(site, self.activations, x.shape, scale, zero_point)
                 x = fake_quantize(x, *grid, jnp.array(bits), self.activations.grid)
             y = op(x)
             if (gain := tensors.get(f"corrections/{site.name}/gain")) is None:

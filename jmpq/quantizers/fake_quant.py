@@ -81,7 +81,7 @@ class Scales(Generic[Spec]):
     def centred_codes(
         self, tensor: int, blocks: Float[Array, "blocks elements"], bits: Int[Array, ""]
     ) -> Float[Array, "blocks elements"]:
-        """Integer codes of a tensor less its zero points (any for 32), as `quantize` has them."""
+        """Integer codes of a tensor less its zero points, as in `quantize` (any for 32)."""
         scale, zero_point = (x[:, None] for x in self.at(tensor, bits))
         if not self.codes:
             return centred_codes(blocks, scale, zero_point, bits, self.spec.grid)
@@ -410,27 +410,32 @@ def quantize_input(
 
 
 def input_grid(
-    site: Site, spec: InputSpec, shape: Sequence[int], *per_block: Float[Array, " blocks"]
-) -> tuple[Array, ...]:
-    """Scales, or zero points, of a site's input, each shaped to broadcast against the input.
+    site: Site,
+    spec: InputSpec,
+    shape: Sequence[int],
+    scale: Float[Array, " blocks"],
+    zero_point: Float[Array, " blocks"],
+) -> tuple[Array, Array]:
+    """Scales and zero points of a site's input, shaped to broadcast against the input.
 
     Args:
         site: The site.
         spec: Granularity of the inputs.
         shape: Shape of the input.
-        per_block: Values, one per block of features.
+        scale: Scale of every block of features.
+        zero_point: Zero point of every block.
     """
     rows, axes = _features_per_block(site, spec), site.feature_axes
     ones = [shape[a] if a in axes else 1 for a in range(len(shape))]
 
-    def along(values: Float[Array, " blocks"]) -> Array:
-        if values.size == 1:
-            return values.reshape((1,) * len(shape))
-        per_feature = jnp.repeat(values, rows, total_repeat_length=site.features)
+    def along(per_block: Float[Array, " blocks"]) -> Array:
+        if per_block.size == 1:
+            return per_block.reshape((1,) * len(shape))
+        per_feature = jnp.repeat(per_block, rows, total_repeat_length=site.features)
         per_axis = per_feature.reshape([shape[a] for a in axes])
         return per_axis.transpose(np.argsort(axes).tolist()).reshape(ones)
 
-    return tuple(along(values) for values in per_block)
+    return along(scale), along(zero_point)
 
 
 def quantized_logits(
