@@ -157,6 +157,21 @@ def finetune(run: RunPath, options: Annotated[o.Finetune, arg(name="")] = o.Fine
     finetune(run, options, reporter=progress.TERMINAL)
 
 
+def export(run: RunPath, options: Annotated[o.Export, arg(name="")] = o.Export()) -> None:
+    """Write an allocation as a file that another program runs: RUN/exported, export.json.
+
+    The file is run in its own runtime beside jmpq's evaluation: agreement, bytes against
+    size_bytes, and processor time against the float network in the same format.
+
+    For example: jmpq export runs/r20 --format onnx --allocation uniform/W8A8
+    """
+    from jmpq.cli.show import show_export
+    from jmpq.run import progress
+    from jmpq.run.steps.export import export
+
+    show_export(export(run, options, reporter=progress.TERMINAL))
+
+
 def report(
     run: RunPath,
     plan: Annotated[str | None, arg(help="Name of the plan, as for jmpq evaluate.")] = None,

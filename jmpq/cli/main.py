@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven bound.
 
 Steps, in order: train (built-in networks), layers, sensitivity, solve, then if wanted race,
-refine or floor, evaluate, if wanted finetune, report. Each writes one artifact into the run
-folder and can be restarted there; demo runs them all on embedded data. Losses are mean nats
-per example, sizes bytes (MB = 10^6). `jmpq --version` tells the version."""
+refine or floor, evaluate, if wanted finetune or export, report. Each writes one artifact into
+the run folder and can be restarted there; demo runs them all on embedded data. Losses are mean
+nats per example, sizes bytes (MB = 10^6). `jmpq --version` tells the version."""
 
 STEPS = (
     "train",
@@ -28,6 +28,7 @@ STEPS = (
     "floor",
     "evaluate",
     "finetune",
+    "export",
     "report",
     "demo",
 )

@@ -11,7 +11,7 @@ from jmpq.network.layers import layer_type
 from jmpq.problem import COSTS, Plan, PlannedAllocation
 from jmpq.problem.shown import shown_prediction
 from jmpq.problem.solution import OPTIMALITY
-from jmpq.run.artifacts import LayerTable
+from jmpq.run.artifacts import Export, LayerTable
 from jmpq.run.planning.recommendation import Recommendation
 
 
@@ -37,6 +37,38 @@ def show_layers(layers: LayerTable) -> None:
     if layers.equalized:
         pairs = ", ".join(f"{one} - {two}" for one, two in layers.equalized)
         console.print(f"Ranges equalised: {pairs}.")
+
+
+def show_export(export: Export) -> None:
+    """Bytes, agreement with the evaluation, and processor time of an exported file."""
+    table = Table("", export.name, "jmpq", "float", box=box.SIMPLE, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("payload, bytes", f"{export.payload_bytes:,}", f"{export.size_bytes:,}", "")
+    table.add_row("file, bytes", f"{export.file_bytes:,}", "", "")
+    if (checked := export.agreement) and export.runtime:
+        if checked["top1"] is not None:
+            top1 = (f"{100 * (checked[key] or 0):.2f}" for key in ("top1", "top1_jmpq"))
+            table.add_row("top-1, %", *top1, "")
+        same = 100 * (checked["same_class"] or 0)
+        table.add_row("same class as jmpq, %", f"{same:.2f}", "", "")
+        for key in ("mean", "largest"):
+            table.add_row(f"{key} difference of logits", f"{checked[key]:.2g}", "", "")
+        for size, found in export.cpu_ms.items():
+            times = (f"{found[key]:.3g}" for key in ("exported", "float"))
+            one, other = times
+            table.add_row(f"CPU time, batch {size}, ms", one, "", other)
+    console = Console()
+    console.print(table)
+    if checked:
+        examples = f"{int(checked['examples'] or 0):,} evaluation examples"
+        console.print(f"Run in {export.runtime} on {examples}.")
+    if export.widened:
+        stored = ", ".join(f"{name} at {bits}" for name, bits in export.widened.items())
+        console.print(
+            "Codes stored at more bits than they have, as the format has no such type: "
+            f"{stored}."
+        )
 
 
 def show_plan(plan: Plan) -> None:

@@ -1,8 +1,8 @@
 """A run: a folder of artifacts, and the steps that fill it, one after another.
 
     train ─► layers ─► sensitivity ─► solve ─┬─► evaluate ─► jmpq.write_report
-                                      ▲      └─► finetune
-                race, refine, floor ──┘
+                                      ▲      ├─► finetune
+                race, refine, floor ──┘      └─► export
 
 For everybody who wants the whole flow without writing it: notebooks, experiments and studies
 call these functions, and the command line is a thin layer over them. The stages before this
@@ -32,15 +32,22 @@ first used: `solve` needs JAX only for logit changes.
 from jmpq.lazy import attach
 
 _STEPS = ("train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
-          "finetune")  # fmt: skip
+          "finetune", "export")  # fmt: skip
 _OPTIONS = ("Train", "Layers", "Sensitivity", "Compute", "Solve", "Comparison", "Inverse",
-            "Race", "Refine", "Floor", "Evaluate", "Finetune")  # fmt: skip
+            "Race", "Refine", "Floor", "Evaluate", "Finetune", "Export")  # fmt: skip
 _HOMES = {
     **{f"steps.{name}": (name,) for name in _STEPS if name != "finetune"},
     "steps.finetune": ("finetune", "training_curve"),
     "options": _OPTIONS,
     "folder": ("RunFolder",),
-    "artifacts": ("NetworkSpec", "LayerTable", "Sensitivities", "Evaluation", "Finetuning"),
+    "artifacts": (
+        "NetworkSpec",
+        "LayerTable",
+        "Sensitivities",
+        "Evaluation",
+        "Finetuning",
+        "Exports",
+    ),
     "network": ("load_data", "load_network", "network_of"),
     "subject": ("Subject", "load_subject"),
     "progress": ("Reporter", "QUIET", "TERMINAL", "bar"),

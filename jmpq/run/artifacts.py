@@ -24,6 +24,7 @@ Json = Mapping[str, Any]
 LAYERS = ArtifactKind("layers", 3, "layers")
 EVALUATION = ArtifactKind("evaluation", 3, "evaluate")
 FINETUNING = ArtifactKind("finetuning", 3, "finetune")
+EXPORT = ArtifactKind("export", 1, "export")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -378,6 +379,86 @@ def _finetuning(record: dict[str, Any]) -> dict[str, Any]:
         if set(point) != {"step", "loss"}:
             raise ValueError(f"point {number} of the curve is not a step with its loss")
     return {"allocation": Allocation.from_json(record["allocation"])}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """One file for another program.
+
+    Attributes:
+        format: ``packed`` or ``onnx``.
+        file: Path below the folder of the plan.
+        file_sha256: Hash of the file.
+        allocation: The allocation.
+        name: Its name in the plan; ``float``; or ``finetuned``.
+        size_bytes: Bytes that the cost of this name counts.
+        payload_bytes: Bytes of codes, scales, zero points and unquantized parameters in the
+            file, as they are stored.
+        file_bytes: Bytes of the whole file.
+        widened: By layer, bits that codes are stored at where the format lacks their own.
+        runtime: Program that ran it, with its version; empty without a check.
+        agreement: Fields of `jmpq.export.check.Agreement`; empty without a check.
+        cpu_ms: Processor time of a call, milliseconds, by size of the batch: of this artifact
+            (``exported``) and of the ``float`` one in the same format.
+    """
+
+    format: str
+    file: str
+    file_sha256: str
+    allocation: Allocation
+    name: str
+    size_bytes: int
+    payload_bytes: int
+    file_bytes: int
+    widened: dict[str, int]
+    runtime: str
+    agreement: dict[str, float | None]
+    cpu_ms: dict[str, dict[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return _shallow(self) | {"allocation": self.allocation.to_json()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exports:
+    """Every file that was written for another program: ``export.json``.
+
+    Attributes:
+        weights_sha256: Hash of the float weights.
+        device: Kind of device that timed them.
+        versions: Versions of the packages that wrote the last one.
+        files: The files, by format and name of the allocation.
+    """
+
+    weights_sha256: str
+    device: str
+    versions: dict[str, str]
+    files: dict[str, Export]
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "Exports":
+        """Read ``export.json``.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If it is not a record of this version.
+        """
+        return _read(cls, EXPORT, path, _exports)
+
+    def write(self, path: pathlib.Path) -> None:
+        EXPORT.write_json(path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        files = {name: export.to_json() for name, export in self.files.items()}
+        return _shallow(self) | {"files": files}
+
+
+def _exports(record: dict[str, Any]) -> dict[str, Any]:
+    files = {}
+    for name, own in record["files"].items():
+        typed: dict[str, Any] = {"allocation": Allocation.from_json(own["allocation"])}
+        files[name] = Export(**fields_of(Export, own, f"export {name!r}") | typed)
+    return {"files": files}
 
 
 def _shallow(artifact: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from jmpq.problem import plan as plans
 from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.problem.plan_check import check_plan
 from jmpq.run import artifacts
-from jmpq.run.artifacts import Evaluation, Finetuning, LayerTable, Sensitivities
+from jmpq.run.artifacts import Evaluation, Exports, Finetuning, LayerTable, Sensitivities
 from jmpq.run.planning.recommendation import Recommendation, recommend
 from jmpq.sensitivity import table as tables
 from jmpq.text import plural, printed, some
@@ -38,7 +38,16 @@ WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
 LAYERS, SENSITIVITY, SUPERPOSED = "layers.json", "sensitivity.npz", "superposed.npz"
 PLAN, FRONT, EVALUATION = "plan.json", "front.csv", "evaluation.json"
 FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"
-OF_PLAN = (PLAN, FRONT, EVALUATION, FINETUNED, FINETUNING)  # one of each for every plan
+EXPORTED, EXPORT = "exported", "export.json"
+OF_PLAN = (
+    PLAN,
+    FRONT,
+    EVALUATION,
+    FINETUNED,
+    FINETUNING,
+    EXPORTED,
+    EXPORT,
+)  # one of each for every plan
 STORE = "store"
 # What logit changes and sensitivities have in common if they were measured together.
 MEASURED_TOGETHER = (
@@ -75,7 +84,7 @@ class RunFolder:
 
     def __repr__(self) -> str:
         every = (LAYERS, SENSITIVITY, SUPERPOSED, *OF_PLAN)
-        there = [name for name in every if self.file(name).is_file()]
+        there = [name for name in every if self.file(name).exists()]
         plans = sorted(path.parent.name for path in self.path.glob(f"{PLANS}/*/{PLAN}"))
         kept = [path.stat().st_size for path in self.path.glob(f"{STORE}/*.journal")]
         return printed(
@@ -150,6 +159,16 @@ class RunFolder:
         weights = self.file(FINETUNED)
         if weights.is_file() and file_sha256(weights) != made.finetuned_sha256:
             raise self._stale(FINETUNING, FINETUNED, "contents", artifacts.FINETUNING)
+        return made
+
+    @functools.cached_property
+    def exports(self) -> Exports | None:
+        """The files that were written for other programs, if there are any."""
+        if not self.file(EXPORT).is_file():
+            return None
+        made = self._read(EXPORT, Exports.read)
+        if made.weights_sha256 != self.layers.weights_sha256:
+            raise self._stale(EXPORT, LAYERS, "weights", artifacts.EXPORT)
         return made
 
     @functools.cached_property

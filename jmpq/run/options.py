@@ -470,3 +470,40 @@ class Finetune:
         between(self, 0.0, 1e6, "scale_learning_rate", "weight_decay")
         between(self, 0.0, 1.0, "distillation")
         between(self, 0.0, 1.0, "warmup", "momentum", below=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Options of `jmpq.run.export`."""
+
+    plan: str | None = None
+    """Name of the plan, as given to `jmpq solve --name`; by default the one without a name."""
+    allocation: str | None = None
+    """Name of the allocation; the first solution of the plan by default. float: the network as
+    it is."""
+    format: Literal["packed", "onnx"] = "packed"
+    """packed: safetensors with codes at their bits, read by jmpq.load_packed; onnx: a graph
+    with QuantizeLinear and DequantizeLinear (pip install 'jmpq[onnx]')."""
+    finetuned: bool = False
+    """Take the network that `jmpq finetune` trained, with its allocation."""
+    native: bool = False
+    """Let DequantizeLinear of ONNX read codes of 2 and 4 bits itself. By default they are
+    stored so and cast to 8 bits, which runtimes do once, when they load."""
+    smallest: Literal[2, 4, 8] = 2
+    """Least bits at which ONNX stores codes: 4 for OpenVINO, which has no type of 2 bits."""
+    check: int = 1000
+    """Evaluation examples, the first so many, that the file is run on in its own runtime beside
+    jmpq's evaluation; 0 for none."""
+    batch_size: int = 250
+    """Examples per batch of the check."""
+    repeats: int = 30
+    """Calls of each artifact whose processor time is taken, at batch 1 and 32."""
+
+    def __post_init__(self) -> None:
+        counts(self, "check", least=0)
+        counts(self, "batch_size", "repeats")
+        if self.finetuned and self.allocation is not None:
+            raise ValueError(
+                "finetuned=True takes the allocation that was trained: leave out "
+                f"allocation={self.allocation!r}."
+            )

@@ -35,6 +35,7 @@ GROUPS = {
     "floor": {"": options.Floor},
     "evaluate": {"": options.Evaluate},
     "finetune": {"": options.Finetune},
+    "export": {"": options.Export},
 }
 BARE = ("compute.", "comparison.", "inverse.")  # groups whose flags have no prefix
 VALUES = {

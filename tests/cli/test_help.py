@@ -13,7 +13,7 @@ from tests.cli.command import ROOT, finish, jmpq, process
 
 STEPS = (
     "train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
-    "finetune", "report", "demo",
+    "finetune", "export", "report", "demo",
 )  # fmt: skip
 HELP = """
 import contextlib, io, json, sys

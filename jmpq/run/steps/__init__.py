@@ -11,6 +11,7 @@ at a time write to a folder.
 - `race`, `refine`, `floor`: add allocations to a plan that measurement has chosen: the best of
   the solutions, one improved by swaps, the cheapest above an accuracy floor.
 - `evaluate`: measured outcomes. `finetune`: the network trained for an allocation's bits.
+- `export`: a file that another program runs, and how it agrees with the evaluation.
 
 Where a step is interrupted, its journal in the folder's ``store`` keeps what is finished, and
 the same call goes on from there. Only `train` and `finetune` keep checkpoints of their own.
