@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jmpq.data.batches import Batch
+from jmpq.data.dataset import IGNORED
 from jmpq.export.packed import load_packed
 from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 
 Format = Literal["packed", "onnx"]
-Runner = Callable[[PyTree], Float[np.ndarray, "batch classes"]]
+Runner = Callable[[PyTree], Float[np.ndarray, "batch *output"]]
 EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx", "openvino": "openvino"}
 
 
@@ -28,7 +29,7 @@ class Agreement:
 
     Attributes:
         examples: Number of examples.
-        same_class: Fraction of examples with the same greatest logit.
+        same_class: Fraction of examples, or of their positions, with the same greatest logit.
         top1: Top-1 of the artifact; None where labels are no classes.
         top1_jmpq: Top-1 of jmpq's evaluation.
         largest: Largest absolute difference of a logit.
@@ -100,11 +101,12 @@ def compare(run: Runner, reference: Runner, examples: Iterable[Batch]) -> Agreem
     got, want, labels = (np.concatenate(x) for x in zip(*rows, strict=True))
     difference = np.abs(got.astype(np.float64) - want)
     top1: list[float | None] = [None, None]
-    if labels.dtype.kind in "iu":
-        top1 = [float((x.argmax(axis=1) == labels).mean()) for x in (got, want)]
+    if labels.dtype.kind in "iu" and labels.shape == got.shape[:-1]:
+        counts = labels != IGNORED
+        top1 = [float((x.argmax(axis=-1) == labels)[counts].mean()) for x in (got, want)]
     return Agreement(
         examples=len(got),
-        same_class=float((got.argmax(axis=1) == want.argmax(axis=1)).mean()),
+        same_class=float((got.argmax(axis=-1) == want.argmax(axis=-1)).mean()),
         top1=top1[0],
         top1_jmpq=top1[1],
         largest=float(difference.max()),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.allocation import Allocation
@@ -74,7 +75,7 @@ class Packed:
         """Bytes of the payload: what cost ``size_bytes`` counts."""
         return _payload(self.tensors)
 
-    def logits(self, inputs: PyTree) -> Float[Array, "batch classes"]:
+    def logits(self, inputs: PyTree) -> Float[Array, "batch *output"]:
         """Logits of the quantized network; codes are unpacked inside the compiled program."""
         return self._compiled(dict(self.tensors), jax.tree.map(jnp.asarray, inputs))
 
@@ -337,7 +338,7 @@ def _is_rebuilt(coded: Coded, name: str) -> bool:
     outputs, inputs = int(network.tap.output_shapes[0][-1]), _described(network.tap.inputs)
     try:
         other = _built(name, outputs, inputs, tensors, _examples(network))
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, FlaxError):  # of another shape, or without what it needs
         return False
     return other.layers == network.layers and other.code_sha256 == network.code_sha256
 
@@ -369,8 +370,8 @@ def _built(
     examples: int,
 ) -> Network:
     """A built-in network from tensors by path, traced with so many examples."""
-    words = len(tensors[f"params/{VOCABULARY}"]) if architecture(name).tokens else None
-    module = build_module(name, outputs, words)
+    words = tensors.get(f"params/{VOCABULARY}")
+    module = build_module(name, outputs, None if words is None else len(words))
 
     def under(prefix: str) -> dict[str, Any]:
         own = {k: x for k, x in tensors.items() if k.startswith(f"{prefix}/")}
@@ -381,7 +382,7 @@ def _built(
     }
     example = example.get("", example)
     variables = {"params": under("params"), **under("state")}
-    return Network.from_linen(module, variables, example)
+    return Network.from_linen(module, variables, example, tied=architecture(name).tied)
 
 
 def _check_network(

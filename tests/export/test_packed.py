@@ -31,7 +31,8 @@ PARTLY = Allocation({"stem": Choice(1, 8), "conv2": Choice(16, 3)})
 
 def logits(network, found, allocation, inputs, corrections=None):
     bits = bit_arrays([layer.name for layer in network.layers], [allocation])[0]
-    return corrected_logits(network, found, *map(jnp.asarray, bits), inputs, corrections or {})
+    run = jax.jit(corrected_logits)
+    return run(network, found, *map(jnp.asarray, bits), inputs, corrections or {})
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_built_in_network_needs_no_network(tmp_path):
     coded = take_codes(network, found, allocation)
     save_packed(path := tmp_path / "net.safetensors", coded, architecture="digits_resnet")
     bits = jnp.full(len(network.layers), 4), jnp.full(len(network.layers), 8)
-    want = quantized_logits(network, found, *bits, inputs)
+    want = jax.jit(quantized_logits)(network, found, *bits, inputs)
     np.testing.assert_allclose(load_packed(path).logits(inputs), want, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="is of another network: it has 8 layers, this one 4"):
         load_packed(path, cases.network())

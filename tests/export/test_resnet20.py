@@ -12,7 +12,6 @@ from jmpq.data.load import load_dataset
 from jmpq.export.check import compare, onnx_runner, packed_runner
 from jmpq.export.codes import take_codes
 from jmpq.export.packed import save_packed
-from jmpq.formats import Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.zoo.architectures import build_module
