@@ -102,6 +102,13 @@ def load_network(
     return _changed(spec, network)
 
 
+def _precision() -> str:
+    """Why a network may compute something else without another line of code."""
+    if not jax.config.read("jax_enable_x64"):
+        return ""
+    return "Float64 is enabled here; a run made without it is opened without it. "
+
+
 def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
     """Network and data set of a run; the weights are those of its layer table.
 
@@ -128,8 +135,8 @@ def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
     if comparable and network.code_sha256 != table.code_sha256:
         raise ValueError(
             f"The code of {table.network.model!r} has changed since {folder.path / LAYERS} was "
-            "written: its layers are the same, what it computes is not. Run `jmpq layers "
-            f"{folder.path}` again, and the steps after it."
+            f"written: its layers are the same, what it computes is not. {_precision()}Run "
+            f"`jmpq layers {folder.path}` again, and the steps after it."
         )
     check_inputs(network, dataset)
     return network, dataset

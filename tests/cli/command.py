@@ -104,3 +104,11 @@ def contents(folder: pathlib.Path) -> dict[str, tuple[int, str]]:
         )
         for path in sorted(folder.rglob("*"))
     }
+
+
+def opened(path):
+    """Network and data set of a run folder, as the command line opens it."""
+    from jmpq.run import RunFolder, network_of
+
+    with jax.enable_x64(False):
+        return network_of(RunFolder(path))

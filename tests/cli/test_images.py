@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jmpq.run import RunFolder, network_of
+from jmpq.run import RunFolder
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.tensor_files import save_variables
 from jmpq.zoo.weights_torchvision import abstract_variables
-from tests.cli.command import jmpq, works
+from tests.cli.command import jmpq, opened, works
 
 PHOTOS = ("--model", "tests.cli.networks:photos", "--data", "image_folder")
 
@@ -71,10 +71,11 @@ def test_folding_changes_the_weights_and_is_kept_for_later_steps(tmp_path):
     digits = ("--model", "digits_resnet", "--data", "digits")
     works("layers", tmp_path, *digits)
     before = RunFolder(tmp_path)
-    plain, _ = network_of(before)
+    assert before.layers.network.fold is False
+    plain, _ = opened(tmp_path)
     works("layers", tmp_path, *digits, "--fold-batch-norm")
     after = RunFolder(tmp_path)
-    folded, _ = network_of(after)
+    folded, _ = opened(tmp_path)
     assert after.layers.network.fold is True
     assert after.layers.weights_sha256 != before.layers.weights_sha256
     assert folded.layers == plain.layers

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jmpq.data.text.tokens import train_tokenizer
-from jmpq.run import RunFolder, network_of
+from jmpq.run import RunFolder
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.bert import example_tokens
 from jmpq.zoo.tensor_files import save_variables
-from tests.cli.command import SMALL, jmpq, works
+from tests.cli.command import SMALL, jmpq, opened, works
 
 WORDS = {0: ["bad", "dull", "bleak"], 1: ["good", "fine", "charming"]}
 FILLER = ["a", "the", "film", "plot", "is", "and", "very", "it"]
@@ -61,7 +61,7 @@ def test_layers_takes_the_tokenizer_beside_the_weights(folder, weights, tmp_path
     run = tmp_path / "run"
     works("layers", run, *place(folder, "--weights", weights))
     folder = RunFolder(run)
-    network, dataset = network_of(folder)
+    network, dataset = opened(run)
     assert folder.layers.network.tokenizer == str(weights.parent / "tokenizer.json")
     assert dataset.classes == ("negative", "positive")
     names = [layer.name for layer in network.layers]

@@ -13,12 +13,22 @@ from jmpq.allocation import Allocation
 from jmpq.cli import commands
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
-from jmpq.run import RunFolder, network_of
 from jmpq.sensitivity.logits.composed import Composed
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.table import load_sensitivities
 from tests.cli import losses
-from tests.cli.command import EVERY, FEW, SMALL, TINY, contents, finish, jmpq, process, works
+from tests.cli.command import (
+    EVERY,
+    FEW,
+    SMALL,
+    TINY,
+    contents,
+    finish,
+    jmpq,
+    opened,
+    process,
+    works,
+)
 from tests.helpers import rewritten
 
 LAYERS = (
@@ -297,7 +307,7 @@ def test_a_loss_of_the_users_is_predicted_and_measured(run):
     works("report", run)
     found, plan = read(run / "evaluation.json"), read(run / "plan.json")
     assert found["loss"] == loss
-    network, dataset = network_of(RunFolder(run))
+    network, dataset = opened(run)
     _, split = calibration_split(dataset, "heldout", examples=40, seed=0)
     (batch,) = batches(split.take(np.arange(100)), 100)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -391,7 +401,7 @@ def test_equalised_ranges_are_another_network_of_the_same_logits(digits_run, tmp
     equal = ("--fold-batch-norm", "--equalize-ranges")
     told = works("layers", tmp_path, *same, *weights, *equal).out
     assert "layer1/0/conv1 - layer1/0/conv2, layer2/0/conv1 -" in " ".join(told.split())
-    (network, dataset), (other, _) = (network_of(RunFolder(x)) for x in (digits_run, tmp_path))
+    (network, dataset), (other, _) = opened(digits_run), opened(tmp_path)
     images = jax.numpy.asarray(batches(dataset.heldout, 8)[0].inputs)
     np.testing.assert_allclose(
         other.apply(other.params, images),

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from jmpq.data.dataset import AsStored, whole_split
-from jmpq.run import RunFolder, network_of
+from jmpq.run import RunFolder
 from jmpq.run.steps.evaluate import chance
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.decoder import example_ids
 from jmpq.zoo.tensor_files import save_variables
-from tests.cli.command import SMALL, jmpq, works
+from tests.cli.command import SMALL, jmpq, opened, works
 
 MODEL = ("--model", "stories260k", "--data", "text", "--text-length", 6)
 
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
 def test_layers_finds_those_of_a_decoder_and_its_ties(place, tmp_path):
     works("layers", tmp_path, *MODEL, *place)
     folder = RunFolder(tmp_path)
-    network, dataset = network_of(folder)
+    network, dataset = opened(tmp_path)
     assert dataset.heldout.inputs.shape == (33, 6)
     assert len(network.layers) == 36
     assert folder.layers.network.text_length == 6

@@ -47,7 +47,8 @@ def product(equation, shape):
     def apply(params, x):
         if inputs == "hnf":  # the batch axis comes first outside
             x = x.transpose(1, 0, 2)
-        return jnp.einsum(equation, *((params["w"], x)[:: 1 if equation[0] == "o" else -1]))
+        y = jnp.einsum(equation, *((params["w"], x)[:: 1 if equation[0] == "o" else -1]))
+        return jnp.moveaxis(y, equation.split("->")[1].index("n"), 0)
 
     return apply, shape, jnp.zeros(example[inputs])
 
