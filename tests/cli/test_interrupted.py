@@ -96,7 +96,7 @@ def stored(run, kind):
     return str(path.relative_to(run))
 
 
-def interrupt(*args):
+def interrupt(*args, **options):
     raise KeyboardInterrupt
 
 
@@ -202,10 +202,8 @@ def test_evaluate_starts_anew_where_the_journal_does_not_fit(run, bars, text):
 
 
 def test_interrupting_a_step_without_memory_leaves_nothing(run, monkeypatch):
-    from jmpq.solvers import CoreSearch  # the solver of one budget
-
     before = contents(run)
-    monkeypatch.setattr(CoreSearch, "__call__", interrupt)
+    monkeypatch.setattr("jmpq.run.steps.solve.make_solver", interrupt)
     assert jmpq("solve", run, "--replace").code == 130
     assert contents(run) == before
 
