@@ -19,7 +19,7 @@ def test_all_minilm_l6_v2_has_its_published_rank_correlation(shared_data):
     folder = package.get_model_path()
     module, variables = read_bert(folder, "similarity")
     tokenizer = read_tokenizer(folder)
-    tokenizer.check_vocabulary(module.config.vocab_size)
+    tokenizer.check_vocabulary(module.config.vocab_size, "embeddings/word_embeddings")
     pairs = by_length(glue("stsb", tokenizer, shared_data, heldout="test").heldout)
     apply = jax.jit(module.apply)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
