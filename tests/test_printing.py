@@ -171,7 +171,7 @@ def test_metrics_rules_and_solvers_are_reachable_from_one_import():
     code = (
         "import jmpq, sys\n"
         "assert 'jax' not in sys.modules\n"
-        "assert len(jmpq.__all__) == 61\n"
+        "assert len(jmpq.__all__) == 62\n"
         "jmpq.solvers.SeveralBudgets, jmpq.problem.Pin, jmpq.run.RunFolder\n"
         "assert 'jax' not in sys.modules\n"
         "jmpq.sensitivity.metrics.QBert, jmpq.sensitivity.metrics.make_metric\n"
