@@ -57,7 +57,7 @@ from jmpq.training.loop import (
     run_steps,
     steps_per_epoch,
 )
-from jmpq.training.losses import cross_entropy, kl_divergence
+from jmpq.training.losses import kl_divergence, smoothed_cross_entropy
 from jmpq.zoo.tensor_files import weights_sha256
 
 LEAST_SCALE = 1e-3  # of its start: a learned scale stays above, and positive
@@ -346,7 +346,9 @@ def mean_loss(
         t = config.temperature
         loss += part * t**2 * jax.vmap(kl_divergence)(z / t, teacher / t, labels).mean()
     if part < 1:
-        loss += (1 - part) * jax.vmap(cross_entropy)(z, labels).mean()
+        smoothing = config.training.label_smoothing
+        loss_of = functools.partial(smoothed_cross_entropy, smoothing=smoothing)
+        loss += (1 - part) * jax.vmap(loss_of)(z, labels).mean()
     return loss
 
 

@@ -470,6 +470,7 @@ class Finetune:
         between(self, 0.0, 1e6, "scale_learning_rate", "weight_decay")
         between(self, 0.0, 1.0, "distillation")
         between(self, 0.0, 1.0, "warmup", "momentum", below=True)
+        between(self, 0.0, 0.999, "label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from tests.cli import fuzz
 SENSIBLE = (
     r"--(weight-decay|shift|seed|qbert-spread|activations\.decay|process-index): zero",
     r"--(first-last-bits|search-evaluations|random|sweep|joint|max-drop): zero",
-    r"--(scale-learning-rate|warmup|momentum|distillation): zero",
+    r"--(scale-learning-rate|warmup|momentum|distillation|label-smoothing|check): zero",
     r"--loss-ceiling: (zero|negative)",
 )
 

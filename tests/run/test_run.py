@@ -13,7 +13,7 @@ from jmpq import run
 from tests.cli.command import works
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
-CLOCK = ("created", "wall_s", "timing", "plan_sha256", "sensitivity_sha256")
+CLOCK = ("content_sha256", "created", "wall_s", "timing", "plan_sha256", "sensitivity_sha256")
 
 
 @pytest.fixture(scope="module")
