@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.extend import core
 
-from jmpq.network.walk import body, is_call, opened
+from jmpq.network.walk import body, is_call, opened, scan_counts
 
 # Along the axis of these parameters, every output element depends on several input elements.
 ALONG = {
@@ -101,7 +101,7 @@ def _bodies(two: Any, three: Any, ins: Sequence[_Value]) -> list[list[_Value]] |
     match two.primitive.name:
         case "scan" if params["length"] == others["length"]:
             jaxprs = opened(params["jaxpr"])[0], opened(others["jaxpr"])[0]
-            first, carries = params["num_consts"], params["num_carry"]
+            first, carries = scan_counts(params)
             carry = list(ins[first : first + carries])
             outs: list[_Value] = []
             for _ in range(2):  # what the first step mixes, the second one reads
@@ -147,7 +147,7 @@ def _mixes(eqn: Any, two: Any, three: Any) -> str | None:
         len(grown) == 1
         and shapes[0][grown[0]] * 3 == shapes[1][grown[0]] * 2
         and grown[0] not in along
-        and (name != "scan" or eqn.params["num_carry"] == 0)  # over the batch itself
+        and (name != "scan" or scan_counts(eqn.params)[1] == 0)  # over the batch itself
     ):
         return None
     where = str(eqn.source_info.name_stack)

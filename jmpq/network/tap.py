@@ -40,6 +40,7 @@ from jmpq.network.walk import (
     body,
     is_call,
     opened,
+    scan_counts,
     walk,
     without_dead_code,
 )
@@ -344,7 +345,7 @@ class _Analysis:
         name = eqn.primitive.name
         reason, rows = f"it is used inside `{name}`", set[int]()
         if name == "scan":
-            first = eqn.params["num_consts"] + eqn.params["num_carry"]
+            first = sum(scan_counts(eqn.params))
             rows.update(leaf for source in ins[first:] for leaf in source.leaves)
             reason = (
                 "every step of a `scan` uses it (a recurrent layer: to quantize it once for "
@@ -418,8 +419,8 @@ def _bodies(eqn: Any, ins: Sequence[Source]) -> Iterator[tuple[Any, list[Source]
 
     match eqn.primitive.name:
         case "scan":
-            first = params["num_consts"]
-            second = first + params["num_carry"]
+            first, carries = scan_counts(params)
+            second = first + carries
             carry = carried(params["jaxpr"], first, ins[first:second])
             yield params["jaxpr"], [*ins[:first], *carry, *ins[second:]]
         case "while":

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jmpq.network.tree_paths import Pieces
-from jmpq.network.walk import INLINED, LAYOUT, Path, bind, body, opened, walk
+from jmpq.network.walk import INLINED, LAYOUT, Path, bind, body, opened, scan_counts, walk
 
 PRODUCTS = ("conv_general_dilated", "dot_general", "gather")  # a kernel is read by these
 
@@ -212,7 +212,7 @@ def _never(eqn: Any, path: Path) -> bool:
 
 def _operands(eqn: Any, ins: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """Constants, carried values and rows of a ``scan``."""
-    first, second = eqn.params["num_consts"], eqn.params["num_carry"]
+    first, second = scan_counts(eqn.params)
     return list(ins[:first]), list(ins[first : first + second]), list(ins[first + second :])
 
 

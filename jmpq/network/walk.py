@@ -119,6 +119,14 @@ def without_dead_code(closed: Any) -> Any:
     return core.ClosedJaxpr(live, consts)
 
 
+def scan_counts(params: Any) -> tuple[int, int]:
+    """Constants and carried values of a ``scan``, which its operands begin with."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # since JAX 0.12
+    return len(consts), len(carry)
+
+
 def equations(jaxpr: Any) -> Iterator[Any]:
     """All equations at any depth, those of loops and branches too, each body once."""
     for eqn in jaxpr.eqns:
