@@ -1,5 +1,6 @@
 """Searches on what composed logits predict of whole allocations."""
 
+import dataclasses
 from collections.abc import Callable
 
 from jmpq.allocation import translate_columns
@@ -44,13 +45,17 @@ def composed_search(
         return None
 
     def search(problem: Problem) -> Solution:
-        return ObjectiveSearch(
-            objective=objective(problem),
+        predict = objective(problem)
+        found = ObjectiveSearch(
+            objective=predict,
             name=searched_name(folder),
             max_evaluations=options.search_evaluations,
             time_limit_s=options.time_limit_s,
             seed=options.seed,
             start=make_solver(problem, time_limit_s=options.time_limit_s),
         )(problem)
+        # Predicted anew, alone, as the plan's check will: the value is that of the allocation.
+        (value,) = predict(found.columns[None]).tolist()
+        return dataclasses.replace(found, objective_value=value)
 
     return search
