@@ -12,7 +12,7 @@ from jmpq.formats import Choice, choice_grid
 from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
 from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
-from jmpq.sensitivity.logits.superposed import Superposed, changes_bytes
+from jmpq.sensitivity.logits.superposed import SAFE_ROWS, Superposed, changes_bytes
 from jmpq.sensitivity.metrics.measured_moves import measured_increases
 from jmpq.sensitivity.metrics.taylor import GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
@@ -75,6 +75,7 @@ def test_joint_allocations_are_the_loss_of_added_changes(dense, superposed, kind
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
     one = superposed.logits.nbytes * 4
     assert superposed.allocations_per_chunk(3 * one + 1) == 3
+    assert superposed.allocations_per_chunk() * len(superposed.logits) <= SAFE_ROWS
     chunked = superposed.predict_columns(table, kind, memory_bytes=3 * one)
     np.testing.assert_allclose(chunked, got, rtol=1e-12)
     assert superposed.predict_columns(table[:0], kind).shape == (0,)

@@ -28,6 +28,9 @@ from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
 KIND = ArtifactKind("superposed", 2, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
+# Rows (allocations × examples) of one product. With 65,536 of them XLA's programs for CPUs give
+# wrong numbers from row 32,768 on (JAX 0.10.2: 256 allocations, 256 examples, 10 classes).
+SAFE_ROWS = 1 << 14
 WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
 
 
@@ -248,7 +251,7 @@ class Superposed:
                 f"One allocation takes about {each} bytes, more than "
                 f"memory_bytes={memory_bytes}. Raise the limit or use fewer examples."
             )
-        return memory_bytes // each
+        return min(memory_bytes // each, max(1, SAFE_ROWS // len(self.logits)))
 
     @functools.cached_property
     def _members(self) -> Float[np.ndarray, "layers choices moves"]:
