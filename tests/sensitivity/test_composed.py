@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -159,3 +162,15 @@ def test_what_makes_no_sense_is_refused(superposed):
         composed.main_effects([3], draws=15)
     with pytest.raises(ValueError, match=r"must be \[allocations, 4 layers\]"):
         composed.predict_columns(np.zeros((1, 3), int))
+
+
+def test_many_allocations_at_once_are_predicted_right():
+    """In one product of 65,536 rows JAX 0.10.2 gives wrong numbers from row 32,768 on."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.sensitivity.many_rows"],
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 1e-4
