@@ -8,16 +8,18 @@ model, params, batch ─┬─► δ(layer, choice) ─┬─► losses ─┐
 `jmpq.run` takes these steps one after another in a folder of artifacts.
 
 To add a metric, a solver, a cost, a grid, a network, a figure or a step, read the last
-paragraph of its folder's page. A new file is named on that page; a folder holds fifteen at
-most.
+paragraph of its folder's page. A new file is named on that page, which has 20 to 40 lines; a
+folder holds fifteen files at most.
 
 Public names in the order of the flow; each is imported when it is first used, so that the
 stages without JAX stay without it.
 """
 
+from importlib.metadata import version
+
 from jmpq.lazy import attach
 
-__version__ = "0.1.0"
+__version__ = version("jmpq")  # from pyproject.toml
 # Names by their home, in the order of the flow; then what completion finds besides them.
 _HOMES = {
     "network.layers": ("Layer",),
@@ -26,6 +28,7 @@ _HOMES = {
     "zoo.weights_torchvision": ("load_published",),
     "network.fold": ("fold_batch_norm",),
     "network.equalize": ("equalize_ranges",),
+    "data.dataset": ("Dataset",),
     "data.image_folder": ("image_folder",),
     "zoo.bert": ("Bert",),
     "zoo.weights_bert": ("read_bert",),
@@ -43,14 +46,17 @@ _HOMES = {
         "choice_grid",
     ),
     "allocation": ("Allocation",),
-    "quantizers.fake_quant": (
-        "Quantizers",
+    "quantizers.scales": ("Quantizers",),
+    "quantizers.calibrate": (
+        "calibrate_quantizers",
         "calibrate_weights",
         "calibrate_activations",
-        "quantized_logits",
     ),
-    "quantizers.calibrate": ("calibrate_quantizers",),
-    "quantizers.products": ("quantize_products",),
+    "quantizers.fake_quant": ("quantized_logits",),
+    "quantizers.products": (
+        "quantize_products",
+        "with_cache",
+    ),
     "curvature.hvp": (
         "hvp",
         "hessian",
@@ -68,6 +74,7 @@ _HOMES = {
     ),
     "sensitivity.metrics.taylor": ("GaussNewton",),
     "sensitivity.analyse": ("analyse",),
+    "sensitivity.logits.measure": ("measure_superposed",),
     "sensitivity.logits.superposed": ("Superposed",),
     "sensitivity.logits.composed": ("Composed",),
     "problem": (
@@ -97,6 +104,9 @@ _HOMES = {
     ),
     "deploy.finetuned": ("load_finetuned",),
     "export.packed": ("load_packed",),
+    "latency.table": ("LatencyTable",),
+    "latency.whole_networks": ("measure_latency",),
+    "study": ("read_study", "run_study"),
     "report.report": ("write_report",),
 }
 _MODULES = (
@@ -111,7 +121,9 @@ _MODULES = (
     "solvers",
     "deploy",
     "export",
+    "latency",
     "run",
+    "study",
     "report",
     "allocation",
     "formats",

@@ -2,7 +2,8 @@
 
 Solvers, evaluators, plans, fine-tuning and exporters take and return this value. Arrays are
 made of it here and nowhere else: `Allocation.columns` gives indices into a table of layers
-and choices, which is what searches work on; `bit_arrays` gives bit-widths for the device.
+and choices, which is what searches work on; `bit_arrays` gives numbers of schemes for the
+device, which are bit-widths where formats are plain integers.
 """
 
 import dataclasses
@@ -17,40 +18,46 @@ import numpy as np
 from jaxtyping import Int
 
 from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice, labels
+from jmpq.kinds import check_kinds, expect
 
 _LONG = 80  # characters of a label that `str` still shows
 _PLAIN = "/:,;.+@()[]{}'"  # characters of names that labels keep, beside letters and digits
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, init=False)
 class Allocation(Mapping[str, Choice]):
     """The choice of every searched layer, by name; a layer without one stays unquantized.
 
     A value: allocations are equal, and hash alike, if they give the same layers the same
     choices, in whatever order.
 
-    >>> mixed = Allocation({"stem": Choice(8, 8), "head": Choice(4, 8)})
+    >>> mixed = Allocation({"stem": "W8A8", "head": Choice(4, 8)})
     >>> mixed["head"].w_bits, mixed.label
     (4, 'head=W4A8 stem=W8A8')
     >>> Allocation.parse(mixed.label, ["stem", "head"]) == mixed
     True
 
     Attributes:
-        choices: Choice of every layer that the allocation names.
+        choices: Choice of every layer that the allocation names; labels are read.
 
     Raises:
-        TypeError: If a name is not a string or a value is not a `Choice`.
+        TypeError: If it is not a mapping, a name is not a string, or a value is neither a
+            `Choice` nor a label.
+        ValueError: If a label is not a choice; the message names the layer.
     """
 
     choices: Mapping[str, Choice]
 
-    def __post_init__(self) -> None:
-        own = dict(self.choices)
-        for layer, choice in own.items():
-            if not (isinstance(layer, str) and isinstance(choice, Choice)):
+    @check_kinds
+    def __init__(self, choices: Mapping[str, Choice | str]) -> None:
+        own = {
+            layer: _parsed(layer, choice) if isinstance(choice, str) else choice
+            for layer, choice in choices.items()
+        }
+        for layer in own:
+            if not isinstance(layer, str):
                 raise TypeError(
-                    f"An allocation gives layer {layer!r} the choice {choice!r}: expected a "
-                    "name and a Choice. Read labels such as 'W4A8' with Allocation.from_json."
+                    f"An allocation gives layer {layer!r} a choice: expected its name."
                 )
         object.__setattr__(self, "choices", types.MappingProxyType(own))
 
@@ -85,6 +92,11 @@ class Allocation(Mapping[str, Choice]):
         return f"Allocation({self})"
 
     @classmethod
+    def of(cls, given: "AllocationLike") -> "Allocation":
+        """An allocation as it is, or one made of choices or labels by layer."""
+        return given if isinstance(given, cls) else cls(given)
+
+    @classmethod
     def uniform(cls, layers: Iterable[str], choice: Choice) -> "Allocation":
         """One choice for all layers."""
         return cls(dict.fromkeys(layers, choice))
@@ -113,12 +125,12 @@ class Allocation(Mapping[str, Choice]):
 
     @classmethod
     def from_bits(cls, layers: Sequence[str], bits: Int[np.ndarray, "2 _"]) -> "Allocation":
-        """The allocation of weight and activation bits, one row of `bit_arrays`.
+        """The allocation of bits (`Scheme.number`) of weights and activations.
 
-        It names every layer, unquantized ones too.
+        It is one row of `bit_arrays`, and names every layer, unquantized ones too.
 
         Raises:
-            ValueError: If there are not two bit-widths for every layer, or one is not valid.
+            ValueError: If there are not two numbers for every layer, or one is not valid.
         """
         pairs = zip(layers, *np.asarray(bits).tolist(), strict=True)
         return cls({layer: Choice(w_bits, a_bits) for layer, w_bits, a_bits in pairs})
@@ -205,15 +217,18 @@ class Allocation(Mapping[str, Choice]):
         return cls({layer: _parsed(layer, label) for layer, label in record.items()})
 
 
+AllocationLike = Allocation | Mapping[str, Choice | str]
+
+
 def column_table(
-    layers: Sequence[str], choices: Sequence[Choice], allocations: Sequence[Allocation]
+    layers: Sequence[str], choices: Sequence[Choice], allocations: Sequence[AllocationLike]
 ) -> Int[np.ndarray, "allocations layers"]:
     """`Allocation.columns` of several allocations, one row each.
 
     Raises:
         ValueError: If an allocation names another layer or takes another choice.
     """
-    rows = [allocation.columns(layers, choices) for allocation in allocations]
+    rows = [allocation.columns(layers, choices) for allocation in _listed(allocations)]
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(layers))
 
 
@@ -262,9 +277,11 @@ def translate_columns(
 
 
 def bit_arrays(
-    layers: Sequence[str], allocations: Sequence[Allocation]
+    layers: Sequence[str], allocations: Sequence[AllocationLike]
 ) -> Int[np.ndarray, "allocations 2 layers"]:
-    """Weight bits and activation bits of every layer, as compiled functions take them.
+    """Numbers of the schemes of every layer, weights and activations, for compiled functions.
+
+    Of plain integers they are the bit-widths.
 
     Args:
         layers: All layers of the network. One that an allocation does not name gets 32 bits:
@@ -274,13 +291,19 @@ def bit_arrays(
     Raises:
         ValueError: If an allocation names a layer that is not among `layers`.
     """
+    allocations = _listed(allocations)
     _check_layers(layers, allocations)
     position = {layer: i for i, layer in enumerate(layers)}
     bits = np.full((len(allocations), 2, len(layers)), FLOAT_BITS, dtype=np.int64)
     for row, allocation in zip(bits, allocations, strict=True):
         for layer, choice in allocation.choices.items():
-            row[:, position[layer]] = choice.w_bits, choice.a_bits
+            row[:, position[layer]] = choice.weights.number, choice.activations.number
     return bits
+
+
+def _listed(allocations: Sequence[AllocationLike]) -> list[Allocation]:
+    expect(allocations, Sequence[AllocationLike], "`allocations`")
+    return [Allocation.of(allocation) for allocation in allocations]
 
 
 def _check_layers(layers: Sequence[str], allocations: Sequence[Allocation]) -> None:

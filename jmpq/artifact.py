@@ -112,7 +112,7 @@ class ArtifactKind:
 
         Args:
             path: The file.
-            fields: Its content.
+            fields: Content of the artifact.
             default: JSON values of what JSON does not know, as of `json.dumps`.
 
         Raises:
@@ -130,7 +130,7 @@ class ArtifactKind:
 
         Args:
             path: The file.
-            what: What it is to be, for messages.
+            what: Name of the kind of file, for messages.
 
         Raises:
             FileNotFoundError: If it is not there.
@@ -163,7 +163,7 @@ class ArtifactKind:
         Args:
             path: The file.
             fields: JSON values of its header, by names that no array has.
-            arrays: Its arrays.
+            arrays: Arrays of the artifact.
             compress: Whether arrays are compressed.
 
         Raises:
@@ -258,7 +258,7 @@ def fields_of(
     Args:
         kind: The dataclass.
         record: The JSON value.
-        what: What it is, for messages.
+        what: Name of the value, for messages.
         ignore: Keys that are no fields and may be there.
 
     Raises:

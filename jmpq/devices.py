@@ -114,7 +114,7 @@ def join_processes(
     Args:
         coordinator: ``host:port`` of process 0.
         count: Number of processes.
-        index: Of this process, from 0.
+        index: Index of this process, from 0.
 
     Raises:
         ValueError: If only some of the three are known, they do not fit, or there is no

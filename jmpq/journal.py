@@ -40,8 +40,8 @@ class Journal:
         path: The file; None keeps nothing.
         of: JSON value of everything the entries depend on. A file of something else is begun
             anew at the first entry that is kept.
-        share: Gives the bytes of process 0 to all processes, where several do the same work
-            (`jmpq.devices.shared_journal`): 0 alone has a path.
+        share: Function that gives the bytes of process 0 to all processes, if several do the
+            same work (`jmpq.devices.shared_journal`): 0 alone has a path.
         anew: Whether a file of something else is begun anew; it is refused otherwise.
 
     Attributes:

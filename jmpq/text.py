@@ -17,7 +17,7 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: floa
     ''
 
     Args:
-        name: What was asked for.
+        name: Name that was asked for.
         known: The names that there are.
         most: Names to tell.
         cutoff: Least similarity, 0 to 1.
