@@ -1,7 +1,8 @@
 """Data sets, fixed splits, batches: NumPy arrays on the host.
 
 For the command line and the examples; whoever has arrays hands batches of (inputs, labels)
-to the later stages and needs none of this.
+to the later stages and needs none of this. For the command line `dataset.Dataset.from_arrays`
+makes a data set of them.
 
 Start with `load.load_dataset`, which knows the data sets by name; the default is ``digits``,
 which is embedded and small. A `dataset.Dataset` has two parts, ``train`` and ``heldout``,
@@ -10,7 +11,8 @@ inputs of them. `splits.calibration_split` draws calibration examples and leaves
 report accuracy on; the same seed gives the same examples. `batches.batches` makes batches of
 one size, padding with weight zero.
 
-- `dataset`: the two types. `splits`: calibration apart from evaluation.
+- `dataset`: the two types. `splits`: calibration apart from evaluation. `positions`: which
+  positions of an example count by their labels.
 - `batches`: batches in a fixed order. `stream`: batches that are made when they are asked for.
 - `digits`, `cifar10`, `imagenet`, `image_folder`: a data set each; `load`: by name.
 - `images`: images that stay encoded until a batch asks for them.

@@ -107,7 +107,7 @@ def check_finite(examples: PyTree, where: str) -> None:
 
     Args:
         examples: Inputs and labels of a batch; whole numbers are not looked at.
-        where: What they are a batch of, for the message.
+        where: Name of the examples, for the message.
 
     Raises:
         ValueError: If a value is not finite.

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,11 +13,10 @@ from jaxtyping import Float, Int, PyTree, Shaped
 
 from jmpq.data.images import EncodedImages, EncodedLabels
 from jmpq.data.text.tokens import Tokenizer
+from jmpq.kinds import check_kinds
 from jmpq.zoo.architectures import InputKind
 
 Source = Literal["train", "heldout"]
-# Label of a position that does not count, in outputs with several positions an example.
-IGNORED = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,11 +56,11 @@ class TrimPadding:
 
 @dataclasses.dataclass(frozen=True)
 class AsStored:
-    """Network input = what is stored: token ids of running text."""
+    """Network input = what is stored: token ids, or arrays as the network takes them."""
 
     def __call__(
-        self, raw: Shaped[np.ndarray, "batch length"]
-    ) -> Shaped[np.ndarray, "batch length"]:
+        self, raw: PyTree[Shaped[np.ndarray, "batch ..."]]
+    ) -> PyTree[Shaped[np.ndarray, "batch ..."]]:
         return raw
 
 
@@ -156,15 +155,19 @@ class Split:
         }
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
     """A named data set; its splits are read when first asked for.
 
+    `from_arrays` makes one of arrays.
+
     Attributes:
-        name: Name, as `load_dataset` takes it.
+        name: Name, as the command line takes it.
         classes: Names of the classes, in the order of the labels.
         read: Reads one split.
         note: Remark on the examples that a reader of results must know.
+        guessed: Whether classes were numbered by the order of their names, as nobody said how.
         tokenizer: Tokenizer of the texts; None for images and stored token ids.
         inputs: Kind of inputs.
     """
@@ -173,8 +176,75 @@ class Dataset:
     classes: tuple[str, ...]
     read: Callable[[Source], Split]
     note: str = ""
+    guessed: bool = False
     tokenizer: Tokenizer | None = None
     inputs: InputKind = "images"
+
+    @classmethod
+    @check_kinds
+    def from_arrays(
+        cls,
+        inputs: PyTree,
+        labels: Any,
+        *,
+        train: tuple[PyTree, Any] | None = None,
+        classes: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """A data set of arrays that the network takes as they are.
+
+        Args:
+            inputs: Held-out examples, which the network was not trained on: an array, or a
+                pytree of arrays, with one row per example. Calibration examples are drawn from
+                them and accuracy is reported on the others, unless calibration is asked to take
+                training examples. Float64 becomes float32, int64 becomes int32.
+            labels: One label per example, classes counted from 0; or one per position; or what
+                a regression is to give.
+            train: Inputs and labels to fine-tune with, or to calibrate on.
+            classes: Names of the classes; by default the numbers up to the largest label.
+            name: Name of the data set.
+
+        Raises:
+            ValueError: If inputs or labels are no arrays of numbers, or differ in number.
+        """
+        parts: dict[Source, tuple[PyTree, np.ndarray]] = {}
+        given: dict[Source, tuple[PyTree, Any] | None]
+        given = {"heldout": (inputs, labels), "train": train}
+        for source, pair in given.items():
+            if pair is not None:
+                what = f"of the {source} examples of {name!r}"
+                arrays = jax.tree.map(
+                    lambda x, what=what: _numbers(x, f"inputs {what}"), pair[0]
+                )
+                parts[source] = arrays, _numbers(pair[1], f"labels {what}")
+        splits = {
+            source: dataclasses.replace(
+                whole_split(name, source, arrays, own, AsStored()), labels=own
+            )
+            for source, (arrays, own) in parts.items()
+        }
+        if classes is None:
+            whole = [own for _, own in parts.values() if own.dtype.kind in "iu"]
+            most = max((int(own.max()) for own in whole), default=-1)
+            classes = tuple(map(str, range(most + 1)))
+
+        def read(source: Source) -> Split:
+            if source not in splits:
+                raise FileNotFoundError(
+                    "The data set has no training examples: pass train=(inputs, labels) to "
+                    "jmpq.Dataset.from_arrays."
+                )
+            return splits[source]
+
+        return cls(name=name, classes=tuple(classes), read=read)
+
+    def named(self, name: str) -> "Dataset":
+        """The same data set by another name, which goes into the hashes of its splits."""
+
+        def read(source: Source) -> Split:
+            return dataclasses.replace(self.read(source), dataset=name)
+
+        return dataclasses.replace(self, name=name, read=read)
 
     @cached_property
     def train(self) -> Split:
@@ -185,6 +255,27 @@ class Dataset:
     def heldout(self) -> Split:
         """Examples that training never sees (the official test set where there is one)."""
         return self.read("heldout")
+
+
+def _numbers(values: Any, what: str) -> Shaped[np.ndarray, "..."]:
+    """Rows of numbers, no wider than JAX computes with by default.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(
+            f"The {what} are no array: {error}. Give rows of one shape."
+        ) from error
+    if array.dtype.kind not in "iuf" or not array.ndim:
+        raise ValueError(
+            f"The {what} are {array.dtype} of shape {array.shape}: give an array of floats or "
+            "whole numbers with one row per example."
+        )
+    narrow = {"float64": np.float32, "int64": np.int32}
+    return array.astype(narrow.get(array.dtype.name, array.dtype), copy=False)
 
 
 def whole_split(

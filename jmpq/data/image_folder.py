@@ -6,12 +6,14 @@
     n01440764/a.jpg                                        by folder, all held out
     0000_a.jpg    0001_b.jpg                               by number, all held out
 
-Beside the images, or beside the archive, ``classes.txt`` may list the classes: index, name of
-the folder (or WordNet id), name to show, separated by tabs. Without it classes are numbered in
-the order of their folders' names.
+In the folder, in the archive or beside the archive, ``classes.txt`` may list the classes:
+index, name of the folder (or WordNet id), name to show, separated by tabs. Without it classes
+are numbered in the order of their folders' names, and `Dataset.guessed` says so. Files whose
+path has a part that begins with a dot or is ``__MACOSX`` are not looked at.
 """
 
 import functools
+import itertools
 import pathlib
 import re
 import threading
@@ -22,6 +24,7 @@ import numpy as np
 
 from jmpq.data.dataset import Dataset, Normalization, Source, Split
 from jmpq.data.images import EncodedImages, EncodedLabels
+from jmpq.kinds import check_kinds
 from jmpq.zoo.architectures import Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -33,11 +36,16 @@ PARTS: dict[str, Source] = {
     "test": "heldout",
 }
 CLASSES = "classes.txt"
+HOW_TO_LIST = (
+    f"Write {CLASSES} there, a line for each of the network's classes: index, folder, name, "
+    "separated by tabs."
+)
 _NUMBERED = re.compile(r"(\d+)_")
 
 Read = Callable[[str], bytes]
 
 
+@check_kinds
 def image_folder(
     path: pathlib.Path | str,
     preprocessing: Preprocessing,
@@ -55,7 +63,8 @@ def image_folder(
 
     Raises:
         FileNotFoundError: If it is not there, or a part is asked for that it has not.
-        ValueError: If there is no image, or an image has no class; it is named.
+        ValueError: If there is no image, an image has no class or lies beside the parts (it is
+            named), or names of folders are numbers whose order is not that of the names.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -68,7 +77,7 @@ def image_folder(
         raise FileNotFoundError(
             f"{path} is neither a folder nor a zip archive. Give one with --data-dir."
         )
-    images = [n for n in names if pathlib.PurePosixPath(n).suffix.lower() in SUFFIXES]
+    images = [n for n in names if _is_image(pathlib.PurePosixPath(n))]
     if not images:
         raise ValueError(
             f"There is no image in {path}: expected names that end in "
@@ -98,7 +107,8 @@ def image_folder(
         )
         return encoded_split(name, source, encoded, np.array(labels), note=note)
 
-    return Dataset(name=name, classes=classes, read=read_part, note=note)
+    guessed = text is None and any(isinstance(label, str) for label in members)
+    return Dataset(name=name, classes=classes, read=read_part, note=note, guessed=guessed)
 
 
 def encoded_split(
@@ -120,6 +130,11 @@ def encoded_split(
         normalization=Normalization(scale=rule.scale, mean=rule.mean, std=rule.std),
         note=note,
     )
+
+
+def _is_image(name: pathlib.PurePosixPath) -> bool:
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+    return name.suffix.lower() in SUFFIXES and not hidden
 
 
 def _folder(path: pathlib.Path) -> tuple[list[str], Read]:
@@ -144,6 +159,13 @@ def _archive(path: pathlib.Path) -> tuple[list[str], Read]:
 def _parts(images: Sequence[str]) -> dict[Source, list[tuple[str, str | int]]]:
     """Per part (file, its folder's name or its own number), in the order of names."""
     in_parts = all(PARTS.get(name.partition("/")[0]) for name in images)
+    deep = next((n for n in images if n.count("/") > 1 and n.partition("/")[0] in PARTS), None)
+    if deep is not None and not in_parts:
+        other = next(name for name in images if name.partition("/")[0] not in PARTS)
+        raise ValueError(
+            f"Image {deep!r} lies in the part {deep.partition('/')[0]!r} and {other!r} in "
+            f"none: put all images into parts ({', '.join(PARTS)}), or none."
+        )
     parts: dict[Source, list[tuple[str, str | int]]] = {}
     for name in images:
         first, _, rest = name.partition("/")
@@ -168,6 +190,14 @@ def _numbering(
         return parse_classes(text, f"{CLASSES} of {path}")
     names = sorted({label for label in labels if isinstance(label, str)})
     if names:
+        if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
+            first, second = next(
+                (a, b) for a, b in itertools.pairwise(names) if int(a) > int(b)
+            )
+            raise ValueError(
+                f"The class folders of {path} are numbers, and by name {first!r} comes before "
+                f"{second!r}: say which class each of them is. {HOW_TO_LIST}"
+            )
         return tuple(names), {name: i for i, name in enumerate(names)}
     count = 1 + max(label for label in labels if isinstance(label, int))
     return tuple(map(str, range(count))), {i: i for i in range(count)}

@@ -33,7 +33,7 @@ class PreparedData:
         config: Variant, and folder below the name's; none where empty.
         version: The version read.
         splits: Name of our sources there.
-        how: How it is prepared.
+        how: Preprocessing of the image.
     """
 
     config: str
@@ -96,7 +96,7 @@ def imagenet_sample(
         raise ValueError(
             f"The sample has images of 224 pixels; the network wants {preprocessing.crop}."
         )
-    cropped = dataclasses.replace(preprocessing, resize=224)
+    cropped = dataclasses.replace(preprocessing, resize=preprocessing.crop)
     return image_folder(archives[0], cropped, name="imagenet_sample", note=SAMPLE_NOTE)
 
 

@@ -16,13 +16,14 @@ from jmpq.zoo.architectures import Preprocessing
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedImages:
-    """An array [images, crop, crop, 3] of uint8 whose images are decoded when indexed.
+    """An array [images, crop, crop, channels] of uint8, decoded image by image when indexed.
 
     Attributes:
         read: The bytes of an encoded image, from its index.
         name: Name of an image, for errors.
         indices: Indices of these images, in order.
-        preprocessing: How they are resized and cropped (not normalised).
+        preprocessing: Resizing and cropping, to grey where it has one channel (without
+            normalisation).
     """
 
     read: Callable[[int], bytes]
@@ -36,7 +37,8 @@ class EncodedImages:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """As of the array of all images."""
-        return (len(self), self.preprocessing.crop, self.preprocessing.crop, 3)
+        rule = self.preprocessing
+        return (len(self), rule.crop, rule.crop, len(rule.mean))
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +51,7 @@ class EncodedImages:
 
     def __getitem__(
         self, positions: Int[np.ndarray, " batch"]
-    ) -> UInt8[np.ndarray, "batch height width 3"]:
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
         """Decode the images at these positions, on all cores.
 
         Raises:
@@ -60,12 +62,23 @@ class EncodedImages:
             images = list(pool.map(self._decode, chosen))
         return np.stack(images) if images else np.zeros((0, *self.shape[1:]), np.uint8)
 
-    def _decode(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def _decode(self, index: int) -> UInt8[np.ndarray, "height width channels"]:
+        rule = self.preprocessing
         try:
             with Image.open(io.BytesIO(self.read(index))) as image:
-                return resized_crop(image.convert("RGB"), self.preprocessing)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{self.name(index)} is not a readable image: {error}.") from error
+                if image.mode[0] in "IF":  # would be cut off at 255
+                    raise ValueError(f"its pixels are {image.mode}, expected 8 bits a channel")
+                return resized_crop(image.convert("L" if len(rule.mean) == 1 else "RGB"), rule)
+        except UnidentifiedImageError as error:  # its own text names the buffer, not the file
+            raise ValueError(
+                f"{self.name(index)} is not an image of a known format. Replace it, or move it "
+                "away."
+            ) from error
+        except Exception as error:  # whatever a decoder raises where data are spoilt
+            raise ValueError(
+                f"{self.name(index)} is not a readable image: {str(error).rstrip('.')}. "
+                "Replace it, or move it away."
+            ) from error
 
     def update(self, digest: Any) -> None:
         """Add what identifies the images to a hash: their bytes as stored, resize and crop."""
@@ -96,7 +109,7 @@ class EncodedLabels:
         return np.fromiter(map(self.read, positions.tolist()), np.int32, len(positions))
 
 
-def resized_crop(image: Image.Image, rule: Preprocessing) -> UInt8[np.ndarray, "_ _ 3"]:
+def resized_crop(image: Image.Image, rule: Preprocessing) -> UInt8[np.ndarray, "_ _ channels"]:
     """Shorter side to `resize` (bilinear, antialiased), then the middle `crop` by `crop`.
 
     References:
@@ -111,4 +124,5 @@ def resized_crop(image: Image.Image, rule: Preprocessing) -> UInt8[np.ndarray, "
         )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - rule.crop) / 2), round((height - rule.crop) / 2)
-    return np.asarray(image.crop((left, top, left + rule.crop, top + rule.crop)))
+    pixels = np.asarray(image.crop((left, top, left + rule.crop, top + rule.crop)))
+    return pixels.reshape(rule.crop, rule.crop, -1)

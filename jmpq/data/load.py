@@ -11,6 +11,7 @@ from jmpq.data.imagenet import PREPARED, imagenet_sample, prepared_imagenet
 from jmpq.data.text.glue import glue
 from jmpq.data.text.tokens import Tokenizer
 from jmpq.data.text.windows import documents, running_text
+from jmpq.kinds import check_kinds
 from jmpq.text import did_you_mean
 from jmpq.zoo.architectures import Preprocessing
 
@@ -26,10 +27,12 @@ DatasetName = Literal[
     "text",
     "documents",
 ]
+ANY_SIZE = (*PREPARED, "imagenet_sample", "image_folder")  # images of any size
 TEXTS = {"text": running_text, "documents": documents}
 TEXT_LENGTH = 128  # tokens of a window
 
 
+@check_kinds
 def load_dataset(
     name: str,
     data_dir: pathlib.Path | str | None = None,
@@ -60,7 +63,7 @@ def load_dataset(
         known = get_args(DatasetName)
         raise ValueError(
             f"There is no data set {name!r}.{did_you_mean(name, known)} Choose one of "
-            f"{', '.join(known)}."
+            f"{', '.join(known)}, or bring your own: package.module:function."
         )
     if name in TEXTS:
         return TEXTS[name](data_dir, tokenizer, length=text_length)
@@ -81,13 +84,16 @@ def load_dataset(
             raise ValueError(
                 f"Data set {name!r} has small images with their own preprocessing; the network "
                 f"expects {preprocessing.crop} by {preprocessing.crop} pixels ("
-                f"{preprocessing.origin}). Choose another data set or network."
+                f"{preprocessing.origin}). Leave --preprocessing out, or choose another data "
+                "set or network."
             )
         return digits() if name == "digits" else cifar10(data_dir)
     if preprocessing is None:
         raise ValueError(
             f"Data set {name!r} has images of any size: say what the network expects, with "
-            "--preprocessing."
+            "--preprocessing unit (x/255, from 0 to 1), tensorflow (x/127.5 - 1), torchvision "
+            "(mean and deviation of ImageNet) or efficientnet_lite ((x - 127)/128); or bring "
+            "arrays of your own, with --data package.module:function."
         )
     if name in PREPARED:
         return prepared_imagenet(name, data_dir, preprocessing)

@@ -3,8 +3,10 @@
 import numpy as np
 
 from jmpq.data.dataset import Dataset, Source, Split
+from jmpq.kinds import check_kinds
 
 
+@check_kinds
 def calibration_split(
     dataset: Dataset, source: Source = "heldout", *, examples: int = 1024, seed: int = 0
 ) -> tuple[Split, Split]:
@@ -25,8 +27,6 @@ def calibration_split(
     Raises:
         ValueError: If there are not that many examples, or none would be left to evaluate.
     """
-    if source not in ("train", "heldout"):
-        raise ValueError(f"source={source!r}: choose 'train' or 'heldout'.")
     whole = dataset.train if source == "train" else dataset.heldout
     most = len(whole) if source == "train" else len(whole) - 1
     if not 1 <= examples <= most:

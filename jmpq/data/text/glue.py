@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 
 from jmpq.data.dataset import Dataset, Source, Split, TrimPadding, whole_split
 from jmpq.data.text.tokens import Tokenizer
+from jmpq.kinds import check_kinds
 
 Task = Literal["sst2", "stsb"]
 Part = Literal["train", "dev", "test"]
@@ -71,6 +72,7 @@ def read_glue(task: str, part: str, data_dir: pathlib.Path | str | None = None) 
     return _read_prepared(task, part, data_dir)
 
 
+@check_kinds
 def glue(
     task: Task,
     tokenizer: Tokenizer,

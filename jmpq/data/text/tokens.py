@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jmpq.files import write_text
+from jmpq.kinds import check_kinds
 from jmpq.zoo.bert import TOKEN_KEYS
 
 FILES = ("tokenizer.json", "vocab.txt")
@@ -69,7 +70,7 @@ class Tokenizer:
 
         Args:
             sentences: The sentences; they should not be empty.
-            seconds: Their second parts, if they have any.
+            seconds: Second parts of the texts, if they have any.
 
         Returns:
             Arrays int32, as long as the longest of them.
@@ -106,6 +107,7 @@ class Tokenizer:
         return {key: x.transpose(1, 0, 2) for key, x in halves.items()}
 
 
+@check_kinds
 def read_tokenizer(
     path: pathlib.Path | str,
     *,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from jmpq.data.dataset import IGNORED, AsStored, Dataset, Source, Split, whole_split
+from jmpq.data.dataset import AsStored, Dataset, Source, Split, whole_split
+from jmpq.data.positions import IGNORED
 from jmpq.data.text.tokens import Tokenizer
 
 SEPARATOR = "<|endoftext|>"  # a line of its own after every document
