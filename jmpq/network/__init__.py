@@ -25,6 +25,11 @@ Transforms give another network: `fold` (batch normalisation), `equalize` (range
 caps); `precision` runs the products in a lower precision. `patches` writes a layer as a
 matrix product. `layers` is the layer table by itself, which needs no JAX; `tree_paths` names
 the leaves of parameters and the pieces of those that are stacks.
+
+To add a built-in network, see `jmpq.zoo`. To add a kind of layer, name it in `layers.Kind`,
+find its equation in `tap` and give its geometry in `sites`. To add a tie, name it in
+``layers.TieKind``, find its groups in `ties`, and say it in the help of ``Solve.tie``
+(`jmpq.run.options`).
 """
 
 from jmpq.lazy import attach

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jmpq.network.network import Network
 from jmpq.network.sites import Operation, kernel_first
+from jmpq.network.tap import is_zero
 from jmpq.network.walk import LAYOUT, Path, walk
 
 # Homogeneous of degree one in each channel wherever channels are not mixed.
@@ -76,7 +76,7 @@ class Channels:
         ]
         count = len(jaxpr.invars) - len(jax.tree.leaves(network.tap.inputs))
         args[count:] = [None] * (len(args) - count)
-        constant = lambda array: _Fixed(zero=not np.any(array))  # noqa: E731
+        constant = lambda array: _Fixed(zero=is_zero(array))  # noqa: E731
         walk(jaxpr, consts, args, self._visit, constant=constant, read=self._read)
 
     def pairs(self) -> list[Pair]:

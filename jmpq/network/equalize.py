@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.kinds import check_kinds
 from jmpq.network.channels import Channels, Pair, keeps_channels
 from jmpq.network.network import Network
 from jmpq.network.sites import Operation
@@ -23,6 +24,7 @@ def equalization_pairs(network: Network) -> list[tuple[str, str]]:
     return [(name[pair.first], name[pair.second]) for pair in Channels(network).pairs()]
 
 
+@check_kinds
 def equalize_ranges(
     network: Network, *, tolerance: float = 1e-3, max_passes: int = 100
 ) -> Network:
@@ -38,7 +40,7 @@ def equalize_ranges(
     ReLU6, is not homogeneous: `without_caps` first. High biases are not absorbed.
 
     Args:
-        network: Not changed.
+        network: Float network; it is not changed.
         tolerance: Largest difference from 1 of the last pass's scales.
         max_passes: Largest number of passes.
 

@@ -9,9 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from jmpq.kinds import check_kinds
+from jmpq.network.tap import called_on
+
 Path = tuple[str, ...]
 
 
+@check_kinds
 def fold_batch_norm(
     module: nn.Module, variables: Mapping[str, PyTree], example: PyTree, **call: Any
 ) -> dict[str, PyTree]:
@@ -24,7 +28,7 @@ def fold_batch_norm(
     folded where variables are stacked along the first axis.
 
     Args:
-        module: Called as ``module.apply(variables, inputs, **call)``.
+        module: Flax module, called as ``module.apply(variables, inputs, **call)``.
         variables: Variables with frozen statistics; not changed.
         example: Inputs of any batch size, or their shapes.
         call: Arguments of evaluation mode, as ``train=False``.
@@ -88,7 +92,8 @@ def _pairs(
         with nn.intercept_methods(follow):
             return module.apply(variables, inputs, **call)
 
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    promoting = jax.numpy_dtype_promotion("standard")
+    with called_on(example), promoting, jax.numpy_rank_promotion("allow"):
         jax.eval_shape(run, variables, example)
     # A loop's body may be traced several times: each time all that is in it is called.
     counts = collections.Counter(pairs)

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-Kind = Literal["conv", "dense", "embedding"]
+from jmpq.kinds import check_kinds
+
+Kind = Literal["conv", "dense", "embedding", "cache"]
 TieKind = Literal[
     "downsample",
     "depthwise",
@@ -18,20 +20,26 @@ TieKind = Literal[
 ]
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
     """One quantizable layer: a kernel parameter and the operations that use it.
+
+    A row of kind ``cache`` (`jmpq.quantizers.products`) has no kernel: keys or values of an
+    attention. Its shape of a kernel is a placeholder, and its input has the positions first.
 
     Attributes:
         name: Path of the kernel in the parameters, '/'-joined, without the leaf's own
             name: ``"stage1/block0/conv1"`` for ``stage1/block0/conv1/kernel``,
             ``"layers/mlp[3]"`` for ``layers/mlp/kernel[3]``.
-        kind: ``"conv"``, ``"dense"`` (any ``dot_general``) or ``"embedding"`` (a gather).
+        kind: ``"conv"``, ``"dense"`` (any ``dot_general``), ``"embedding"`` (a gather) or
+            ``"cache"`` (keys or values).
         kernel: Path of the kernel leaf, '/'-joined; the slice of a stack has its index behind.
         kernel_shape: Shape of the kernel as the operation sees it.
         output_axes: Axes of `kernel_shape` along output features (rows of an embedding).
         input_axes: Axes of `kernel_shape` along input features; axes in neither are spatial.
-        parameters: Number of elements of the kernel (a shared kernel counts once).
+        parameters: Number of elements of the kernel (a shared kernel counts once); none of a
+            cache.
         macs: Multiply-accumulates of one example, summed over all uses of the kernel.
         input_shape: Shape of one example's input, batch axis removed (of the first use).
         output_shape: Shape of one example's output, batch axis removed (of the first use).
@@ -58,7 +66,7 @@ class Layer:
                 f"Layer {self.name!r}: sizes {sizes} must not be negative, and axes {axes} "
                 f"must be those of a kernel of shape {self.kernel_shape}."
             )
-        if self.parameters != math.prod(self.kernel_shape):
+        if self.parameters != math.prod(self.kernel_shape) * (self.kind != "cache"):
             raise ValueError(
                 f"Layer {self.name!r}: {self.parameters} parameters, but its kernel has "
                 f"shape {self.kernel_shape}."
@@ -68,6 +76,11 @@ class Layer:
     def output_features(self) -> int:
         """Number of output channels: rows of the kernel seen as a matrix."""
         return math.prod(self.kernel_shape[axis] for axis in self.output_axes)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the kernel seen as a matrix."""
+        return math.prod(self.kernel_shape) // max(self.output_features, 1)
 
     @property
     def input_size(self) -> int:
@@ -93,7 +106,7 @@ def layers_from_json(rows: Sequence[dict[str, Any]]) -> tuple[Layer, ...]:
 
 LayerType = Literal[
     "conv", "depthwise", "embedding", "q", "k", "v", "qkv", "o", "gate", "up", "down",
-    "fc1", "fc2", "head", "dense",
+    "fc1", "fc2", "head", "dense", "keys", "values",
 ]  # fmt: skip
 # Last parts of names, as zoos write them, by type; the first that matches wins.
 _TYPES: tuple[tuple[str, LayerType], ...] = (
@@ -130,6 +143,8 @@ def layer_type(layer: Layer) -> LayerType:
     """
     if layer.kind == "embedding":
         return "embedding"
+    if layer.kind == "cache":
+        return "keys" if layer.name.partition(":")[2].startswith("keys") else "values"
     if layer.kind == "conv":
         # One input channel per group, of more channels than one.
         groups = math.prod(layer.kernel_shape[axis] for axis in layer.input_axes) == 1

@@ -1,6 +1,7 @@
 """The network every stage works on: a pure function, its parameters, its layer table."""
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import math
@@ -17,10 +18,11 @@ from flax import errors as flax_errors
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.kinds import check_kinds
 from jmpq.network.layers import Layer
 from jmpq.network.precision import held_in_float32, is_half, widened
 from jmpq.network.sites import Op, Operation, Site, Transform
-from jmpq.network.tap import Tap, with_output
+from jmpq.network.tap import NotEvaluatingError, Tap, with_output
 from jmpq.network.tree_paths import leaf_paths
 from jmpq.network.walk import Rule, bind, equations
 from jmpq.text import plural, printed, quantity, some
@@ -82,6 +84,7 @@ class Network:
         )
 
     @classmethod
+    @check_kinds
     def from_function(
         cls,
         apply: Callable[[PyTree, PyTree], Any],
@@ -189,6 +192,7 @@ class Network:
         )
 
     @classmethod
+    @check_kinds
     def from_linen(
         cls,
         module: nn.Module,
@@ -234,6 +238,7 @@ class Network:
             ) from error
 
     @classmethod
+    @check_kinds
     def from_nnx(
         cls,
         model: nnx.Module,
@@ -248,8 +253,8 @@ class Network:
         """An NNX module with its parameters; every other variable is frozen.
 
         Args:
-            model: Called as ``model(inputs, **call)``, in evaluation mode (``model.eval()``).
-                It is copied, not changed.
+            model: NNX model, called as ``model(inputs, **call)``, in evaluation mode
+                (``model.eval()``). It is copied, not changed.
             example: Inputs of any batch size.
             output: See `from_function`.
             tied: See `from_function`.
@@ -273,7 +278,7 @@ class Network:
             results = getattr(copy, method)(inputs, **call)
             after = _other_variables(copy)
             if changed := [path for path, x in before.items() if after.get(path) is not x]:
-                raise ValueError(
+                raise NotEvaluatingError(
                     f"{type(model).__name__} is not in evaluation mode: a call changes its "
                     f"variables {_some(changed)}. Call model.eval() first, or pass the "
                     "argument that freezes them, as use_running_average=True."
@@ -301,6 +306,9 @@ class Network:
         text = re.sub(r"0x[0-9a-f]+", "", str(self.tap.jaxpr))  # addresses of objects
         digest = hashlib.sha256(text.encode())
         for constant in self.tap.consts:
+            dtype = getattr(constant, "dtype", np.float64)
+            if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+                constant = jax.random.key_data(constant)  # a typed key is no array of numbers
             array = np.asarray(constant)
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())
@@ -308,12 +316,12 @@ class Network:
 
     @functools.cached_property
     def sites(self) -> tuple[Site, ...]:
-        """Every use of a quantizable kernel, in the order of execution."""
+        """Every use of a quantizable kernel or of a cache, in the order of execution."""
         layer_of = {leaf: i for i, group in enumerate(self.leaves) for leaf in group}
-        kernels = self.tap.pieces.split(self.params)
+        kernels = self._pieces(self.params)
         used = [0] * len(self.layers)
         sites = []
-        for operation in self.tap.operations:
+        for operation in self.tap.every:
             if (layer := layer_of.get(operation.leaf)) is None:
                 continue
             used[layer] += 1
@@ -341,14 +349,14 @@ class Network:
 
         Args:
             inputs: Inputs of any batch size.
-            transform: Called as ``transform(site, input, op)``, in the order of `sites`;
-                ``op(input)`` is the site's original operation with `site.kernel`, and
+            transform: Function, called as ``transform(site, input, op)``, in the order of
+                `sites`; ``op(input)`` is the site's original operation with `site.kernel`, and
                 ``op(input, kernel)`` the same with another kernel.
             params: Parameters instead of the network's own.
             rule: Evaluation of single equations (see `Tap.run`).
         """
         params = self.params if params is None else params
-        pieces = self.tap.pieces.split(params)
+        pieces = self._pieces(params)
         sites = {site.operation.path: site for site in self.sites}
 
         def at(operation: Operation, x: Any, op: Op) -> Any:
@@ -367,7 +375,7 @@ class Network:
 
         Args:
             inputs: Inputs of a batch.
-            where: What they are, for the message.
+            where: Name of the arrays, for the message.
 
         Raises:
             ValueError: If the network does not take them.
@@ -396,18 +404,26 @@ class Network:
         return self.run(inputs, keep, params), recorded
 
     def kernels(self, params: PyTree | None = None) -> list[Array]:
-        """The kernel of every layer: a leaf of the parameters, or a slice of a stack."""
-        pieces = self.tap.pieces.split(self.params if params is None else params)
+        """The kernel of every layer: a leaf of the parameters, or a slice of a stack.
+
+        A cache has none, and an array of one element in its place.
+        """
+        pieces = self._pieces(self.params if params is None else params)
         return [pieces[group[0]] for group in self.leaves]
 
     def with_kernels(self, kernels: Sequence[Array], params: PyTree | None = None) -> PyTree:
         """The parameters with other kernels (shapes as `kernels`), aliases included."""
         params = self.params if params is None else params
-        pieces = self.tap.pieces.split(params)
+        pieces = self._pieces(params)
         for group, kernel in zip(self.leaves, kernels, strict=True):
             for piece in group:
                 pieces[piece] = kernel
         return self.tap.pieces.join(pieces, params)
+
+    def _pieces(self, params: PyTree) -> list[Array]:
+        """The pieces of parameters, then what stands for the kernels of caches."""
+        pieces = self.tap.pieces.split(params)
+        return pieces + [jnp.ones(1, pieces[0].dtype)] * len(self.tap.caches)
 
     def to_matrix(self, layer: int, leaf: Array) -> Float[Array, "outputs inputs"]:
         """A kernel as a matrix: a row per output feature; input features, then positions,
@@ -565,7 +581,12 @@ def _matching(named: Sequence[tuple[str, str]], **option: Sequence[str]) -> set[
         }
         if not own:
             there = _some([path for path, _ in named])
-            raise ValueError(f"{name}={expression!r} matches no parameter; there are {there}.")
+            advice = ""
+            if any(fnmatch.fnmatchcase(path, expression) for names in named for path in names):
+                advice = f" It is a regular expression: {expression.replace('*', '.*')!r}?"
+            raise ValueError(
+                f"{name}={expression!r} matches no parameter; there are {there}.{advice}"
+            )
         found |= own
     return found
 

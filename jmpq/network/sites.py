@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,11 +17,14 @@ from jmpq.network.walk import Path, bind
 class Operation:
     """An equation with exactly one operand that is a kernel; the other one is its input.
 
+    Of kind ``cache`` it multiplies two activations: its input is the one that a decoder keeps,
+    and it has no kernel (`kernel_shape` is that of a placeholder).
+
     Attributes:
         path: Position of the equation in the jaxpr.
         eqn: Equation, traced with two examples: its parameters hold for any number.
         leaf: Index of the kernel among the pieces of the parameters (`Tap.pieces`): a leaf,
-            or a slice of a stack.
+            or a slice of a stack. Caches are counted behind the pieces.
         kind: Kind of operation.
         view: Equations between the leaf and the operand, in order.
         operand: Position of the kernel among the operands.
@@ -72,8 +75,12 @@ class Operation:
     @property
     def is_depthwise(self) -> bool:
         """Whether it is a convolution with a group for every input feature."""
-        groups = self.eqn.params.get("feature_group_count", 1)
-        return groups > 1 and groups == self.features
+        return self.features > 1 and self.sees_one_feature
+
+    @property
+    def sees_one_feature(self) -> bool:
+        """Whether it is a convolution with one input feature an output: depthwise, or grey."""
+        return self.eqn.params.get("feature_group_count") == self.features
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -101,6 +108,11 @@ class Site:
     def has_input(self) -> bool:
         """Whether the input is an activation (an embedding's are indices)."""
         return self.operation.kind != "embedding"
+
+    @property
+    def has_both(self) -> bool:
+        """Whether an activation meets a kernel."""
+        return self.operation.kind not in ("embedding", "cache")
 
     @property
     def features(self) -> int:
@@ -154,6 +166,37 @@ class Use(NamedTuple):
     view: tuple[Any, ...]
 
 
+class Product(NamedTuple):
+    """A product of two activations.
+
+    Attributes:
+        path: Position of the equation in the jaxpr.
+        eqn: Equation.
+        origins: For each operand, the equations of the kernels that it comes from with no other
+            kernel between.
+        passed: For each operand, whether another product lies between.
+    """
+
+    path: Path
+    eqn: Any
+    origins: tuple[frozenset[Path], ...]
+    passed: tuple[bool, ...]
+
+
+class Cached(NamedTuple):
+    """An operand of a product that a decoder keeps from token to token.
+
+    Attributes:
+        product: Position among the products of the function.
+        operand: Position among the operands.
+        role: Keys have features that the product sums over, values positions.
+    """
+
+    product: int
+    operand: int
+    role: Literal["keys", "values"]
+
+
 class NoBatchAxis(ValueError):
     """An input or output whose batch axis cannot be told."""
 
@@ -187,6 +230,41 @@ def operation_of(two: Use, three: Use) -> Operation:
         output_batch_axis=out_axis,
         repeat=repeat,
         macs=_macs(two, in_shape),
+    )
+
+
+def cache_operation(leaf: int, cached: Cached, two: Product, three: Product) -> Operation:
+    """The operation of a product with one operand that is kept, traced with two and three.
+
+    Raises:
+        NoBatchAxis: If not exactly one axis of operand and output grows with the examples.
+    """
+    eqn, own = two.eqn, cached.operand
+    data, output = eqn.invars[own].aval, eqn.outvars[0].aval
+    in_axis, in_shape, repeat = _example(data, three.eqn.invars[own].aval)
+    out_axis, out_shape, _ = _example(output, three.eqn.outvars[0].aval)
+    contract, batch = (axes[own] for axes in eqn.params["dimension_numbers"])
+    free = tuple(a for a in range(data.ndim) if a not in (*contract, *batch))
+    positions = free if cached.role == "keys" else tuple(contract)
+    feature_axes = tuple(a for a in range(data.ndim) if a not in (in_axis, *positions))
+    return Operation(
+        path=two.path,
+        eqn=eqn,
+        leaf=leaf,
+        kind="cache",
+        view=(),
+        operand=1 - own,
+        kernel_shape=(1,),
+        output_axes=(0,),
+        input_axes=(),
+        feature_axes=feature_axes,
+        features=math.prod(data.shape[a] for a in feature_axes),
+        input_shape=in_shape,
+        output_shape=out_shape,
+        input_batch_axis=in_axis,
+        output_batch_axis=out_axis,
+        repeat=repeat,
+        macs=output.size // 2 * math.prod(data.shape[a] for a in contract),
     )
 
 
@@ -231,7 +309,7 @@ def _macs(use: Use, input_shape: tuple[int, ...]) -> int:
             (contract, _), (batch, _) = kernel_first(eqn, use.operand)
             shared = math.prod(kernel.shape[a] for a in (*contract, *batch))
             return kernel.size * math.prod(input_shape) // shared
-        case "embedding":
+        case _:
             return 0
 
 

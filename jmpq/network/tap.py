@@ -14,20 +14,31 @@ derivative rule or a ``scan`` that uses one kernel in every step, kernels that a
 from parameters, kernels used twice.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import errors as flax_errors
 from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from jmpq.network.independence import mixing
 from jmpq.network.layers import Kind
-from jmpq.network.sites import NoBatchAxis, Op, Operation, Use, operation_of
+from jmpq.network.sites import (
+    Cached,
+    NoBatchAxis,
+    Op,
+    Operation,
+    Product,
+    Use,
+    cache_operation,
+    operation_of,
+)
 from jmpq.network.tree_paths import Pieces, leaf_paths
 from jmpq.network.unroll import find_stacks, unrolled
 from jmpq.network.walk import (
@@ -44,6 +55,53 @@ from jmpq.network.walk import (
     walk,
     without_dead_code,
 )
+from jmpq.text import some
+
+
+class NotEvaluatingError(ValueError):
+    """The network is not in evaluation mode."""
+
+
+NOT_EVALUATING = (
+    NotEvaluatingError,
+    flax_errors.ModifyScopeVariableError,
+    flax_errors.InvalidRngError,
+)
+
+NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@contextlib.contextmanager
+def called_on(example: PyTree) -> Iterator[None]:
+    """Turn errors of shapes and arguments of a network, called on its example, into one line.
+
+    Other errors of the network come as they are.
+
+    Raises:
+        ValueError: If there is such an error.
+    """
+    try:
+        yield
+    except NOT_EVALUATING:
+        raise
+    except NEEDS_VALUES as error:
+        raise ValueError(
+            f"The network cannot be traced ({type(error).__name__}): it needs the value of an "
+            "array where only shapes are known, as `.item()`, `int(x)` and `if x > 0` do, so "
+            "that jax.jit fails on it too. Compute such numbers with NumPy, or before the call."
+        ) from error
+    except (flax_errors.FlaxError, TypeError, ValueError) as error:
+        shapes = some([str(tuple(x.shape)) for x in jax.tree.leaves(example)], 4)
+        raise ValueError(
+            f"The network cannot be called on the example, of shape {shapes} "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Pass a batch of "
+            "inputs, as images[:1] or image[None], and by name what else the call needs, as "
+            "train=False."
+        ) from error
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,9 +113,12 @@ class Tap:
         params: Parameters as shapes and dtypes.
         inputs: Example inputs as shapes and dtypes, batch axis first in every leaf.
         given: Pieces of the parameters; found in the function where not given.
+        cached: Operands of products that are kept as keys and values; none by default.
         pieces: Leaves of the parameters, and slices of those that are stacks of kernels: what
             is indexed below, and what the jaxpr takes.
-        operations: The operations in the order of execution.
+        operations: The operations with a kernel in the order of execution.
+        products: Products of two activations in the order of execution.
+        caches: The operations of `cached`, in their order.
         unseen: For each kernel the tap cannot reach: index of its piece, reason.
         unused: Indices of the pieces that do not reach the output.
         output_shapes: Shape of the output for two examples and for three.
@@ -71,6 +132,7 @@ class Tap:
     params: PyTree
     inputs: PyTree
     given: Pieces | None = None
+    cached: tuple[Cached, ...] = ()
 
     def __post_init__(self) -> None:
         self._traces: dict[Any, Any] = {}
@@ -87,10 +149,22 @@ class Tap:
             except NoBatchAxis as error:
                 two.refuse(use.leaf, str(error))
         self.operations: tuple[Operation, ...] = tuple(operations)
+        self.products: tuple[Product, ...] = tuple(two.products.values())
+        others = list(three.products.values())
+        first = len(jax.tree.leaves(jax.eval_shape(self.pieces.split, self.params)))
+        self.caches: tuple[Operation, ...] = tuple(
+            cache_operation(leaf, kept, self.products[kept.product], others[kept.product])
+            for leaf, kept in enumerate(self.cached, first)
+        )
         self.unseen: dict[int, str] = two.unseen
         self.unused = frozenset(two.unread)
-        self._uses = tuple(two.uses)
-        self._at = {operation.path: operation for operation in operations}
+        self._uses = tuple(self._paths(two))
+        self._at = {operation.path: operation for operation in self.every}
+
+    @property
+    def every(self) -> list[Operation]:
+        """All operations, those of caches too, in the order of execution."""
+        return sorted((*self.operations, *self.caches), key=lambda operation: operation.path)
 
     def run(
         self,
@@ -106,36 +180,42 @@ class Tap:
         Args:
             params: Parameters.
             inputs: Inputs of any batch size.
-            transform: Gives the operation's output. ``op(input, kernel)`` is the original
-                operation on a kernel leaf, by default that of `params`, which is rearranged
-                inside. None: the original operation on the original input.
-            rule: Gives the outputs of all other equations, and of the operation inside
-                ``op``. Anything may flow that it and `transform` understand, tangents beside
-                values for one.
+            transform: Function that returns the operation's output. ``op(input, kernel)`` is
+                the original operation on a kernel leaf, by default that of `params`, which is
+                rearranged inside. None: the original operation on the original input.
+            rule: Function that returns the outputs of all other equations, and of the operation
+                inside ``op``. Anything may flow that it and `transform` understand, tangents
+                beside values for one.
             enter_all: Whether the rule sees the equations in all bodies of ``jit`` and the
                 like, not only in those around an operation; the others are one equation.
         """
         leaves = self.pieces.split(params)
-        places = self._places(inputs)
+        jaxpr, consts, places = self.traced(inputs)
 
         def visit(eqn: Any, ins: Sequence[Any], path: Path) -> list:
             if (operation := places.get(path)) is None:
                 return rule(eqn, ins, path)
 
             def op(x: Any, kernel: Any = None) -> Any:
-                kernel = leaves[operation.leaf] if kernel is None else kernel
                 args = list(ins)
-                args[operation.operand] = operation.see(kernel)
+                if operation.kind != "cache":
+                    kernel = leaves[operation.leaf] if kernel is None else kernel
+                    args[operation.operand] = operation.see(kernel)
                 args[1 - operation.operand] = x
                 return rule(eqn, args, path)[0]
 
             x = ins[1 - operation.operand]
             return [op(x) if transform is None else transform(operation, x, op)]
 
-        around = {path[:i] for path in places for i in range(1, len(path))}
+        around = bodies_of(places)
         enter = is_call if enter_all else lambda eqn, path: path in around
-        jaxpr, consts = opened(self._trace(inputs))
         return walk(jaxpr, consts, [*leaves, *jax.tree.leaves(inputs)], visit, enter=enter)[0]
+
+    def traced(self, inputs: PyTree) -> tuple[Any, Sequence[Any], dict[Path, Operation]]:
+        """What `run` evaluates at the shapes of `inputs`: jaxpr, constants, and the operations
+        by their paths there. It goes into the `bodies_of` the operations and into no others.
+        """  # noqa: D205
+        return *opened(self._trace(inputs)), self._places(inputs)
 
     @property
     def jaxpr(self) -> Any:
@@ -155,7 +235,7 @@ class Tap:
         """
         jaxpr, _ = opened(self._trace(inputs))
         if (known := self._placed.get(id(jaxpr))) is None:
-            uses = self._analyse(inputs).uses
+            uses = self._paths(self._analyse(inputs))
             assert len(uses) == len(self._uses)
             known = {
                 path: self._at[two]
@@ -164,6 +244,11 @@ class Tap:
             }
             self._placed[id(jaxpr)] = known
         return known
+
+    def _paths(self, analysis: "_Analysis") -> list[Path]:
+        """Paths of kernels and of what is kept, in the order of execution."""
+        products = list(analysis.products)
+        return sorted([*analysis.uses, *(products[kept.product] for kept in self.cached)])
 
     def _trace(self, inputs: PyTree) -> Any:
         structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
@@ -197,7 +282,8 @@ class Tap:
         try:
             jaxpr, consts = opened(self._trace(inputs))
         except Exception as error:  # whatever the function raises
-            self._trace(self.inputs)  # raises it again, unless it is the size that is wrong
+            with called_on(self.inputs):  # raises it again, unless the size alone is wrong
+                self._trace(self.inputs)
             own, examples = (jax.tree.leaves(x)[0].shape[0] for x in (self.inputs, inputs))
             raise ValueError(
                 f"The network is fixed to batches of {own}: with {examples} examples it fails "
@@ -214,6 +300,11 @@ class Tap:
         read.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
         analysis.unread = [i for i, v in enumerate(jaxpr.invars[:count]) if v not in read]
         return analysis
+
+
+def bodies_of(places: Iterable[Path]) -> set[Path]:
+    """Paths of the equations in whose bodies, at any depth, some places are."""
+    return {path[:i] for path in places for i in range(1, len(path))}
 
 
 def with_output(
@@ -252,8 +343,10 @@ def _chosen(tree: PyTree, output: str | int | None) -> Array:
             last = "0" if "0" in paths else paths[-1]
             likely = next((path for path in paths if "logit" in path), last)
             raise ValueError(
-                f"The network returns {len(leaves)} arrays: {listed}. Say which one to "
-                f"analyse: output={likely!r}, on the command line --output {likely}."
+                f"The network returns {len(leaves)} arrays: {listed}. Pass the one to analyse "
+                f"where the network is made, as in from_linen(..., output={likely!r}). Or "
+                f"write `def network(output=None)`, pass output=output there, and give "
+                f"--output {likely} on the command line."
             )
         return leaves[0]
     name = str(output)
@@ -275,6 +368,8 @@ class Source(NamedTuple):
     view: tuple[Any, ...] | None = None  # not None: it *is* the one piece, rearranged
     last: str = ""  # name of the primitive that made it
     zero: bool = False  # whether it is known to be zero, as a recurrent layer's first state
+    origin: frozenset[Path] = frozenset()  # kernels it comes from, no other kernel between
+    passed: bool = False  # whether a product of activations lies between
 
     @property
     def is_leaf(self) -> bool:
@@ -291,6 +386,7 @@ class _Analysis:
     def __init__(self, ranks: Sequence[int]) -> None:
         self.ranks = ranks  # of the pieces
         self.uses: dict[Path, Use] = {}
+        self.products: dict[Path, Product] = {}
         self.unseen: dict[int, str] = {}
         self.unread: list[int] = []
 
@@ -304,7 +400,7 @@ class _Analysis:
             self._visit,
             at=at,
             enter=lambda eqn, path: eqn.primitive.name in INLINED,
-            constant=lambda array: Source(zero=_is_zero(array)),
+            constant=lambda array: Source(zero=is_zero(array)),
         )
 
     def refuse(self, leaf: int, reason: str) -> None:
@@ -314,8 +410,9 @@ class _Analysis:
     def _visit(self, eqn: Any, ins: Sequence[Source], path: Path) -> list[Source]:
         name = eqn.primitive.name
         if name in CUSTOM_RULES:
-            before = set(self.uses)
+            before, products = set(self.uses), dict(self.products)
             outs = self.follow(*body(eqn), ins, path)
+            self.products = products
             for inside in set(self.uses) - before:
                 use = self.uses.pop(inside)
                 self.refuse(use.leaf, f"it is used inside a custom derivative rule ({name})")
@@ -326,6 +423,8 @@ class _Analysis:
             None,
             name,
             name in LAYOUT and all(s.zero for s in ins),
+            frozenset[Path]().union(*(s.origin for s in ins)),
+            any(s.passed for s in ins),
         )
         if list(core.jaxprs_in_params(eqn.params)):
             self._refuse_inside(eqn, ins, path)
@@ -333,11 +432,15 @@ class _Analysis:
             if any(s.zero for s in ins):  # zero whatever the kernel: no use of it
                 return [Source(zero=True)]
             self._product(eqn, ins, path, "conv" if name.startswith("conv") else "dense")
+            if path in self.products:
+                merged = merged._replace(passed=True)
         elif name == "gather" and ins[0].is_parameter and ins[1].data:
             self._gather(eqn, ins, path)
         elif name in LAYOUT and len(ins) == 1 and ins[0].view is not None:
             if eqn.invars[0].aval.size == eqn.outvars[0].aval.size:  # none repeated
                 return [merged._replace(view=(*ins[0].view, eqn))]
+        if path in self.uses:
+            merged = merged._replace(origin=frozenset({path}), passed=False)
         return [merged] * len(eqn.outvars)
 
     def _refuse_inside(self, eqn: Any, ins: Sequence[Source], path: Path) -> None:
@@ -363,6 +466,10 @@ class _Analysis:
     def _product(self, eqn: Any, ins: Sequence[Source], path: Path, kind: Kind) -> None:
         kernels = [i for i, source in enumerate(ins) if source.is_parameter]
         if not kernels:
+            if kind == "dense" and all(source.data for source in ins):
+                origins = tuple(source.origin for source in ins)
+                passed = tuple(source.passed for source in ins)
+                self.products[path] = Product(path, eqn, origins, passed)
             return
         if len(kernels) == 2 or not ins[1 - kernels[0]].data:
             reason = "it is multiplied with another parameter or a constant"
@@ -398,7 +505,8 @@ class _Analysis:
         self.uses[path] = Use(path, eqn, kind, operand, leaf, view)
 
 
-def _is_zero(array: Any) -> bool:
+def is_zero(array: Any) -> bool:
+    """Whether all numbers of a floating array are zero; never of a random key."""
     dtype = array.dtype if hasattr(array, "dtype") else np.dtype(type(array))
     return bool(jnp.issubdtype(dtype, np.floating)) and not np.any(np.asarray(array))
 

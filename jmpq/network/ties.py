@@ -54,6 +54,24 @@ def architecture_ties(network: Network) -> dict[TieKind, list[tuple[str, ...]]]:
     return named
 
 
+def nearest_layers(network: Network) -> list[tuple[int, int]]:
+    """Pairs of layers, by position in the table, of which the second reads the first's output.
+
+    What lies between (normalisation, activation, pooling) does not matter. Of the outputs that
+    were added up along a residual stream only the last ones count: a layer is left out where
+    another one of the same reader comes after it. A layer that is used several times is paired
+    at every use, each pair once, and never with itself.
+    """
+    flow = _Flow(network)
+    pairs = []
+    for site, sources in enumerate(flow.before):
+        earlier = frozenset[int]().union(*(flow.above[s] - {s} for s in sources))
+        pairs += [(source, site) for source in sorted(sources - earlier)]
+    layer_of = [site.layer_index for site in network.sites]
+    named = dict.fromkeys((layer_of[one], layer_of[other]) for one, other in pairs)
+    return [(one, other) for one, other in named if one != other]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Value:
     """Origin of a value of the jaxpr.
@@ -72,7 +90,7 @@ class _Flow:
 
     def __init__(self, network: Network) -> None:
         self.sites = network.sites
-        self._at = {site.operation.path: site for site in self.sites}
+        self._at = {s.operation.path: s for s in self.sites if s.operation.kind != "cache"}
         self.before: list[frozenset[int]] = [frozenset()] * len(self.sites)
         self.shared: dict[object, list[int]] = {}
         self.reads: list[object] = [None] * len(self.sites)

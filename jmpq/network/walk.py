@@ -55,7 +55,8 @@ def walk(
         jaxpr: Open jaxpr.
         consts: Arrays of ``jaxpr.constvars``.
         args: Values of ``jaxpr.invars``; any type that the rule understands.
-        rule: Gives the values at an equation's outputs; `bind` evaluates the equation.
+        rule: Function that returns the values at an equation's outputs; `bind` evaluates the
+            equation.
         at: Path of the equation whose body the jaxpr is.
         enter: Whether the walk goes on in the body of an equation, called with the equation
             and its path, instead of handing the equation to the rule. A body's equations get

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from jmpq.kinds import check_kinds
 from jmpq.text import did_you_mean
 from jmpq.zoo.bert import BERTS, Bert, BertConfig
 from jmpq.zoo.decoder import DECODERS, TIED, Decoder, DecoderConfig
@@ -22,7 +23,7 @@ InputKind = Literal["images", "sentences", "text"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From an RGB image of any size to the input of a network.
+    """From an image of any size, in colour or grey, to the input of a network.
 
     The shorter side becomes `resize` pixels (bilinear, antialiased), the middle `crop` by
     `crop` pixels are taken, and x becomes (x / scale − mean) / std.
@@ -32,7 +33,7 @@ class Preprocessing:
             side already has that many.
         crop: Height and width of the input, pixels.
         scale: Divisor of the 8-bit values.
-        mean: Mean of every channel, subtracted.
+        mean: Mean of every channel, subtracted; one channel is grey, three are RGB.
         std: Standard deviation of every channel, divided by.
         origin: Place where the published weights say so.
     """
@@ -40,8 +41,8 @@ class Preprocessing:
     resize: int
     crop: int
     scale: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     origin: str
 
     def __post_init__(self) -> None:
@@ -50,9 +51,41 @@ class Preprocessing:
                 f"resize={self.resize}, crop={self.crop}: expected 1 <= crop <= resize pixels."
             )
 
+    def fitted(self, size: int, channels: int) -> "Preprocessing":
+        """The same rule for another size, in the same ratio of resize to crop, or for grey.
+
+        Args:
+            size: Height and width of the input, pixels.
+            channels: 1 or 3.
+
+        Raises:
+            ValueError: If there is one channel, and the rule treats three colours differently.
+        """
+        mean, std = self.mean, self.std
+        if channels < len(mean):
+            if len(set(mean)) > 1 or len(set(std)) > 1:
+                alike = [n for n, rule in PREPROCESSINGS.items() if len(set(rule.mean)) == 1]
+                raise ValueError(
+                    f"The network takes {channels} channel, and the preprocessing has a mean "
+                    f"for each of {len(mean)} colours ({self.origin}). Choose one of "
+                    f"{', '.join(alike)}."
+                )
+            mean, std = mean[:channels], std[:channels]
+        resize = max(size, round(size * self.resize / self.crop))
+        return dataclasses.replace(self, resize=resize, crop=size, mean=mean, std=std)
+
 
 PREPROCESSINGS: Mapping[str, Preprocessing] = MappingProxyType(
     {
+        # x / 255; nothing is cut off but what makes the image square.
+        "unit": Preprocessing(
+            resize=224,
+            crop=224,
+            scale=255.0,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            origin="pixels from 0 to 1",
+        ),
         "torchvision": Preprocessing(
             resize=256,
             crop=224,
@@ -91,7 +124,7 @@ class Architecture:
         make: The module, from ``num_classes=`` and ``vocab_size=``, of which it uses what it
             has; a ``vocab_size`` of None is that of the published network.
         preprocessing: Name in `PREPROCESSINGS`; None where the data set has its own.
-        inputs: What it takes.
+        inputs: Kind of its inputs.
         tied: Kernels that several layers share, as `Network.from_linen` takes them.
     """
 
@@ -166,6 +199,7 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
+@check_kinds
 def build_module(
     name: str,
     num_classes: int = 10,
@@ -179,7 +213,7 @@ def build_module(
         num_classes: Logits; a decoder has one for every token.
         vocab_size: Tokens that the tokenizer knows, for networks that take some; None for the
             number of the published network.
-        inputs: What the data are; None for whatever the network takes.
+        inputs: Kind of the data; None for whatever the network takes.
 
     Raises:
         ValueError: If there is no such name, or it takes other inputs.

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jmpq.kinds import check_kinds
+
 Head = Literal["hidden", "pooled", "classification", "regression", "embedding", "similarity"]
 
 # Token ids, mask (1, or 0 where there is padding) and token types, ``[*batch, length]`` each.
@@ -101,6 +103,7 @@ BERTS: Mapping[str, BertConfig] = MappingProxyType(
 )
 
 
+@check_kinds
 class Bert(nn.Module):
     """Embeddings, encoder and one head, called with `Tokens`.
 

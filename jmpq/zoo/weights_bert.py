@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jmpq.kinds import check_kinds
 from jmpq.zoo.bert import (
     Bert,
     BertConfig,
@@ -63,6 +64,7 @@ def load_bert(
     return {"params": params}
 
 
+@check_kinds
 def read_bert(
     folder: pathlib.Path | str, head: str = "hidden", **options: Any
 ) -> tuple[Bert, dict[str, PyTree]]:

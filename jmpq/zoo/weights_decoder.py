@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jmpq.kinds import check_kinds
 from jmpq.zoo.decoder import Decoder, example_ids, read_decoder_config
 from jmpq.zoo.published.match import read_leaves
 from jmpq.zoo.tensor_files import flatten, unflatten
@@ -39,6 +40,7 @@ def load_decoder(path: pathlib.Path | str, module: Decoder) -> dict[str, PyTree]
     return unflatten({leaf: np.asarray(x) for leaf, x in leaves.items()}, module.dtype)
 
 
+@check_kinds
 def read_decoder(
     folder: pathlib.Path | str, **options: Any
 ) -> tuple[Decoder, dict[str, PyTree]]:

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jmpq.kinds import check_kinds
 from jmpq.zoo.published.match import read_leaves
 from jmpq.zoo.tensor_files import flatten, unflatten
 
 INPUT_SHAPE = (32, 32, 3)
 
 
+@check_kinds
 def load_published(
     path: pathlib.Path | str,
     module: nn.Module,
