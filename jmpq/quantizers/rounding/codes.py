@@ -1,4 +1,4 @@
-"""Integer codes of all kernels at all bit-widths, where they are not simply the nearest."""
+"""Codes of all kernels in all schemes, by GPTQ or AdaRound."""
 
 import dataclasses
 import hashlib
@@ -10,19 +10,22 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.devices import shared_journal
+from jmpq.formats import Scheme
 from jmpq.network.network import Network
-from jmpq.quantizers.adaround import learn_rounding
-from jmpq.quantizers.calibration import to_blocks
-from jmpq.quantizers.gptq import round_by_hessian
-from jmpq.quantizers.layer_hessian import layer_hessians
+from jmpq.quantizers.clipping import to_blocks
+from jmpq.quantizers.rounding.adaround import learn_rounding
+from jmpq.quantizers.rounding.code_lines import CodeLines
+from jmpq.quantizers.rounding.gptq import round_by_hessian
+from jmpq.quantizers.rounding.layer_hessian import layer_hessians
 from jmpq.quantizers.spec import KernelSpec
-from jmpq.quantizers.uniform import code_range
+from jmpq.quantizers.tiling import Tiling
 
 
 def hessian_codes(
     network: Network,
     spec: KernelSpec,
     bits: tuple[int, ...],
+    tiles: Sequence[Tiling],
     scale: Sequence[Float[Array, "bits _"]],
     zero_point: Sequence[Float[Array, "bits _"]],
     batches: Sequence[PyTree],
@@ -30,28 +33,28 @@ def hessian_codes(
     partial: pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Array, ...]:
-    """Codes of every layer's kernel for every bit-width, by `spec.rounding`.
+    """Codes of every layer's kernel for every scheme, by `spec.rounding`.
 
-    Every layer sees the inputs it has in the float network, as every bit-width is a candidate
-    and what the layers before will get is not known yet. Embeddings, each of whose elements
-    counts by itself, are rounded to nearest.
+    Every layer gets its inputs from the float network, because the bits of earlier layers are
+    not decided yet. Embeddings are rounded to nearest.
 
     Args:
-        network: The network.
-        spec: Grid and blocks of the kernels; a rounding other than ``nearest``.
-        bits: Bit-widths.
-        scale: Per layer, ``[bits, blocks]``.
-        zero_point: Per layer, ``[bits, blocks]``.
+        network: Float network.
+        spec: Grid, blocks and rounding of the kernels; the rounding is not ``nearest``.
+        bits: Numbers of the schemes.
+        tiles: Blocks of every layer's kernel.
+        scale: Scales ``[bits, blocks]`` per layer.
+        zero_point: Zero points ``[bits, blocks]`` per layer.
         batches: Calibration inputs, batch by batch, without padding.
-        partial: File of a journal of rounded layers: those that another call with the same
-            kernels, grids and inputs left there are not rounded again.
-        progress: Called with the layers done and their number.
+        partial: Journal of rounded layers. Layers that it holds for the same kernels, grids
+            and inputs are not rounded again.
+        progress: Callback ``(layers done, layers)``.
 
     Returns:
-        Per layer ``[bits, blocks, elements]``, 8-bit integers where they suffice.
+        Codes ``[bits, blocks, elements]`` per layer: 8-bit integers if they suffice, else
+        16-bit; float32 if a scheme is a float format.
     """
-    widths = jnp.array(bits)[:, None, None]
-    least, most = (np.asarray(x, np.float64) for x in code_range(widths, spec.grid, float))
+    lines = CodeLines.of(bits, spec.grid)
     dtype = code_dtype(bits, spec.grid)
     optimise = {"gptq": round_by_hessian, "adaround": learn_rounding}[spec.rounding]
     codes: list[Array | None] = [None] * len(network.layers)
@@ -60,7 +63,7 @@ def hessian_codes(
     def round_layer(layer: int, hessians: Float[np.ndarray, "groups columns columns"]) -> None:
         matrix = network.to_matrix(layer, network.kernels()[layer])
         rows, columns = matrix.shape
-        r, c = spec.layer_blocks(network.layers[layer])
+        r, c = tiles[layer].block
         block = np.arange(rows)[:, None] // r * (columns // c) + np.arange(columns) // c
         count = len(hessians)
         scales, zeros = (
@@ -71,7 +74,7 @@ def hessian_codes(
 
         def optimised() -> np.ndarray:
             groups = zip(kernels, hessians, scales, zeros, strict=True)
-            parts = [optimise(w, hessian, s, z, least, most) for w, hessian, s, z in groups]
+            parts = [optimise(w, hessian, s, z, lines) for w, hessian, s, z in groups]
             return np.concatenate(parts, axis=1).astype(dtype)
 
         key = _sha256([*kernels, *hessians, *scales, *zeros])
@@ -89,18 +92,21 @@ def hessian_codes(
         round_layer(layer, hessians)
     for layer, rounded in enumerate(codes):
         if rounded is None:
-            table = network.layers[layer]
-            round_layer(layer, np.eye(table.parameters // table.output_features)[None])
+            round_layer(layer, np.eye(network.layers[layer].columns)[None])
     return tuple(rounded for rounded in codes if rounded is not None)
 
 
 def code_dtype(bits: Sequence[int], grid: str) -> str:
-    """Type of the codes of all bit-widths: 8-bit integers where they suffice."""
-    return f"{'u' if grid == 'affine' else ''}int{8 if max(bits) <= 8 else 16}"
+    """Type that holds the codes of all schemes: 8-bit integers if they suffice."""
+    schemes = [Scheme.of(b) for b in bits]
+    if any(scheme.is_float for scheme in schemes):
+        return "float32"
+    most = max(scheme.bits for scheme in schemes)
+    return f"{'u' if grid == 'affine' else ''}int{8 if most <= 8 else 16}"
 
 
 def _sha256(arrays: Sequence[np.ndarray]) -> str:
-    """Hash of all that a layer's codes are made of."""
+    """Hash of the arrays that determine a layer's codes."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

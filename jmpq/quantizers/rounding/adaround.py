@@ -8,11 +8,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from jmpq.quantizers.gptq import DAMPING, damped
+from jmpq.quantizers.rounding.code_lines import CodeLines
+from jmpq.quantizers.rounding.gptq import DAMPING, damped
 
 STEPS, LEARNING_RATE, PENALTY = 1000, 0.03, 10.0
-STRETCH = -0.1, 1.1  # the sigmoid is stretched to these and cut at 0 and 1, as in AdaRound
-WARM_UP, SHARPNESS = 0.2, (20.0, 2.0)  # part of the steps without penalty; exponent after it
+STRETCH = -0.1, 1.1  # range of the stretched sigmoid, clipped to [0, 1] (AdaRound, eq. (23))
+WARM_UP, SHARPNESS = 0.2, (20.0, 2.0)  # share of steps without penalty; exponents after it
 
 
 def learn_rounding(
@@ -20,36 +21,38 @@ def learn_rounding(
     hessian: Float[np.ndarray, "columns columns"],
     scale: Float[np.ndarray, "bits rows #columns"],
     zero_point: Float[np.ndarray, "bits rows #columns"],
-    least: Float[np.ndarray, "bits 1 1"],
-    most: Float[np.ndarray, "bits 1 1"],
+    lines: CodeLines,
     *,
     damping: float = DAMPING,
     steps: int = STEPS,
 ) -> Float[np.ndarray, "bits rows columns"]:
-    """Integer codes with a small output error tr(ΔHΔᵀ), every weight rounded up or down.
+    """Codes of small output error tr(ΔHΔᵀ), with every weight rounded up or down.
 
-    Each weight gets a soft choice between its two codes, moved by Adam down the output error
-    and, after a warm-up, pushed to one of them by a penalty that sharpens. The error of a row
-    is taken relative to that of rounding to nearest, so that one penalty suits all layers. A
-    row that ends worse than rounded to nearest is rounded to nearest.
+    Each weight has a soft choice between its two neighbouring codes. Adam minimises the output
+    error and, after a warm-up, a sharpening penalty that pushes the choice to one of them. The
+    error of a row is divided by that of rounding to nearest, so that one penalty suits all
+    layers. A row that ends worse than rounding to nearest is rounded to nearest.
 
     Args:
-        matrix: Kernel W, as in `round_by_hessian`; so are the other arrays.
-        hessian: H = XᵀX, X the input rows: the squared output error needs no examples.
+        matrix: Kernel W, output features along rows.
+        hessian: Matrix H = XᵀX of the input rows X.
         scale: Scale of every element.
-        zero_point: Zero point of every element.
-        least: Least code.
-        most: Greatest code.
+        zero_point: Zero point of every element; zero if the grid has none.
+        lines: Codes of every scheme.
         damping: Addition to the diagonal of H, as a multiple of its mean.
         steps: Steps of Adam.
+
+    Returns:
+        Codes of every scheme: integers, or values of a float format.
 
     References:
         Nagel, Amjad, van Baalen, Louizos, Blankevoort (2020), Up or Down? Adaptive rounding
         for post-training quantization: layer by layer, without the activation function.
     """
     hessian = damped(hessian, damping)
-    exact = matrix / scale + zero_point
-    plain = np.clip(np.round(exact), least, most)
+    ratio = matrix / scale
+    exact, step = ratio + zero_point, lines.step(ratio)  # steps of 1 between integers
+    plain = lines.clip(np.round(exact / step) * step)
 
     def error(codes: np.ndarray) -> np.ndarray:
         delta = scale * (codes - zero_point) - matrix
@@ -57,15 +60,16 @@ def learn_rounding(
 
     reference = error(plain)
     target = np.where(reference > 0, reference, 1.0)
-    arrays = (matrix, hessian, scale, zero_point, least, most, exact, target)
+    ends = lines.least, lines.most
+    arrays = (matrix, hessian, scale, zero_point, *ends, exact, step, target)
     with jax.numpy_dtype_promotion("standard"):  # as optax expects
         up = _learn(*(jnp.asarray(x, float) for x in arrays), steps)
-    codes = np.clip(np.floor(exact) + np.asarray(up, np.float64), least, most)
+    codes = lines.clip((np.floor(exact / step) + np.asarray(up, np.float64)) * step)
     better = error(codes) < reference
     return np.where(better[..., None], codes, plain)
 
 
-@functools.partial(jax.jit, static_argnums=8)
+@functools.partial(jax.jit, static_argnums=9)
 def _learn(
     matrix: Float[Array, "rows columns"],
     hessian: Float[Array, "columns columns"],
@@ -74,18 +78,20 @@ def _learn(
     least: Float[Array, "bits 1 1"],
     most: Float[Array, "bits 1 1"],
     exact: Float[Array, "bits rows columns"],
+    size: Float[Array, "bits rows columns"],
     target: Float[Array, "bits rows"],
     steps: int,
 ) -> Float[Array, "bits rows columns"]:
-    """Whether each weight is rounded up: 1, or 0."""
+    """1 where a weight is rounded up, else 0."""
     low, high = STRETCH
+    exact = exact / size
     down = jnp.floor(exact)
 
     def choice(v: Array) -> Array:
         return jnp.clip(low + (high - low) * jax.nn.sigmoid(v), 0, 1)
 
     def objective(v: Array, sharpness: Array, penalty: Array) -> Array:
-        codes = jnp.clip(down + choice(v), least, most)
+        codes = jnp.clip((down + choice(v)) * size, least, most)
         delta = scale * (codes - zero_point) - matrix[None]
         error = (jnp.einsum("brc,cd->brd", delta, hessian) * delta).sum(-1)
         soft = 1 - jnp.abs(2 * choice(v) - 1) ** sharpness

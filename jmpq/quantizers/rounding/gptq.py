@@ -1,10 +1,12 @@
-"""Rounding that leaves the least error in a layer's output (GPTQ): NumPy, float64."""
+"""Rounding by GPTQ, which reduces the error of a layer's output: NumPy, float64."""
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-DAMPING = 0.01  # of the mean of the Hessian's diagonal, as in GPTQ
+from jmpq.quantizers.rounding.code_lines import CodeLines
+
+DAMPING = 0.01  # addition to the Hessian's diagonal, relative to its mean, as in GPTQ
 BLOCK = 128  # columns between two matrix products
 
 
@@ -13,29 +15,30 @@ def round_by_hessian(
     hessian: Float[np.ndarray, "columns columns"],
     scale: Float[np.ndarray, "bits rows #columns"],
     zero_point: Float[np.ndarray, "bits rows #columns"],
-    least: Float[np.ndarray, "bits 1 1"],
-    most: Float[np.ndarray, "bits 1 1"],
+    lines: CodeLines,
     *,
     damping: float = DAMPING,
 ) -> Float[np.ndarray, "bits rows columns"]:
-    """Integer codes with a small output error tr(ΔHΔᵀ), Δ = scale·(codes − zero point) − W.
+    """Codes of small output error tr(ΔHΔᵀ), where Δ = scale·(codes − zero point) − W.
 
-    Columns are rounded one after the other, that of the greatest input first; each is first
-    moved to where it makes up best for the errors of the columns rounded before it. With
-    H = RᵀR, R upper triangular and the last column rounded first, that is
-    w_j + Σ_(k>j) (R_jk/R_jj)(w_k − q_k): the method of GPTQ, which solves for the same values
-    with H⁻¹, and Babai's nearest plane. Whole rows at a time, all bit-widths together. A row
-    that plain rounding leaves with less error is rounded plainly: no row is worse for it.
+    Columns are rounded one after the other, the column of the greatest input first. Each is
+    first moved to compensate the errors of the columns already rounded. With H = RᵀR, R upper
+    triangular and the last column first, the moved column is
+    w_j + Σ_(k>j) (R_jk/R_jj)(w_k − q_k). GPTQ computes the same values from H⁻¹; the method is
+    also known as Babai's nearest plane. All rows and all schemes are processed together. A row
+    that rounding to nearest leaves with less error is rounded to nearest.
 
     Args:
-        matrix: Kernel W: output features along rows.
-        hessian: H = XᵀX, X the input rows.
+        matrix: Kernel W, output features along rows.
+        hessian: Matrix H = XᵀX of the input rows X.
         scale: Scale of every element.
-        zero_point: Zero point of every element; zero where the grid has none.
-        least: Least code.
-        most: Greatest code.
-        damping: Addition to the diagonal of H, as a multiple of its mean; part of the
-            error that is compared.
+        zero_point: Zero point of every element; zero if the grid has none.
+        lines: Codes of every scheme.
+        damping: Addition to the diagonal of H, as a multiple of its mean. The compared errors
+            include it.
+
+    Returns:
+        Codes of every scheme: integers, or values of a float format.
 
     References:
         Frantar, Ashkboos, Hoefler, Alistarh (2023), GPTQ, algorithm 1, with static scales
@@ -51,9 +54,8 @@ def round_by_hessian(
     w = matrix[:, order]
 
     def nearest(x: np.ndarray, at: int | slice) -> np.ndarray:
-        codes = np.round(x / scale[..., at]) + zero_point[..., at]
-        low, high = (least, most) if isinstance(at, slice) else (least[..., 0], most[..., 0])
-        return np.clip(codes, low, high)
+        own = lines if isinstance(at, slice) else lines.of_column
+        return own.clip(own.nearest(x / scale[..., at]) + zero_point[..., at])
 
     codes, error = np.empty(shape), np.zeros(shape)  # error = W − Q
     for stop in range(columns, 0, -BLOCK):
@@ -75,7 +77,7 @@ def round_by_hessian(
 def damped(
     hessian: Float[np.ndarray, "columns columns"], damping: float
 ) -> Float[np.ndarray, "columns columns"]:
-    """H with `damping` times the mean of its diagonal added there, or 1 where that is zero."""
+    """H plus `damping` times its mean diagonal entry on the diagonal; plus 1 if H is zero."""
     mean = np.trace(hessian) / len(hessian)
     return hessian + (damping * mean if mean > 0 else 1.0) * np.eye(len(hessian))
 
@@ -83,5 +85,5 @@ def damped(
 def _output_error(
     error: Float[np.ndarray, "bits rows columns"], root: Float[np.ndarray, "columns columns"]
 ) -> Float[np.ndarray, "bits rows"]:
-    """Diagonal of ΔHΔᵀ, H = RᵀR."""
+    """Diagonal of ΔHΔᵀ, where H = RᵀR."""
     return np.square(error @ root.T).sum(axis=-1)

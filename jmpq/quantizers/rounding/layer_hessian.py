@@ -13,28 +13,28 @@ from jmpq.network.patches import input_rows
 from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 
-HESSIAN_BYTES = 2**30  # of the Hessians that one pass over the examples yields
+HESSIAN_BYTES = 2**30  # memory for the Hessians of one pass over the examples
 
 
 def layer_hessians(
     network: Network, batches: Sequence[PyTree], *, most_bytes: int = HESSIAN_BYTES
 ) -> Iterator[tuple[int, Float[np.ndarray, "groups columns columns"]]]:
-    """H = XᵀX of every layer that has an input, X its input rows in the float network.
+    """H = XᵀX of every layer that has an input; X are its input rows in the float network.
 
-    With W the kernel as `Network.to_matrix` gives it, changing it by Δ changes the layer's
-    output by XΔᵀ: tr(ΔHΔᵀ) is the squared change of the output, summed over output features
-    and positions, mean over examples. A layer that is used several times gets the sum of its
-    uses. An embedding has no Hessian: each of its elements counts by itself.
+    If the kernel's matrix (`Network.to_matrix`) changes by Δ, the layer's output changes by
+    XΔᵀ. So tr(ΔHΔᵀ) is the squared change of the output, summed over output features and
+    positions and averaged over examples. The uses of a layer are summed. Embeddings are left
+    out: their rows are looked up, not multiplied.
 
     Args:
-        network: The network.
+        network: Float network.
         batches: Inputs, batch by batch, without padding.
-        most_bytes: Layers whose Hessians fit in so much memory share a pass over the
+        most_bytes: Memory for Hessians; layers whose Hessians fit share a pass over the
             examples.
 
     Yields:
-        Layer and Hessian, float64, one for each of the equal parts of the kernel's rows
-        that see inputs of their own (see `input_rows`).
+        Layer and its Hessians, float64: one per group of the kernel's rows that has its own
+        inputs (see `input_rows`), such as the groups of a grouped convolution.
     """
     examples = sum(jax.tree.leaves(batch)[0].shape[0] for batch in batches)
     for layers in _passes(network, batches[0], most_bytes):
@@ -47,8 +47,8 @@ def layer_hessians(
 
 
 def _passes(network: Network, inputs: PyTree, most_bytes: int) -> list[tuple[int, ...]]:
-    """The layers that have an input, in parts whose Hessians fit in `most_bytes`."""
-    layers = tuple(dict.fromkeys(site.layer_index for site in network.sites if site.has_input))
+    """Layers that have an input and a kernel, in parts whose Hessians fit in `most_bytes`."""
+    layers = tuple(dict.fromkeys(s.layer_index for s in network.sites if s.has_both))
     shapes = jax.eval_shape(lambda x: _hessians(network, layers, x), inputs)
     parts: list[list[int]] = [[]]
     used = 0
@@ -71,7 +71,7 @@ def _hessians(
 
     def at_site(site: Site, x: Array, op: Op) -> Array:
         layer = site.layer_index
-        if layer in layers and site.has_input:
+        if layer in layers and site.has_both:
             rows = input_rows(site, widened(x))
             product = jnp.einsum("gpc,gpd->gcd", rows, rows)
             sums[layer] = sums[layer] + product if layer in sums else product
