@@ -21,7 +21,7 @@ def restrict(
 
     Args:
         function: Loss, logits or any function whose first argument is `params`.
-        params: Where the other leaves are held.
+        params: Parameters; leaves outside the block are held at these values.
         names: Leaves of the block, as `leaf_paths` writes them.
 
     Returns:

@@ -20,6 +20,7 @@ from jmpq.curvature.krylov import (
     highest,
     orthogonalize,
 )
+from jmpq.kinds import check_kinds
 
 Which = Literal["largest", "magnitude", "smallest"]
 
@@ -35,6 +36,7 @@ class EigenPairs:
     products: int  # products H @ v spent, the last ones that measure residuals included
 
 
+@check_kinds
 def top_eigenpairs(
     product: Product,
     params: Params,
@@ -53,7 +55,7 @@ def top_eigenpairs(
         product: ``H @ tangent``, e.g. ``hessian(loss)``. Called in a loop on the host.
         params: Point of expansion.
         k: Number of eigenpairs.
-        key: Decides the starting vectors.
+        key: Random key of the starting vectors.
         which: ``"largest"`` and ``"smallest"`` (most negative) are algebraic;
             ``"magnitude"`` is the largest absolute value. Values come in that order.
         tolerance: Stop where every residual is at most ``tolerance · |λ|`` (or at the

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.kinds import check_kinds
 from jmpq.training.losses import ExampleLoss
 
 
+@check_kinds
 def ggn_product(
     logits: Callable[[PyTree], Float[Array, "batch *output"]],
     loss: ExampleLoss,

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.kinds import check_kinds
+
 Params = PyTree[Float[Array, "..."]]
 Scalar = Float[Array, ""]
 Order = Literal["forward_over_reverse", "reverse_over_forward"]
@@ -18,6 +20,7 @@ Order = Literal["forward_over_reverse", "reverse_over_forward"]
 Product = Callable[[Params, Params], Params]
 
 
+@check_kinds
 def hvp(
     loss: Callable[[Params], Scalar],
     params: Params,
@@ -30,6 +33,7 @@ def hvp(
     return jax.jvp(jax.grad(loss), (params,), (tangent,))[1]
 
 
+@check_kinds
 def hessian(loss: Callable[[Params], Scalar]) -> Product:
     """The Hessian of `loss` as a compiled product; one compilation for all who use it.
 
@@ -133,6 +137,7 @@ def _plus(total: Params, share: Float[Array, ""], part: Params) -> Params:
     return jax.tree.map(lambda t, x: t + share.astype(x.dtype) * x, total, part)
 
 
+@check_kinds
 def second_order_increase(
     loss: Callable[[Params], Scalar], params: Params, delta: Params
 ) -> Scalar:

@@ -29,7 +29,7 @@ def power_iteration(
     Args:
         product: ``H @ tangent``.
         params: Point of expansion.
-        key: Decides the starting vector (normal, norm one).
+        key: Random key of the starting vector (normal, norm one).
         tolerance: Limit of the change of vᵀHv between iterations, relative to its last value.
         max_products: Iterations at most.
 

@@ -19,6 +19,7 @@ from jmpq.curvature.krylov import (
     put_row,
 )
 from jmpq.curvature.trace import Estimate
+from jmpq.kinds import check_kinds
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +35,7 @@ class Spectrum:
     products: int  # products H @ v spent
 
 
+@check_kinds
 def lanczos_spectrum(
     product: Product, params: Params, *, key: Array, probes: int = 8, steps: int = 60
 ) -> Spectrum:
@@ -42,7 +44,7 @@ def lanczos_spectrum(
     Args:
         product: ``H @ tangent``, e.g. ``hessian(loss)``. Called in a loop on the host.
         params: Point of expansion.
-        key: Decides the probes (Rademacher: moments are Hutchinson's).
+        key: Random key of the probes (Rademacher: moments are Hutchinson's).
         probes: Starting vectors; their spread gives the standard errors.
         steps: Lanczos steps, fully reorthogonalised: a rule integrates polynomials up to
             degree ``2 · steps − 1`` exactly for its probe. `steps` vectors are in memory.
@@ -121,7 +123,7 @@ def density(
 
     Args:
         spectrum: Nodes and weights.
-        grid: Where to evaluate, in units of eigenvalues.
+        grid: Points of evaluation, in units of eigenvalues.
         width: Standard deviation, in units of eigenvalues; about the distance of grid points
             or more. The density integrates to one over the real line, whatever the width.
 

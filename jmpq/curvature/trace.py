@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jmpq.curvature.hvp import Params, Product, Scalar, hvp
+from jmpq.kinds import check_kinds
 
 Value = TypeVar("Value")  # a number, an array, or a tree with one number per leaf
 
@@ -55,6 +56,7 @@ def dot_by_leaf(a: Params, b: Params) -> PyTree[Scalar]:
     return jax.tree.map(dot, a, b)
 
 
+@check_kinds
 def block_traces(
     product: Product,
     params: Params,
@@ -68,7 +70,7 @@ def block_traces(
     Args:
         product: ``H @ tangent``, e.g. ``hessian(loss)``: one per probe, for all blocks.
         params: Point of expansion.
-        key: Decides the probes; more probes repeat the first ones.
+        key: Random key of the probes; more probes repeat the first ones.
         max_probes: Rademacher probes, in a loop on the host.
         tolerance: Stop early, after 8 probes at least, where the standard error of every
             block is at most ``tolerance · |value|``. Stopping on the error that was seen
