@@ -34,6 +34,7 @@ _HOMES = {
     "metric": ("About", "Changes", "FromChanges", "Metric", "Terms"),
     "analyse": ("analyse", "estimate_batch"),
     "table": ("Move", "Sensitivity", "load_sensitivities", "save_sensitivities"),
+    "logits.measure": ("measure_superposed",),
     "logits.superposed": ("PredictedLoss", "Superposed"),
     "logits.composed": ("Composed",),
 }

@@ -15,6 +15,7 @@ from jmpq.data.batches import check_pairs
 from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal
 from jmpq.formats import Choice
+from jmpq.kinds import check_kinds
 from jmpq.sensitivity.batch_memory import PassMemory, Placement, estimate_memory
 from jmpq.sensitivity.batch_terms import BatchTerms, of_choices
 from jmpq.sensitivity.calibration_batches import batch_sizes, checked_batches
@@ -24,6 +25,7 @@ from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity
 
 
+@check_kinds
 def analyse(
     moves: MoveNetwork,
     metric: Metric,
@@ -33,6 +35,7 @@ def analyse(
     seed: int = 0,
     mesh: Mesh | None = None,
     memory_bytes: int | None = None,
+    of_process: bool = False,
     announce: Callable[[PassMemory | None], None] | None = None,
     partial: pathlib.Path | None = None,
     of: Mapping[str, Any] | None = None,
@@ -48,15 +51,16 @@ def analyse(
             one by one and not kept. An attribute `sizes`, the number of examples in each,
             saves loading them all beforehand.
         choices: Candidates of every layer.
-        seed: Decides random probes, batch by batch.
+        seed: Seed of random probes, batch by batch.
         mesh: Devices over which the examples of a batch are spread (`device_mesh`); the same
             result up to rounding. With several processes each calls this with the same
             arguments and gets the result; process 0 alone writes `partial`.
         memory_bytes: Most that a pass may take on one device, as `estimate_memory` foretells
             it: the batches of an additive metric are cut into parts that fit. No limit by
             default.
-        announce: Called with what a pass takes before the first one, or with None where the
-            metric does not tell.
+        of_process: Whether `memory_bytes` bounds the whole process where devices are CPUs.
+        announce: Callback, called with what a pass takes before the first one, or with None
+            where the metric does not tell.
         partial: File of a journal of finished batches: those of the same metric, examples and
             moves are not computed again. Where the metric takes moves by themselves
             (`About.independent`, `FromChanges`) that is so for every bit-width, whatever
@@ -64,8 +68,8 @@ def analyse(
         of: Identity of network and examples in the journal (one of something else is begun
             anew); the provenance by default.
         provenance: Identity of network, data and quantizers, kept in the result.
-        progress: Called with (finished batches, all batches); before, by a metric that
-            `Prepares`, with its own steps.
+        progress: Callback, called with (finished batches, all batches); before, by a metric
+            that `Prepares`, with its own steps.
 
     Raises:
         ValueError: If there is no example or no move, labels do not fit the network's output
@@ -101,7 +105,12 @@ def analyse(
     todo = terms_of.todo(range(total))
     if memory_bytes is not None or (announce is not None and todo):
         memory = estimate_batch(
-            metric, todo or moves, batches, mesh=mesh, memory_bytes=memory_bytes
+            metric,
+            todo or moves,
+            batches,
+            mesh=mesh,
+            memory_bytes=memory_bytes,
+            of_process=of_process,
         )
         terms_of.most = max(sizes) if memory is None else memory.examples
         if announce is not None:
@@ -182,6 +191,7 @@ def estimate_batch(
     *,
     mesh: Mesh | None = None,
     memory_bytes: int | None = None,
+    of_process: bool = False,
 ) -> PassMemory | None:
     """Memory that `analyse` will take on each device for its largest batch.
 
@@ -200,6 +210,7 @@ def estimate_batch(
         count=max(batch_sizes(batches)),
         divisible=metric.about.additive,
         memory_bytes=memory_bytes,
+        of_process=of_process,
     )
     if memory is None and memory_bytes is not None:
         raise ValueError(

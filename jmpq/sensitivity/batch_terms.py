@@ -91,7 +91,8 @@ class BatchTerms:
 
         Args:
             index: Index of the batch.
-            load: Gives inputs and targets; not called where nothing is to be computed.
+            load: Function that returns inputs and targets; not called if nothing is to be
+                computed.
             key: Random numbers of the batch.
 
         Returns:

@@ -1,6 +1,6 @@
 """The ε-network: one scalar ε per move, ε = 0 the original network.
 
-A move (layer, weight or activation, bits) replaces w by w + ε(Q_b(w) − w), or the layer's
+A move (layer, weight or activation, scheme) replaces w by w + ε(Q_b(w) − w), or the layer's
 input a by a + ε(Q_b(a) − a), the difference taken in the unperturbed network and held
 constant. Gradients, Gauss-Newton and Hessian matrices with respect to ε are the first- and
 second-order terms of every move and of every pair of moves.
@@ -18,16 +18,20 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import UNQUANTIZED, Choice
+from jmpq.kinds import check_kinds
 from jmpq.network.network import Network
 from jmpq.network.piecewise import reverse_only
 from jmpq.network.precision import widened
-from jmpq.network.sites import Op, Site
+from jmpq.network.sites import Op, Site, Transform
+from jmpq.network.walk import Rule, bind
 from jmpq.quantizers.fake_quant import (
-    Quantizers,
     quantize_input,
     quantize_kernel,
+    quantize_point,
     quantized_logits,
 )
+from jmpq.quantizers.scales import Quantizers
+from jmpq.quantizers.stream import Point, Visit, run_on_stream, source_of, stream_bits
 from jmpq.sensitivity.table import Move
 from jmpq.text import plural, printed
 
@@ -35,8 +39,9 @@ from jmpq.text import plural, printed
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["network", "quantizers"],
-    meta_fields=["shards"],
+    meta_fields=["shards", "only_caches"],
 )
+@check_kinds
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class MoveNetwork:
     """A network with a scalar on every move: a pytree, so that compiled functions take it.
@@ -46,11 +51,13 @@ class MoveNetwork:
         quantizers: Calibrated quantizers of the network; every calibrated bit-width is a move.
         shards: Number of equal parts of a batch that are spread over devices.
             Results do not depend on it.
+        only_caches: Whether no inputs are moved but keys and values.
     """
 
     network: Network
     quantizers: Quantizers
     shards: int = 1
+    only_caches: bool = False
 
     def __repr__(self) -> str:
         return printed(
@@ -63,10 +70,14 @@ class MoveNetwork:
     def moves(self) -> tuple[Move, ...]:
         """All moves: layer by layer, first its weight's bits, then its input's."""
         activations = self.quantizers.activations
-        inputs = {site.layer_index for site in self.network.sites if site.has_input}
+        sites = [site for site in self.network.sites if site.has_input]
+        if self.only_caches:
+            sites = [site for site in sites if not site.has_both]
+        inputs = {site.layer_index for site in sites}
         moves = []
         for i, layer in enumerate(self.network.layers):
-            moves += [Move(layer.name, "w", b) for b in self.quantizers.weights.bits]
+            if layer.kind != "cache":
+                moves += [Move(layer.name, "w", b) for b in self.quantizers.weights.bits]
             if activations is not None and i in inputs:
                 moves += [Move(layer.name, "a", b) for b in activations.bits]
         return tuple(moves)
@@ -88,12 +99,66 @@ class MoveNetwork:
     def input_deltas(self, site: Site, x: Array) -> Float[Array, "bits ..."]:
         """Q_b(a) − a of a site for every activation bit-width, held constant.
 
-        Float32 of a site in half precision.
+        Float32 of a site in half precision. Where the move quantizes the input as a tensor of
+        the stream first, this is the change of both. Metrics that look at one layer by itself
+        take it; what else reads that tensor they do not see.
         """
+        return self._deltas(lambda bits: (x, self._quantized_input(site, x, bits)[1]))
+
+    def own_deltas(self, site: Site, x: Array) -> Float[Array, "bits ..."]:
+        """The part of `input_deltas` that is made at the site, not at a point of the stream."""
+        return self._deltas(functools.partial(self._quantized_input, site, x))
+
+    def own_change(self, site: Site, x: Array, bits: Int[Array, ""]) -> Array:
+        """One of `own_deltas`, at traced bits, in the type of `x` and not held constant."""
+        on_stream, quantized = self._quantized_input(site, x, bits)
+        return quantized - on_stream
+
+    def point_deltas(self, point: Point, x: Array) -> Float[Array, "bits ..."]:
+        """Changes of a tensor of the stream by the moves of its layer's input."""
+        scales = self.quantizers.stream
+        assert scales is not None
+        return self._deltas(lambda bits: (x, quantize_point(point, x, bits, scales)))
+
+    def point_change(self, point: Point, x: Array, bits: Int[Array, ""]) -> Array:
+        """One of `point_deltas`, at traced bits, in the type of `x` and not held constant."""
+        assert self.quantizers.stream is not None
+        return quantize_point(point, x, bits, self.quantizers.stream) - x
+
+    def run(
+        self,
+        inputs: PyTree,
+        at_site: Transform,
+        at_point: Visit,
+        rule: Rule = bind,
+    ) -> Any:
+        """`Network.run`, with `at_point` at the tensors of the stream where it is placed."""
+        if self.quantizers.stream is None:
+            return self.network.run(inputs, at_site, rule=rule)
+        return run_on_stream(self.network, inputs, at_site, at_point, rule=rule)
+
+    def _quantized_input(
+        self, site: Site, x: Array, bits: Int[Array, ""]
+    ) -> tuple[Array, Array]:
+        """A site's input as its move finds it and as it leaves it, in the network as it is."""
         scales = self.quantizers.activations
         assert scales is not None
-        quantize = lambda b: quantize_input(site, x, b, scales)  # noqa: E731
-        deltas = jnp.stack([widened(quantize(jnp.array(b))) - widened(x) for b in scales.bits])
+        point = None if self.quantizers.stream is None else source_of(self.network, site)
+        if point is None or point.layer_index != site.layer_index:
+            return x, quantize_input(site, x, bits, scales)
+        assert self.quantizers.stream is not None
+        on_stream = quantize_point(point, x, bits, self.quantizers.stream)
+        quantized = quantize_input(site, on_stream, bits, scales)
+        return on_stream, jnp.where(stream_bits(bits) == bits, on_stream, quantized)
+
+    def _deltas(
+        self, pair: Callable[[Int[Array, ""]], tuple[Array, Array]]
+    ) -> Float[Array, "bits ..."]:
+        """Changes from the first to the second, for every activation bit-width."""
+        scales = self.quantizers.activations
+        assert scales is not None
+        pairs = [pair(jnp.array(b)) for b in scales.bits]
+        deltas = jnp.stack([widened(after) - widened(before) for before, after in pairs])
         return jax.lax.stop_gradient(deltas)
 
     def logits(
@@ -107,14 +172,19 @@ class MoveNetwork:
         def at_site(site: Site, x: Array, op: Op) -> Array:
             kernel = site.kernel
             if (at := self._input_columns(site)).size:
-                change = jnp.tensordot(epsilon[at], self.input_deltas(site, x), 1)
+                change = jnp.tensordot(epsilon[at], self.own_deltas(site, x), 1)
                 x = x + change.astype(x.dtype)
             if (at := self.columns(site.layer_index, "w")).size:
                 deltas = self.weight_deltas(site.layer_index, kernel)
                 kernel = kernel + jnp.tensordot(epsilon[at], deltas, 1)
             return op(x, kernel)
 
-        return self.network.run(inputs, at_site)
+        def at_point(point: Point, x: Array) -> Array:
+            at = self.columns(point.layer_index, "a")
+            change = jnp.tensordot(epsilon[at], self.point_deltas(point, x), 1)
+            return x + change.astype(x.dtype)
+
+        return self.run(inputs, at_site, at_point)
 
     def logits_per_example(
         self, epsilon: Float[Array, "batch moves"], inputs: PyTree
@@ -134,14 +204,10 @@ class MoveNetwork:
 
         def at_site(site: Site, x: Array, op: Op) -> Array:
             if site.repeat > 1:
-                raise ValueError(
-                    f"Layer {site.layer.name!r}: its input merges the batch with another axis, "
-                    "so that examples cannot be told apart. Keep the batch axis, or use a "
-                    "metric by difference."
-                )
+                raise _merged(site.layer.name)
             still = jax.lax.stop_gradient(x)
             if (at := self._input_columns(site)).size:
-                deltas = functools.partial(self.input_deltas, site)
+                deltas = functools.partial(self.own_deltas, site)
                 axis = site.input_batch_axis
                 x = _see_changes(x, epsilon[:, at], deltas, (still,), axis)
             y = op(x)
@@ -155,14 +221,24 @@ class MoveNetwork:
                 y = _see_changes(y, epsilon[:, at], changes, (still, site.kernel), axis)
             return y
 
-        return self.network.run(inputs, at_site)
+        def at_point(point: Point, x: Array) -> Array:
+            if (axis := point.batch_axis) is None:
+                raise _merged(point.name)
+            at, still = self.columns(point.layer_index, "a"), jax.lax.stop_gradient(x)
+            deltas = functools.partial(self.point_deltas, point)
+            return _see_changes(x, epsilon[:, at], deltas, (still,), axis)
+
+        return self.run(inputs, at_site, at_point)
 
     def allocation(self, moves: Iterable[int]) -> Allocation:
         """The allocation that makes just these moves, given by their indices."""
         made: dict[str, Choice] = {}
         for move in (self.moves[m] for m in moves):
             before = made.get(move.layer, UNQUANTIZED)
-            made[move.layer] = dataclasses.replace(before, **{f"{move.kind}_bits": move.bits})
+            made[move.layer] = Choice(
+                move.bits if move.kind == "w" else before.weights,
+                move.bits if move.kind == "a" else before.activations,
+            )
         return Allocation(made)
 
     def changes_by_difference(
@@ -178,7 +254,7 @@ class MoveNetwork:
             w_bits, a_bits = bits
             return quantized_logits(self.network, self.quantizers, w_bits, a_bits, inputs) - z
 
-        return z, jnp.moveaxis(jax.lax.map(change, self._single_moves), 0, 1)
+        return z, jnp.moveaxis(jax.lax.map(change, self.single_moves), 0, 1)
 
     def changes_by_derivative(
         self, inputs: PyTree
@@ -219,21 +295,35 @@ class MoveNetwork:
         """J_zδ of each move by itself: linearised once, then one pass per move."""
         network, activations = self.network, self.quantizers.activations
         kernels = network.kernels()
-        _, recorded = network.record(inputs)
+        recorded, points = [], []
 
-        def shifted(deltas: list[Array], shifts: list[Array]) -> Array:
+        def keep(site: Site, x: Array, op: Op) -> Array:
+            recorded.append(x)
+            return op(x)
+
+        def keep_point(point: Point, x: Array) -> Array:
+            points.append((point, x))
+            return x
+
+        self.run(inputs, keep, keep_point)
+
+        def shifted(deltas: list[Array], shifts: list[Array], moved: list[Array]) -> Array:
             def at_site(site: Site, x: Array, op: Op) -> Array:
                 x = x + shifts[site.index] if site.has_input else x
                 return op(x, site.kernel + deltas[site.layer_index])
 
-            return network.run(inputs, at_site)
+            return self.run(inputs, at_site, lambda point, x: x + moved[point.index])
 
         # Indices of an embedding are whole numbers: they have no tangent, nor a change.
         zeros = [
             jnp.zeros_like(x) if site.has_input else jnp.zeros((), site.kernel.dtype)
             for x, site in zip(recorded, network.sites, strict=True)
         ]
-        still = [jnp.zeros_like(k) for k in kernels], zeros
+        still = (
+            [jnp.zeros_like(k) for k in kernels],
+            zeros,
+            [jnp.zeros_like(x) for _, x in points],
+        )
         _, push = jax.linearize(shifted, *still)
 
         def change(bits: Array) -> Array:
@@ -243,19 +333,20 @@ class MoveNetwork:
                 for i, k in enumerate(kernels)
             ]
             shifts = zeros
+            moved = [self.point_change(p, x, a_bits[p.layer_index]) for p, x in points]
             if activations is not None:
                 shifts = [
-                    quantize_input(site, x, a_bits[site.layer_index], activations) - x
+                    self.own_change(site, x, a_bits[site.layer_index])
                     if site.has_input
                     else zero
                     for x, zero, site in zip(recorded, zeros, network.sites, strict=True)
                 ]
-            return push(deltas, shifts)
+            return push(deltas, shifts, moved)
 
-        return jax.lax.map(change, self._single_moves)
+        return jax.lax.map(change, self.single_moves)
 
     @property
-    def _single_moves(self) -> Int[Array, "moves 2 layers"]:
+    def single_moves(self) -> Int[Array, "moves 2 layers"]:
         """Weight and activation bits of the allocations that make one move each."""
         names = [layer.name for layer in self.network.layers]
         alone = [self.allocation([m]) for m in range(len(self.moves))]
@@ -263,6 +354,13 @@ class MoveNetwork:
 
     def _input_columns(self, site: Site) -> np.ndarray:
         return self.columns(site.layer_index, "a") if site.has_input else np.zeros(0, int)
+
+
+def _merged(name: str) -> ValueError:
+    return ValueError(
+        f"Layer {name!r}: its input merges the batch with another axis, so that examples "
+        "cannot be told apart. Keep the batch axis, or use a metric by difference."
+    )
 
 
 def by_shard(function: Callable[[PyTree], PyTree], batch: PyTree, shards: int) -> PyTree:

@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jmpq.allocation import Allocation, column_table
+from jmpq.allocation import AllocationLike, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json, fields_of
-from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice
+from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice, Scheme
+from jmpq.kinds import check_kinds
 from jmpq.text import plural, printed, table
 
 KIND = ArtifactKind("sensitivity", 3, "sensitivity")
@@ -20,13 +21,17 @@ _SHOWN, _COLUMNS = 5, 10  # layers and choices of a printed table
 
 
 class Move(NamedTuple):
-    """One perturbation: a layer's weight ("w") or input ("a") at a bit-width."""
+    """One perturbation: a layer's weight ("w") or input ("a") by a scheme.
+
+    `bits` is the number of the scheme: the bit-width of a plain integer.
+    """
 
     layer: str
     kind: Literal["w", "a"]
     bits: int
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Sensitivity:
     """Predicted loss increase of every choice of every layer, by one metric.
@@ -161,7 +166,7 @@ class Sensitivity:
         )
 
     def predict(
-        self, allocations: Sequence[Allocation], *, interactions: bool = False
+        self, allocations: Sequence[AllocationLike], *, interactions: bool = False
     ) -> Float[np.ndarray, " allocations"]:
         """Predicted loss increase of joint allocations; unquantized layers add nothing.
 
@@ -243,8 +248,8 @@ def choice_members(
     members = np.zeros((len(layers), len(choices), len(moves)))
     for i, layer in enumerate(layers):
         for c, choice in enumerate(choices):
-            for kind, bits in (("w", choice.w_bits), ("a", choice.a_bits)):
-                if (m := index.get((layer, kind, bits))) is not None:
+            for kind, scheme in (("w", choice.weights), ("a", choice.activations)):
+                if (m := index.get((layer, kind, scheme.number))) is not None:
                     members[i, c, m] = 1.0
     return members
 
@@ -254,35 +259,40 @@ def check_calibrated(
 ) -> None:
     """Refuse choices whose bits no move makes.
 
-    A layer without any move of its input (an embedding) takes all activation bits.
+    A layer without any move of its input (an embedding) takes all activation bits; a row with
+    moves of its input alone (keys and values) takes all weight bits.
 
     Raises:
         ValueError: If there is one; the message names it and the bits that are calibrated.
     """
-    widths: dict[tuple[str, str], set[int]] = {(x, "w"): set() for x in layers}
+    of_inputs = {move.layer for move in moves if move.kind == "a"}
+    of_inputs -= {move.layer for move in moves if move.kind == "w"}
+    kernels = [layer for layer in layers if layer not in of_inputs]
+    widths: dict[tuple[str, str], set[int]] = {(x, "w"): set() for x in kernels or layers}
     for layer, kind, bits in moves:
         widths.setdefault((layer, kind), set()).add(bits)
     any_input = any(kind == "a" for _, kind in widths)
     for choice in choices:
-        wanted = {"w": choice.w_bits, "a": choice.a_bits}
+        wanted = {"w": choice.weights.number, "a": choice.activations.number}
         for (layer, kind), calibrated in widths.items():
             if wanted[kind] not in (*calibrated, FLOAT_BITS):
                 raise _uncalibrated(choice, layer, kind, calibrated)
-        if choice.a_bits != FLOAT_BITS and not any_input:
+        if not choice.activations.is_none and not any_input:
             raise _uncalibrated(choice, layers[0], "a", set())
 
 
 def _uncalibrated(choice: Choice, layer: str, kind: str, calibrated: set[int]) -> ValueError:
     tensor = "weights" if kind == "w" else "activations"
-    known = ", ".join(map(str, sorted(calibrated))) or "none"
+    known = ", ".join(Scheme.of(b).short for b in sorted(calibrated)) or "none"
     return ValueError(
         f"Choice {choice.label}: layer {layer!r} has no move to these bits of its {tensor}; "
         f"calibrated are {known}. Calibrate these bits, or leave out the choice."
     )
 
 
+@check_kinds
 def save_sensitivities(
-    path: pathlib.Path,
+    path: pathlib.Path | str,
     sensitivities: Mapping[str, Sensitivity],
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> None:
@@ -303,22 +313,23 @@ def save_sensitivities(
             else:
                 record[field.name] = value
         metrics[name] = record
-    KIND.write_npz(path, {"metrics": metrics}, arrays, compress=True)
+    KIND.write_npz(pathlib.Path(path), {"metrics": metrics}, arrays, compress=True)
 
 
-def load_sensitivities(path: pathlib.Path) -> dict[str, Sensitivity]:
+@check_kinds
+def load_sensitivities(path: pathlib.Path | str) -> dict[str, Sensitivity]:
     """Read the metrics that `save_sensitivities` wrote: no data, no network needed.
 
     Raises:
         FileNotFoundError: If there is no such file; it says which step makes it.
         ValueError: If the file is not a sensitivity file of this version.
     """
-    header, arrays = KIND.read_npz(path, "a sensitivity file")
+    header, arrays = KIND.read_npz(path := pathlib.Path(path), "a sensitivity file")
     try:
         metrics = header["metrics"]
         return {name: _table(name, record, arrays) for name, record in metrics.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise KIND.unusable(pathlib.Path(path), error) from error
+        raise KIND.unusable(path, error) from error
 
 
 def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ order of execution:
 
 Exact for every single move, whatever the loss; superposed logits are the case B_m = 0. It
 costs the same forward passes, one a move, and allocations are predicted from the stored
-changes without the network.
+changes without the network, and without JAX.
 """
 
 import dataclasses
@@ -26,21 +26,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation, column_table
+from jmpq.data.positions import counted
 from jmpq.formats import Choice
-from jmpq.sensitivity.logits.superposed import MEMORY_BYTES, Superposed, in_chunks, increases
+from jmpq.kinds import check_kinds
+from jmpq.sensitivity.logits.increases import Kind, Loss, increases
+from jmpq.sensitivity.logits.superposed import MEMORY_BYTES, Superposed, in_chunks
 from jmpq.sensitivity.table import NATS, Sensitivity, choice_members
 from jmpq.text import printed
-from jmpq.training.losses import ExampleLoss, Increase, counted, cross_entropy
 
 MOST_CLASSES = 64  # for which whole maps are fitted where nothing else is asked
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Composed:
     """Predicts any joint allocation by composing the moves' maps of the logits.
@@ -120,9 +121,9 @@ class Composed:
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Increase = "kl",
+        kind: Kind = "kl",
         *,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "cross_entropy",
         memory_bytes: int = MEMORY_BYTES,
     ) -> Float[np.ndarray, " allocations"]:
         """Predicted increase of joint allocations: see `Superposed.predict`."""
@@ -132,9 +133,9 @@ class Composed:
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Increase = "kl",
+        kind: Kind = "kl",
         *,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "cross_entropy",
         memory_bytes: int = MEMORY_BYTES,
     ) -> Float[np.ndarray, " allocations"]:
         """`predict` for searches: of rows of columns of the choices, one per layer."""
@@ -144,26 +145,32 @@ class Composed:
     def predict_examples(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Increase = "kl",
+        kind: Kind = "kl",
         *,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "cross_entropy",
         memory_bytes: int = MEMORY_BYTES,
     ) -> Float[np.ndarray, "allocations examples"]:
         """`predict_columns`, example by example."""
-        table = self.superposed.checked(table)
-        steps = np.arange(len(self._options))
+        z, targets = self.superposed.logits, self.superposed.targets
         return in_chunks(
-            lambda taken: _increases(kind, loss, taken, *self._on_device),
-            self._options[steps, table[:, self._layer]],
+            lambda rows: increases(kind, loss, self.joint_logits(rows), z, targets),
+            self.superposed.checked(table),
             self.superposed.allocations_per_chunk(memory_bytes),
         )
+
+    def joint_logits(
+        self, table: Int[np.ndarray, "allocations layers"]
+    ) -> Float[np.ndarray, "allocations examples *output"]:
+        """Predicted logits of allocations, rows of columns of the choices; all at once."""
+        steps = np.arange(len(self._options))
+        return self._logits(self._options[steps, table[:, self._layer]])
 
     def main_effects(
         self,
         batch_examples: Sequence[int],
         *,
-        kind: Increase = "kl",
-        loss: ExampleLoss = cross_entropy,
+        kind: Kind = "kl",
+        loss: Loss = "cross_entropy",
         draws: int | None = None,
         seed: int = 0,
     ) -> Sensitivity:
@@ -174,8 +181,7 @@ class Composed:
         measurement is needed: the allocations are predicted.
 
         Args:
-            batch_examples: How the examples are divided for the standard errors; their
-                number in all batches.
+            batch_examples: Number of examples in each batch, for the standard errors.
             kind: ``kl`` or ``loss``.
             loss: Loss of one example.
             draws: Random allocations, each choice of a layer equally often; 16 for every
@@ -264,13 +270,43 @@ class Composed:
         for s, (_, kind, at) in enumerate(self._steps):
             bits = [self.superposed.moves[m].bits for m in at]
             for c, choice in enumerate(self.superposed.choices):
-                wanted = choice.w_bits if kind == "w" else choice.a_bits
+                wanted = (choice.weights if kind == "w" else choice.activations).number
                 table[s, c] = bits.index(wanted) + 1 if wanted in bits else 0
         return table
 
+    def _logits(
+        self, taken: Int[np.ndarray, "allocations steps"]
+    ) -> Float[np.ndarray, "allocations examples *output"]:
+        """Logits after the options that every step takes, one step after another.
+
+        Allocations that begin alike, as the neighbours of one do, share the steps until they
+        differ.
+        """
+        maps, rests = self._maps_and_rests
+        order = np.lexsort(taken.T[::-1])
+        taken = taken[order]
+        # Whether an allocation has differed from the one before it by a step.
+        own = np.ones(taken.shape, bool)
+        own[1:] = np.logical_or.accumulate(taken[1:] != taken[:-1], axis=1)
+        q, prefix = self._rows[None].copy(), np.zeros(len(taken), int)  # row of each in q
+        for options, begins, by_option, rest in zip(taken.T, own.T, maps, rests, strict=True):
+            first = np.flatnonzero(begins)  # of those that begin alike
+            if len(first) > len(q):
+                q = q[prefix[first]]
+                prefix = np.cumsum(begins) - 1
+            change = _through(q, by_option[options[first]])
+            change += rest[options[first]]
+            q += change
+        return q[prefix[np.argsort(order)]].reshape(-1, *self.superposed.logits.shape)
+
     @functools.cached_property
-    def _on_device(self) -> tuple[Array, Array, Array, Array]:
-        """Maps and rests of all steps and options (0: none), z, targets."""
+    def _maps_and_rests(
+        self,
+    ) -> tuple[
+        Float[np.ndarray, "steps options map map"],
+        Float[np.ndarray, "steps options rows classes"],
+    ]:
+        """B and r of all steps and options; option 0 changes nothing."""
         z = self._rows
         most = 1 + max(len(at) for _, _, at in self._steps)
         count = len(self._steps)
@@ -280,13 +316,8 @@ class Composed:
             for option, m in enumerate(at, start=1):
                 maps[s, option] = self.maps[m]
                 changes = self.superposed.changes[:, m].reshape(z.shape)
-                rests[s, option] = changes - np.asarray(_through(z, self.maps[m]))
-        return (
-            jnp.asarray(maps),
-            jnp.asarray(rests),
-            jnp.asarray(self.superposed.logits),
-            jnp.asarray(self.superposed.targets),
-        )
+                rests[s, option] = changes - _through(z, self.maps[m])
+        return maps, rests
 
 
 def ridge_for(classes: int) -> float:
@@ -301,25 +332,3 @@ def ridge_for(classes: int) -> float:
 def _through(q: Any, maps: Any) -> Any:
     """Logits through maps ``[..., classes, classes]``, or multiples of it ``[..., 1, 1]``."""
     return q * maps if maps.shape[-1] == 1 else q @ maps
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _increases(
-    kind: Increase,
-    loss: ExampleLoss,
-    taken: Int[Array, "allocations steps"],
-    maps: Float[Array, "steps options map map"],
-    rests: Float[Array, "steps options rows classes"],
-    z: Float[Array, "examples *output"],
-    targets: Array,
-) -> Float[Array, "allocations examples"]:
-    def step(
-        q: Float[Array, "allocations rows classes"], at: tuple[Array, Array, Array]
-    ) -> tuple[Float[Array, "allocations rows classes"], None]:
-        options, by_option, rest = at
-        return q + _through(q, by_option[options]) + rest[options], None
-
-    rows = z.reshape(rests.shape[2:])
-    start = jnp.broadcast_to(rows, (taken.shape[0], *rows.shape))
-    q, _ = jax.lax.scan(step, start, (taken.T, maps, rests))
-    return increases(kind, loss, q.reshape(-1, *z.shape), z, targets)

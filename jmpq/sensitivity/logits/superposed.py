@@ -1,39 +1,29 @@
-"""Superposed logits: joint allocations predicted by the loss of added logit changes."""
+"""Superposed logits: joint allocations predicted by the loss of added logit changes. No JAX."""
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from jmpq.allocation import Allocation, column_table
 from jmpq.artifact import ArtifactKind, check_array, check_json
-from jmpq.data.batches import check_finite
-from jmpq.devices import shared_journal, to_host
 from jmpq.formats import Choice
-from jmpq.sensitivity.batch_memory import Placement
-from jmpq.sensitivity.by_width import Made, MoveResults
-from jmpq.sensitivity.calibration_batches import checked_batches
-from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.kinds import check_kinds
+from jmpq.sensitivity.logits.increases import Kind, Loss, increases
 from jmpq.sensitivity.table import Move, check_calibrated, choice_members
 from jmpq.text import plural, printed, some
-from jmpq.training.losses import ExampleLoss, Increase, cross_entropy, increase
 
 KIND = ArtifactKind("superposed", 2, "sensitivity")
 MEMORY_BYTES = 64 * 2**20  # of one chunk of predictions
-# Rows (allocations × examples) of one product. With 65,536 of them XLA's programs for CPUs give
-# wrong numbers from row 32,768 on (JAX 0.10.2: 256 allocations, 256 examples, 10 classes).
-SAFE_ROWS = 1 << 14
+CHUNK_BYTES = 2**20  # of a chunk's logits: what a processor's cache holds is read fastest
 WORKING_COPIES = 4  # arrays of the logits' size that a loss keeps at once
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Superposed:
     """Predicts any joint allocation as loss(z + Σ u): the true loss on added logit changes.
@@ -84,101 +74,12 @@ class Superposed:
             "predicts the increase of joint allocations, nats per example",
         )
 
-    @classmethod
-    def measure(
-        cls,
-        moves: MoveNetwork,
-        batches: Sequence[tuple[PyTree, Any]],
-        choices: Sequence[Choice],
-        *,
-        loss: ExampleLoss | None = None,
-        mesh: Mesh | None = None,
-        memory_bytes: int = 2**32,
-        partial: pathlib.Path | None = None,
-        of: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> "Superposed":
-        """Make every move alone, batch by batch: one forward pass a move, and one more.
-
-        Args:
-            moves: Network and quantizers.
-            batches: (inputs, targets) of the calibration examples.
-            choices: Candidates of every layer.
-            loss: Loss that will be predicted, so that labels are checked for it; only their
-                number by default, as the KL divergence needs no labels.
-            mesh: Devices over which the examples of a batch are spread (`device_mesh`).
-            memory_bytes: Most that the changes may take on the host (`changes_bytes`).
-            partial: File of a journal of moves, batch by batch: those of the same network,
-                examples and scales are not made again, whatever other bits there are.
-            of: Identity of network and examples in the journal; the provenance by default.
-            provenance: Identity of network, data and quantizers, kept in the result.
-            progress: Called with (finished batches, all batches).
-
-        Raises:
-            ValueError: If there is nothing to measure, labels do not fit, the changes exceed
-                the memory, a choice has bits that were not calibrated, or a change is not
-                finite.
-        """
-        if not batches or not moves.moves:
-            raise ValueError(
-                f"Nothing to measure: {len(batches)} batches, {len(moves.moves)} moves. Give "
-                "calibration examples and candidate bits below 32."
-            )
-        layers = tuple(layer.name for layer in moves.network.layers)
-        check_calibrated(layers, choices, moves.moves)
-        batches = checked_batches(batches, moves.network, loss)
-        moves.quantizers.check_network(moves.network)
-        targets = [np.asarray(t) for _, t in batches]
-        examples = sum(len(t) for t in targets)
-        struct = jax.eval_shape(lambda m, x: m.network.logits(x), moves, batches[0][0])
-        shape = (len(moves.moves), examples, *struct.shape[1:])
-        outputs = math.prod(struct.shape[1:])
-        need = changes_bytes(*shape[:2], outputs, itemsize=struct.dtype.itemsize)
-        if need > memory_bytes:
-            raise ValueError(
-                f"The logit changes of {shape[0]} moves, {examples} examples and {outputs} "
-                f"outputs take {need} bytes, more than memory_bytes={memory_bytes}. Use fewer "
-                "examples or candidates, or raise the limit."
-            )
-        sizes = [len(t) for t in targets]
-        known = provenance or {} if of is None else of
-        journal = shared_journal(partial, {"batches": sizes, **known})
-        results = MoveResults(moves, journal, mesh)
-        z = np.empty(shape[1:], struct.dtype)
-        u = np.empty(shape, struct.dtype)  # move by move, so that a prediction is one product
-        ends = np.cumsum(sizes).tolist()
-        progress(0, len(batches))
-        for n, ((inputs, _), t) in enumerate(zip(batches, targets, strict=True)):
-
-            def change(place: Placement, inputs: PyTree = inputs, t: Any = t) -> Made:
-                check_finite((inputs, t), "the calibration examples")
-                placed, spread, _ = place(inputs, t)
-                logits, changes = map(to_host, _changes(placed, spread))
-                changes = np.moveaxis(changes, 1, 0)
-                _check_finite(placed.moves, changes)
-                return Made({"changes": changes}, {"logits": logits})
-
-            found, _ = results.get(n, change)
-            here = slice(ends[n] - len(t), ends[n])
-            z[here], u[:, here] = found["logits"], found["changes"]
-            progress(n + 1, len(batches))
-        return cls(
-            layers=layers,
-            choices=tuple(choices),
-            moves=moves.moves,
-            logits=z,
-            changes=np.moveaxis(u, 0, 1),
-            targets=np.concatenate(targets),
-            provenance=dict(provenance or {}),
-        )
-
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Increase = "kl",
+        kind: Kind = "kl",
         *,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "cross_entropy",
         memory_bytes: int = MEMORY_BYTES,
     ) -> Float[np.ndarray, " allocations"]:
         """Predicted increase of joint allocations, mean nats per example.
@@ -201,20 +102,24 @@ class Superposed:
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Increase = "kl",
+        kind: Kind = "kl",
         *,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "cross_entropy",
         memory_bytes: int = MEMORY_BYTES,
     ) -> Float[np.ndarray, " allocations"]:
         """`predict` for searches: of rows of columns of `choices`, one per layer."""
         table = self.checked(table)
         made = self._members[np.arange(len(self.layers)), table].sum(axis=1)
-        predicted = in_chunks(
-            lambda chunk: _increases(kind, loss, chunk, *self._on_device),
-            made,
-            self.allocations_per_chunk(memory_bytes),
-        )
-        return predicted.mean(axis=1)
+        z = self.logits
+
+        def predicted(
+            chunk: Float[np.ndarray, "chunk moves"],
+        ) -> Float[np.ndarray, "chunk examples"]:
+            q = (chunk @ self._by_move).reshape(-1, *z.shape)
+            q += z
+            return increases(kind, loss, q, z, self.targets)
+
+        return in_chunks(predicted, made, self.allocations_per_chunk(memory_bytes)).mean(axis=1)
 
     def checked(
         self, table: Int[np.ndarray, "allocations layers"]
@@ -240,7 +145,7 @@ class Superposed:
         """How many allocations are predicted at once within `memory_bytes`.
 
         Estimated at `WORKING_COPIES` arrays of the logits' size for each; the changes
-        themselves, held twice (host and device), are not counted.
+        themselves are not counted.
 
         Raises:
             ValueError: If there is no room for one.
@@ -251,7 +156,7 @@ class Superposed:
                 f"One allocation takes about {each} bytes, more than "
                 f"memory_bytes={memory_bytes}. Raise the limit or use fewer examples."
             )
-        return min(memory_bytes // each, max(1, SAFE_ROWS // len(self.logits)))
+        return min(memory_bytes // each, max(1, CHUNK_BYTES // self.logits.nbytes))
 
     @functools.cached_property
     def _members(self) -> Float[np.ndarray, "layers choices moves"]:
@@ -259,10 +164,9 @@ class Superposed:
         return members.astype(self.changes.dtype)
 
     @functools.cached_property
-    def _on_device(self) -> tuple[Array, Array, Array]:
-        """Changes as a matrix [moves, examples·classes], z, targets."""
-        by_move = np.moveaxis(self.changes, 1, 0).reshape(len(self.moves), -1)
-        return jnp.asarray(by_move), jnp.asarray(self.logits), jnp.asarray(self.targets)
+    def _by_move(self) -> Float[np.ndarray, "moves values"]:
+        """The changes as a matrix."""
+        return np.moveaxis(self.changes, 1, 0).reshape(len(self.moves), -1)
 
     def save(self, path: pathlib.Path) -> None:
         """Write one npz file, whole or not at all."""
@@ -319,17 +223,17 @@ class LogitPredictor(Protocol):
     def predict(
         self,
         allocations: Sequence[Allocation],
-        kind: Increase = "kl",
+        kind: Kind = "kl",
         *,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "cross_entropy",
     ) -> Float[np.ndarray, " allocations"]: ...
 
     def predict_columns(
         self,
         table: Int[np.ndarray, "allocations layers"],
-        kind: Increase = "kl",
+        kind: Kind = "kl",
         *,
-        loss: ExampleLoss = cross_entropy,
+        loss: Loss = "cross_entropy",
     ) -> Float[np.ndarray, " allocations"]: ...
 
 
@@ -341,7 +245,7 @@ class PredictedLoss:
     """
 
     logits: LogitPredictor
-    loss: ExampleLoss = cross_entropy
+    loss: Loss = "cross_entropy"
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", self.loss)
@@ -377,59 +281,13 @@ def changes_bytes(moves: int, examples: int, outputs: int, *, itemsize: int = 4)
     return moves * examples * outputs * itemsize
 
 
-@jax.jit
-def _changes(moves: MoveNetwork, inputs: PyTree) -> tuple[Array, Array]:
-    return moves.changes_by_difference(inputs)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _increases(
-    kind: Increase,
-    loss: ExampleLoss,
-    made: Float[Array, "allocations moves"],
-    by_move: Float[Array, "moves values"],
-    z: Float[Array, "examples *output"],
-    targets: Array,
-) -> Float[Array, "allocations examples"]:
-    q = z[None] + (made @ by_move).reshape(-1, *z.shape)
-    return increases(kind, loss, q, z, targets)
-
-
-def increases(
-    kind: Increase,
-    loss: ExampleLoss,
-    q: Float[Array, "allocations examples *output"],
-    z: Float[Array, "examples *output"],
-    targets: Array,
-) -> Float[Array, "allocations examples"]:
-    """Loss increase of every example with logits `q` in the place of `z`, nats."""
-    examples = jax.vmap(functools.partial(increase, kind, loss))
-    return jax.vmap(examples, (0, None, None))(q, z, targets)
-
-
 def in_chunks(
-    function: Callable[[Shaped[np.ndarray, "chunk _"]], Float[Array, "chunk examples"]],
+    function: Callable[[Shaped[np.ndarray, "chunk _"]], Float[np.ndarray, "chunk examples"]],
     rows: Shaped[np.ndarray, "allocations _"],
     size: int,
 ) -> Float[np.ndarray, "allocations examples"]:
-    """A compiled function of at most `size` allocations, applied to any number of them.
-
-    Chunks are padded by repetition to powers of two: few sizes, few programs.
-    """
-    size = min(size, 1 << max(len(rows) - 1, 0).bit_length())
-    chunks = []
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        padded = np.resize(chunk, (size, chunk.shape[1]))
-        chunks.append(np.asarray(function(padded), np.float64)[: len(chunk)])
+    """A function of at most `size` allocations, applied to any number of them; float64."""
+    chunks = [
+        function(rows[i : i + size]).astype(np.float64) for i in range(0, len(rows), size)
+    ]
     return np.concatenate(chunks) if chunks else np.zeros((0, 1))
-
-
-def _check_finite(moves: Sequence[Move], changes: Float[np.ndarray, "moves ..."]) -> None:
-    bad = ~np.isfinite(changes).reshape(len(changes), -1).all(axis=1)
-    if bad.any():
-        move = moves[int(np.argmax(bad))]
-        raise ValueError(
-            f"The logits are NaN or infinite when layer {move.layer!r} is at {move.kind}"
-            f"{move.bits}. Check this layer's weights and inputs for huge values."
-        )

@@ -17,7 +17,8 @@ with itself.
   network is piecewise linear (`tangent_hessian`).
 - ``hawq_trace`` (HAWQ-V2), ``hawq_eigenvalue`` (HAWQ), ``qbert`` (Q-BERT): curvature of a layer
   times the squared perturbation; Q-BERT's is in `hawq_eigenvalue`.
-- ``output_fisher`` (AutoQuantize): squared gradients at a layer's output.
+- ``output_fisher`` (AutoQuantize): squared gradients at a layer's output. ``fisher_trace``:
+  HAWQ-V2's score with the empirical Fisher. ``absolute_gradient``: mean |⟨∇L_n, δ⟩|.
 - ``measured_loss``, ``measured_kl``, ``measured_pairs_loss``, ``measured_pairs_kl`` (CLADO):
   the network run with one choice, or every pair of moves, made (`measured_moves`).
 - ``path_attribution``: the damage of a whole bit-width, shared out; reported elsewhere.
@@ -29,8 +30,9 @@ its options as fields, after `jmpq.sensitivity.metric.Metric`: `about` names it,
 Then name it in `by_name`: in `MetricName`, `TITLES` and `make_metric`, from where the command
 line and the report take it; losses that are not nats in `SCORES` too. One that is zero for the
 loss ``kl`` goes into ``ZERO_FOR_KL`` of `jmpq.run.loss`. An option that people set goes into
-`make_metric`, ``Sensitivity`` of `jmpq.run.options` and the step. Name the file in this list.
-Tests compare it with a dense reference (tests/sensitivity).
+`make_metric`, ``Sensitivity`` of `jmpq.run.options` and the step. Name the file in this list
+and the class in ``_HOMES`` below.
+Tests compare it with the dense reference of tests/sensitivity/dense.py.
 """
 
 from jmpq.lazy import attach
@@ -40,6 +42,8 @@ _HOMES = {
     "hawq_trace": ("HawqTrace",),
     "hawq_eigenvalue": ("EigenSearch", "HawqEigenvalue", "QBert"),
     "output_fisher": ("OutputFisher",),
+    "fisher_trace": ("FisherTrace",),
+    "absolute_gradient": ("AbsoluteGradient",),
     "measured_moves": ("MeasuredMoves",),
     "path_attribution": ("PathAttribution", "path_attribution"),
     "squared_error": ("SquaredError",),

@@ -21,6 +21,8 @@ MetricName = Literal[
     "hawq_eigenvalue",
     "hawq_trace",
     "qbert",
+    "fisher_trace",
+    "absolute_gradient",
     "squared_error",
     "measured_loss",
     "measured_kl",
@@ -47,6 +49,8 @@ TITLES: Mapping[MetricName, str] = MappingProxyType(
         "hawq_eigenvalue": "HAWQ eigenvalue",
         "hawq_trace": "HAWQ-V2 trace",
         "qbert": "Q-BERT eigenvalue",
+        "fisher_trace": "Fisher trace",
+        "absolute_gradient": "absolute gradient",
         "squared_error": "squared error",
         "measured_loss": "measured loss",
         "measured_kl": "measured KL",
@@ -99,6 +103,8 @@ def make_metric(
         ValueError: If there is no such name, or it is ``composed``, which is made of logit
             changes instead.
     """
+    from jmpq.sensitivity.metrics.absolute_gradient import AbsoluteGradient
+    from jmpq.sensitivity.metrics.fisher_trace import FisherTrace
     from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
     from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
@@ -131,6 +137,10 @@ def make_metric(
             return QBert(spread=qbert_spread, loss=loss)
         case "hawq_trace":
             return HawqTrace(traces=traces, num_probes=probes, loss=loss)
+        case "fisher_trace":
+            return FisherTrace(loss=loss)
+        case "absolute_gradient":
+            return AbsoluteGradient(loss=loss)
         case "squared_error":
             return SquaredError()
         case "output_fisher":
@@ -148,7 +158,7 @@ def make_metric(
         case "composed":
             raise ValueError(
                 "Metric 'composed' is made of logit changes: measure them with "
-                "Superposed.measure and take Composed(superposed=...).main_effects(...)."
+                "measure_superposed and take Composed(superposed=...).main_effects(...)."
             )
         case _:
             raise ValueError(

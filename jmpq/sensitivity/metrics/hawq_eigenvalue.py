@@ -303,8 +303,10 @@ def _terms(
     norms = squared_norms(moves, inputs)
     for i, value in curvature.items():
         second[moves.columns(i, "w")] = float(value) * to_host(norms.kernels[i])
-    sites = [site for site in network.sites if site.has_input]
-    for site in sites if _layers_of(moves, "a") else ():
+    moved = set(_layers_of(moves, "a"))
+    for site in network.sites:
+        if not (site.has_input and site.layer_index in moved):
+            continue
         if site.repeat > 1:
             raise ValueError(
                 f"Layer {site.layer.name!r}: its input merges the batch with "

@@ -105,7 +105,7 @@ class HawqTrace:
             return [Program(HawqTrace.sample, (self, moves, inputs, targets, key))]
         args = (moves, self.loss, inputs, targets, jnp.asarray(0))
         traces = Program(traces_of, args)
-        return [traces, Program(_scaled_norms, (moves, inputs, *traces.results()))]
+        return [traces, Program(scaled_norms, (moves, inputs, *traces.results()))]
 
     def __call__(self, moves: MoveNetwork, inputs: PyTree, targets: Array, key: Array) -> Terms:
         if self.way(moves.network)[0] == "exact":
@@ -120,12 +120,10 @@ class HawqTrace:
         self, moves: MoveNetwork, inputs: PyTree, targets: Array
     ) -> Float[Array, " moves"]:
         """Tr(H_i)/n_i · ‖δ‖² of every move, example by example."""
-        count, total = targets.shape[0], None
-        for index in range(count):
-            one = traces_of(moves, self.loss, inputs, targets, jnp.asarray(index))
-            one = jax.block_until_ready(one)  # see `ExactHessian`
-            total = one if total is None else jax.tree.map(jnp.add, total, one)
-        return _scaled_norms(moves, inputs, *jax.tree.map(lambda x: x / count, total))
+        traces = mean_over_examples(
+            lambda index: traces_of(moves, self.loss, inputs, targets, index), targets.shape[0]
+        )
+        return scaled_norms(moves, inputs, *traces)
 
     @functools.partial(jax.jit, static_argnums=0)
     def sample(
@@ -139,7 +137,16 @@ class HawqTrace:
             return shifted_losses(network, self.loss, *point, inputs, targets).mean()
 
         traces = block_trace_sample(mean_loss, (network.kernels(), shifts), key)
-        return _scaled_norms(moves, inputs, *traces)
+        return scaled_norms(moves, inputs, *traces)
+
+
+def mean_over_examples(one: Callable[[Array], PyTree], count: int) -> PyTree:
+    """Mean over examples of what a compiled function of an example's position returns."""
+    total = None
+    for index in range(count):
+        found = jax.block_until_ready(one(jnp.asarray(index)))  # see `ExactHessian`
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def curved_in(network: Network) -> str:
@@ -180,7 +187,7 @@ def traces_of(
 
 
 @jax.jit
-def _scaled_norms(
+def scaled_norms(
     moves: MoveNetwork, inputs: PyTree, by_kernel: list[Array], by_site: list[Array]
 ) -> Float[Array, " moves"]:
     """Tr(H_i)/n_i · ‖δ‖² of every move from the traces of kernels and inputs."""
@@ -190,7 +197,7 @@ def _scaled_norms(
     norms = squared_norms(moves, inputs)
     second = jnp.zeros(len(moves.moves), norms.kernels[0].dtype)
     for i, layer in enumerate(network.layers):
-        curvature = by_kernel[i] / layer.parameters
+        curvature = by_kernel[i] / max(layer.parameters, 1)
         second = second.at[moves.columns(i, "w")].add(curvature * norms.kernels[i])
     for s, site in enumerate(network.sites):
         if (at := moves.columns(site.layer_index, "a")).size and site.has_input:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jmpq.allocation import bit_arrays
 from jmpq.devices import to_host
+from jmpq.network.network import Network
 from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.moves import MoveNetwork
@@ -61,7 +62,7 @@ class MeasuredMoves:
         self, moves: MoveNetwork, inputs: PyTree, targets: Any, key: Array
     ) -> list[Program]:
         bits = np.zeros((SETS_PER_CALL, 2, len(moves.network.layers)), int)
-        reference = Program(float_logits, (moves, inputs))
+        reference = Program(float_logits, (moves.network, inputs))
         args = (moves, self.kind, self.loss, bits, inputs, targets, reference.results())
         return [reference, Program(_increases, args)]
 
@@ -107,11 +108,11 @@ def measured_increases(
         moves: Network and quantizers.
         sets: Indices of moves; at most one per tensor.
         inputs: One batch.
-        targets: One per example; unused for ``kl``.
+        targets: One per example; for ``kl`` they say only which positions count.
         kind: Quantity that is measured, mean over the batch, nats per example.
         loss: Loss of one example.
     """
-    z = float_logits(moves, inputs)
+    z = float_logits(moves.network, inputs)
     names = [layer.name for layer in moves.network.layers]
     bits = bit_arrays(names, [moves.allocation(made) for made in sets])
     chunks = []
@@ -124,9 +125,9 @@ def measured_increases(
 
 
 @jax.jit
-def float_logits(moves: MoveNetwork, inputs: PyTree) -> Float[Array, "batch *output"]:
+def float_logits(network: Network, inputs: PyTree) -> Float[Array, "batch *output"]:
     """Logits of the network as it is."""
-    return moves.network.logits(inputs)
+    return network.logits(inputs)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

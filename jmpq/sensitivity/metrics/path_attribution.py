@@ -13,7 +13,8 @@ from jmpq.allocation import Allocation, bit_arrays
 from jmpq.devices import to_host
 from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
-from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
+from jmpq.quantizers.fake_quant import quantize_kernel
+from jmpq.quantizers.stream import Point
 from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss, cross_entropy
@@ -130,15 +131,26 @@ def _slopes(
 ) -> Float[Array, "2 layers"]:
     """Derivative of the mean loss along each layer's two moves, at t times all moves."""
     network, scales = moves.network, moves.quantizers
-    _, recorded = network.record(inputs)
+    recorded: dict[int | str, Array] = {}  # sites by index, points by name
+
+    def keep(site: Site, x: Array, op: Op) -> Array:
+        recorded[site.index] = x
+        return op(x)
+
+    def keep_point(point: Point, x: Array) -> Array:
+        recorded[point.name] = x
+        return x
+
+    moves.run(inputs, keep, keep_point)
 
     def mean_loss(epsilon: Float[Array, "2 layers"]) -> Float[Array, ""]:
         def at_site(site: Site, x: Array, op: Op) -> Array:
             layer, kernel = site.layer_index, site.kernel
             if scales.activations is not None and site.has_input:
-                a = recorded[site.index]
-                delta = quantize_input(site, a, bits[1, layer], scales.activations) - a
+                delta = moves.own_change(site, recorded[site.index], bits[1, layer])
                 x = x + ((t + epsilon[1, layer]) * widened(delta)).astype(x.dtype)
+            if site.operation.kind == "cache":  # it has no kernel
+                return op(x)
             quantized = quantize_kernel(network, layer, kernel, bits[0, layer], scales.weights)
             delta = quantized - kernel
             # Its dependence on x does not matter at ε = 0, where the derivative is taken.
@@ -146,7 +158,12 @@ def _slopes(
             share = epsilon[0, layer] * widened(along)
             return op(x, kernel + t * delta) + share.astype(along.dtype)
 
-        return jax.vmap(loss)(network.run(inputs, at_site), targets).mean()
+        def at_point(point: Point, x: Array) -> Array:
+            layer = point.layer_index
+            delta = moves.point_change(point, recorded[point.name], bits[1, layer])
+            return x + ((t + epsilon[1, layer]) * widened(delta)).astype(x.dtype)
+
+        return jax.vmap(loss)(moves.run(inputs, at_site, at_point), targets).mean()
 
     return jax.grad(mean_loss)(jnp.zeros(bits.shape, t.dtype))
 

@@ -48,7 +48,7 @@ def squared_norms(moves: MoveNetwork, inputs: PyTree) -> SquaredNorms:
     network = moves.network
     kernels = []
     for i, kernel in enumerate(network.kernels()):
-        if moves.quantizers.weights.bits:
+        if moves.columns(i, "w").size:
             kernels.append(_sums(moves.weight_deltas(i, kernel)))
         else:
             kernels.append(jnp.zeros(0, kernel.dtype))
@@ -58,7 +58,7 @@ def squared_norms(moves: MoveNetwork, inputs: PyTree) -> SquaredNorms:
     _, recorded = network.record(inputs)
     by_site = []
     for x, site in zip(recorded, network.sites, strict=True):
-        if site.has_input:
+        if site.has_input and moves.columns(site.layer_index, "a").size:
             deltas = jnp.moveaxis(moves.input_deltas(site, x), site.input_batch_axis + 1, 1)
             by_site.append(_sums(deltas, kept=2))
         else:

@@ -26,7 +26,8 @@ from jmpq.formats import FLOAT_BITS
 from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.network.walk import Path, bind
-from jmpq.quantizers.fake_quant import quantize_input, quantize_kernel
+from jmpq.quantizers.fake_quant import quantize_kernel
+from jmpq.quantizers.stream import Point, points_of
 from jmpq.sensitivity.metric import Program
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import ExampleLoss
@@ -128,8 +129,8 @@ def _pull(moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array)
     network = moves.network
     ops: list[Op] = []
 
-    def shifted(shifts: list[Array] | None) -> tuple[Array, tuple[list[Array], list[Array]]]:
-        data, outs = [], []
+    def shifted(shifts: list[Array] | None) -> tuple[Array, Any]:
+        data, outs, points = [], [], []
 
         def at_site(site: Site, x: Array, op: Op) -> Array:
             ops.append(op)
@@ -137,17 +138,25 @@ def _pull(moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array)
             outs.append(op(x) if shifts is None else op(x) + shifts[site.index])
             return outs[-1]
 
-        return network.run(inputs, at_site), (data, outs)
+        def at_point(point: Point, x: Array) -> Array:
+            points.append(x)
+            return x if shifts is None else x + shifts[len(network.sites) + point.index]
 
-    _, (_, outs) = jax.eval_shape(lambda: shifted(None))
+        return moves.run(inputs, at_site, at_point), (data, outs, points)
+
+    _, (_, outs, points) = jax.eval_shape(lambda: shifted(None))
     ops.clear()
-    zeros = [jnp.zeros(y.shape, y.dtype) for y in outs]
-    z, pull, (data, _) = jax.vjp(shifted, zeros, has_aux=True)
+    zeros = [jnp.zeros(y.shape, y.dtype) for y in (*outs, *points)]
+    z, pull, (data, _, points) = jax.vjp(shifted, zeros, has_aux=True)
     (gradients,) = pull(jax.grad(lambda z: jax.vmap(loss)(z, targets).mean())(z))
 
     first, at_inputs = jnp.zeros(len(moves.moves), z.dtype), []
     kernels = network.kernels()
-    for site, x, g, op in zip(network.sites, data, gradients, ops, strict=True):
+    at_points = gradients[len(network.sites) :]
+    for x, g, point in zip(points, at_points, points_of(network)[: len(points)], strict=True):
+        along = jnp.tensordot(moves.point_deltas(point, x), widened(g), x.ndim)
+        first = first.at[moves.columns(point.layer_index, "a")].add(along)
+    for site, x, g, op in zip(network.sites, data, gradients, ops, strict=False):
         layer, kernel = site.layer_index, kernels[site.layer_index]
 
         def back(kernel: Array, x: Array = x, g: Array = g, op: Op = op) -> Array:
@@ -164,7 +173,7 @@ def _pull(moves: MoveNetwork, loss: ExampleLoss, inputs: PyTree, targets: Array)
                 along = jax.vmap(dot)(deltas)
             first = first.at[at].add(along)
         if site.has_input and (at := moves.columns(layer, "a")).size:
-            deltas = moves.input_deltas(site, x)
+            deltas = moves.own_deltas(site, x)
             first = first.at[at].add(jnp.tensordot(deltas, widened(back(kernel)), x.ndim))
         at_inputs.append(q)
     return Pulled(z, first, at_inputs)
@@ -196,10 +205,8 @@ def _push(
         nonlocal upper
         layer, kernel = site.layer_index, site.kernel
         if kind == "a" and site.has_input and layer in layers:
-            assert quantizers.activations is not None
             value = x.value if isinstance(x, Moving) else x
-            quantized = quantize_input(site, value, bits, quantizers.activations)
-            x = with_row(x, layer, quantized - value)
+            x = with_row(x, layer, moves.own_change(site, value, bits))
         if isinstance(x, Moving) and (q := at_inputs[site.index]) is not None:
             rows = widened(x.tangents.reshape(len(x.tangents), -1))
             products = rows @ widened(q.reshape(len(q), -1)).T
@@ -212,7 +219,13 @@ def _push(
             y = with_row(y, layer, op(value, delta))
         return y
 
-    z = network.run(inputs, at_site, rule=_with_tangents)
+    def at_point(point: Point, x: Any) -> Any:
+        if kind == "w":
+            return x
+        value = x.value if isinstance(x, Moving) else x
+        return with_row(x, point.layer_index, moves.point_change(point, value, bits))
+
+    z = moves.run(inputs, at_site, at_point, rule=_with_tangents)
     return upper, z.tangents
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jmpq.curvature.ggn import ggn_of_changes, gradient_of_changes
+from jmpq.data.positions import counted
+from jmpq.kinds import check_kinds
 from jmpq.network.piecewise import piecewise_linear
 from jmpq.sensitivity.metric import About, Changes, Program, Terms
 from jmpq.sensitivity.metrics.tangent_hessian import exact_programs, exact_terms
 from jmpq.sensitivity.moves import MoveNetwork, by_shard, micro_batches
-from jmpq.training.losses import ExampleLoss, counted, cross_entropy
+from jmpq.training.losses import ExampleLoss, cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class EmpiricalFisher:
         return Terms(slopes.mean(axis=0), slopes.T @ slopes / slopes.shape[0])
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussNewton:
     """½ mean Var_p(u) with its cross terms; the Hessian of KL(p ‖ p_quantized) at zero.
