@@ -22,14 +22,15 @@ as files. No JAX.
 - `plan`: the allocations of a run with their proofs, as JSON that is readable without jmpq;
   `plan_check` recomputes what a plan claims when it is read.
 - `shown`: which of an allocation's predictions people are shown, with its unit.
-- `problem_file`: a problem as one npz file, to be solved elsewhere.
+- `instances`: problems as files that any program can read, with the best value known, and as
+  integer programs. `named_candidate`: candidates that are not bits, in tables from elsewhere.
 - `exact_sum`: correctly rounded sums. A budget is met or not, whatever the order of layers.
 
 To add a cost, and with it a budget, write its table (layers × choices) in `costs` and give it
 an entry in `costs.COSTS`: budgets, plans, tables and the report take it from there. Name it in
 the help of ``Solve.budget`` (`jmpq.run.options`) and in ``reference_costs`` of
-tests/problem/tables.py. A peak over layers is reported and takes no budget. For one problem
-only, pass ``costs=`` to `build_problem`.
+tests/problem/tables.py. A budget on a peak over layers allows or forbids each choice by itself.
+For one problem only, pass ``costs=`` to `build_problem`, as `jmpq.latency` does.
 
 Losses are nats per example; a cost carries its unit in its name; MB = 10⁶ bytes. What solves a
 problem is the next stage, `jmpq.solvers`.
@@ -38,9 +39,11 @@ problem is the next stage, `jmpq.solvers`.
 from jmpq.problem.budgets import with_budgets
 from jmpq.problem.build import build_problem
 from jmpq.problem.costs import COSTS, Cost, Overhead, additive_cost, allocation_costs
+from jmpq.problem.instances.instance import Instance, Known, read_instance, write_instance
+from jmpq.problem.instances.program_file import write_program
+from jmpq.problem.named_candidate import NamedCandidate
 from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.problem.problem import Problem, problem_of
-from jmpq.problem.problem_file import load_problem, save_problem
 from jmpq.problem.rules import (
     Allow,
     Exclude,
@@ -58,6 +61,9 @@ __all__ = [
     "Cost",
     "Exclude",
     "Infeasible",
+    "Instance",
+    "Known",
+    "NamedCandidate",
     "Overhead",
     "Pin",
     "Plan",
@@ -69,13 +75,14 @@ __all__ = [
     "allocation_costs",
     "build_problem",
     "first_and_last",
-    "load_problem",
     "parse_rule",
     "problem_of",
+    "read_instance",
     "read_plan",
-    "save_problem",
     "solution_from_columns",
     "transformer_units",
     "with_budgets",
+    "write_instance",
     "write_plan",
+    "write_program",
 ]

@@ -1,17 +1,19 @@
 """From the layer table, a table of losses, rules and budgets to a `Problem`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jmpq.formats import UNQUANTIZED, Choice, labels
+from jmpq.kinds import check_kinds
 from jmpq.network.layers import Layer
 from jmpq.problem.budgets import with_budgets
-from jmpq.problem.costs import COSTS, Cost, Overhead, additive_costs
+from jmpq.problem.costs import COSTS, Cost, Overhead, additive_costs, costs_of_layers
 from jmpq.problem.problem import Problem
-from jmpq.problem.rules import Rule, apply_rules, tie_groups
+from jmpq.problem.rules import Rule, apply_rules, of_kernels, tie_groups
 from jmpq.quantizers.spec import KernelSpec
 
 
@@ -46,12 +48,13 @@ class LayeredNetwork(Protocol):
     def other_parameters(self) -> int: ...
 
 
+@check_kinds
 def build_problem(
     layers: Sequence[Layer] | LayeredNetwork,
     table: LossTable,
     *,
     overhead: Overhead | KernelSpec,
-    rules: Sequence[Rule] = (),
+    rules: Sequence[Rule | str] = (),
     budgets: Sequence[str] | Mapping[str, float] = (),
     choices: Sequence[Choice] | None = None,
     unquantized_parameters: int | None = None,
@@ -65,13 +68,16 @@ def build_problem(
         table: Predicted losses; its rows and columns are found by name.
         overhead: Scales and zero points of every layer of `layers`, or the specification of
             the kernels' quantizers, which tells them.
-        rules: Pins, exclusions, allowances and ties on layer names. None is added here.
+        rules: Pins, exclusions, allowances and ties on layer names, as texts
+            (``"pin stem=W8A8"``, see `rules.parse_rule`) or objects. None is added here.
         budgets: Limits as text (``"size_bytes=40%"``, see `budgets.parse_budget`) or as
             absolute numbers by name.
-        choices: Candidates, a part of the table's; all of them where not given.
+        choices: Candidates, a part of the table's; all of them where not given. Keys and
+            values take those that leave weights unquantized, other layers the rest.
         unquantized_parameters: Parameters outside the layer table, 4 bytes each; by default
             those of the network, none where there is only a layer table.
-        costs: Costs to tabulate, by name; peaks are left out.
+        costs: Costs to tabulate, by name; `kv_bytes` comes by itself with rows of keys and
+            values. Budgets on peaks allow or forbid choices.
         interactions: Take the table's cross-layer terms along (made symmetric: the mean of
             each and its mirror image).
 
@@ -107,23 +113,77 @@ def build_problem(
     columns = [table.choices.index(choice) for choice in choices]
     cross = _interactions(table, rows, columns) if interactions else None
     kept = overhead.part(np.flatnonzero(~ruling.excluded).tolist())
+    costs = costs_of_layers(layers, costs)
+    peaks = {name: cost for name, cost in costs.items() if cost.peak}
     costs = additive_costs(costs)
     others = unquantized_parameters or 0
-    constants = {name: cost.constant(excluded, others) for name, cost in costs.items()}
-    full = {n: cost.table(searched, (UNQUANTIZED,), kept) for n, cost in costs.items()}
+    both = {**costs, **peaks}
+    outside = {name: cost.constant(excluded, others) for name, cost in both.items()}
+    tables = {name: cost.table(searched, choices, kept) for name, cost in both.items()}
+    allowed = ruling.allowed[~ruling.excluded]
+    if any(layer.kind == "cache" for layer in layers):
+        allowed = allowed & _own_choices(searched, choices)
+    for name in both:
+        _check_known(name, tables[name], outside[name], allowed, searched, choices)
+    full = {n: _unquantized(cost, outside[n], searched, kept) for n, cost in both.items()}
     problem = Problem(
         layers=tuple(layer.name for layer in searched),
         choices=choices,
         losses=np.asarray(table.losses, dtype=np.float64)[np.ix_(rows, columns)],
-        costs={name: cost.table(searched, choices, kept) for name, cost in costs.items()},
+        costs={name: np.where(allowed, tables[name], 0.0) for name in costs},
         budgets={},
-        constants=constants,
-        allowed=ruling.allowed[~ruling.excluded],
+        constants={name: outside[name] for name in costs},
+        allowed=allowed,
         groups=np.array(tie_groups([x.name for x in searched], ruling.ties), dtype=np.int64),
-        float_costs={name: constants[name] + float(full[name].sum()) for name in costs},
+        float_costs={name: total for name, total in full.items() if not math.isnan(total)},
         interactions=cross,
+        peaks={name: np.maximum(tables[name], outside[name]) for name in peaks},
+        ruled_by={x.name: ruling.by[x.name] for x in searched if x.name in ruling.by},
     )
     return with_budgets(problem, budgets)
+
+
+def _own_choices(
+    searched: Sequence[Layer], choices: Sequence[Choice]
+) -> Bool[np.ndarray, "layers choices"]:
+    """Keys and values, which have no kernel, take no weights' bits; other layers the rest."""
+    with_kernel = np.array([choice in of_kernels(choices) for choice in choices])
+    without = np.array([choice.weights.is_none for choice in choices])
+    return np.stack([without if x.kind == "cache" else with_kernel for x in searched])
+
+
+def _check_known(
+    name: str,
+    table: Float[np.ndarray, "layers choices"],
+    constant: float,
+    allowed: Bool[np.ndarray, "layers choices"],
+    searched: Sequence[Layer],
+    choices: Sequence[Choice],
+) -> None:
+    """Raise `ValueError` where a cost is not known of a choice that a layer may take."""
+    for row, column in np.argwhere(np.isnan(table) & allowed)[:1]:
+        raise ValueError(
+            f"The {name} of layer {searched[row].name!r} at {choices[column].label} is not in "
+            "the table of measurements. Measure again with these candidates, add the row, or "
+            "forbid the choice by a rule."
+        )
+    if math.isnan(constant):
+        raise ValueError(
+            f"The {name} of an excluded layer, which stays unquantized, is not in the table "
+            "of measurements: add its row at W32, or do not exclude the layer."
+        )
+
+
+def _unquantized(
+    cost: Cost, constant: float, searched: Sequence[Layer], kept: Overhead
+) -> float:
+    """Cost of the unquantized network; NaN where it is not known."""
+    if cost.unquantized is not None:
+        return cost.unquantized
+    table = cost.table(searched, (UNQUANTIZED,), kept)
+    if cost.peak:
+        return float(table.max(initial=constant))
+    return constant + float(table.sum())
 
 
 def _interactions(

@@ -92,7 +92,7 @@ def interactions_over_groups(
     """Cross terms between groups of tied layers, and those within each group.
 
     Args:
-        interactions: Of layers, zeros where not allowed.
+        interactions: Terms between layers, zeros where not allowed.
         groups: Group of every layer.
 
     Returns:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jmpq.allocation import Allocation
 from jmpq.artifact import ArtifactKind, check_json, fields_of
 from jmpq.formats import Choice
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, Status
 from jmpq.text import did_you_mean, plural, printed, some
@@ -94,11 +95,13 @@ class PlannedAllocation:
         )
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that `plan.json` holds.
 
-    `excluded` layers stay unquantized; `options` are those that it was solved with.
+    `excluded` layers stay unquantized; `options` are those that it was solved with;
+    `latency_sha256` is the hash of the table of latencies that it counts by, if there was one.
     """
 
     jmpq: str
@@ -116,6 +119,7 @@ class Plan:
     allocations: tuple[PlannedAllocation, ...]
     excluded: tuple[str, ...] = ()
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    latency_sha256: str | None = None
 
     def __post_init__(self) -> None:
         names = [allocation.name for allocation in self.allocations]
@@ -184,7 +188,7 @@ def planned_budgets(problem: Problem) -> dict[str, PlannedBudget]:
             least=problem.range(name)[0],
             most=problem.range(name)[1],
         )
-        for name, limit in problem.budgets.items()
+        for name, limit in problem.limits.items()
     }
 
 
@@ -229,7 +233,7 @@ def planned_allocation(
         objective_value=solution.objective_value,
         wall_s=solution.wall_s,
         seed=seed,
-        budgets=dict(problem.budgets),
+        budgets=problem.limits,
     )
 
 
@@ -248,7 +252,8 @@ def write_plan(path: Path, plan: Plan) -> None:
     KIND.write_json(path, _fields(plan), _plain)
 
 
-def read_plan(path: Path, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
+@check_kinds
+def read_plan(path: Path | str, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
     """Read a plan.
 
     Args:
@@ -262,7 +267,7 @@ def read_plan(path: Path, check: Callable[[Plan], None] = lambda plan: None) -> 
             field is missing or wrong, or was changed after it was written; the message names
             the file and the field.
     """
-    data, changed = KIND.read_edited(path)
+    data, changed = KIND.read_edited(path := Path(path))
     try:
         check_json(list[str], data.get("choices", []), "choices of the plan")
         fields = fields_of(Plan, data, "the plan")

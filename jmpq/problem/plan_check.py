@@ -32,6 +32,7 @@ def check_plan(
     tables: Mapping[str, Sequence[LossTable]],
     *,
     unquantized_parameters: int,
+    costs: Mapping[str, Cost] | None = None,
 ) -> None:
     """Refuse a plan that does not agree with itself or with what it was made from.
 
@@ -42,6 +43,7 @@ def check_plan(
         tables: Losses of every metric; several where a metric can be read in several ways
             (with its first-order term), of which one must agree.
         unquantized_parameters: Parameters outside the layer table.
+        costs: Costs that the plan was made with, by name; `COSTS` by default.
 
     Raises:
         ValueError: If it does not; the message names the allocation, what disagrees and both
@@ -52,7 +54,9 @@ def check_plan(
             if choice not in (*plan.choices, UNQUANTIZED):
                 raise _wrong(planned, f"layer {layer!r}", choice.label, "a candidate")
         _check_proof(planned)
-    _check_costs(plan, layers, overhead, unquantized_parameters)
+    _check_costs(
+        plan, layers, overhead, unquantized_parameters, COSTS if costs is None else costs
+    )
     for metric, readings in tables.items():
         _check_predictions(plan, metric, readings)
     for planned in plan.allocations:
@@ -63,7 +67,11 @@ def check_plan(
 
 
 def _check_costs(
-    plan: Plan, layers: Sequence[Layer], overhead: Overhead, unquantized_parameters: int
+    plan: Plan,
+    layers: Sequence[Layer],
+    overhead: Overhead,
+    unquantized_parameters: int,
+    costs: Mapping[str, Cost],
 ) -> None:
     """Costs are those of the choices, and a solution holds its budgets."""
     index = {layer.name: row for row, layer in enumerate(layers)}
@@ -73,13 +81,15 @@ def _check_costs(
     choices = (*plan.choices, UNQUANTIZED)
     every = [planned.allocation for planned in plan.allocations]
     columns = column_table(plan.layers, choices, every)
-    for name, cost in COSTS.items():
+    for name, cost in costs.items():
         table = cost.table(searched, choices, overhead.part(rows))
         constant = cost.constant(outside, unquantized_parameters)
         total = functools.partial(_total, cost, table, constant)
         for planned, own in zip(plan.allocations, columns, strict=True):
             actual, limit = total(own), planned.budgets.get(name)
             stated = planned.costs.get(name, actual)
+            if math.isnan(actual) and name not in planned.costs:
+                continue  # of a choice whose cost is not known
             if not _close(stated, actual):
                 labels = {
                     row: f"{plan.layers[row]!r} has {choices[own[row]].label}, stated is the "

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice, labels
+from jmpq.kinds import check_kinds
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.interactions import (
     check_interactions,
@@ -22,6 +23,7 @@ from jmpq.problem.interactions import (
     interactions_over_groups,
     mask,
 )
+from jmpq.problem.named_candidate import NamedCandidate
 from jmpq.text import plural, printed, some
 
 ROUNDING = 1e-12  # relative slack of limits on costs that are not integers
@@ -72,6 +74,7 @@ class Reduced:
         return bool((self.used(columns) <= self.limits).all())
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Problem:
     """Choose bits for every layer; see the module for the program that this states.
@@ -83,13 +86,17 @@ class Problem:
         costs: Additive costs by name, unit in the name; not negative.
         budgets: Upper limits on the total of some of the costs, constants included.
         constants: Cost of what is outside the search, by name; 0 where absent.
-        allowed: Which choices each layer may take.
+        allowed: Choices that each layer may take.
         groups: Group of tied layers that each layer belongs to, numbered from 0 without gaps.
-        asked: How each budget was asked for, for reports.
+        asked: Budgets as the user asked for them, for reports.
         float_costs: Cost of the unquantized network by name, what ratios refer to.
         interactions: Cross-layer terms, nats per example, each unordered pair of layers
             counted once (see `jmpq.problem.interactions`); symmetric, a layer's block with
             itself zero. None for a loss that is a sum over layers.
+        peaks: Costs of which the network's is the largest of its layers', constants included.
+        ceilings: Upper limits on some of the peaks: `allowed` has no choice above them.
+        ruled: Choices that the rules alone allow, where there are ceilings.
+        ruled_by: Rule that decides what a layer may take, by layer, for messages.
 
     Raises:
         ValueError: If shapes disagree, an allowed loss or cost is NaN or infinite, a cost is
@@ -108,13 +115,16 @@ class Problem:
     asked: dict[str, str] = dataclasses.field(default_factory=dict)
     float_costs: dict[str, float] = dataclasses.field(default_factory=dict)
     interactions: Float[np.ndarray, "_ _ _ _"] | None = None
+    peaks: dict[str, Float[np.ndarray, "_ _"]] = dataclasses.field(default_factory=dict)
+    ceilings: dict[str, float] = dataclasses.field(default_factory=dict)
+    ruled: Bool[np.ndarray, "_ _"] | None = None
+    ruled_by: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         groups, budgets = len(set(self.groups.tolist())), []
-        for name, limit in self.budgets.items():
-            least, most = self.range(name)
+        for name, limit in self.limits.items():
             asked = f" (asked {self.asked[name]})" if name in self.asked else ""
-            budgets.append(f"budget {name} <= {limit:.6g}{asked}, of {least:.6g} to {most:.6g}")
+            budgets.append(f"budget {name} <= {limit:.6g}{asked}, {self.room(name)}")
         return printed(
             f"Problem: {plural(len(self.layers), 'layer')} in {plural(groups, 'group')} x "
             f"{plural(len(self.choices), 'choice')} ({some([c.label for c in self.choices])})",
@@ -131,6 +141,8 @@ class Problem:
         self._check_values("loss", self.losses, least=-math.inf)
         for name, table in self.costs.items():
             self._check_values(name, table, least=0.0)
+        for name, table in self.peaks.items():
+            self._check_values(name, table, least=0.0)
         for name in (*self.budgets, *self.constants):
             if name not in self.costs:
                 raise ValueError(
@@ -146,6 +158,11 @@ class Problem:
         if self.interactions is not None:
             check_interactions(self.layers, self.choices, self.allowed, self.interactions)
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """Limits of all costs, peaks too."""
+        return {**self.budgets, **self.ceilings}
+
     def evaluate(
         self, allocation: Allocation | Int[np.ndarray, " _"]
     ) -> tuple[float, dict[str, float]]:
@@ -157,7 +174,8 @@ class Problem:
             allocation: The allocation, or its columns (`columns`).
 
         Returns:
-            Loss, nats per example, and the total of every cost, constants included.
+            Loss, nats per example, and the total of every cost, constants included; of peaks
+            those that are limited.
 
         Raises:
             ValueError: If a layer has no choice, one that is not allowed, or tied layers
@@ -175,6 +193,8 @@ class Problem:
             name: exact_sum(np.append(table[rows, columns], self.constants.get(name, 0.0)))
             for name, table in self.costs.items()
         }
+        for name in self.ceilings:
+            costs[name] = float(self.peaks[name][rows, columns].max())
         return loss, costs
 
     def violated(self, costs: dict[str, float]) -> dict[str, float]:
@@ -203,12 +223,30 @@ class Problem:
         )
 
     def range(self, name: str) -> tuple[float, float]:
-        """Least and most of a cost over allowed allocations, other budgets ignored."""
+        """Least and most of a cost over allowed allocations, other budgets ignored.
+
+        Of a peak, over what the rules alone allow.
+        """
+        if name in self.peaks:
+            return self._peak_range(name)
         table, allowed = self._over_groups(self.costs[name])
         constant = self.constants.get(name, 0.0)
         least = np.where(allowed, table, np.inf).min(axis=1)
         most = np.where(allowed, table, -np.inf).max(axis=1)
         return exact_sum(np.append(least, constant)), exact_sum(np.append(most, constant))
+
+    def room(self, name: str) -> str:
+        """Range of a limited cost in words, or that the limit does not bind."""
+        least, most = self.range(name)
+        if self.limits[name] >= most:
+            return f"not binding: at most {most:.6g} possible"
+        return f"{least:.6g} to {most:.6g} possible"
+
+    def _peak_range(self, name: str) -> tuple[float, float]:
+        allowed = self.allowed if self.ruled is None else self.ruled
+        table = self.peaks[name]
+        least = np.where(allowed, table, np.inf).min(axis=1)
+        return float(least.max()), float(table[allowed].max())
 
     def uniform(self, choice: Choice) -> Int[np.ndarray, " layers"]:
         """Columns of the allocation nearest to one choice everywhere that the rules allow.
@@ -225,14 +263,21 @@ class Problem:
             )
         _, allowed = self._over_groups(self.losses)
         order = sorted(range(len(self.choices)), key=lambda column: self.choices[column])
+        own = self.choices.index(choice)
         picked = []
         for row in allowed:
+            if row[own]:
+                picked.append(own)
+                continue
             open_ = [column for column in order if row[column]]
+            # What a row never quantizes (keys and values have no weights) does not count.
+            no_w = all(self.choices[column].weights.is_none for column in open_)
+            no_a = all(self.choices[column].activations.is_none for column in open_)
             below = [
                 column
                 for column in open_
-                if self.choices[column].w_bits <= choice.w_bits
-                and self.choices[column].a_bits <= choice.a_bits
+                if (no_w or self.choices[column].w_bits <= choice.w_bits)
+                and (no_a or self.choices[column].a_bits <= choice.a_bits)
             ]
             picked.append(below[-1] if below else open_[0])
         return np.array(picked, dtype=np.int64)[self.groups]
@@ -324,7 +369,7 @@ class Problem:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ValueError(f"{what} {str(twice)!r} appears more than once.")
-        tables = {"losses": self.losses, "allowed": self.allowed, **self.costs}
+        tables = {"losses": self.losses, "allowed": self.allowed, **self.costs, **self.peaks}
         for name, table in tables.items():
             if table.shape != shape:
                 raise ValueError(
@@ -363,6 +408,16 @@ class Problem:
                 "the data, or exclude the layer."
             )
 
+    def _reason(self, layer: int, column: int) -> str:
+        """What forbids a choice of a layer: a limit on a peak, or the rule that decides it."""
+        if self.ruled is not None and self.ruled[layer, column]:
+            over = [
+                n for n, most in self.ceilings.items() if self.peaks[n][layer, column] > most
+            ]
+            return f", by the budget on {' and '.join(over)}"
+        rule = self.ruled_by.get(self.layers[layer])
+        return "" if rule is None else f", by the rule {rule!r}"
+
     def _check_columns(self, columns: Int[np.ndarray, " _"]) -> None:
         if columns.shape != (len(self.layers),):
             raise ValueError(
@@ -376,11 +431,10 @@ class Problem:
                 f"{len(self.choices) - 1}."
             )
         for i in np.flatnonzero(~self.allowed[np.arange(len(columns)), columns])[:1]:
+            left = [c for c, ok in zip(self.choices, self.allowed[i], strict=True) if ok]
             raise ValueError(
                 f"Layer {self.layers[i]!r} may not take {self.choices[columns[i]].label}: it "
-                "allows "
-                + labels(c for c, ok in zip(self.choices, self.allowed[i], strict=True) if ok)
-                + "."
+                f"allows {labels(left)}{self._reason(int(i), int(columns[i]))}."
             )
         first = np.zeros(int(self.groups.max()) + 1, dtype=np.int64)
         first[self.groups[::-1]] = np.arange(len(columns))[::-1]  # the earliest member stays
@@ -410,9 +464,10 @@ def problem_of(
         costs: Additive costs by name.
         budgets: Limits by name of a cost.
         layers: Names; ``layer0``, ``layer1``, ... where not given.
-        choices: Candidates; weights of 1, 2, ... bits where not given.
+        choices: Candidates; where not given, weights of 1, 2, ... bits, or names where there
+            are more than 16.
         ties: Rows of layers that take the same choice.
-        allowed: Which choices each layer may take; all where not given.
+        allowed: Choices that each layer may take; None for all.
         constants: Costs outside the search.
         interactions: Cross-layer terms; none where not given.
     """
@@ -421,7 +476,10 @@ def problem_of(
     num_layers, num_choices = losses.shape
     names = [f"layer{i}" for i in range(num_layers)] if layers is None else list(layers)
     if choices is None:
-        choices = [Choice(bits) for bits in range(1, num_choices + 1)]
+        numbers = range(1, num_choices + 1)
+        choices = [
+            Choice(k) if num_choices <= 16 else NamedCandidate(name=str(k)) for k in numbers
+        ]
     groups = tie_groups(names, [[names[i] for i in tie] for tie in ties])
     return Problem(
         layers=tuple(names),

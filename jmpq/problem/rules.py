@@ -7,7 +7,8 @@ on the command line and in files:
 - ``pin PATTERN=W8A8``: that choice and no other;
 - ``exclude PATTERN``: unquantized and outside the search, reported apart;
 - ``allow PATTERN=W2,W4A4,A8``: only these candidates; ``W2`` stands for every candidate with
-  2-bit weights, ``A8`` for every one with 8-bit activations;
+  2-bit weights, ``A8`` for every one with 8-bit activations; formats go by their names:
+  ``Wmxfp4A8``, ``Wnvfp4`` (or ``nvfp4``), ``Amxfp8_e4m3``;
 - ``tie PATTERN PATTERN ...``: all matching layers take the same choice. Layers are tied only
   to layers whose capture groups hold the same text: ``tie (stage\d)/unit1/(?:conv1|down)``
   makes one tie a stage.
@@ -23,28 +24,38 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from jmpq.formats import FLOAT_BITS, Choice, labels
+from jmpq.formats import UNQUANTIZED, Choice, Scheme, is_name, labels
+from jmpq.kinds import check_kinds
 from jmpq.text import did_you_mean
 
 MATCH_SECONDS = 2.0  # of a pattern on all layers
 
-_CANDIDATE = re.compile(r"(?:W(?P<w>\d+))?(?:A(?P<a>\d+))?", re.IGNORECASE)
+_CANDIDATE = re.compile(r"(?:[Ww](?P<w>[^WwAa\s]+))?(?:[Aa](?P<a>[^WwAa\s]+))?")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Pin:
-    """The matching layers take `choice`."""
+    """The matching layers take `choice`, which may be its label.
+
+    >>> Pin("stem", "W8A8") == Pin("stem", Choice(8, 8))
+    True
+    """
 
     pattern: str
     choice: Choice
 
-    def __post_init__(self) -> None:
-        _check_pattern(self.pattern)
+    @check_kinds
+    def __init__(self, pattern: str, choice: Choice | str) -> None:
+        _check_pattern(pattern)
+        object.__setattr__(self, "pattern", pattern)
+        read = Choice.parse(choice) if isinstance(choice, str) else choice
+        object.__setattr__(self, "choice", read)
 
     def __str__(self) -> str:
         return f"pin {self.pattern}={self.choice.label}"
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True)
 class Exclude:
     """The matching layers are left unquantized and outside the search."""
@@ -58,27 +69,36 @@ class Exclude:
         return f"exclude {self.pattern}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Allow:
     """The matching layers choose among `candidates` only.
 
     Attributes:
         pattern: Regular expression of layer names.
         candidates: ``"W4A8"`` (that choice), ``"W4"`` (4-bit weights, any activations) or
-            ``"A8"`` (8-bit activations, any weights).
+            ``"A8"`` (8-bit activations, any weights); a `Choice`; or a list
+            of them.
     """
 
     pattern: str
     candidates: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        _check_pattern(self.pattern)
-        for text in self.candidates:
-            if not text or _CANDIDATE.fullmatch(text) is None:
+    @check_kinds
+    def __init__(self, pattern: str, candidates: Choice | str | Sequence[Choice | str]) -> None:
+        _check_pattern(pattern)
+        given = (candidates,) if isinstance(candidates, Choice | str) else candidates
+        texts = tuple(text for one in given for text in _candidate(one).split(","))
+        object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "candidates", texts)
+        for text in texts:
+            try:
+                _named_schemes(text)
+            except ValueError as error:
                 raise ValueError(
                     f"{text!r} names no candidates: expected bits as in 'W4A8', 'W4' (any "
-                    "activation bits) or 'A8' (any weight bits)."
-                )
+                    "activation bits) or 'A8' (any weight bits), or formats as in 'Wmxfp4A8' "
+                    f"({error})."
+                ) from error
 
     def __str__(self) -> str:
         return f"allow {self.pattern}={','.join(self.candidates)}"
@@ -86,15 +106,13 @@ class Allow:
     def permits(self, choice: Choice) -> bool:
         """Whether one of the candidates stands for `choice`."""
         for text in self.candidates:
-            match = _CANDIDATE.fullmatch(text)
-            assert match is not None
-            if int(match["w"] or choice.w_bits) == choice.w_bits and (
-                int(match["a"] or choice.a_bits) == choice.a_bits
-            ):
+            weights, activations = _named_schemes(text)
+            if weights in (None, choice.weights) and activations in (None, choice.activations):
                 return True
         return False
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True)
 class Tie:
     """The layers that match any pattern, with the same captured text, take one choice."""
@@ -111,6 +129,24 @@ class Tie:
         return f"tie {' '.join(self.patterns)}"
 
 
+def _candidate(one: Choice | str) -> str:
+    """Text that names a choice, or what stands for several."""
+    if isinstance(one, str):
+        return one
+    return f"W{one.weights.short}A{one.activations.short}"
+
+
+def _named_schemes(text: str) -> tuple[Scheme | None, Scheme | None]:
+    """Schemes of weights and of activations that a text names; None for any."""
+    match = None if is_name(text) else _CANDIDATE.fullmatch(text)
+    if is_name(text):
+        return Scheme.of(text), None
+    if not text or match is None:
+        raise ValueError("no bits, no formats")
+    w, a = match["w"], match["a"]
+    return Scheme.of(w) if w else None, Scheme.of(a) if a else None
+
+
 Rule = Pin | Exclude | Allow | Tie
 
 
@@ -119,24 +155,26 @@ class Ruling:
     """What the rules make of a list of layers.
 
     Attributes:
-        allowed: Which choices each layer may take; no row is empty. Excluded layers' rows
+        allowed: Choices that each layer may take; no row is empty. Excluded layers' rows
             are all true and mean nothing.
         excluded: Whether each layer is outside the search.
         ties: Names of layers that take one choice, two or more in each.
         rows: For each rule, the layers that it decided (ties: that it ties).
+        by: Text of the rule that decided a layer, by layer.
     """
 
     allowed: Bool[np.ndarray, "_ _"]
     excluded: Bool[np.ndarray, " _"]
     ties: tuple[tuple[str, ...], ...]
     rows: tuple[tuple[str, ...], ...]
+    by: dict[str, str]
 
 
 def parse_rule(text: str) -> Rule:
     """Read one rule from a line of text, the inverse of ``str(rule)``.
 
     >>> parse_rule("pin stem/conv=W8A8")
-    Pin(pattern='stem/conv', choice=Choice(w_bits=8, a_bits=8))
+    Pin(pattern='stem/conv', choice=Choice(W8A8))
 
     Raises:
         ValueError: If the text is no rule.
@@ -147,34 +185,58 @@ def parse_rule(text: str) -> Rule:
     if verb == "pin" and len(words) == 1 and equals:
         return Pin(pattern, Choice.parse(value))
     if verb == "allow" and len(words) == 1 and equals:
-        return Allow(pattern, tuple(value.split(",")))
+        return Allow(pattern, value)
     if verb == "exclude" and len(words) == 1:
         return Exclude(words[0])
     if verb == "tie" and words:
         return Tie(tuple(words))
     raise ValueError(
-        f"{text!r} is no rule: expected 'pin PATTERN=W8A8', 'exclude PATTERN', "
+        f"{text!r} is not a valid rule: expected 'pin PATTERN=W8A8', 'exclude PATTERN', "
         "'allow PATTERN=W2,W4A4' or 'tie PATTERN PATTERN ...' (no blanks in a pattern)."
     )
 
 
+def _read(rule: Rule | str) -> Rule:
+    return parse_rule(rule) if isinstance(rule, str) else rule
+
+
+@check_kinds
 def first_and_last(
     layers: Sequence[str], choices: Sequence[Choice], *, bits: int = 8
 ) -> tuple[Rule, ...]:
     """The default rule: pin the first and the last layer to `bits`.
 
     Activations are pinned to the same bits, unless every candidate leaves them unquantized.
+    Integers are meant; where they are no candidate, the first candidate of so many bits is.
     """
-    weights_only = all(choice.a_bits == FLOAT_BITS for choice in choices)
+    choices = of_kernels(choices)
+    weights_only = all(choice.activations.is_none for choice in choices)
     choice = Choice(bits) if weights_only else Choice(bits, bits)
+    if choice not in choices:
+        wanted = choice.w_bits, choice.a_bits
+        near = [c for c in sorted(choices) if (c.w_bits, c.a_bits) == wanted]
+        choice = near[0] if near else choice
     ends = dict.fromkeys(name for name in (*layers[:1], *layers[-1:]))
     return tuple(Pin(re.escape(name), choice) for name in ends)
 
 
+def of_kernels(choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """The candidates of layers with a kernel, where others are of keys and values.
+
+    These leave the weights unquantized. Where all candidates do, layers with a kernel stay
+    unquantized if they may, or take any.
+    """
+    quantized = tuple(choice for choice in choices if not choice.weights.is_none)
+    return quantized or tuple(c for c in choices if c == UNQUANTIZED) or tuple(choices)
+
+
+@check_kinds
 def apply_rules(
-    rules: Sequence[Rule], layers: Sequence[str], choices: Sequence[Choice]
+    rules: Sequence[Rule | str], layers: Sequence[str], choices: Sequence[Choice]
 ) -> Ruling:
     """Decide what every layer may take.
+
+    A rule may be a line of text, as `parse_rule` reads it.
 
     Raises:
         ValueError: If a pattern matches no layer, a pin is to a choice that is not a
@@ -186,7 +248,8 @@ def apply_rules(
     decided = np.zeros(len(layers), dtype=bool)
     rows: list[tuple[str, ...]] = []
     ties: list[tuple[str, ...]] = []
-    for rule in rules:
+    by: dict[str, str] = {}
+    for rule in map(_read, rules):
         if isinstance(rule, Tie):
             made = _tied(rule, layers)
             ties.extend(made)
@@ -196,6 +259,7 @@ def apply_rules(
         fresh = [i for i in matches if not decided[i]]
         decided[fresh] = True
         rows.append(tuple(layers[i] for i in fresh))
+        by.update(dict.fromkeys(rows[-1], str(rule)))
         if isinstance(rule, Exclude):
             excluded[fresh] = True
             continue
@@ -208,7 +272,7 @@ def apply_rules(
                 f"Layer {out[0]!r} is excluded and tied to {', '.join(tie)}: exclude all of "
                 "them or none."
             )
-    return Ruling(allowed=allowed, excluded=excluded, ties=tuple(ties), rows=tuple(rows))
+    return Ruling(allowed=allowed, excluded=excluded, ties=tuple(ties), rows=tuple(rows), by=by)
 
 
 def describe(
@@ -337,4 +401,6 @@ def _check_pattern(pattern: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"Pattern {pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(
+            f"Pattern {pattern!r} is not a regular expression: {error}."
+        ) from error

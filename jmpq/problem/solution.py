@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
+from jmpq.kinds import check_kinds
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.interactions import least_with_interactions, mask
 from jmpq.problem.problem import Problem
@@ -20,6 +21,7 @@ OPTIMALITY = 1e-9  # the gap up to which loss and bound count as equal
 Status = Literal["optimal", "feasible"]
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Solution:
     """What a solver found; `loss`, `costs`, `gap` and `status` follow from columns and bound.

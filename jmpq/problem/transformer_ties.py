@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.rules import Rule, Tie
 
 Unit = Literal["encoder_layer", "matrix", "head"]
@@ -12,6 +13,7 @@ TIES: dict[str, tuple[Rule, ...]] = {
 }
 
 
+@check_kinds
 def transformer_units(unit: str, *, split_heads: bool = False) -> tuple[Rule, ...]:
     """Rules that make a part of a transformer the unit of choice.
 
