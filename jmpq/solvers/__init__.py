@@ -1,35 +1,34 @@
-"""Solvers: from a `Problem` to a `Solution` whose bound says how good it can be.
+"""Solvers: from a `Problem` to a `Solution` with a proven lower bound.
 
-A *solver* is anything callable on a problem: a function, or a frozen class whose fields are
-its options. `solve(problem)` picks the one that suits and is what most readers need:
+A *solver* is anything callable on a problem: a function, or a frozen class whose fields are its
+options. Most readers need `solve(problem)`, which picks a suitable one:
 
-- one budget: `CoreSearch`, the optimum with its proof, a million layers in seconds;
-- several budgets: `SeveralBudgets`, searches that end in an integer program by cvxpy and HiGHS;
-  the optimum of most problems of networks in seconds, a proven gap for 100,000 layers;
-- cross-layer terms: `BranchAndBound` up to a thousand (layer, choice) pairs, the optimum or a
-  proven gap; beyond that `LocalSearch`, good allocations with a coarse bound.
+- one budget: `CoreSearch` finds and proves the optimum, of a million layers in seconds;
+- several budgets: `SeveralBudgets` combines searches with an integer program (cvxpy, HiGHS). It
+  proves the optimum of most networks in seconds and gives a gap for 100,000 layers;
+- cross-layer terms: `BranchAndBound` gives the optimum or a proven gap, up to a thousand
+  (layer, choice) pairs. Beyond that `LocalSearch` gives good allocations with a coarse bound.
 
-The others are for comparison and for special cases: `Greedy` is the paper's Algorithm 1,
-`DynamicProgramming` a second proof of the first kind, `Exact` the integer program alone, by
-HiGHS or another solver, `uniform`, `random_search` and `reversed_search` are baselines, and
-`ObjectiveSearch` minimises any function of whole allocations, a measured loss for one.
+The others serve comparisons and special cases. `Greedy` is the paper's Algorithm 1.
+`DynamicProgramming` is an independent exact method for one budget. `Exact` is the integer
+program alone, and `QuadraticProgram` the one with cross-layer terms (SCIP). `uniform`,
+`random_search` and `reversed_search` are baselines. `ObjectiveSearch` minimises any function of
+whole allocations, for example a measured loss.
 
-`automatic` has their names. A `solver` takes a problem, whatever else it is.
+No solver has to be trusted. `solution_from_columns` evaluates every answer with code that no
+solver shares. A solver adds only its lower bound, and that bound decides ``optimal``.
 
-Nobody has to be believed. `solution_from_columns` evaluates an answer anew, by code that no
-solver shares; a solver adds only its lower bound, and ``optimal`` is what that bound proves.
-
+- `solver`: the protocol. `automatic`: solvers by name.
 - `knapsack`: losses that add up over the layers.
-- `quadratic`: cross-layer terms too.
+- `quadratic`: cross-layer terms as well.
 - `measured`: the loss of whole allocations, measured or predicted.
 
-To add a solver, write a file in one of these folders that takes a `Problem`, works on
-`problem.reduced()` (tied layers are one group there) and returns ``solution_from_columns(...)``
-with the bound it can prove, -inf for none. Give it an entry in `automatic.SOLVERS`, from where
-the command line takes its name, and a word in the help of ``Solve.solvers``
-(`jmpq.run.options`); export its class here, and add it to the list of
-tests/solvers/test_degenerate.py. A method of several files gets a folder of its own. No JAX
-here; cvxpy and SciPy are imported where they are used.
+To add a solver, write a file in one of these folders. It takes a `Problem`, works on
+`problem.reduced()`, where tied layers are one group, and returns ``solution_from_columns(...)``
+with the bound that it proves (-inf for none). Name the file on the page of its folder. Add the
+solver to `automatic.SOLVERS`, to the help of ``Solve.solvers`` (`jmpq.run.options`), to the
+exports here, and to ``PROOFS`` or ``SEARCHES`` of tests/solvers/test_degenerate.py. Solvers do
+not use JAX and import cvxpy and SciPy lazily.
 """
 
 from jmpq.solvers.automatic import make_solver, solve
@@ -52,6 +51,7 @@ from jmpq.solvers.measured.objective_search import Measurement, Objective, Objec
 from jmpq.solvers.measured.refinement import refine
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
 from jmpq.solvers.quadratic.brute_force import BruteForce
+from jmpq.solvers.quadratic.quadratic_program import QuadraticProgram
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import Solver
 
@@ -67,6 +67,7 @@ __all__ = [
     "Measurement",
     "Objective",
     "ObjectiveSearch",
+    "QuadraticProgram",
     "SeveralBudgets",
     "Solver",
     "cheapest_above",

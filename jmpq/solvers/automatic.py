@@ -1,11 +1,12 @@
-"""The solver of a name, and the one that suits a problem where none is named.
+"""Solvers by name, and the default solver of a problem.
 
-`SOLVERS` has one entry a name; the command line takes its names from here.
+`SOLVERS` has one entry per name; the command line takes its names from here.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import Problem
 from jmpq.problem.solution import Solution
 from jmpq.solvers.knapsack.greedy import Greedy
@@ -14,6 +15,7 @@ from jmpq.solvers.knapsack.one_budget.dynamic_programming import DynamicProgramm
 from jmpq.solvers.knapsack.one_budget.expanding_core import CoreSearch
 from jmpq.solvers.knapsack.several_budgets.anytime_search import SeveralBudgets
 from jmpq.solvers.quadratic.branch_and_bound import BranchAndBound
+from jmpq.solvers.quadratic.quadratic_program import QuadraticProgram
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import Solver
 from jmpq.text import did_you_mean
@@ -23,10 +25,10 @@ _BRANCHED = 1000  # options, (layer, choice) pairs, up to which branch and bound
 
 @dataclasses.dataclass(frozen=True)
 class NamedSolver:
-    """A solver that has a name.
+    """Entry of `SOLVERS`.
 
     Attributes:
-        make: Solver for a time limit in seconds.
+        make: Function from a time limit in seconds to a solver.
         cross_layer: Whether the solver counts cross-layer terms.
     """
 
@@ -36,30 +38,32 @@ class NamedSolver:
 
 SOLVERS: Mapping[str, NamedSolver] = {
     "greedy": NamedSolver(lambda _: Greedy()),
+    "greedy_dual_prices": NamedSolver(lambda _: Greedy(weights="dual_prices")),
     "core": NamedSolver(lambda seconds: CoreSearch(time_limit_s=seconds)),
     "several_budgets": NamedSolver(lambda seconds: SeveralBudgets(time_limit_s=seconds)),
     "dynamic_programming": NamedSolver(lambda _: DynamicProgramming()),
     "local_search": NamedSolver(lambda seconds: LocalSearch(time_limit_s=seconds), True),
     "branch_and_bound": NamedSolver(lambda seconds: BranchAndBound(time_limit_s=seconds), True),
+    "quadratic_program": NamedSolver(lambda s: QuadraticProgram(time_limit_s=s), True),
 }
 CROSS_LAYER = tuple(name for name, solver in SOLVERS.items() if solver.cross_layer)
 
 
 def make_solver(problem: Problem, name: str = "exact", *, time_limit_s: float = 60.0) -> Solver:
-    """The solver of a name, or the exact one that suits the problem.
+    """The solver of a name; ``exact`` depends on the problem.
 
     Args:
-        problem: What is to be solved.
-        name: A name of `SOLVERS`, or a mixed-integer solver by cvxpy's name, such as ``HIGHS``
-            or ``SCIP``. ``exact`` is ``core`` for up to one budget, else ``several_budgets``;
-            with cross-layer terms ``branch_and_bound``, and ``local_search``, which proves
-            little, where there are too many options for it.
-        time_limit_s: Seconds for the whole call; ``greedy`` and ``dynamic_programming`` keep
-            no limit.
+        problem: Problem to solve.
+        name: Name in `SOLVERS`, or cvxpy's name of a mixed-integer solver, such as ``HIGHS``
+            or ``SCIP``. ``exact`` means ``core`` for up to one budget, else
+            ``several_budgets``. With cross-layer terms it means ``branch_and_bound``, or
+            ``local_search``, which proves little, if there are too many options.
+        time_limit_s: Seconds for the whole call; ``greedy``, ``greedy_dual_prices`` and
+            ``dynamic_programming`` ignore it.
 
     Raises:
         ValueError: If no solver has the name, or if the problem has cross-layer terms and the
-            solver named does not take them: nothing is left out silently.
+            solver does not support them.
     """
     crossed = problem.interactions is not None
     if name == "exact":
@@ -80,10 +84,10 @@ def make_solver(problem: Problem, name: str = "exact", *, time_limit_s: float = 
 
 
 def check_solver(name: str) -> None:
-    """Refuse what cannot be a solver's name.
+    """Check a solver's name.
 
     Raises:
-        ValueError: With all names.
+        ValueError: If it is unknown; the message lists all names.
     """
     if name != "exact" and name not in SOLVERS and not name.isupper():
         raise ValueError(
@@ -93,8 +97,9 @@ def check_solver(name: str) -> None:
         )
 
 
+@check_kinds
 def solve(problem: Problem, *, time_limit_s: float = 60.0) -> Solution:
-    """Solve with the solver that suits the problem, exactly where that is possible.
+    """Solve with the default solver of the problem, exactly if possible.
 
     Raises:
         Infeasible: If no allocation meets the budgets.

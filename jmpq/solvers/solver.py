@@ -21,16 +21,16 @@ def check_options(
     from_0: Sequence[str] = (),
     from_1: Sequence[str] = (),
 ) -> None:
-    """Refuse options of a solver that are out of range.
+    """Check that the options of a solver are in range.
 
     Args:
-        solver: Its options are fields.
-        above_0: Names of those that must be above 0.
-        from_0: Names of those that must be at least 0.
-        from_1: Names of those that must be at least 1.
+        solver: Solver whose fields are its options.
+        above_0: Names of the options that must be above 0.
+        from_0: Names of the options that must be at least 0.
+        from_1: Names of the options that must be at least 1.
 
     Raises:
-        ValueError: If one is out of range; the message names it.
+        ValueError: If an option is out of range; the message names it.
     """
     for name in (*above_0, *from_0, *from_1):
         value = getattr(solver, name)

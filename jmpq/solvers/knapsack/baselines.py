@@ -1,4 +1,4 @@
-"""Allocations to compare with: uniform, random and reversed. None claims more than a bound."""
+"""Baselines: uniform, random and reversed allocations, with the bound of the relaxation."""
 
 import dataclasses
 import math
@@ -18,8 +18,8 @@ from jmpq.solvers.knapsack.relaxation_bounds import lp_bound
 def uniform(problem: Problem) -> Solution:
     """The best uniform allocation within the budgets, as uniform as the rules allow.
 
-    Each candidate is tried everywhere; layers that may not take it take the nearest below
-    (`Problem.uniform`). Of equal losses the first candidate wins.
+    Each candidate is tried in every layer. A layer that may not take it takes the next lower
+    one (`Problem.uniform`). Ties go to the first candidate.
 
     Raises:
         Infeasible: If no uniform allocation meets the budgets.
@@ -54,8 +54,8 @@ def uniform(problem: Problem) -> Solution:
 def random_search(problem: Problem, *, seed: int) -> Solution:
     """Upgrade layers in random order from the cheapest allocation until nothing fits.
 
-    Losses have no say: every dearer choice of a layer counts as better. (Those that a metric
-    calls dominated would be left out otherwise, and noise would choose.)
+    Losses are ignored: every dearer choice of a layer counts as better. Otherwise the filter
+    of dominated choices would use the losses.
     """
     started = time.perf_counter()
     reduced = problem.reduced(interactions=True)
@@ -86,7 +86,7 @@ def reversed_search(problem: Problem) -> Solution:
 def draw_allocations(problem: Problem, num: int, *, seed: int) -> Int[np.ndarray, "num layers"]:
     """Random joint allocations under the rules, budgets ignored.
 
-    Every group of tied layers takes each of its allowed choices with the same probability.
+    Every group of tied layers takes each of its allowed choices with equal probability.
     """
     allowed = np.isfinite(problem.reduced(interactions=True).losses)
     draws = np.random.default_rng(seed).random((num, *allowed.shape))

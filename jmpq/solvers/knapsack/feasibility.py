@@ -1,4 +1,4 @@
-"""Finding an allocation within several budgets, or saying which of them conflict."""
+"""Feasibility: an allocation within several budgets, or the budgets that conflict."""
 
 import math
 from typing import Any
@@ -13,14 +13,13 @@ from jmpq.solvers.knapsack.relaxation_bounds import cheapest_costs
 
 
 def cheapest_allocation(problem: Problem, reduced: Reduced) -> Int[np.ndarray, " groups"]:
-    """An allocation within the budgets: the cheapest by normalised costs where that fits.
+    """An allocation within the budgets: the cheapest by normalised costs if that fits.
 
-    Where the costs pull in different directions, an integer program (HiGHS through SciPy)
-    looks for one that fits.
+    If it does not fit, an integer program (HiGHS through SciPy) searches for one that does.
 
     Raises:
-        Infeasible: If a budget is below its least, if several conflict, or if none was found
-            within rounding of the limits; the message says which.
+        Infeasible: If a budget is below the least possible cost, if budgets conflict, or if no
+            allocation was found within rounding of the limits; the message says which.
     """
     least = cheapest_costs(reduced)
     for name, row, limit in zip(reduced.names, least, reduced.limits, strict=True):
@@ -43,13 +42,13 @@ def cheapest_allocation(problem: Problem, reduced: Reduced) -> Int[np.ndarray, "
 def combined_costs(
     reduced: Reduced, weights: Float[np.ndarray, " budgets"] | None = None
 ) -> Float[np.ndarray, "groups choices"]:
-    """One cost from several: each above its group's cheapest, weighted; +inf where not allowed.
+    """Weighted sum of the costs above each group's cheapest choice; +inf where not allowed.
 
     Args:
-        reduced: The problem. The only cost of one budget comes back as it is.
-        weights: Weight of each cost. Where not given, costs count in units of what is left of
-            their budgets above the cheapest allocation. A budget that cannot bind then weighs
-            nothing, unless none can.
+        reduced: The problem. With one budget its cost is returned unchanged.
+        weights: Weight of each cost. By default a cost is divided by what its budget leaves
+            above the cheapest allocation, and a budget that cannot bind has weight 0 unless
+            no budget can bind.
     """
     allowed = reduced.allowed
     if len(reduced.limits) == 1:
@@ -71,7 +70,7 @@ def combined_costs(
 
 
 def _conflict(problem: Problem, reduced: Reduced) -> Infeasible:
-    """The error for an irreducible set of budgets that conflict, with what each could be."""
+    """Error for an irreducible set of conflicting budgets, with the least value of each."""
     names = list(reduced.names)
     for name in reduced.names:
         others = [n for n in names if n != name]
@@ -89,7 +88,7 @@ def _conflict(problem: Problem, reduced: Reduced) -> Infeasible:
 def _least_of(
     reduced: Reduced, name: str | None, held: list[str]
 ) -> Int[np.ndarray, " groups"] | None:
-    """The allocation of least cost `name` (of any, for None) that holds other budgets."""
+    """The allocation of least cost `name` within the budgets `held`; any such for None."""
     allowed = np.isfinite(reduced.losses)
     if name is None:
         price = np.where(allowed, 0.0, np.inf)

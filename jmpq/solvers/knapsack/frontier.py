@@ -1,7 +1,7 @@
-"""Which choices matter: the undominated ones, and those on the convex frontier.
+"""Filters of choices: undominated ones, and those on the convex frontier.
 
-Both filters work on all groups at once; MPQCO's Proposition 1 is the second. Disallowed
-choices (loss +inf) are neither.
+Both filters work on all groups at once. The second is MPQCO's Proposition 1. A choice that is
+not allowed (loss +inf) passes neither.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ _CHUNK = 4096  # groups at a time: bounds the memory of the pairwise comparison
 def undominated(reduced: Reduced) -> Bool[np.ndarray, "groups choices"]:
     """Choices that no other choice of the group equals or beats in loss and every cost.
 
-    Of identical choices the first column stays, so some optimal allocation always survives.
+    Of identical choices the first column is kept, so an optimal allocation always remains.
     """
     return np.concatenate(
         [
@@ -43,13 +43,13 @@ def convex_frontiers(
 ) -> Int[np.ndarray, "groups vertices"]:
     """Columns on each group's lower convex hull of (cost, loss), by rising cost.
 
-    The rest is dominated, or LP-dominated: a mixture of two frontier choices is as cheap and
-    no worse (Chen, Wang, Cheng 2021, Proposition 1; Sinha and Zoltners 1979). Along a
-    frontier the loss falls, and the loss saved per cost falls strictly.
+    The other choices are dominated or LP-dominated: a mixture of two frontier choices costs no
+    more and loses no more (Chen, Wang, Cheng 2021, Proposition 1; Sinha and Zoltners 1979).
+    Along a frontier the loss falls, and the loss saved per cost falls strictly.
 
     Returns:
-        One row a group, from the cheapest choice (of those the least loss, then the first
-        column) to the least loss (of those the cheapest); -1 behind the end.
+        One row per group, from the cheapest choice (ties: least loss, then first column) to
+        the choice of least loss (ties: cheapest); padded with -1.
 
     >>> losses, cost = np.array([[9.0, 6.0, 1.0, 1.0]]), np.array([[1.0, 2.0, 3.0, 4.0]])
     >>> convex_frontiers(losses, cost).tolist()  # 6 is above the line from 9 to 1
@@ -66,7 +66,7 @@ def convex_frontiers(
 def _hulls(
     losses: Float[np.ndarray, "groups choices"], cost: Float[np.ndarray, "groups choices"]
 ) -> Int[np.ndarray, "choices groups"]:
-    """Columns on the hulls, one group a column: whoever is not below its neighbours goes."""
+    """Columns on the hulls, one group per column, by removal of points above neighbours."""
     cost = np.where(np.isfinite(losses), cost, np.inf)
     # By rising cost, and loss, and column: mostly the tables are in this order already.
     if (cost[:, 1:] > cost[:, :-1]).all():
@@ -99,7 +99,7 @@ def _below_neighbours(
     loss: Float[np.ndarray, "choices groups"],
     price: Float[np.ndarray, "choices groups"],
 ) -> Bool[np.ndarray, "choices groups"]:
-    """Whether the loss saved per cost falls at a choice; the ends of a group stay."""
+    """Whether the loss saved per cost falls at a choice; the ends of a group always pass."""
     stays = np.ones(table.shape, dtype=bool)
     saved, added = loss[:-1] - loss[1:], price[1:] - price[:-1]
     stays[1:-1] = (saved[:-1] * added[1:] > saved[1:] * added[:-1]) | (table[2:] < 0)
@@ -111,7 +111,7 @@ def _keep(
     table: Int[np.ndarray, "choices groups"],
     *values: Float[np.ndarray, "choices groups"],
 ) -> None:
-    """Move what stays to the front of its group; -1 and zeros behind it."""
+    """Move the choices that stay to the front of their group; pad with -1 and zeros."""
     if stays.all():
         return
     place, (row, group) = np.cumsum(stays, axis=0) - 1, np.nonzero(stays)

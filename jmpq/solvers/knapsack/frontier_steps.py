@@ -1,4 +1,4 @@
-"""Steps along the convex frontiers of all groups, and how many of them budgets pay for."""
+"""Steps along the convex frontiers of all groups, and how many of them fit the budgets."""
 
 import dataclasses
 import math
@@ -16,10 +16,10 @@ class Steps:
     """Changes of one group each, in the order of the groups and of their frontiers.
 
     Attributes:
-        group: Whose choice changes.
-        before: Column left behind.
-        after: Column taken.
-        change: What the step adds to every cost.
+        group: Group whose choice changes.
+        before: Column before the step.
+        after: Column after the step.
+        change: Change of every cost, in the cost's unit.
     """
 
     group: Int[np.ndarray, " steps"]
@@ -28,11 +28,11 @@ class Steps:
     change: Float[np.ndarray, "budgets steps"]
 
     def saved(self, table: Float[np.ndarray, "groups choices"]) -> Float[np.ndarray, " steps"]:
-        """What each step takes off the sum of a table."""
+        """Decrease of the sum of a table by each step."""
         return _at(table, self.group, self.before) - _at(table, self.group, self.after)
 
     def priority(self, order: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
-        """`order`, lowered so that no step comes before the earlier ones of its group."""
+        """`order`, lowered so that no step precedes an earlier step of its group."""
         order = order.copy()
         joined = self.group[1:] == self.group[:-1]
         while len(late := np.flatnonzero(joined & (order[1:] > order[:-1]))):
@@ -45,7 +45,7 @@ def upgrades(
     frontiers: Int[np.ndarray, "groups vertices"],
     start: Int[np.ndarray, " groups"],
 ) -> Steps:
-    """From `start` to the first frontier choice of less loss, and on along the frontiers."""
+    """Steps from `start` to the next frontier choice of less loss, then along the frontiers."""
     better = frontiers >= 0
     if np.array_equal(start, frontiers[:, 0]):
         better[:, 0] = False
@@ -63,7 +63,7 @@ def upgrades(
 
 
 def downgrades(reduced: Reduced, frontiers: Int[np.ndarray, "groups vertices"]) -> Steps:
-    """From the end of every frontier, the least loss, back to its cheapest choice."""
+    """Steps from the end of every frontier (least loss) back to its cheapest choice."""
     backwards = frontiers[:, ::-1]
     group, place = np.nonzero(backwards[:, 1:] >= 0)
     inside = backwards[group, place] >= 0
@@ -87,12 +87,12 @@ def _at(
     group: Int[np.ndarray, " steps"],
     column: Int[np.ndarray, " steps"],
 ) -> Float[np.ndarray, " steps"]:
-    """``table[group, column]``, twice as fast."""
+    """``table[group, column]``, twice as fast as indexing."""
     return np.ascontiguousarray(table).ravel().take(group * table.shape[1] + column)
 
 
 def frontier_ends(frontiers: Int[np.ndarray, "groups vertices"]) -> Int[np.ndarray, " groups"]:
-    """The last choice of every frontier."""
+    """Last choice of every frontier."""
     return frontiers[np.arange(len(frontiers)), (frontiers >= 0).sum(axis=1) - 1]
 
 
@@ -101,11 +101,11 @@ def longest_prefix(
     change: Float[np.ndarray, "budgets steps"],
     room: Float[np.ndarray, " budgets"],
 ) -> Bool[np.ndarray, " steps"]:
-    """The steps of highest priority, equal ones in order, before the first without room.
+    """Steps by falling priority, ties in order, up to the first that exceeds the room.
 
-    Where no step gives room back, all above one key are taken at once and all below another
-    put off, so that few are left to sort: linear time (Dyer 1984, Zemel 1984). The keys are
-    guessed from a sample; what is taken does not depend on them.
+    If no step frees room, all steps above one key are taken at once and all below another are
+    ignored, so that few remain to sort: linear time (Dyer 1984, Zemel 1984). The keys are
+    guessed from a sample; the result does not depend on them.
     """
     taken = np.zeros(len(priority), dtype=bool)
     undecided, keys, left, room = np.arange(len(priority)), priority, change, room.copy()
@@ -136,7 +136,7 @@ def _about_the_break(
     change: Float[np.ndarray, "budgets steps"],
     room: Float[np.ndarray, " budgets"],
 ) -> tuple[float, float]:
-    """A higher and a lower key that the break probably lies between."""
+    """Two keys that probably bracket the break."""
     sample = slice(None, None, math.isqrt(len(keys)) // 4 + 1)
     order = np.argsort(-keys[sample])
     ranked, used = keys[sample][order], np.cumsum(change[:, sample][:, order], axis=1)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation, combined_costs
@@ -31,29 +32,30 @@ Criterion = Literal["ratio", "reversed", "random"]
 Weights = Literal["room", "dual_prices"]
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Greedy:
     """Greedy search along every layer's convex frontier: a `Solver`.
 
-    Dominated and LP-dominated choices are filtered first; then single steps along the
-    frontiers are taken in the order of loss change per cost. With several budgets the cost
-    of a step is a weighted sum of its costs (`weights`); every budget is checked on its own.
-    Equal steps are taken in the order of the layers, so the answer is deterministic.
+    Dominated and LP-dominated choices are filtered first. Then single steps along the frontiers
+    are taken in the order of loss change per cost. With several budgets the cost of a step is a
+    weighted sum (`weights`), and every budget is checked separately. Ties go to the earlier
+    layer, so the answer is deterministic.
 
     Attributes:
-        start: ``upgrade`` from the cheapest allocation while the budgets last, or
+        start: Direction: ``upgrade`` from the cheapest allocation while the budgets last, or
             ``downgrade`` from the least loss until they are met.
-        criterion: ``ratio`` is the paper's: upgrades that save most loss per cost first,
-            downgrades that add least. ``reversed`` takes the opposite order, ``random`` one
-            drawn from `seed` (the paper's ablation).
-        weights: With several budgets, ``room`` counts each cost in units of what its budget
-            leaves above the cheapest allocation, as the paper's ratio would. ``dual_prices``
-            weighs it by its budget's dual value in the linear relaxation, the best of the
-            efficiency measures that Puchinger, Raidl, Pferschy compare: steps before the
-            break then are those of the relaxation. No difference with one budget.
-        seed: For ``random``.
-        fill: Go on past a step that does not fit (and upgrade again after a downgrade);
-            where False, stop there.
+        criterion: Order of steps. ``ratio`` is the paper's: upgrades of most loss saved per
+            cost first, downgrades of least loss added per cost first. ``reversed`` is the
+            opposite order, ``random`` one drawn from `seed` (the paper's ablation).
+        weights: Weights of costs with several budgets. ``room`` divides a cost by what its
+            budget leaves above the cheapest allocation, as in the paper's ratio.
+            ``dual_prices`` uses the budgets' dual values in the linear relaxation, the best
+            efficiency measure in Puchinger, Raidl, Pferschy; the steps before the break are
+            then the relaxation's. Both agree with one budget.
+        seed: Seed of ``random``.
+        fill: Whether to continue past a step that does not fit (and to upgrade again after a
+            downgrade). If False, the search stops there.
 
     References:
         Chen, Wang, Cheng (2021), Towards Mixed-Precision Quantization of Neural Networks via
@@ -68,8 +70,9 @@ class Greedy:
     seed: int = 0
     fill: bool = True
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
-        """Search; the bound is the linear relaxation's, whatever the criterion.
+        """Search; the bound is the linear relaxation's for every criterion.
 
         Raises:
             Infeasible: If no allocation meets the budgets.
@@ -115,9 +118,9 @@ class Greedy:
         columns: Int[np.ndarray, " groups"],
         at_break: BreakSolution | None,
     ) -> Int[np.ndarray, " groups"]:
-        """Take steps that save loss until none fits (`fill`) or one does not.
+        """Take steps that save loss until none fits (`fill`), or until one does not fit.
 
-        By the ratio under one budget, the steps before the break are those of the relaxation.
+        With ``ratio`` and one budget, the steps before the break are the relaxation's.
         """
         if at_break and self.criterion == "ratio":
             order, first = at_break.priority, at_break.taken
@@ -153,7 +156,7 @@ class Greedy:
     def _order(
         self, steps: Steps, ratio: Float[np.ndarray, " steps"]
     ) -> Float[np.ndarray, " steps"]:
-        """The steps' place by the criterion, the highest first."""
+        """Priority of the steps by the criterion, highest first."""
         if self.criterion == "random":
             size = (int(steps.group.max(initial=-1)) + 1, int(steps.after.max(initial=-1)) + 1)
             draws = np.random.default_rng(self.seed).random(size)
@@ -175,10 +178,11 @@ def upgrade(
     Args:
         reduced: The problem.
         steps: Steps from `columns`.
-        priority: Their order, never rising within a group; equal steps in their order.
-        columns: Where to start: within the budgets.
-        fill: Go on past a step that does not fit, without the later ones of its group.
-        first: The steps before the first that does not fit, where they are known.
+        priority: Priority of each step, never rising within a group; ties go to the earlier.
+        columns: First allocation, within the budgets.
+        fill: Whether to continue past a step that does not fit, without later steps of its
+            group.
+        first: Steps before the first that does not fit, if already known.
     """
     used, taken = reduced.used(columns), np.zeros(len(priority), dtype=bool)
     left = np.arange(len(priority))
@@ -216,7 +220,7 @@ def _fill(
     used: Float[np.ndarray, " budgets"],
     taken: Bool[np.ndarray, " steps"],
 ) -> None:
-    """Take each step that fits, in their order; none of a group after one that does not."""
+    """Take each step that fits, in order; skip a group after its first step that does not."""
     blocked: set[int] = set()
     for step, group in zip(left.tolist(), steps.group[left].tolist(), strict=True):
         if group in blocked:
@@ -234,7 +238,7 @@ def _reachable(
     room: Float[np.ndarray, " budgets"],
     groups: int,
 ) -> Int[np.ndarray, " reachable"]:
-    """The steps left that fit by themselves, as do all earlier ones of their group."""
+    """Remaining steps that fit alone and whose earlier steps in the group fit alone."""
     fits = (steps.change[:, left] <= room[:, None]).all(axis=0)
     first_bad = np.full(groups, len(steps.group))
     bad = left[~fits][::-1]

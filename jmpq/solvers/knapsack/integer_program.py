@@ -1,21 +1,20 @@
 """The optimum by integer programming: cvxpy states the program, HiGHS or another solves it.
 
-What is done around the solver so that its answer can be trusted:
+These measures make the solver's answer reliable:
 
-- Choices that cannot be in an optimal allocation are left out: dominated ones, those too dear
-  even with all else at its cheapest, and those whose Lagrangian bound exceeds the loss of the
-  greedy search. This also narrows the range of losses to what matters at the optimum.
-- Losses count from the least of each group and are scaled; costs count from the cheapest of
-  each group, in units of what the budget leaves above that.
-- Solvers hold constraints up to a tolerance. An answer that breaks a budget when its costs are
-  added up anew is cut off (with every allocation that costs as much in each group) and the
-  program solved again.
-- Where the answer is far better than the greedy search's, the program is stated again around
-  it: the tolerances then are small against the losses that are left.
-- The bound is the solver's own dual bound as cvxpy hands it on (`mixed_integer`), lowered by
-  its tolerances. Solvers compute in floating point: the bound is as sound as their
-  arithmetic, less that margin. Where cvxpy hands on no dual bound, it is the linear
-  relaxation's.
+- Choices that cannot be in an optimal allocation are removed: dominated choices, choices that
+  fit no budget even with all other groups at their cheapest, and choices whose Lagrangian bound
+  exceeds the loss of the greedy search. This also narrows the range of losses.
+- Losses are counted from each group's least loss and scaled. Costs are counted from each
+  group's cheapest choice, in units of what the budget leaves above that.
+- Solvers meet constraints up to a tolerance. An answer that breaks a budget in exact sums is
+  cut off, with every allocation that costs as much in each group, and the program is solved
+  again.
+- If the answer is far better than the greedy search's, the program is stated again around it,
+  so that tolerances are small against the remaining losses.
+- The bound is the solver's dual bound as reported by cvxpy (`mixed_integer`), lowered by the
+  solver's tolerances. It is as sound as the solver's floating-point arithmetic. If cvxpy
+  reports no dual bound, the bound is the linear relaxation's.
 """
 
 import dataclasses
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
@@ -52,26 +52,26 @@ _SPAN = 1e4  # the loss between the least thinkable and the best known, as solve
 _CUTS = 30  # answers cut off before giving up on exactness
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exact:
     """Integer program through cvxpy, by default with HiGHS: a `Solver` for any budgets.
 
-    Out of time, or with a `relative_gap`, the best allocation found comes back as
-    ``feasible`` with the bound that was proven. Never worse than the greedy search.
+    When time runs out, or with a `relative_gap`, the best allocation found is returned as
+    ``feasible`` with the bound proven so far. It is never worse than the greedy search's.
 
-    With HiGHS and SCIP, the answer is the same on every run of one version that ends before
-    the time limit. A dominated choice is never taken and of identical choices the first;
-    between allocations of equal loss made of other choices no order is promised.
+    With HiGHS and SCIP, runs of one version that end before the time limit give the same
+    answer. Dominated choices are never taken, and of identical choices the first is taken. The
+    order between other allocations of equal loss is not specified.
 
     Attributes:
-        time_limit_s: Seconds for the whole call; what cvxpy needs to state the program is
-            not interrupted.
-        relative_gap: Stop when the answer is proven this close, relative to the loss above
-            the least of every layer; 0 for the optimum.
-        solver: Mixed-integer solver by cvxpy's name, any that cvxpy finds. HIGHS,
-            SCIP, SCIPY (HiGHS at coarser tolerances) and GUROBI report a dual bound; with
-            GLPK_MI and CBC the bound is the linear relaxation's; others run with their own
-            defaults and no time limit.
+        time_limit_s: Seconds for the whole call; cvxpy's compilation is not interrupted.
+        relative_gap: Gap at which to stop, relative to the loss above the sum of the layers'
+            least losses; 0 for the optimum.
+        solver: Mixed-integer solver by cvxpy's name, any that cvxpy finds. HIGHS, SCIP, SCIPY
+            (HiGHS at coarser tolerances) and GUROBI report a dual bound. With GLPK_MI and CBC
+            the bound is the linear relaxation's. Others run with their own defaults and no
+            time limit.
     """
 
     time_limit_s: float = 60.0
@@ -81,6 +81,7 @@ class Exact:
     def __post_init__(self) -> None:
         check_options(self, above_0=("time_limit_s",), from_0=("relative_gap",))
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
 
@@ -116,14 +117,14 @@ class Exact:
         multipliers: Multipliers,
         deadline: float,
     ) -> tuple[Int[np.ndarray, " groups"], float]:
-        """The best allocation from one within the budgets on, and a proven bound.
+        """Improve an allocation within the budgets, and prove a bound.
 
         Args:
             reduced: The problem.
-            columns: An allocation within the budgets, the answer where none is better.
-            bound: What is proven already.
-            multipliers: What shows which options cannot improve the allocation.
-            deadline: On the clock of `time.perf_counter`.
+            columns: Allocation within the budgets, returned if none is better.
+            bound: Lower bound proven before.
+            multipliers: Prices of the budgets, which rule out options by reduced cost.
+            deadline: Time on the clock of `time.perf_counter`.
 
         Raises:
             RuntimeError: If the mixed-integer solver fails.
@@ -169,7 +170,7 @@ def _loss(reduced: Reduced, columns: Int[np.ndarray, " groups"]) -> float:
 def _useful(
     reduced: Reduced, loss: float, multipliers: Multipliers
 ) -> Bool[np.ndarray, "groups choices"]:
-    """Choices that some allocation no worse than `loss` and within budget may need."""
+    """Choices that an allocation within budget may need to lose at most `loss`."""
     keep = undominated(reduced)
     # Too dear even where all other groups are at their cheapest.
     least = cheapest_costs(reduced)
@@ -187,15 +188,15 @@ def _useful(
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Part:
-    """The groups that have several options left; the others' choices are made.
+    """The open groups, which have several options left; all others are settled.
 
     Attributes:
-        reduced: The problem of these groups, under what the others leave of the budgets.
-        keep: Their options.
-        groups: These groups.
-        fixed: The only option of each of the others; of no meaning for these groups.
-        others: Loss of the others.
-        loss: Loss of the best known allocation less that of the others.
+        reduced: Problem of the open groups under the budgets that the settled ones leave.
+        keep: Options of the open groups.
+        groups: Positions of the open groups.
+        fixed: Option of each settled group; arbitrary for open groups.
+        others: Loss of the settled groups.
+        loss: Loss of the best known allocation minus `others`.
     """
 
     reduced: Reduced
@@ -212,7 +213,7 @@ class _Part:
         keep: Bool[np.ndarray, "groups choices"],
         columns: Int[np.ndarray, " groups"],
     ) -> "_Part":
-        """The part of the options in `keep`, and what `columns` lose in it."""
+        """The part with the options in `keep`; `columns` is the best known allocation."""
         several = keep.sum(axis=1) > 1
         groups, others = np.flatnonzero(several), np.flatnonzero(~several)
         fixed = keep.argmax(axis=1)
@@ -238,20 +239,20 @@ class _Part:
         )
 
     def whole(self, columns: Int[np.ndarray, " open"]) -> Int[np.ndarray, " groups"]:
-        """The columns of all groups."""
+        """Columns of all groups from columns of the open ones."""
         whole = self.fixed.copy()
         whole[self.groups] = columns
         return whole
 
     def bound(self, bound: float) -> float:
-        """A bound on the loss of all groups from one on these, less the sum's rounding."""
+        """Bound on the loss of all groups from one on the open groups, minus rounding."""
         rounding = 2 * np.finfo(np.float64).eps * (abs(self.others) + abs(bound))
         return self.others + bound - rounding if math.isfinite(bound) else bound
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Program:
-    """The integer program over options, the (group, choice) pairs that are kept."""
+    """The integer program over options: the (group, choice) pairs that are kept."""
 
     reduced: Reduced
     solver: str
@@ -290,7 +291,7 @@ class _Program:
     def search(
         self, deadline: float, gap: float
     ) -> tuple[Int[np.ndarray, " groups"] | None, float]:
-        """The best allocation truly within budget, None without one, and a proven bound."""
+        """The best allocation within budget by exact sums, or None, and a proven bound."""
         cuts: list[Bool[np.ndarray, " options"]] = []
         bound = -math.inf
         # Cuts remove no allocation within budget, so each program's dual bound holds for all.
@@ -308,7 +309,7 @@ class _Program:
     def solve(
         self, cuts: list[Bool[np.ndarray, " options"]], time_limit_s: float, gap: float
     ) -> tuple[Int[np.ndarray, " groups"] | None, float]:
-        """The best allocation that the solver finds, None without one, and its dual bound."""
+        """The best allocation that the solver finds, or None, and its dual bound."""
         import cvxpy
 
         started = time.perf_counter()
@@ -342,11 +343,11 @@ class _Program:
     def cut(
         self, columns: Int[np.ndarray, " groups"], budget: int
     ) -> Bool[np.ndarray, " options"]:
-        """Options as dear as `columns` in its groups: taking only such breaks the budget.
+        """Options that cost at least as much as `columns` in their group.
 
-        So an allocation within budget takes at least one other, and "at most all groups but
-        one" is a row that it meets. The choice itself does not: it is cut off, with all that
-        are as dear in every group.
+        An allocation of such options only breaks the budget. So the row "at most all groups
+        but one take such an option" holds for every allocation within budget and cuts off
+        `columns`.
         """
         cost = self.reduced.costs[budget]
         return cost[self.rows, self.columns] >= cost[self.rows, columns[self.rows]]
@@ -371,7 +372,7 @@ class _Program:
         return constraints
 
     def _columns(self, values: Float[np.ndarray, " options"]) -> Int[np.ndarray, " groups"]:
-        """The option of every group with the largest value."""
+        """Option of largest value in every group."""
         table = np.full(self.reduced.losses.shape, -np.inf)
         table[self.rows, self.columns] = values
         return table.argmax(axis=1)

@@ -1,16 +1,16 @@
-"""The prices of several budgets at which the Lagrangian proves most: its dual, solved.
+"""The prices of several budgets that maximise the Lagrangian bound: the Lagrangian dual.
 
 The best multipliers are the dual values of the linear relaxation
 
     min Σ losses·x   with   Σ_j x[i, j] = 1,   Σ costs[k]·x + s[k] = limits[k],   x, s ≥ 0.
 
-A general LP code sees one row a group. But the groups' rows touch no option in common, so a
-primal-dual interior point method eliminates them one by one, and what is left of its linear
-system is as small as the budgets are few: a step costs some passes over the tables and one
-system of `budgets` equations. It ends after 10 to 50 steps, whatever the number of groups.
+A general LP code sees one row per group. But the groups' rows share no option, so a primal-dual
+interior point method can eliminate them one by one. The remaining linear system has one
+equation per budget, and a step costs a few passes over the tables. The method ends after 10 to
+50 steps for any number of groups.
 
-Nothing here needs to be exact: any multipliers prove a bound (`lagrangian_bound`), these ones
-only the best, to about ten digits of the loss above the least.
+The result need not be exact, because any multipliers prove a bound (`lagrangian_bound`). These
+give the best bound to about ten digits of the loss above the groups' least losses.
 
 References:
     Mehrotra (1992), On the implementation of a primal-dual interior point method; Gondzio
@@ -43,7 +43,8 @@ Multipliers = Float[np.ndarray, " budgets"]
 def dual_multipliers(reduced: Reduced) -> Multipliers:
     """Multipliers of the best Lagrangian bound, up to rounding.
 
-    Zeros where no budget can bind. Where the budgets cannot be met, whatever proved most.
+    They are zero if no budget can bind. If the budgets cannot be met, they are the ones that
+    gave the highest bound.
     """
     least = reduced.losses.argmin(axis=1)
     if reduced.fits(least) or not len(reduced.limits):
@@ -57,16 +58,16 @@ def dual_multipliers(reduced: Reduced) -> Multipliers:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Program:
-    """The linear relaxation above the least losses and costs, in units that suit a mean group.
+    """The linear relaxation, counted from the groups' least losses and costs, and scaled.
 
     Attributes:
-        losses: Above the least of the group, in units of their mean range.
-        costs: Above the cheapest of the group, in units of what the budget leaves for a
-            mean group.
-        room: What the budgets leave above the cheapest choices: mostly the number of groups.
-        allowed: Options that exist; the tables hold 0 for others.
-        loss_unit: Nats per example.
-        cost_units: Unit of each budget.
+        losses: Losses above the group's least, in units of the groups' mean range.
+        costs: Costs above the group's cheapest, in units of the budget's room per group.
+        room: Room of the budgets above the cheapest choices, in the same units: usually the
+            number of groups.
+        allowed: Options that exist; the tables hold 0 elsewhere.
+        loss_unit: Unit of losses, nats per example.
+        cost_units: Unit of each cost, in the cost's own unit.
     """
 
     losses: Float[np.ndarray, "groups choices"]
@@ -101,7 +102,7 @@ class _Program:
     def part(
         self, groups: Int[np.ndarray, " part"] | slice, room: Float[np.ndarray, " budgets"]
     ) -> "_Program":
-        """The same of some groups, under another room."""
+        """The program of some groups, with another room."""
         return dataclasses.replace(
             self,
             losses=self.losses[groups],
@@ -111,18 +112,19 @@ class _Program:
         )
 
     def priced(self, prices: Multipliers) -> Float[np.ndarray, "groups choices"]:
-        """Loss and price of every option; +inf where there is none."""
+        """Loss plus price of every option; +inf where there is none."""
         priced = self.losses + np.tensordot(prices, self.costs, axes=1)
         return priced if self.allowed.all() else np.where(self.allowed, priced, np.inf)
 
 
 def _sifted(program: _Program) -> Multipliers:
-    """The multipliers of very many groups, most of which never get into the method.
+    """The multipliers of very many groups, of which the method sees only a part.
 
-    Prices from a part of the groups tell nearly all groups' best choices. The groups that
-    choose by the widest margins are held at them, the others solved, and the held ones that
-    would choose otherwise at the new prices join the others. Where none does, the prices are
-    those of all groups: the Lagrangian of the held groups is linear up to there.
+    Prices from a sample of groups determine the best choice of nearly all groups. The groups
+    with the widest margins are fixed at that choice, and the program is solved for the others.
+    Fixed groups that would choose differently at the new prices are released, and the program
+    is solved again. If there are none, the prices are optimal for all groups, because the
+    Lagrangian of the fixed groups is linear between the old and the new prices.
     """
     groups = len(program.losses)
     # Every so many groups in the order of their size: small and large ones in proportion.
@@ -156,8 +158,8 @@ class _Point(NamedTuple):
     """A point of the interior point method, or a step from one.
 
     Attributes:
-        x: Share of each option, 1 in all per group; 0 where there is none.
-        slack: What is left of the budgets.
+        x: Share of each option, summing to 1 per group; 0 where there is none.
+        slack: Unused part of the budgets.
         prices: Multipliers of the budgets.
         values: Multipliers of the groups.
         z: Reduced cost of each option, complementary to `x`; 1 where there is none.
@@ -171,13 +173,13 @@ class _Point(NamedTuple):
 
 
 def _interior_point(program: _Program) -> Multipliers:
-    """The prices, of all that the method passes through, whose Lagrangian is highest.
+    """The prices with the highest Lagrangian among all iterates.
 
-    Predictor and corrector as Mehrotra's. Losses of networks spread over many powers of ten,
-    and then his steps get stuck, because the products x·z of small and of large groups fall
-    out of step. So the aim never falls below `_SLOWEST` of the mean product, the second-order
-    term is clipped to `_CLIP` times the aim, and up to `_CORRECTIONS` of Gondzio's
-    corrections pull outliers among the products back.
+    The method is Mehrotra's predictor-corrector. With losses over many powers of ten, as in
+    networks, its steps stall, because the products x·z of small and large groups diverge. So
+    the target never falls below `_SLOWEST` of the mean product, the second-order term is
+    clipped to `_CLIP` times the target, and up to `_CORRECTIONS` of Gondzio's corrections
+    pull back outliers among the products.
     """
     point = _centred(program)
     best, prices, idle = -np.inf, point.prices, 0
@@ -225,7 +227,7 @@ def _interior_point(program: _Program) -> Multipliers:
 
 
 def _centred(program: _Program) -> _Point:
-    """A point with all products x·z and slack·price equal, and every group's shares whole.
+    """A central point: all products x·z and slack·price equal, shares summing to 1.
 
     At given prices the value v of a group solves Σ_j μ/(priced_j − v) = 1. Newton's method for
     least − v starts from μ, where the sum is at least 1, and stays left of the root, because
@@ -253,21 +255,22 @@ def _centred(program: _Program) -> _Point:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _System:
-    """Newton's equations at a point, the groups eliminated.
+    """Newton's equations at a point, with the groups eliminated.
 
-    With θ = x/z, group i's equation gives its own multiplier from the prices. Put into the
-    budgets' equations, it leaves Σ_i Σ_j θ_ij (c_ij − c̄_i)(c_ij − c̄_i)ᵀ + diag(slack/price)
-    for the prices alone, c̄_i the θ-mean of the costs of a group.
+    With θ = x/z, the equation of group i gives the group's multiplier from the prices. Inserted
+    into the budgets' equations, it leaves the matrix
+    Σ_i Σ_j θ_ij (c_ij − c̄_i)(c_ij − c̄_i)ᵀ + diag(slack/price) for the prices, where c̄_i is
+    the θ-weighted mean of the costs of group i.
 
     Attributes:
         program: The program.
-        point: Where the equations are taken.
-        theta: x/z of every option.
-        weight: Its sum over each group.
-        mean: The θ-mean of the costs of each group.
-        matrix: For the prices; positive definite.
-        over: What the budgets' equations are short of.
-        short: What the groups' equations are short of.
+        point: Current point.
+        theta: Ratio x/z of every option.
+        weight: Sum of `theta` over each group.
+        mean: Mean costs of each group, weighted by `theta`.
+        matrix: Positive definite matrix of the equations for the prices.
+        over: Residuals of the budgets' equations.
+        short: Residuals of the groups' equations.
     """
 
     program: _Program
@@ -305,12 +308,12 @@ class _System:
         *,
         feasibility: float = 1.0,
     ) -> _Point:
-        """The step that changes the products by these, to first order.
+        """The step that changes the products by given amounts, to first order.
 
         Args:
-            products: Change of every x·z.
-            slack_products: Change of every slack·price.
-            feasibility: Part of what the equations are short of that the step makes good.
+            products: Change of every product x·z.
+            slack_products: Change of every product slack·price.
+            feasibility: Fraction of the residuals that the step removes.
         """
         point, costs = self.point, self.program.costs
         change = products / point.z
@@ -333,7 +336,7 @@ class _System:
 def _corrected(
     system: _System, point: _Point, step: _Point, aim: float
 ) -> tuple[_Point, tuple[float, float]]:
-    """The step with Gondzio's corrections while they make it longer, and its lengths."""
+    """The step with Gondzio's corrections, added while they lengthen it, and its lengths."""
     lengths = _lengths(point, step)
     for _ in range(_CORRECTIONS):
         longer = [min(1.0, length + 0.3) for length in lengths]
@@ -351,12 +354,12 @@ def _corrected(
 
 
 def _towards(products: Float[np.ndarray, "..."], aim: float) -> Float[np.ndarray, "..."]:
-    """What brings products between a tenth and ten times the aim; never far down at once."""
+    """Change that brings products into [aim/10, 10·aim]; large decreases are limited."""
     return np.maximum(np.clip(products, 0.1 * aim, 10 * aim) - products, -10 * aim)
 
 
 def _lengths(point: _Point, step: _Point) -> tuple[float, float]:
-    """How far the step may go before a primal, and a dual, variable is negative."""
+    """Largest primal and dual step lengths that keep all variables nonnegative."""
 
     def length(*pairs: tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]) -> float:
         ratios = [1.0 / _TO_BOUNDARY]
@@ -380,7 +383,7 @@ def _moved(point: _Point, step: _Point, primal: float, dual: float) -> _Point:
 
 
 def _with_exact_reduced_costs(program: _Program, point: _Point) -> _Point:
-    """The reduced costs anew from the prices, so that rounding does not build up in them."""
+    """The point with reduced costs recomputed from the prices, without accumulated rounding."""
     priced = program.priced(point.prices)
     values = np.minimum(point.values, priced.min(axis=1))
     z = np.maximum(priced - values[:, None], _LEAST)

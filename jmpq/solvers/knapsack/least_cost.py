@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Infeasible, Status, least_losses
 from jmpq.solvers.knapsack.integer_program import Exact
@@ -20,22 +21,22 @@ CEILING = "loss_above_least"  # the loss as a cost of the exchanged problem
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LeastCost:
-    """The cheapest allocation under a ceiling on the loss; all but the bound follows from it.
+    """The cheapest allocation under a ceiling on the loss, with its proof.
 
     Attributes:
         layers: Layers of the problem.
         choices: Candidates of the problem.
-        columns: Index of the choice that each layer takes, a column of `Problem.losses`.
-        name: The cost that was minimised.
-        cost: Its total, constants included.
-        bound: Proven lower bound on it.
-        gap: ``(cost - bound) / cost``; 0 where the cost is 0.
-        status: ``optimal`` where the solver proved it.
+        columns: Column of `Problem.losses` that each layer takes.
+        name: Name of the minimised cost.
+        cost: Total of that cost, constants included, in its unit.
+        bound: Proven lower bound on the cost.
+        gap: Relative gap ``(cost - bound) / cost``; 0 if the cost is 0.
+        status: Status: ``optimal`` if the bound proves it, else ``feasible``.
         loss: Predicted loss increase, nats per example.
-        ceiling: What the loss had to stay under.
-        costs: All costs.
+        ceiling: Largest loss increase allowed, nats per example.
+        costs: Totals of all costs, by name.
         solver: Name of the solver.
-        wall_s: Seconds.
+        wall_s: Wall time, seconds.
     """
 
     layers: tuple[str, ...]
@@ -54,30 +55,31 @@ class LeastCost:
 
     @functools.cached_property
     def allocation(self) -> Allocation:
-        """The choice of every layer, by name; made when it is first asked for."""
+        """Choice of every layer, by name; computed on first use."""
         return Allocation.from_columns(self.layers, self.choices, self.columns)
 
 
+@check_kinds
 def least_cost(
     problem: Problem, name: str, loss_ceiling: float, *, solver: Solver | None = None
 ) -> LeastCost:
-    """Minimise a cost such that the loss stays under a ceiling and the other budgets hold.
+    """Minimise a cost under a ceiling on the loss and under the other budgets.
 
-    Loss and cost change places, and the same solvers solve it: the loss above the least of
-    every layer is a cost with a budget, the cost is what is minimised. A budget on the
+    Loss and cost exchange roles: the loss above each layer's least becomes a cost with a
+    budget, and the cost becomes the objective. The same solvers then apply. A budget on the
     minimised cost is ignored.
 
     Args:
         problem: The problem.
-        name: The cost to minimise.
-        loss_ceiling: Most predicted loss increase, nats per example; held up to rounding
-            (1e-12 of the losses added).
-        solver: Of the exchanged problem; the exact one where not given.
+        name: Name of the cost to minimise.
+        loss_ceiling: Largest predicted loss increase, nats per example; met up to rounding
+            (1e-12 of the sum of losses).
+        solver: Solver of the exchanged problem; by default the exact one.
 
     Raises:
         ValueError: If the problem has no such cost, the ceiling is not finite, or there are
             cross-layer terms.
-        Infeasible: If no allocation has so little loss within the other budgets.
+        Infeasible: If no allocation within the other budgets meets the ceiling.
     """
     started = time.perf_counter()
     if name not in problem.costs:

@@ -1,9 +1,9 @@
 """The mixed-integer solvers behind cvxpy: their options, statuses and dual bounds.
 
-cvxpy maps statuses and hands on whatever a solver says of itself; here is what that means,
-case by case. A bound is only what a solver reports as its dual bound. Where cvxpy does not
-hand one on, there is none: then the bound of the solution is that of the linear relaxation,
-and the status says ``feasible`` unless that one proves the optimum.
+cvxpy maps statuses and passes on what each solver reports; this file interprets it case by
+case. Only a reported dual bound counts as a bound. If cvxpy passes none on, the solution has
+the bound of the linear relaxation, and its status is ``feasible`` unless that bound proves the
+optimum.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ TOLERANCES = {"HIGHS": 1e-9, "SCIP": 1e-9, "GUROBI": 1e-9, "SCIPY": 1e-6}  # of 
 
 
 def installed() -> tuple[str, ...]:
-    """The mixed-integer solvers that cvxpy finds."""
+    """Names of the mixed-integer solvers that cvxpy finds."""
     from cvxpy.reductions.solvers.defines import INSTALLED_MI_SOLVERS
 
     return tuple(INSTALLED_MI_SOLVERS)
 
 
 def check_installed(solver: str) -> None:
-    """Refuse a solver that is not there.
+    """Check that a mixed-integer solver is installed.
 
     Raises:
-        ValueError: If cvxpy does not find `solver` among the mixed-integer solvers.
+        ValueError: If cvxpy does not find `solver`; the message lists those it finds.
     """
     if solver not in (names := installed()):
         raise ValueError(
@@ -38,7 +38,7 @@ def check_installed(solver: str) -> None:
 def options(solver: str, time_limit_s: float, gap: float) -> dict[str, Any]:
     """Arguments of `cvxpy.Problem.solve` for a time limit, a relative gap and tolerances.
 
-    Solvers that are not listed run with their own defaults, without a time limit.
+    Solvers that are not listed get no arguments and so have no time limit.
     """
     tolerance = TOLERANCES.get(solver)
     match solver:
@@ -76,7 +76,7 @@ def options(solver: str, time_limit_s: float, gap: float) -> dict[str, Any]:
 
 
 def dual_bound(solver: str, stats: Any) -> float | None:
-    """The dual bound among the ``extra_stats`` of cvxpy, None where there is none."""
+    """The dual bound in cvxpy's ``extra_stats``; None if there is none."""
     if stats is None:
         return None
     match solver:
@@ -93,7 +93,7 @@ def dual_bound(solver: str, stats: Any) -> float | None:
 
 
 def has_answer(solver: str, status: str, stats: Any) -> bool:
-    """Whether there is an allocation to look at, by cvxpy's status.
+    """Whether cvxpy's status promises an allocation.
 
     Raises:
         RuntimeError: If the solver failed.

@@ -1,4 +1,4 @@
-"""All trade-offs of loss against one cost: their convex hull, by one sort."""
+"""The convex hull of all trade-offs between the loss and one cost, by one sort."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.solvers.knapsack.frontier import convex_frontiers
 from jmpq.solvers.knapsack.frontier_steps import upgrades
@@ -17,15 +18,15 @@ from jmpq.solvers.knapsack.frontier_steps import upgrades
 class Hull:
     """Allocations on the lower convex hull of (cost, loss), by rising cost.
 
-    Between two neighbours one group changes its choice. Every point is optimal for its own
-    cost as a budget: no mixture of allocations is cheaper and better.
+    Neighbours differ in the choice of one group. Every point is optimal for its own cost as a
+    budget: no mixture of allocations is both cheaper and better.
 
     Attributes:
-        name: The cost.
-        costs: Total cost of every point, constants included.
-        losses: Total loss of every point.
+        name: Name of the cost.
+        costs: Total cost of every point, constants included, in the cost's unit.
+        losses: Total loss of every point, nats per example.
         first: Column of every group at the first point.
-        steps: (group, column) that leads from each point to the next.
+        steps: Pair (group, column) that leads from each point to the next.
         groups: Group of every layer.
         layers: Layers of the problem.
         choices: Candidates of the problem.
@@ -41,11 +42,11 @@ class Hull:
     choices: tuple[Choice, ...]
 
     def allocation(self, point: int) -> Allocation:
-        """The allocation at one point, counted from 0."""
+        """Allocation at a point, counted from 0."""
         return Allocation.from_columns(self.layers, self.choices, self.columns(point))
 
     def columns(self, point: int) -> Int[np.ndarray, " layers"]:
-        """The column of every layer at one point, counted from 0."""
+        """Column of every layer at a point, counted from 0."""
         if not 0 <= point < len(self.costs):
             raise ValueError(f"The hull has points 0 to {len(self.costs) - 1}, not {point}.")
         columns = self.first.copy()
@@ -67,11 +68,12 @@ class Hull:
         return int(np.searchsorted(self.costs, limit, side="right")) - 1
 
 
+@check_kinds
 def pareto_hull(problem: Problem, name: str) -> Hull:
-    """The convex hull of all trade-offs of loss against one cost; budgets are ignored.
+    """The convex hull of all trade-offs between the loss and one cost; budgets are ignored.
 
-    Every group's frontier starts at its cheapest choice; the steps along all frontiers,
-    sorted by loss saved per cost, are the edges of the hull of their sum.
+    Every group's frontier starts at its cheapest choice. The steps along all frontiers, sorted
+    by loss saved per cost, are the edges of the hull.
 
     Raises:
         ValueError: If the problem has no such cost, or has cross-layer terms.

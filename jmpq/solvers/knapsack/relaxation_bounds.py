@@ -4,7 +4,7 @@ Every bound here is a value of the Lagrangian: for any multipliers λ ≥ 0,
 
     loss(c) ≥ Σ_i min_j (losses[i, j] + λ·costs[:, i, j]) − λ·limits  for every c in budget,
 
-because λ·(costs − limits) ≤ 0 there. Where λ comes from decides how tight it is, never
+because λ·(costs − limits) ≤ 0 there. The choice of λ decides how tight the bound is, not
 whether it holds.
 """
 
@@ -30,7 +30,7 @@ def priced_losses(
 ) -> tuple[Float[np.ndarray, "groups choices"], float]:
     """Loss plus price of each choice, and the price of the budgets.
 
-    Costs count from the cheapest choice of their group (the same program, less rounding).
+    Costs are counted from the group's cheapest choice, which reduces rounding.
     """
     least = cheapest_costs(reduced)
     prices = np.tensordot(multipliers, reduced.costs - least[:, :, None], axes=1)
@@ -45,14 +45,14 @@ def _budget_price(
 
 
 def cheapest_costs(reduced: Reduced) -> Float[np.ndarray, "budgets groups"]:
-    """The least that each group can cost, budget by budget."""
+    """Least cost of each group, per budget."""
     if reduced.allowed.all():  # no copy of a table that may be large
         return reduced.costs.min(axis=2)
     return np.where(reduced.allowed, reduced.costs, np.inf).min(axis=2)
 
 
 def lagrangian_bound(reduced: Reduced, multipliers: Multipliers) -> float:
-    """The Lagrangian at `multipliers`, less what rounding may have added.
+    """The Lagrangian at `multipliers`, minus the largest possible rounding error.
 
     Raises:
         ValueError: If a multiplier is negative or not finite: the bound would not hold.
@@ -77,13 +77,13 @@ def lagrangian_bound(reduced: Reduced, multipliers: Multipliers) -> float:
 def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
     """The bound of the linear relaxation, and multipliers that prove it.
 
-    With one budget λ is the loss saved per cost of the break item (Dyer 1984, Zemel 1984);
-    with several the dual values of the linear program (`lagrangian_dual`), or those of one
-    budget alone where they happen to prove more.
+    With one budget λ is the loss saved per cost of the break item (Dyer 1984, Zemel 1984). With
+    several, λ is the dual solution of the linear program (`lagrangian_dual`), or that of one
+    budget alone if its bound is higher.
 
     Returns:
-        The best of these bounds and its multipliers [budgets]; at least the bound of λ = 0,
-        the least loss of every group.
+        Best of these bounds, nats per example, and its multipliers [budgets]. It is at least
+        the bound of λ = 0, the sum of the groups' least losses.
     """
     candidates = []
     for k, (name, cost, limit) in enumerate(
@@ -104,7 +104,7 @@ def lp_bound(reduced: Reduced) -> tuple[float, Multipliers]:
 def best_bound(
     reduced: Reduced, candidates: Sequence[Multipliers]
 ) -> tuple[float, Multipliers]:
-    """The best Lagrangian bound of these multipliers and of none, and the ones that give it."""
+    """The best Lagrangian bound of `candidates` and of zero, with its multipliers."""
     none = np.zeros(len(reduced.limits))
     tried = [none, *(c for c in candidates if c.any() and np.isfinite(c).all())]
     bounds = [lagrangian_bound(reduced, multipliers) for multipliers in tried]
@@ -113,13 +113,13 @@ def best_bound(
 
 
 class BreakSolution(NamedTuple):
-    """Where one budget breaks when steps are taken by the loss that they save per cost.
+    """Break of one budget when steps are taken by falling loss saved per cost.
 
     Attributes:
-        slope: Loss saved per cost of the step that breaks the budget; 0 where all steps fit.
-        columns: Of every group, after the steps before it.
+        slope: Loss saved per cost of the step that breaks the budget; 0 if all steps fit.
+        columns: Column of every group after the steps before the break.
         priority: Loss saved per cost of every step, never rising within a group.
-        taken: The steps before the break.
+        taken: Steps before the break.
     """
 
     slope: float
@@ -131,12 +131,12 @@ class BreakSolution(NamedTuple):
 def linear_relaxation(
     reduced: Reduced, start: Int[np.ndarray, " groups"], steps: Steps
 ) -> BreakSolution:
-    """The break of one budget: the last whole choices before it is filled.
+    """The break solution of one budget: the last whole choices before it is filled.
 
     Args:
-        reduced: A problem with one budget.
-        start: The cheapest choices.
-        steps: From them on along the convex frontiers.
+        reduced: Problem with one budget.
+        start: Column of every group's cheapest choice.
+        steps: Steps from these columns along the convex frontiers.
 
     References:
         Dyer (1984), Zemel (1984): the linear multiple-choice knapsack in linear time.

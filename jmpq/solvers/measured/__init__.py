@@ -1,24 +1,24 @@
-"""Searches on the loss of whole allocations, measured or predicted, instead of a sum.
+"""Searches that minimise the loss of whole allocations, measured or predicted.
 
-For whoever can score an allocation as it is: evaluate the quantized network on real data, or
-predict its logits. The model (a `Problem` with its tables) proposes, the score decides.
-Nothing here proves anything about the score; a solution's bound, gap and status are those of
+For those who can score an allocation directly, by evaluating the quantized network on data or
+by predicting its logits. The model (a `Problem` with its tables) proposes allocations, and the
+score decides. Nothing is proven about the score: a solution's bound, gap and status refer to
 the problem's own loss.
 
-Which one, by what a score costs:
+Choose by the time of one score:
 
 - `objective_search`, microseconds to milliseconds: a tabu search from the knapsack's answer
   that scores thousands of neighbours, for predictions of joint allocations. The default of
-  `jmpq solve` where composed logits are known.
-- `refinement`, seconds: neighbours of one allocation in the order that the model ranks them,
-  each measured once; a record on disk makes it resumable. The default of `jmpq refine`.
-- `accuracy_floor`, minutes: some ten measurements, a bisection along the convex hull of loss
-  and cost for the cheapest allocation whose measured quality stays above a floor.
+  `jmpq solve` if composed logits are available.
+- `refinement`, seconds: neighbours of an allocation, ranked by the model and measured once
+  each. A journal on disk makes it resumable. The default of `jmpq refine`.
+- `accuracy_floor`, minutes: a bisection of about ten measurements along the convex hull of loss
+  and cost. It finds the cheapest allocation whose measured quality stays above a floor.
 
-A search that minimises a noisy score finds allocations that are lucky on its data: measure
-the answer on other examples than it was searched on.
+A search on a noisy score overfits to its data. Measure the answer on other examples.
 
-An objective is a function of a batch of allocations, rows of columns of the problem's choices,
-that returns one number each. The budgets hold for every allocation that is returned. The moves
-and the walk are those of `jmpq.solvers.quadratic`; no JAX, whatever the objective uses.
+An objective takes a batch of allocations, one row of columns each, and returns one number per
+row. Every returned allocation meets the budgets. `neighbourhood` has the moves: single changes,
+and swaps between two groups. `tabu_walks` is the walk over them, and `loss_field` gives the
+change of the problem's own loss. Nothing here imports JAX.
 """

@@ -16,14 +16,14 @@ class CheapestAbove:
     """The cheapest allocation above a floor, by bisection along the hull.
 
     Attributes:
-        point: The cheapest point of the hull that measured at least the floor.
-        allocation: Its allocation.
-        cost: Its cost.
-        quality: Its measured quality.
-        floor: What it had to stay above.
+        point: Cheapest point of the hull that measured at least the floor.
+        allocation: Allocation of that point.
+        cost: Cost of that point, in the cost's unit.
+        quality: Measured quality of that point.
+        floor: Least quality that was accepted.
         measured: Every measured point and its quality, in the order of measuring.
-        bracketed: Whether the measured point below it fell short; False where the cheapest
-            point of all is good enough.
+        bracketed: Whether a cheaper point was measured below the floor; False if the cheapest
+            point of all meets the floor.
     """
 
     point: int
@@ -46,17 +46,18 @@ def cheapest_above(
 ) -> CheapestAbove:
     """Bisect the model's trade-offs of loss and cost by real measurements.
 
-    The measured quality need not rise from point to point: what comes back measured at least
-    the floor, and a cheaper point, `steps` halvings away, did not. Points in between were
-    not measured.
+    The measured quality may not rise monotonically along the hull. The result measured at least
+    the floor, and a cheaper point, `steps` halvings away, measured below it. Points in between
+    were not measured.
 
     Args:
         hull: Trade-offs by the model, by rising cost.
-        evaluate: Measured quality (accuracy, say) of allocations, greater is better.
+        evaluate: Function from allocations to measured quality, such as accuracy; greater is
+            better.
         floor: Least quality accepted.
-        limit: Most cost; the whole hull where not given.
-        steps: Halvings of the bracket; log2 of the points is enough to end at two neighbours.
-        progress: Called with (point, quality) after every measurement.
+        limit: Largest cost, in the cost's unit; None for the whole hull.
+        steps: Halvings of the bracket; log2 of the number of points ends at two neighbours.
+        progress: Callback ``(point, quality)`` after every measurement.
 
     Raises:
         ValueError: If the dearest point within the limit measures below the floor, or a

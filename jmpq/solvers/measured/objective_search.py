@@ -9,24 +9,26 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jmpq.allocation import Allocation
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.knapsack.greedy import Greedy
-from jmpq.solvers.quadratic.neighbourhood import Columns, Neighbourhood
+from jmpq.solvers.measured.neighbourhood import Neighbourhood
+from jmpq.solvers.measured.tabu_walks import tabu_search
+from jmpq.solvers.quadratic.priced_walk import Columns
 from jmpq.solvers.quadratic.row_bound import row_bound
-from jmpq.solvers.quadratic.tabu_search import tabu_search
 from jmpq.solvers.solver import Solver, check_options
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """Scores allocations in the inner loop of a search, thousands a second; less is better.
+    """Function that scores allocations in the inner loop of a search; less is better.
 
-    It takes a table, one allocation a row: a column of `Problem.choices` for every layer of
-    the problem, as `Problem.columns` gives it, so that no name is looked up. A joint predictor
-    serves by its `predict_columns`; where its layers or choices are others than the problem's,
-    translate the table first (`jmpq.allocation.translate_columns`).
+    It takes a table with one allocation per row: a column of `Problem.choices` for every layer,
+    as `Problem.columns` gives it. A joint predictor's `predict_columns` qualifies. If its
+    layers or choices differ from the problem's, translate the table first
+    (`jmpq.allocation.translate_columns`).
     """
 
     def __call__(
@@ -36,37 +38,41 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Measurement(Protocol):
-    """Measures allocations, a few at a time: where one takes long, names cost nothing."""
+    """Function that measures allocations given by name, for slow measurements."""
 
     def __call__(
         self, allocations: Sequence[Allocation], /
     ) -> Float[np.ndarray, " allocations"]: ...
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveSearch:
-    """Tabu search that minimises a callback, from the knapsack's answer: a `Solver`.
+    """Tabu search that minimises an objective, from the knapsack's answer: a `Solver`.
 
-    Superposed logits or any other function of joint allocations that is quick. A step
-    scores every single change in one call (also those that break a budget, which pairs may
-    mend), then the pairs of changes whose separate effects promise most, and takes the best
-    that holds every budget. No allocation is scored twice.
+    The objective is any fast function of joint allocations, such as superposed logits. A step
+    scores every single change in one call, including changes that break a budget. It then
+    scores the pairs of changes with the best separate effects and takes the best move that
+    keeps every budget. No allocation is scored twice.
 
-    The solution says what was minimised; its `loss`, `bound`, `gap` and `status` are those of
-    the problem's own loss.
+    The solution names the objective. Its `loss`, `bound`, `gap` and `status` refer to the
+    problem's own loss.
 
     Attributes:
-        objective: Scores tables of allocations (`Objective`).
-        name: What it is called in the solution.
-        max_evaluations: Allocations scored, all calls together.
+        objective: Function that scores tables of allocations (`Objective`).
+        name: Name of the objective in the solution.
+        max_evaluations: Largest number of allocations scored, over all calls.
         time_limit_s: Seconds; a call of `objective` is not interrupted.
-        batch: Most allocations in one call.
+        batch: Largest number of allocations in one call.
         max_pairs: Pairs of changes scored in a step.
         restarts: Random kicks of the best allocation after the first walk.
         patience: Steps without a better allocation before the next kick.
         tenure: Steps for which a group may not return to a choice.
         seed: Seed of the kicks.
-        start: Solves the problem without its cross-layer terms.
+        start: Solver of the problem without cross-layer terms, for the first allocation.
+
+    References:
+        Glover, Laguna (1997), Tabu search.
     """
 
     objective: Objective
@@ -85,12 +91,13 @@ class ObjectiveSearch:
         counts = ("max_evaluations", "batch", "max_pairs", "patience", "tenure")
         check_options(self, above_0=("time_limit_s",), from_0=("restarts",), from_1=counts)
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
         """Search.
 
         Raises:
             Infeasible: If no allocation meets the budgets.
-            ValueError: If the objective does not return one number for every allocation.
+            ValueError: If the objective does not return one number per allocation.
         """
         started = time.perf_counter()
         reduced = problem.reduced(interactions=True)
@@ -128,13 +135,13 @@ class _Scored:
 
     @property
     def value(self) -> float:
-        """The objective; of an allocation that a move led to it is known."""
+        """The objective of the current allocation."""
         return float(self.scores(self.columns[None])[0])
 
     def best_move(
         self, near: Neighbourhood, banned: Bool[np.ndarray, " options"], below: float
     ) -> tuple[int, ...] | None:
-        """The best scored move of no banned option, or that leads below a value."""
+        """The best scored move without banned options, or one that leads below a value."""
         for move, value in scored_moves(near, self.columns, self.scores, self.max_pairs):
             if value < below or not banned[list(move)].any():
                 return move
@@ -153,10 +160,10 @@ def scored_moves(
     score: Callable[[Int[np.ndarray, "rows groups"]], Float[np.ndarray, " rows"]],
     max_pairs: int,
 ) -> list[tuple[tuple[int, ...], float]]:
-    """Changes of one or two groups that hold every budget, by rising score.
+    """Changes of one or two groups that keep every budget, by rising score.
 
-    All single changes are scored, also those that break a budget; then those pairs of them,
-    at most `max_pairs`, whose separate effects promise most.
+    All single changes are scored, including those that break a budget; then at most `max_pairs`
+    pairs of them, by the sum of their separate effects.
     """
     here = float(score(columns[None])[0])
     singles = np.flatnonzero(near.changes(columns))
@@ -182,7 +189,7 @@ def scored_moves(
 
 
 class _Scores:
-    """The objective over groups, counted, limited, and never asked twice."""
+    """The objective over groups, cached, with a limit on evaluations."""
 
     def __init__(self, search: ObjectiveSearch, reduced: Reduced, deadline: float) -> None:
         self.search, self.reduced, self.deadline = search, reduced, deadline
@@ -197,7 +204,7 @@ class _Scores:
     def __call__(
         self, table: Int[np.ndarray, "allocations groups"]
     ) -> Float[np.ndarray, " allocations"]:
-        """Scores; +inf for what is no longer asked because the limits are reached."""
+        """Scores; +inf for allocations beyond the limits, which are not scored."""
         keys = [row.tobytes() for row in table]
         new = {key: k for k, key in enumerate(keys) if key not in self.known}
         asked = list(new.values())[: self.search.max_evaluations - len(self.known)]

@@ -11,27 +11,28 @@ from jaxtyping import Int
 
 from jmpq.allocation import Allocation
 from jmpq.journal import Journal
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import Problem
+from jmpq.solvers.measured.loss_field import LossField
+from jmpq.solvers.measured.neighbourhood import Neighbourhood
 from jmpq.solvers.measured.objective_search import Measurement, Objective, scored_moves
-from jmpq.solvers.quadratic.neighbourhood import Neighbourhood
-from jmpq.solvers.quadratic.tabu_search import LossField
 
 MOST_PAIRS = 256  # swaps that are predicted for a ranking
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Refinement:
-    """What measurement made of an allocation.
+    """Result of a refinement.
 
     Attributes:
-        allocation: The allocation of least measured loss.
-        measured: Its measured loss.
+        allocation: Allocation of least measured loss.
+        measured: Measured loss of that allocation, in the unit of the measurement.
         start: Measured loss of the first allocation.
-        path: Measured loss after every accepted swap, the first allocation's first.
-        evaluations: Allocations measured, those read from a journal included.
-        fresh: Allocations measured in this call.
-        finished: Whether no proposal is left, or `patience` of them failed in a row; False
-            where the evaluations ran out.
+        path: Measured losses of the first allocation and after every accepted swap.
+        evaluations: Number of allocations measured, including those read from a journal.
+        fresh: Number of allocations measured in this call.
+        finished: Whether the proposals ran out or `patience` of them failed in a row; False if
+            the evaluations ran out first.
     """
 
     allocation: Allocation
@@ -43,6 +44,7 @@ class Refinement:
     finished: bool
 
 
+@check_kinds
 def refine(
     problem: Problem,
     allocation: Allocation,
@@ -56,30 +58,29 @@ def refine(
     journal: pathlib.Path | None = None,
     progress: Callable[[int, float], None] = lambda evaluations, best: None,
 ) -> Refinement:
-    """Improve an allocation by swaps that a measurement has accepted.
+    """Improve an allocation by swaps that lower the measured loss.
 
-    All single changes and swaps of two groups that hold every budget are ranked by the
-    problem's own loss, cross-layer terms included, or by a prediction of whole allocations:
-    those that it says cost least come first.
-    They are measured in this order, a batch at a time; the best of the first batch that
-    measures below the present allocation is taken, and the ranking starts anew from there.
-    What has been measured is not measured again.
+    All single changes and swaps of two groups that keep every budget are ranked by predicted
+    loss: the problem's own, cross-layer terms included, or `predict`. They are measured in this
+    order, a batch at a time. The best of the first batch that measures below the current
+    allocation is accepted, and the ranking restarts from there. No allocation is measured
+    twice.
 
     Args:
-        problem: Proposes; its budgets hold for every allocation measured.
-        allocation: First allocation, a solver's answer.
-        evaluate: Measured losses of a batch of allocations.
-        max_evaluations: Most allocations measured, the first included, and those in the
-            journal too.
-        patience: Proposals that fail in a row before the search ends.
-        batch: Allocations in one call of `evaluate`.
-        least_gain: What a swap has to gain, in the unit of the measurement: its noise.
-        predict: Predicted losses of a table of allocations, in the place of the problem's; of
-            the swaps the `MOST_PAIRS` that promise most by their single changes are ranked.
-        journal: File of a journal, one entry an evaluation. Where it is there, its evaluations
-            are not repeated: an interrupted refinement resumes, and a longer one builds on a
-            shorter.
-        progress: Called with (evaluations, least measured loss) after every batch.
+        problem: Problem that ranks the proposals; every measured allocation meets its budgets.
+        allocation: First allocation, for example a solver's answer.
+        evaluate: Function from a batch of allocations to their measured losses.
+        max_evaluations: Largest number of allocations measured, including the first and those
+            in the journal.
+        patience: Failed proposals in a row that end the search.
+        batch: Number of allocations in one call of `evaluate`.
+        least_gain: Least gain of an accepted swap, in the unit of the measurement; set it to
+            the noise of the measurement.
+        predict: Function from a table of allocations to predicted losses, in place of the
+            problem's. Only the `MOST_PAIRS` swaps with the best separate effects are ranked.
+        journal: Journal file, one entry per evaluation. Evaluations that it holds are not
+            repeated, so an interrupted refinement resumes and a longer one extends a shorter.
+        progress: Callback ``(evaluations, least measured loss)`` after every batch.
 
     Raises:
         ValueError: If the first allocation breaks a budget, an option makes no sense, a
@@ -137,7 +138,7 @@ def refine(
 def _proposals(
     near: Neighbourhood, columns: Int[np.ndarray, " groups"], predict: Objective | None
 ) -> Iterator[Int[np.ndarray, " groups"]]:
-    """Neighbours within the budgets, by the loss that the model predicts."""
+    """Neighbours within the budgets, by rising predicted loss."""
     if predict is not None:
         groups = near.reduced.groups
         moves = scored_moves(near, columns, lambda rows: predict(rows[:, groups]), MOST_PAIRS)
@@ -165,14 +166,14 @@ def _better(
     groups: Int[np.ndarray, " layers"],
     below: float,
 ) -> tuple[Int[np.ndarray, " groups"], float] | None:
-    """The proposal that measures least, if that is below a value."""
+    """The proposal of least measured loss, if that is below a value."""
     values = measure([proposal[groups] for proposal in proposals])
     best = min(range(len(values)), key=values.__getitem__)
     return (proposals[best], values[best]) if values[best] < below else None
 
 
 class _Measurements:
-    """Measured losses by allocation, kept in the journal; no more than the limit."""
+    """Measured losses by allocation, kept in the journal, up to the limit."""
 
     def __init__(
         self, problem: Problem, evaluate: Measurement, path: pathlib.Path | None, limit: int
@@ -192,7 +193,7 @@ class _Measurements:
         return len(self.known)
 
     def __call__(self, rows: list[Int[np.ndarray, " layers"]]) -> list[float]:
-        """Measured losses; +inf for what the limit leaves unmeasured."""
+        """Measured losses; +inf for allocations beyond the limit, which are not measured."""
         keys = [tuple(columns.tolist()) for columns in rows]
         asked = [key for key in dict.fromkeys(keys) if key not in self.known]
         left = max(self.limit - self.evaluations, 0)

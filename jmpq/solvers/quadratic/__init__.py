@@ -1,25 +1,28 @@
-"""Cross-layer terms: a loss that counts pairs of layers too, under any budgets.
+"""Cross-layer terms: a loss with terms of pairs of layers, under any budgets.
 
-The whole Gauss-Newton matrix (or measured pairs) makes the knapsack an integer quadratic
-program: Σ losses + Σ over pairs of layers of interactions. These solvers also take problems
-without such terms, where those of `knapsack` are faster.
+The full Gauss-Newton matrix, or measured pairs, turns the knapsack into an integer quadratic
+program: the sum of losses plus the sum of interactions over pairs of layers. These solvers also
+take problems without such terms, for which those of `knapsack` are faster.
 
-By default `branch_and_bound`, up to a thousand (layer, choice) pairs: it proves the optimum of
-tens of layers, and the gap that is left where time runs out. Beyond, and for its first answer,
-`tabu_search`: good allocations, and only the coarse bound of `row_bound`.
-`brute_force` tries all allocations of a few layers and is the reference of the tests.
+The default is `branch_and_bound` up to a thousand (layer, choice) pairs. It proves the optimum
+for tens of layers, and a gap when time runs out. Its first answer, and the default beyond that
+size, is `tabu_search`: good allocations with the coarse bound of `row_bound`. `brute_force`
+tries all allocations of a few layers and is the reference of the tests.
 
-What the proof rests on:
+The proof consists of:
 
-- `lifted`: the problem as a matrix over y = (1, options, budgets left), loss = ⟨M, y yᵀ⟩, and
-  what is left of it when options are ruled out;
-- `semidefinite`: the doubly nonnegative relaxation of y yᵀ. Alternating directions improve a
-  multiplier, and any multiplier proves a bound, for the whole and for every single option; so
-  no proof depends on convergence;
-- `branch_and_bound`: rules out options by their own bounds, divides what is left;
-- `row_bound`: a cheap and coarse bound that ends in that of a knapsack.
+- `lifted`: the problem as a matrix over y = (1, options, budgets left), with loss = ⟨M, y yᵀ⟩,
+  and its restriction when options are ruled out;
+- `semidefinite`: the doubly nonnegative relaxation of y yᵀ, by alternating directions. Any
+  multiplier proves a bound, for the problem, for every option and for every pair of options,
+  so no proof depends on convergence;
+- `triangles`: inequalities between three groups that tighten it, used where they pay;
+- `branch_and_bound`: rules out options and pairs of options by their bounds and divides the
+  remaining problem;
+- `row_bound`: a cheap, coarse bound from a knapsack.
 
-`neighbourhood` holds the moves, single changes and swaps of budget between two groups, that
-tabu search and the searches of `measured` make. The linearized program and other bounds from
-the literature are rivals in `experiments/iqp_rivals.py`; none is tighter there.
+`quadratic_program` is SCIP on the same program, an independent rival with its own bound.
+`priced_walk` is the walk of `tabu_search`: one group changes at a time, and exceeded budgets
+are penalised at prices that rise while they are exceeded. `experiments/quadratic/iqp_rivals.py`
+compares the linearized program and other bounds from the literature; none is tighter there.
 """

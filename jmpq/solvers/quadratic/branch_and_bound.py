@@ -9,35 +9,40 @@ import time
 import numpy as np
 from jaxtyping import Float
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
-from jmpq.solvers.knapsack.feasibility import cheapest_allocation
 from jmpq.solvers.quadratic.lifted import Lifted
-from jmpq.solvers.quadratic.neighbourhood import Columns
-from jmpq.solvers.quadratic.row_bound import row_bound
+from jmpq.solvers.quadratic.priced_walk import Columns
 from jmpq.solvers.quadratic.semidefinite import Iterate, Relaxation
 from jmpq.solvers.quadratic.tabu_search import LocalSearch
 from jmpq.solvers.solver import check_options
 
+_PATIENCE, _PATIENCE_OF_PARTS = 0.02, 0.1  # progress below which dividing is better
+_OFF_GRID = 1e-6  # distance from the grid that bounds may have, in its units
+_EXACT = 2.0**53  # below this, sums of whole numbers are exact
 
+
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BranchAndBound:
     """Branch and bound on the doubly nonnegative relaxation: a `Solver`.
 
-    The local search finds an allocation; the relaxation of `semidefinite` bounds what is left
-    of the problem, and its multiplier rules out every option whose own bound reaches the loss
-    of that allocation. What remains is divided by the choices of one group, the part of least
-    bound first, until parts are small enough to be tried in full. A part starts from the
-    multiplier of the one that it came from.
+    A local search finds an allocation. The relaxation of `semidefinite` bounds the loss, and
+    its multiplier rules out every option, and every pair of options, whose own bound reaches
+    the loss of that allocation.
+    The rest is divided by the choices of one group, the part of least bound first, until parts
+    are small enough to enumerate. A part starts from the multiplier of its parent.
 
-    Whatever happens, the bound is the least of all open parts: out of time, the best
-    allocation is ``feasible`` with the gap that is left.
+    The bound is the least bound of all open parts. Where all terms of the loss are whole
+    numbers, losses lie on a grid, and bounds are rounded up to it. When time runs out, the best
+    allocation is ``feasible`` with the remaining gap.
 
     Attributes:
-        time_limit_s: Seconds for the whole call, the local search's included.
-        max_parts: Parts looked at before giving up; 1 for the bound of the relaxation alone.
-        enumerate_up_to: Parts of so many allocations are tried in full.
-        search: The local search; its time is at most a third of `time_limit_s`.
+        time_limit_s: Seconds for the whole call, including the local search.
+        max_parts: Largest number of parts examined; 1 for the relaxation's bound alone.
+        enumerate_up_to: Largest number of allocations of a part that is enumerated.
+        search: Local search; it gets at most a third of `time_limit_s`.
     """
 
     time_limit_s: float = 60.0
@@ -49,6 +54,7 @@ class BranchAndBound:
         counts = ("max_parts", "enumerate_up_to")
         check_options(self, above_0=("time_limit_s",), from_1=counts)
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
 
@@ -58,15 +64,15 @@ class BranchAndBound:
         started = time.perf_counter()
         reduced = problem.reduced(interactions=True)
         seconds = min(self.search.time_limit_s, self.time_limit_s / 3)
-        search = dataclasses.replace(self.search, time_limit_s=seconds, bound=False)
+        first = dataclasses.replace(self.search, time_limit_s=seconds, bound=True)(problem)
         tree = _Tree(
             reduced=reduced,
-            cheapest=cheapest_allocation(problem, reduced),
-            best=reduced.collapse(search(problem).columns),
+            best=reduced.collapse(first.columns),
             enumerate_up_to=self.enumerate_up_to,
             deadline=started + self.time_limit_s,
+            grid=_grid(reduced),
         )
-        tree.grow(Lifted.of_problem(reduced), row_bound(reduced), self.max_parts)
+        tree.grow(Lifted.of_problem(reduced), first.bound, self.max_parts)
         return solution_from_columns(
             problem,
             reduced.expand(tree.best),
@@ -74,6 +80,17 @@ class BranchAndBound:
             solver="branch_and_bound",
             wall_s=time.perf_counter() - started,
         )
+
+
+def _grid(reduced: Reduced) -> float:
+    """The greatest number of which every loss is a multiple; 0 if terms are not whole."""
+    terms = [reduced.losses[np.isfinite(reduced.losses)]]
+    if reduced.interactions is not None:
+        terms.append(reduced.interactions.ravel())
+    values = np.abs(np.concatenate(terms))
+    if (values != np.floor(values)).any() or values.sum() >= _EXACT:
+        return 0.0
+    return float(np.gcd.reduce(values.astype(np.int64)))
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -85,10 +102,10 @@ class _Tree:
     """
 
     reduced: Reduced
-    cheapest: Columns
     best: Columns
     enumerate_up_to: int
     deadline: float
+    grid: float = 0.0  # number of which all losses are multiples; 0 for none
     loss: float = math.inf
     closed: float = math.inf  # the least bound of the parts that were closed
     parts: int = 0
@@ -102,17 +119,22 @@ class _Tree:
 
     @property
     def bound(self) -> float:
-        """Of all parts, open and closed."""
-        return min([self.closed, *(part[0] for part in self.heap[:1])])
+        """Least bound of all parts, open and closed."""
+        bound = min([self.closed, *(part[0] for part in self.heap[:1])])
+        if not self.grid or not math.isfinite(bound):
+            return bound
+        return self.grid * math.ceil(bound / self.grid - _OFF_GRID)
 
     @property
     def enough(self) -> float:
-        """A part with this bound holds nothing better, up to the tolerance of an optimum."""
+        """Bound from which a part cannot improve the best loss beyond the tolerance."""
         own = self.reduced.losses[np.arange(len(self.best)), self.best]
-        return self.loss - 0.5 * OPTIMALITY * max(math.fsum(np.abs(own)), abs(self.loss))
+        least = 0.5 * OPTIMALITY * max(math.fsum(np.abs(own)), abs(self.loss))
+        # On a grid, a bound that is above the next lower point leaves nothing below the best.
+        return self.loss - max(least, (1 - 2 * _OFF_GRID) * self.grid)
 
     def grow(self, root: Lifted, bound: float, max_parts: int) -> None:
-        """Look at parts, that of least bound first, until none is open or time is up."""
+        """Examine parts by rising bound until none is open or time is up."""
         self._push(bound, root, None)
         while self.heap and self.parts < max_parts and time.perf_counter() < self.deadline:
             bound, _, part, start = heapq.heappop(self.heap)
@@ -123,18 +145,29 @@ class _Tree:
             self._look_at(bound, part, start)
 
     def _look_at(self, bound: float, part: Lifted, start: Iterate | None) -> None:
-        """Close a part, divide it, or put it back with a better bound where time is up."""
+        """Close a part, divide it, or put it back with a better bound when time is up."""
         while part.allocations > self.enumerate_up_to:
             relaxation = Relaxation(part)
-            proof = relaxation.solve(start, upper=self.enough, deadline=self.deadline)
+            proof = relaxation.solve(
+                start,
+                upper=self.enough,
+                deadline=self.deadline,
+                patience=_PATIENCE if start is None else _PATIENCE_OF_PARTS,
+            )
+            if self.parts == 1:  # those of the whole problem decide for all of its parts
+                proof = relaxation.tighten(proof, upper=self.enough, deadline=self.deadline)
             bound, start = max(bound, proof.bound), proof.last
             self._round(part, start)
             if bound >= self.enough:
                 return self._close(bound)
             if time.perf_counter() > self.deadline:
                 return self._push(bound, part, start)
-            # An option whose own bound reaches the best loss is ruled out; allocations that
-            # take one lose at least the least of these bounds.
+            # A pair of options, or an option, whose own bound reaches the best loss is ruled
+            # out; allocations that take it lose at least the least of these bounds.
+            barred = relaxation.barred(start, self.enough)
+            if barred.any():
+                self._close(self.enough)
+                part = dataclasses.replace(part, barred=part.barred | barred)
             keep = proof.needs < self.enough
             if keep.all():
                 return self._divide(bound, part, start, proof.needs)
@@ -143,17 +176,18 @@ class _Tree:
             if rest is None:  # every allocation takes an option that is ruled out
                 return None
             part, start = rest[0], start.restrict(rest[1])
-            # Much smaller now: bound it again, which may rule out more. Else divide.
-            if part.allocations > 0.3 * before:
+            # Small enough now: try them all. Much smaller: bound it again, which may rule out
+            # more. Else divide.
+            if part.allocations > max(0.3 * before, self.enumerate_up_to):
                 return self._divide(bound, part, start, proof.needs[keep])
         return self._try_all(part)
 
     def _divide(
         self, bound: float, part: Lifted, start: Iterate, needs: Float[np.ndarray, " options"]
     ) -> None:
-        """One part for every option of the group whose options' bounds rise most."""
+        """Divide by the options of the group whose options' bounds rise most on average."""
         if len(needs) != len(part.of):  # `restrict` has dropped more than was ruled out
-            _, needs = Relaxation(part).certify(start.multiplier)
+            _, needs = Relaxation(part).certify(start.multiplier, start.triangles)
         needs = np.clip(needs, bound, self.enough)
         # A child's bound is its option's: the group where these lie highest above the part's
         # own, on average, leaves the least to do. Together the children cover the part.
@@ -169,7 +203,7 @@ class _Tree:
         self.closed = min(self.closed, bound)
 
     def _try_all(self, part: Lifted) -> None:
-        """The best allocation of a part, if it beats the best so far: the first that fits."""
+        """The first allocation of a part, by rising loss, that fits and beats the best."""
         for _, taken in part.below(self.loss):
             columns = part.columns(taken, *self.reduced.losses.shape[::-1])
             if self.reduced.fits(columns):
@@ -185,7 +219,9 @@ class _Tree:
         columns = part.columns(taken, *self.reduced.losses.shape[::-1])
         if self.reduced.fits(columns):
             short = LocalSearch(restarts=0, patience=10)
-            self._offer(short.search(self.reduced, columns, self.cheapest, self.deadline)[0])
+            self._offer(
+                short.search(self.reduced, columns, self.deadline, lambda: self.best)[0]
+            )
 
     def _offer(self, columns: Columns) -> None:
         if (loss := self._loss(columns)) < self.loss:

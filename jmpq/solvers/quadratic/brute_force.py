@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import ROUNDING, Problem
 from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
@@ -19,13 +20,14 @@ class BruteForce:
     order of the groups).
 
     Attributes:
-        max_allocations: Larger problems are refused.
-        chunk: Allocations evaluated at once.
+        max_allocations: Largest number of allocations; larger problems raise an error.
+        chunk: Number of allocations evaluated at once.
     """
 
     max_allocations: int = 1_000_000
     chunk: int = 1 << 16
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
         """Search everything.
 

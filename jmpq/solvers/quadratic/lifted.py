@@ -1,10 +1,9 @@
 """A quadratic knapsack as a matrix: loss = ⟨M, y yᵀ⟩ with y = (1, options, budgets left).
 
-y holds a 1, the indicator x of every option (a group takes one), and for every budget that
-can bind what an allocation leaves of it, s = limit − cost·x ≥ 0, in units of what the
-cheapest allocation leaves. Products of entries of y are not negative; that carries over to
-relaxations of y yᵀ, and with s the products of options and budgets come along
-(Sherali and Adams 1990, level 1).
+The vector y holds a 1, the indicator x of every option (a group takes one), and the slack
+s = limit − cost·x ≥ 0 of every budget that can bind, in units of the cheapest allocation's
+slack. Products of entries of y are nonnegative, and relaxations of y yᵀ keep that. With s they
+also contain the products of options and budgets (Sherali and Adams 1990, level 1).
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Reduced
 
-MARGIN = 1e-9  # of budgets in their units: what is cut off lies beyond it
+MARGIN = 1e-9  # tolerance of budgets in their units: only options beyond it are ruled out
 
 Matrix = Float[np.ndarray, "size size"]
 
@@ -26,12 +25,13 @@ class Lifted:
     """The problem that is left when some groups are settled and some options ruled out.
 
     Attributes:
-        matrix: M over (1, options, budgets).
+        matrix: Matrix M over (1, options, budgets).
         of: Group of every option, numbered from 0 without gaps, ascending.
-        options: Number of every option in the problem at large, group·choices + choice.
-        costs: Of every option, in the budget's unit.
-        limits: What settled groups leave of the budgets, in their units.
-        settled: Options of the settled groups, numbers as in `options`.
+        options: Number of every option in the whole problem, group·choices + choice.
+        costs: Costs of every option, in the budget's unit.
+        limits: Budgets minus the costs of settled groups, in the budgets' units.
+        settled: Options of the settled groups, numbered as in `options`.
+        barred: Pairs of options that are ruled out together.
     """
 
     matrix: Matrix
@@ -40,6 +40,7 @@ class Lifted:
     costs: Float[np.ndarray, "budgets options"]
     limits: Float[np.ndarray, " budgets"]
     settled: Int[np.ndarray, " settled"]
+    barred: Bool[np.ndarray, "options options"]
 
     @classmethod
     def of_problem(cls, reduced: Reduced) -> "Lifted":
@@ -72,6 +73,7 @@ class Lifted:
             costs=above[binds] / unit[:, None],
             limits=left[binds] / unit,
             settled=np.zeros(0, dtype=np.int64),
+            barred=np.zeros((len(options), len(options)), dtype=bool),
         )
         rest = lifted.restrict(lifted.fits())
         assert rest is not None, "the budgets cannot be met"
@@ -84,7 +86,7 @@ class Lifted:
 
     @property
     def cheapest(self) -> Float[np.ndarray, "budgets groups"]:
-        """The least that each open group can cost."""
+        """Least cost of each open group."""
         least = np.full((len(self.limits), self.groups), np.inf)
         for row, cost in zip(least, self.costs, strict=True):
             np.minimum.at(row, self.of, cost)
@@ -92,12 +94,12 @@ class Lifted:
 
     @property
     def most_left(self) -> Float[np.ndarray, " budgets"]:
-        """What the cheapest allocation leaves."""
+        """Slack of the budgets at the cheapest allocation."""
         return self.limits - self.cheapest.sum(axis=1)
 
     @property
     def left_with(self) -> Float[np.ndarray, "budgets options"]:
-        """The most that is left once an option is taken."""
+        """Largest slack of the budgets once an option is taken."""
         return self.most_left[:, None] - (self.costs - self.cheapest[:, self.of])
 
     def fits(self) -> Bool[np.ndarray, " options"]:
@@ -105,22 +107,24 @@ class Lifted:
         return np.asarray((self.left_with >= -MARGIN).all(axis=0))
 
     def pair_fits(self) -> Bool[np.ndarray, "options options"]:
-        """Pairs of options that fit each budget together."""
+        """Pairs of options that fit each budget together and are not barred."""
         left, above = self.left_with, self.costs - self.cheapest[:, self.of]
-        return np.asarray((left[:, :, None] - above[:, None, :] >= -MARGIN).all(axis=0))
+        fits = (left[:, :, None] - above[:, None, :] >= -MARGIN).all(axis=0)
+        return np.asarray(fits & ~self.barred)
 
     @property
     def allocations(self) -> float:
-        """How many there are, budgets ignored."""
+        """Number of allocations, ignoring budgets."""
         return float(np.prod(np.bincount(self.of).astype(float))) if len(self.of) else 1.0
 
     def restrict(
         self, keep: Bool[np.ndarray, " options"]
     ) -> tuple["Lifted", "Restriction"] | None:
-        """Rule out options, again and again where that leaves others without room.
+        """Rule out options, repeatedly, until all that remain fit; settle finished groups.
 
-        Groups with one option left are settled. Returns None where a group has none left,
-        else what remains and how matrices over y become matrices over the new y.
+        Returns:
+            The remaining problem and the map from matrices over y to matrices over the new y;
+            None if a group has no option left.
         """
         # Invariant: every allocation of options in `keep` takes the options `fixed` and, of the
         # open groups, options of `here`; `at` is where those stand in self.
@@ -134,6 +138,9 @@ class Lifted:
             kept, taken = np.flatnonzero(keep & ~single), np.flatnonzero(single)
             fixed += at[taken].tolist()
             at = at[kept]
+            if here.barred[np.ix_(taken, taken)].any():
+                return None
+            apart = here.barred[np.ix_(taken, kept)].any(axis=0)
             here = Lifted(
                 matrix=self.matrix,
                 of=np.unique(here.of[kept], return_inverse=True)[1].astype(np.int64),
@@ -141,9 +148,10 @@ class Lifted:
                 costs=here.costs[:, kept],
                 limits=here.limits - here.costs[:, taken].sum(axis=1),
                 settled=np.concatenate([here.settled, here.options[taken]]),
+                barred=here.barred[np.ix_(kept, kept)],
             )
-            # What the settled groups have taken of the budgets may leave no room for others.
-            keep = here.fits()
+            # What the settled groups have taken may leave no room for others, or bar them.
+            keep = here.fits() & ~apart
             if not keep.all():
                 continue
             size = 1 + len(self.of)
@@ -154,9 +162,9 @@ class Lifted:
             return dataclasses.replace(here, matrix=restriction.form(self.matrix)), restriction
 
     def below(self, upper: float) -> Iterator[tuple[float, Int[np.ndarray, " groups"]]]:
-        """Every allocation of less loss, by rising loss: loss and options of the open groups.
+        """Allocations of loss below `upper`, by rising loss: loss, options of open groups.
 
-        Budgets are held up to `MARGIN`: whether they are met is to be asked again.
+        Budgets are met up to `MARGIN` only; check them again in exact sums.
         """
         members = [np.flatnonzero(self.of == g) for g in range(self.groups)]
         picks = np.zeros((0, 1), dtype=np.int64)
@@ -178,7 +186,7 @@ class Lifted:
     def columns(
         self, taken: Int[np.ndarray, " groups"], choices: int, groups: int
     ) -> Int[np.ndarray, " all_groups"]:
-        """The whole allocation when the open groups take these options."""
+        """Columns of all groups when the open groups take the given options."""
         out = np.zeros(groups, dtype=np.int64)
         for option in itertools.chain(self.settled, self.options[taken]):
             out[option // choices] = option % choices
@@ -187,18 +195,18 @@ class Lifted:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Restriction:
-    """From y to a shorter one, where some options are taken and others ruled out.
+    """Map from y to a shorter vector, with some options taken and others ruled out.
 
     Attributes:
         top: Entries that equal 1: the first, and the options taken.
-        rows: Entries that stay.
+        rows: Entries that are kept.
     """
 
     top: Int[np.ndarray, " top"]
     rows: Int[np.ndarray, " rows"]
 
     def form(self, matrix: Matrix) -> Float[np.ndarray, "rows rows"]:
-        """A quadratic form in y as one in the shorter y.
+        """Restrict a quadratic form in y to the shorter vector.
 
         Entries that equal 1 act like the first: their rows add up to the new first row.
         """
@@ -208,5 +216,5 @@ class Restriction:
         return out
 
     def part(self, product: Matrix) -> Float[np.ndarray, "rows rows"]:
-        """The entries of y yᵀ that stay."""
+        """Restrict y yᵀ to the entries that are kept."""
         return product[np.ix_(self.rows, self.rows)]

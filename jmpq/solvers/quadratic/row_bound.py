@@ -1,6 +1,6 @@
-"""A cheap lower bound on a loss with cross-layer terms: row by row, then a knapsack's bound.
+"""A cheap lower bound on a loss with cross-layer terms: row minima, then a knapsack's bound.
 
-`semidefinite` is far stronger, and dearer.
+The bound of `semidefinite` is far stronger and costs more.
 """
 
 import dataclasses
@@ -13,10 +13,10 @@ from jmpq.solvers.knapsack.relaxation_bounds import lp_bound
 
 
 def row_bound(reduced: Reduced) -> float:
-    """Half of every least cross term to each of its two groups.
+    """Lower bound on the loss, nats per example, from the least cross terms of each option.
 
-    Each option of a group takes half of its least cross term with every other group. Without
-    cross terms it is the linear relaxation of the knapsack alone.
+    Each option takes half of its least cross term with every other group, and the knapsack
+    relaxation bounds the sum. Without cross terms it is the relaxation's bound.
 
     References:
         Gilmore (1962), Optimal and suboptimal algorithms for the quadratic assignment

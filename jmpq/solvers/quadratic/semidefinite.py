@@ -1,7 +1,8 @@
 """The doubly nonnegative relaxation of a quadratic knapsack, with a proven dual bound.
 
-y yᵀ is positive semi-definite, satisfies every linear equation of y row by row, and its block
-of two groups is a distribution over pairs of options. The relaxation keeps just that:
+The matrix y yᵀ is positive semi-definite, satisfies every linear equation of y row by row, and
+its block of two groups is a distribution over pairs of options. The relaxation keeps exactly
+these properties:
 
     minimise ⟨M, Y⟩  subject to  Y = V R Vᵀ,  R ⪰ 0,  tr R ≤ T,  Y ∈ P
 
@@ -11,58 +12,75 @@ semi-definite cone, joined by a multiplier Z (alternating directions). *Any* Z p
 
     loss ≥ min_{Y∈P} ⟨M + Z, Y⟩ − T·λ_max(VᵀZV),
 
-so that nothing depends on convergence; what rounding may have added is taken off.
+so the proof does not depend on convergence. The bound is lowered by an estimate of rounding.
+
+The run is mostly in single precision, the bound always in double. Where it pays, violated
+`triangles` are added (`Relaxation.tighten`). Their prices change M in the bound, and follow the
+excess of the cuts as Z follows the distance of Y from R.
 
 References:
     Oliveira, Wolkowicz, Xu (2018), ADMM for the SDP relaxation of the QAP, sections 2 and 3
-    (facial reduction, splitting, the safe bound); Burer (2009), On the copositive
-    representation of binary and continuous nonconvex quadratic programs.
+    (facial reduction, splitting, the safe bound); de Meijer, Sotirov, Wiegele, Zhao (2023),
+    Partitioning through projections: strong SDP bounds for large graph partition problems
+    (cuts within this splitting); Burer (2009), On the copositive representation of binary and
+    continuous nonconvex quadratic programs.
 """
 
 import dataclasses
 import time
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jmpq.problem.problem import Reduced
 from jmpq.solvers.quadratic.lifted import MARGIN, Lifted, Matrix, Restriction
+from jmpq.solvers.quadratic.triangles import Triangles
 
-_STEP = 1.618  # of the multiplier; up to the golden ratio converges
-_CHUNK = 20  # iterations between looks at the bound
-_LOOKS = 10  # looks that progress is measured over
+_STEP = 1.618  # step of the multiplier; converges up to the golden ratio
+_CHUNK = 20  # iterations between evaluations of the bound
+_LOOKS = 10  # evaluations over which progress is measured
+_RENEWED = 100  # iterations between searches for cuts
+_SINGLE = 1e4  # largest entry, in units of the matrix, for single precision
+_WORTH = 0.5  # part of the gap that cuts must close to be kept
+_NEAR = 0.5  # weight of the last iterate in the projection, which steps of prices need
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Iterate:
-    """Where the alternating directions stand; another run may start there.
+    """State of the alternating directions, from which another run may start.
 
     Attributes:
-        multiplier: Z.
-        product: Y.
-        penalty: Of their augmented Lagrangian; None to begin with the usual one.
+        multiplier: Multiplier Z.
+        product: Relaxed matrix Y.
+        triangles: Cuts with prices; None if there shall be none.
+        penalty: Penalty of the augmented Lagrangian; None for the default start.
     """
 
     multiplier: Matrix
     product: Matrix
+    triangles: Triangles | None = None
     penalty: float | None = None
 
     def restrict(self, to: Restriction) -> "Iterate":
-        """A start for a part of the problem: any multiplier proves a bound there too."""
-        multiplier, product = to.form(self.multiplier), to.part(self.product)
-        return Iterate(multiplier=multiplier, product=product, penalty=self.penalty)
+        """State for a part of the problem; any multiplier proves a bound there too."""
+        return Iterate(
+            multiplier=to.form(self.multiplier),
+            product=to.part(self.product),
+            triangles=None if self.triangles is None else self.triangles.restrict(to),
+            penalty=self.penalty,
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Certificate:
-    """What a run of the relaxation proves.
+    """Result of a run of the relaxation.
 
     Attributes:
-        bound: Lower bound on the loss.
-        last: The last iterate.
-        needs: For every option, a lower bound on the loss of allocations that take it.
-        value: ⟨M, Y⟩ of the last iterate: where the bound is heading, no bound itself.
-        iterations: Of the alternating directions.
+        bound: Lower bound on the loss, nats per example.
+        last: Last iterate.
+        needs: Lower bound, per option, on the loss of allocations that take it.
+        value: Value ⟨M, Y⟩ of the last iterate, an estimate of the limit; not a bound.
+        iterations: Number of iterations.
     """
 
     bound: float
@@ -99,16 +117,17 @@ class Relaxation:
         both = self.real[a][:, :, None] & self.real[b][:, None, :]
         both &= lifted.pair_fits()[row, column]
         self.pairs, self.pair_real = (a, b), both.reshape(len(a), choices**2)
-        self.row = np.broadcast_to(1 + row, both.shape).reshape(self.pair_real.shape)
-        self.column = np.broadcast_to(1 + column, both.shape).reshape(self.pair_real.shape)
+        at = (1 + row) * size + (1 + column)
+        self.at = at.reshape(self.pair_real.shape)  # entry of y yᵀ, numbered row by row
+        self.pair_at = self.at[self.pair_real]
 
     def project(self, point: Matrix) -> Matrix:
         """The matrix of P nearest to a symmetric one.
 
-        P falls into parts that share no entry, so each is projected by itself.
+        The constraints of P split into parts that share no entry, so each is projected
+        separately.
         """
-        out = np.zeros_like(point)
-        out[0, 0] = 1.0
+        out = np.zeros_like(point, order="C")
         # An option's share stands in three places, (x, x), (1, x) and (x, 1), which must agree:
         # nearest to the three is their mean, and of those the nearest distribution.
         own = (np.diagonal(point)[self.inner] + 2 * point[0, self.inner]) / 3
@@ -116,13 +135,13 @@ class Relaxation:
         x = np.zeros(len(self.lifted.of))
         x[self.slots[self.real]] = shares[self.real]
         index = np.arange(1, 1 + len(x))
-        out[index, index] = out[0, self.inner] = out[self.inner, 0] = x
         # The block of two groups is a distribution over pairs; two options of one group never
         # come together, so the rest of a group's own block stays 0.
-        blocks = np.where(self.pair_real, point[self.row, self.column], -np.inf)
-        shares = onto_simplex(blocks)
-        row, column = self.row[self.pair_real], self.column[self.pair_real]
-        out[row, column] = out[column, row] = shares[self.pair_real]
+        shares = onto_simplex(np.where(self.pair_real, np.take(point, self.at), -np.inf))
+        out.ravel()[self.pair_at] = shares[self.pair_real]
+        out += out.T
+        out[index, index] = out[0, self.inner] = out[self.inner, 0] = x
+        out[0, 0] = 1.0
         if len(self.most):  # slacks are not negative, and no larger than what can be left
             out[self.budgets, 0] = np.clip(point[self.budgets, 0], 0.0, self.most)
             out[self.budgets, self.inner] = np.clip(
@@ -134,18 +153,26 @@ class Relaxation:
             )
         return out
 
-    def certify(self, multiplier: Matrix) -> tuple[float, Float[np.ndarray, " options"]]:
-        """The bound that Z proves, and what it proves for allocations with each option.
+    def certify(
+        self, multiplier: Matrix, triangles: Triangles | None = None
+    ) -> tuple[float, Float[np.ndarray, " options"]]:
+        """The bound that Z proves, and a bound for allocations with each option.
 
         For Y = y yᵀ of an allocation, ⟨M, Y⟩ = ⟨M + Z, Y⟩ − ⟨Z, Y⟩. The first is at least its
         minimum over P, one minimum a part; the second is ⟨VᵀZV, R⟩ with R ⪰ 0, at most the
         trace of R times the greatest eigenvalue.
+
+        Args:
+            multiplier: Multiplier Z.
+            triangles: Cuts whose prices are added to M, which no allocation makes larger.
         """
         total = self.lifted.matrix + multiplier
+        if triangles is not None:
+            total += triangles.matrix(triangles.prices)
         groups = self.lifted.groups
         own = np.diagonal(total)[self.inner] + 2 * total[0, self.inner]
         own = np.where(self.real, own[self.slots], np.inf)
-        blocks = np.where(self.pair_real, total[self.row, self.column], np.inf)
+        blocks = np.where(self.pair_real, np.take(total, self.at), np.inf)
         blocks = 2 * blocks.reshape(len(blocks), *2 * self.real.shape[1:])  # and its mirror
         least = blocks.min(axis=(1, 2))
         # With an option taken, its group's own minimum and those of its pairs are over less.
@@ -173,6 +200,29 @@ class Relaxation:
         needs[self.slots[self.real]] = bound + np.nan_to_num(extra, nan=np.inf)[self.real]
         return bound, needs
 
+    def barred(self, last: Iterate, upper: float) -> Bool[np.ndarray, "options options"]:
+        """Pairs of options that only allocations of loss `upper` and more take together.
+
+        With two options taken, the minima of their groups and of all pairs of groups with one
+        of these are over less, and that of the two groups is a single entry.
+        """
+        bound, needs = self.certify(last.multiplier, last.triangles)
+        of = self.lifted.of
+        total = self.lifted.matrix + last.multiplier
+        if last.triangles is not None:
+            total += last.triangles.matrix(last.triangles.prices)
+        both = 2 * total[self.inner, self.inner]
+        both[~self.lifted.pair_fits() | (of[:, None] == of)] = np.inf
+        first = np.searchsorted(of, np.arange(self.lifted.groups))
+        least_with = np.minimum.reduceat(both, first, axis=1)  # of an option with a group
+        least = np.minimum.reduceat(least_with, first, axis=0)
+        with np.errstate(all="ignore"):  # inf − inf of a group with itself: not barred
+            rise = (least_with - least[of])[:, of]
+            together = (
+                needs[:, None] + (needs - bound) - rise - rise.T + both - least[of][:, of]
+            )
+            return np.asarray(together >= upper)
+
     def solve(
         self,
         start: Iterate | None = None,
@@ -186,11 +236,14 @@ class Relaxation:
 
         Args:
             start: First iterate.
-            upper: A loss that is known to be reached: more than it need not be proven.
-            deadline: By `time.perf_counter`.
-            patience: Stop where 200 iterations have closed less than this part of what is
-                left between the bound and `upper` (the primal value where there is none).
-            max_iterations: Of the alternating directions.
+            upper: Loss of a known allocation; a higher bound is not needed.
+            deadline: Time on the clock of `time.perf_counter`.
+            patience: Least part of the gap to `upper` (or to the primal value) that 200
+                iterations must close; otherwise the run stops.
+            max_iterations: Largest number of iterations.
+
+        Returns:
+            The certificate. Cuts are added only if `start` has some, or an empty list of them.
         """
         from threadpoolctl import threadpool_limits
 
@@ -205,17 +258,33 @@ class Relaxation:
         patience: float,
         max_iterations: int,
     ) -> Certificate:
-        basis, raw = self.basis, self.lifted.matrix
+        raw = self.lifted.matrix
         # In units of the matrix, so that one first penalty suits all problems.
-        unit = max(float(np.linalg.norm(basis.T @ raw @ basis)) / len(raw), 1e-300)
-        matrix = raw / unit
+        curved = self.basis.T @ raw @ self.basis
+        unit = max(float(np.linalg.norm(curved)) / len(raw), 1e-300)
+        # Single precision finds a good multiplier, unless what all allocations share is far
+        # larger than what they differ in.
+        single = np.abs(raw).max() < _SINGLE * unit
+        kind = np.float32 if single else np.float64
+        basis, matrix = self.basis.astype(kind), (raw / unit).astype(kind)
         if start is None:
-            start = Iterate(multiplier=np.zeros_like(raw), product=basis @ basis.T)
-        multiplier, current = start.multiplier / unit, self.project(start.product)
+            # At Z = −M the bound is that of the cone alone; at 0 it is that of P alone, which
+            # knows of no two pairs of groups at once and is far lower.
+            start = Iterate(multiplier=-raw, product=basis @ basis.T)
+        multiplier = (start.multiplier / unit).astype(kind)
+        current = self.project(start.product.astype(kind))
+        triangles, prices = start.triangles, np.zeros(0, kind)
+        if triangles is not None:
+            prices = (triangles.prices / unit).astype(kind)
         penalty = 0.5 if start.penalty is None else start.penalty
-        bound, needs = self.certify(start.multiplier)
+        rng, near = np.random.default_rng(0), 0.0 if triangles is None else _NEAR
+        bound, needs = self.certify(start.multiplier, start.triangles)
         history, value, done = [bound], float((raw * current).sum()), 0
         while bound < upper and done < max_iterations and time.perf_counter() < deadline:
+            if triangles is not None and done % _RENEWED == 0:
+                priced = triangles.at(prices)
+                triangles = priced.renewed(self.lifted, current, rng)
+                prices = triangles.prices
             primal = dual = 0.0
             for _ in range(_CHUNK):
                 # Minimise the augmented Lagrangian over the semi-definite cone: negative
@@ -225,16 +294,27 @@ class Relaxation:
                 kept = values > 0
                 root = basis @ (vectors[:, kept] * np.sqrt(values[kept]))
                 curved = root @ root.T
-                # Then over P, and move the multiplier by how far the two are apart.
-                following = self.project(curved - (matrix + multiplier) / penalty)
+                # Then over P, with the cuts' part of the Lagrangian replaced by its gradient at
+                # the last iterate, which is good only near it. The multipliers of both follow.
+                pull = matrix + multiplier
+                if triangles is not None:
+                    ahead = triangles.moved(prices, current, near * penalty)
+                    pull += triangles.matrix(ahead)
+                following = self.project(
+                    (curved + near * current - pull / penalty) / (1.0 + near)
+                )
                 multiplier = multiplier + _STEP * penalty * (following - curved)
+                if triangles is not None:
+                    prices = triangles.moved(prices, following, near * penalty)
                 primal = float(np.linalg.norm(following - curved))
                 dual = penalty * float(np.linalg.norm(following - current))
                 current = following
             done += _CHUNK
             value = float((raw * current).sum())
             # Every multiplier proves its own bounds: the best of all are kept.
-            proven, its_needs = self.certify(multiplier * unit)
+            if triangles is not None:
+                triangles = triangles.at(unit * prices.astype(np.float64))
+            proven, its_needs = self.certify(multiplier.astype(np.float64) * unit, triangles)
             needs, bound = np.maximum(needs, its_needs), max(bound, proven)
             history.append(bound)
             # A penalty too low leaves the two apart, one too high hardly lets them move.
@@ -243,8 +323,47 @@ class Relaxation:
                 goal = upper if np.isfinite(upper) else max(value, bound)
                 if bound - history[-1 - _LOOKS] <= patience * (goal - bound):
                     break
-        last = Iterate(multiplier=multiplier * unit, product=current, penalty=penalty)
+        last = Iterate(
+            multiplier=multiplier.astype(np.float64) * unit,
+            product=current,
+            triangles=triangles,
+            penalty=penalty,
+        )
         return Certificate(bound=bound, last=last, needs=needs, value=value, iterations=done)
+
+    def tighten(
+        self,
+        plain: Certificate,
+        *,
+        upper: float = np.inf,
+        deadline: float = np.inf,
+        patience: float = 0.02,
+    ) -> Certificate:
+        """Go on with triangle inequalities; their bounds, and their cuts where they pay.
+
+        They slow the iterations down. Where they close less than half of the gap, the state
+        returned is the one without them, and so is that of all parts that start from it.
+
+        Args:
+            plain: Result of `solve` without them.
+            upper: Loss of a known allocation, as in `solve`.
+            deadline: Time limit, as in `solve`.
+            patience: Least progress, as in `solve`.
+        """
+        if plain.bound >= upper:
+            return plain
+        start = dataclasses.replace(
+            plain.last, triangles=Triangles.none(len(self.lifted.matrix))
+        )
+        cut = self.solve(start, upper=upper, deadline=deadline, patience=patience)
+        goal = upper if np.isfinite(upper) else max(plain.value, plain.bound)
+        pays = cut.bound - plain.bound > _WORTH * (goal - plain.bound)
+        return dataclasses.replace(
+            cut,
+            bound=max(plain.bound, cut.bound),
+            needs=np.maximum(plain.needs, cut.needs),
+            last=cut.last if pays else plain.last,
+        )
 
 
 def semidefinite_bound(
@@ -254,14 +373,16 @@ def semidefinite_bound(
 
     Args:
         reduced: The problem over groups; some allocation meets its budgets.
-        upper: A loss that is known to be reached: more than it need not be proven.
+        upper: Loss of a known allocation; a higher bound is not needed.
         time_limit_s: Seconds for the alternating directions.
     """
     deadline = time.perf_counter() + time_limit_s
     lifted = Lifted.of_problem(reduced)
     if not lifted.groups:
         return float(lifted.matrix[0, 0])
-    return Relaxation(lifted).solve(upper=upper, deadline=deadline, patience=0.005).bound
+    relaxation = Relaxation(lifted)
+    plain = relaxation.solve(upper=upper, deadline=deadline, patience=0.005)
+    return relaxation.tighten(plain, upper=upper, deadline=deadline, patience=0.005).bound
 
 
 def onto_simplex(rows: Float[np.ndarray, "rows size"]) -> Float[np.ndarray, "rows size"]:
@@ -275,18 +396,17 @@ def onto_simplex(rows: Float[np.ndarray, "rows size"]) -> Float[np.ndarray, "row
     """
     # The nearest distribution lowers all entries by one level and cuts at 0; the level is that
     # of the longest run of largest entries that all stay above it.
-    finite = np.where(np.isfinite(rows), rows, -1e300)
+    finite = np.where(np.isfinite(rows), rows, -1e30)
     falling = -np.sort(-finite, axis=1)
-    with np.errstate(over="ignore"):
-        excess = np.cumsum(falling, axis=1) - 1.0
-    counts = np.arange(1, rows.shape[1] + 1)
+    excess = np.cumsum(falling, axis=1) - 1.0
+    counts = np.arange(1, rows.shape[1] + 1, dtype=rows.dtype)
     last = (falling * counts > excess).sum(axis=1) - 1
-    level = excess[np.arange(len(rows)), last] / (last + 1)
+    level = excess[np.arange(len(rows)), last] / counts[last]
     return np.maximum(finite - level[:, None], 0.0)
 
 
 def _basis(lifted: Lifted) -> Float[np.ndarray, "size rank"]:
-    """Orthonormal basis of the span of every y: one option a group, budgets left = rest."""
+    """Orthonormal basis of the span of all y: one option per group, slack = limit − cost."""
     options, groups = len(lifted.of), lifted.groups
     counts = np.bincount(lifted.of)
     rank = np.arange(options) - np.searchsorted(lifted.of, lifted.of)

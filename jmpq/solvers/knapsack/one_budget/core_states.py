@@ -23,24 +23,25 @@ def extend(
     Int[np.ndarray, " new"],
     bool,
 ]:
-    """Every state with every choice of one group, without the dominated and the hopeless.
+    """Extend every state by every choice of one group; drop dominated and hopeless states.
 
-    A state is an allocation of the groups so far, the others at the break solution. It stays
-    if its loss is below that of all cheaper ones and its bound below the incumbent.
+    A state is an allocation of the groups so far, with the others at the break solution. It is
+    kept if its loss is below that of all cheaper states and its bound is below the incumbent.
 
     Args:
         excess: Cost of each state above the limit, rising.
         loss: Loss of each state above the break solution, falling.
         cost_steps: Cost of each choice above the break choice of this group.
         loss_steps: Loss of each choice above the break choice.
-        most_saved: The remaining groups save at most this much loss per cost spent.
-        least_lost: They lose at least this much per cost saved; inf where they can save none.
+        most_saved: Largest loss that the remaining groups save per cost spent.
+        least_lost: Least loss that the remaining groups add per cost saved; inf if they can
+            save no cost.
         incumbent: Loss of the best allocation above the break solution.
-        capacity: States to keep at most.
+        capacity: Largest number of states to keep.
 
     Returns:
-        Excess, loss, row of the parent state and choice of every new state, and whether
-        they are complete: False if there was no capacity for more.
+        Excess, loss, row of the parent state and choice of every new state, and whether they
+        are complete (False if the capacity was exceeded).
     """
     all_excess = (cost_steps[:, None] + excess).ravel()
     all_loss = (loss_steps[:, None] + loss).ravel()

@@ -7,6 +7,7 @@ import time
 import numpy as np
 from jaxtyping import Int
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import Solution, solution_from_columns
 from jmpq.solvers.knapsack.feasibility import cheapest_allocation
@@ -17,18 +18,18 @@ from jmpq.solvers.knapsack.one_budget.whole_units import IntegerCosts, integer_c
 class DynamicProgramming:
     """Bellman's recursion over costs 0, 1, 2, ...: a `Solver` for one integer budget.
 
-    Costs count from the cheapest choice of each group, in units of their greatest common
-    divisor. With the least loss of the groups from i on for every cost c that is left,
+    Costs are counted from each group's cheapest choice, in units of their greatest common
+    divisor. V_i(c) is the least loss of the groups from i on when cost c is left:
 
-        V_i(c) = min_j losses[i, j] + V_(i+1)(c − costs[i, j]),
+        V_i(c) = min_j losses[i, j] + V_(i+1)(c − costs[i, j]).
 
-    time is groups × choices × units and memory, for the choices to trace, groups × units.
-    Simple and sure; `CoreSearch` is faster. Of allocations with equal loss the
-    lexicographically first wins (by columns, in the order of the groups), losses being added
-    in floating point from the last group to the first.
+    Time is groups × choices × units, and memory, for the choices to trace back, groups × units.
+    `CoreSearch` is faster. Of allocations with equal loss the lexicographically first wins, by
+    columns in the order of the groups. Losses are added in floating point from the last group
+    to the first.
 
     Attributes:
-        memory_limit_bytes: Problems that need more are refused.
+        memory_limit_bytes: Largest table; problems that need more raise an error.
 
     References:
         Dudzinski and Walukiewicz (1987), Exact methods for the knapsack problem and its
@@ -37,6 +38,7 @@ class DynamicProgramming:
 
     memory_limit_bytes: float = 1e9
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
 
@@ -85,7 +87,7 @@ def _pick_type(reduced: Reduced) -> type[np.unsignedinteger]:
 
 
 def _cheapest_path(reduced: Reduced, integer: IntegerCosts) -> Int[np.ndarray, " groups"]:
-    """The allocation of least loss within `room` units of cost."""
+    """The allocation of least loss within the budget, in whole units of cost."""
     groups, units = len(reduced.losses), integer.room + 1
     above = reduced.losses - reduced.losses.min(axis=1, keepdims=True)
     costs = integer.above(reduced)

@@ -3,22 +3,22 @@
 In an optimal allocation nearly every group takes the choice that the linear relaxation gives
 it (the break solution); the groups that differ have slopes close to the break slope. So:
 
-1. The linear relaxation gives a bound, the break slope λ and the break solution; the greedy
+1. The linear relaxation gives a bound, the break slope λ and the break solution. The greedy
    search and the best single changes give an incumbent.
-2. Taking choice j in group i costs its reduced cost, loss + λ·cost above the break choice's.
-   Where that exceeds the gap, j is in no better allocation. What is left is the core.
-3. Groups enter the core in the order of how near their slopes come to λ. The dynamic program
-   keeps Pareto-optimal states (cost, loss), and of them those whose bound beats the
-   incumbent; the bound uses the slopes of the groups that are not yet in.
-4. It ends when no state is left: the incumbent is optimal.
+2. Choice j of group i has a reduced cost: its loss + λ·cost minus the break choice's. If that
+   exceeds the gap, no better allocation takes j. The remaining choices are the core.
+3. Groups enter the core in the order of their slopes' distance from λ. The dynamic program
+   keeps Pareto-optimal states (cost, loss) whose bound beats the incumbent. The bound uses the
+   slopes of the groups that have not entered.
+4. The program ends when no state is left: the incumbent is optimal.
 
-Arithmetic. Integer costs are exact in float64 (sums below 2^53). Losses, and costs that are
-not integers, are rounded; the program accumulates them in one order for all states and
-rounding is monotone, so it is exact for the rounded numbers, and the distance of those from
-the true sums is bounded along the way. The bound returned is lowered by that distance, and
-the status follows from it. Losses count from the break solution, so the distance is small
-against the loss wherever the incumbent is of its size; where it is not, the search is stated
-again with the better incumbent's choices only.
+Arithmetic. Integer costs are exact in float64 (sums below 2^53). Losses, and costs that are not
+integers, are rounded. All states accumulate them in the same order and rounding is monotone, so
+the program is exact for the rounded sums, and their distance from the true sums is bounded
+along the way. The returned bound is lowered by that distance, and the status follows from it.
+Losses are counted from the break solution, so the distance is small if the incumbent's loss is
+of the same size. If it is not, the search is stated again with the choices that a better
+incumbent leaves.
 
 References:
     Pisinger (1995), A minimal algorithm for the multiple-choice knapsack problem, European
@@ -32,6 +32,7 @@ import time
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
@@ -57,21 +58,21 @@ Columns = Int[np.ndarray, " groups"]  # of one allocation
 Table = Float[np.ndarray, "rows choices"]
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CoreSearch:
     """Expanding core with dynamic programming: a `Solver` for one budget.
 
-    Budgets that cannot bind are left out first. Out of time or memory, the best allocation
-    found comes back as ``feasible`` with the bound that was proven. The answer is the same on
-    every run that ends before a limit. A dominated choice is never taken and of identical
-    choices the first; between allocations of equal loss made of other choices no order is
-    promised.
+    Budgets that cannot bind are ignored. When time or memory runs out, the best allocation
+    found is returned as ``feasible`` with the bound proven so far. Runs that end before a limit
+    give the same answer. Dominated choices are never taken, and of identical choices the first
+    is taken. The order between other allocations of equal loss is not specified.
 
     Attributes:
-        time_limit_s: Seconds for the whole call, looked at between groups.
-        memory_limit_bytes: For the states of the dynamic program.
-        relative_gap: Stop when the answer is proven this close, relative to the loss above
-            the least of every group; 0 for the optimum.
+        time_limit_s: Seconds for the whole call, checked between groups.
+        memory_limit_bytes: Memory for the states of the dynamic program.
+        relative_gap: Gap at which to stop, relative to the loss above the sum of the groups'
+            least losses; 0 for the optimum.
     """
 
     time_limit_s: float = 60.0
@@ -82,6 +83,7 @@ class CoreSearch:
         limits = ("time_limit_s", "memory_limit_bytes")
         check_options(self, above_0=limits, from_0=("relative_gap",))
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
 
@@ -113,7 +115,7 @@ class CoreSearch:
     def _search(
         self, reduced: Reduced, columns: Columns, deadline: float
     ) -> tuple[Columns, float]:
-        """The best choice found and a proven bound, stated anew while that makes it finer."""
+        """The best columns and a proven bound; the core is restated while that refines it."""
         # Invariant: `loss` is that of `columns`, an allocation within budget, and no allocation
         # within budget loses less than `bound`.
         loss, bound, reach = _loss(reduced, columns), -math.inf, math.inf
@@ -146,9 +148,9 @@ class CoreSearch:
 
 
 def _affordable(reduced: Reduced) -> Reduced:
-    """Without the choices that are too dear even with all other groups at their cheapest.
+    """The problem without choices that exceed a budget with all other groups at cheapest.
 
-    They would spoil the precision of the others' costs.
+    Their large costs would reduce the precision of sums.
     """
     (least,), (limit,) = cheapest_costs(reduced), reduced.limits
     room = limit - exact_sum(least) + 1e-13 * abs(limit)
@@ -156,7 +158,7 @@ def _affordable(reduced: Reduced) -> Reduced:
 
 
 def _restricted(reduced: Reduced, keep: Bool[np.ndarray, "groups choices"]) -> Reduced:
-    """Without other choices."""
+    """The problem with the choices in `keep` only."""
     if keep.all() or keep[reduced.allowed].all():  # no copy of a table that may be large
         return reduced
     return dataclasses.replace(reduced, losses=np.where(keep, reduced.losses, np.inf))
@@ -168,10 +170,10 @@ def _loss(reduced: Reduced, columns: Columns) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Core:
-    """The groups that may leave the break solution, and what their choices change.
+    """The groups that may leave the break solution, and the changes by their choices.
 
-    Rows are core groups by the distance of their slopes from the break slope; columns are
-    choices, the break choice among them. Costs and losses count from the break solution;
+    Rows are core groups, by the distance of their slopes from the break slope. Columns are
+    choices, including the break choice. Costs and losses are counted from the break solution;
     both are +inf for a choice that no better allocation takes.
     """
 
@@ -189,7 +191,7 @@ class _Core:
 
     @classmethod
     def of(cls, reduced: Reduced, incumbent: float) -> "_Core":
-        """Relax, and keep what may take part in an allocation of less loss than `incumbent`."""
+        """Solve the relaxation; keep choices that can be in a better allocation."""
         losses, costs, limit = reduced.losses, reduced.costs[0], float(reduced.limits[0])
         frontiers = convex_frontiers(losses, costs)
         steps = upgrades(reduced, frontiers, frontiers[:, 0])
@@ -250,12 +252,12 @@ class _Core:
     def search(
         self, incumbent: Columns, tolerance: float, deadline: float, memory: float
     ) -> tuple[Columns, float, bool]:
-        """The best allocation, a bound, and whether the search came to its end.
+        """The best allocation, a bound, and whether the search was completed.
 
         Args:
-            incumbent: An allocation within budget, the answer unless a better one is found.
-            tolerance: Allocations better by less than this are not looked for.
-            deadline: On the clock of `time.perf_counter`.
+            incumbent: Allocation within budget, returned unless a better one is found.
+            tolerance: Improvement that may be missed, nats per example.
+            deadline: Time on the clock of `time.perf_counter`.
             memory: Bytes for states and their traces.
         """
         best = incumbent
@@ -353,11 +355,12 @@ class _Core:
     def _todo(
         self, rows: Int[np.ndarray, " rows"], target: float
     ) -> tuple[Int[np.ndarray, " todo"], Float[np.ndarray, "two ends"]]:
-        """The rows that may still take part in an allocation of loss below `target`.
+        """Rows that can still be part of an allocation of loss below `target`.
 
         Returns:
-            The rows, and from each of them on the most loss saved per cost by any choice,
-            and the least lost per cost saved; with an end where there is no choice.
+            The rows; for each, the most loss saved per cost and the least loss added per cost
+            saved, over that row and all later ones. One entry more, for no rows, ends the
+            last two.
         """
         costs = self.cost_steps[rows]
         # Slopes of the choices that save cost are above the break slope, of those that spend
@@ -386,12 +389,12 @@ class _Core:
 def _changes(
     reduced: Reduced, slope: float, start: Columns, rows: Int[np.ndarray, " rows"]
 ) -> tuple[Table, Table, Table, bool]:
-    """What the choices of some groups change against the break solution.
+    """Changes by the choices of some groups, relative to the break solution.
 
     Returns:
-        Costs, losses and reduced costs above the break choice's, the last lowered by what
-        rounding may have added to them; +inf where not allowed. And whether no reduced cost
-        is negative beyond rounding.
+        Costs, losses and reduced costs minus the break choice's, +inf where not allowed, and
+        whether no reduced cost is negative beyond rounding. Reduced costs are lowered by the
+        largest possible rounding error.
     """
     losses, costs, at = reduced.losses[rows], reduced.costs[0, rows], np.arange(len(rows))
     allowed, start_loss = np.isfinite(losses), losses[at, start[rows]][:, None]
@@ -405,7 +408,7 @@ def _changes(
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Extension:
-    """How the states of one step of the dynamic program came about."""
+    """Origin of the states of one step of the dynamic program, to trace the answer back."""
 
     group: int
     columns: Int[np.ndarray, " states"]
@@ -413,6 +416,6 @@ class _Extension:
 
 
 def _rounding(states: Float[np.ndarray, " _"], steps: Float[np.ndarray, " _"]) -> float:
-    """What one addition to sorted states, largest at an end, may add to their error."""
+    """Largest rounding error of one addition to sorted states (largest at an end)."""
     largest = max(abs(states[0]), abs(states[-1])) if len(states) else 0.0
     return float(_UNIT * (largest + np.abs(steps).max()))

@@ -1,4 +1,4 @@
-"""What solvers of one budget share: the budget that binds, and costs in whole units."""
+"""Shared by solvers of one budget: the budget that can bind, and costs in whole units."""
 
 import dataclasses
 import math
@@ -16,11 +16,11 @@ _CHUNK = 4096  # groups: the common divisor is mostly found among the first
 def one_budget(reduced: Reduced, solver: str) -> Reduced:
     """The problem under the only budget that can bind, or under none.
 
-    Budgets that even the dearest allocation meets are left out.
+    Budgets that even the dearest allocation meets are dropped.
 
     Args:
         reduced: The problem.
-        solver: Who asks, for the message.
+        solver: Name of the calling solver, for the message.
 
     Raises:
         ValueError: If several budgets can bind.
@@ -46,10 +46,10 @@ class IntegerCosts:
     """One budget's costs above the cheapest of each group, in their greatest common unit.
 
     Attributes:
-        unit: Of the costs.
+        unit: Greatest common unit, in the cost's own unit.
         least: Cost of the cheapest choice of each group.
-        room: Units that the budget leaves above the cheapest allocation.
-        limit: The limit, lowered to what whole units can come to.
+        room: Budget above the cheapest allocation, in units.
+        limit: Budget, lowered to the largest cost that whole units can reach.
     """
 
     unit: int
@@ -58,12 +58,12 @@ class IntegerCosts:
     limit: float
 
     def above(self, reduced: Reduced) -> Int[np.ndarray, "groups choices"]:
-        """The costs in units; 0 where not allowed."""
+        """Costs above the group's cheapest, in units; 0 where not allowed."""
         return _above(reduced, self.least, slice(None)) // self.unit
 
 
 def integer_costs(reduced: Reduced) -> IntegerCosts | None:
-    """The costs of the only budget in whole units, or None where they are not integers."""
+    """The costs of the only budget in whole units; None if they are not integers."""
     (table,), (limit,), (least,) = reduced.costs, reduced.limits, cheapest_costs(reduced)
     if (table != np.floor(table)).any() or float(table.max(axis=1).sum()) >= 2**53:
         return None

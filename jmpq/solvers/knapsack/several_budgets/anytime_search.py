@@ -1,10 +1,11 @@
-"""Several budgets at once: prices and their bound, searches, and the integer program."""
+"""Several budgets: prices and their bound, then searches, then the integer program."""
 
 import dataclasses
 import time
 
 import numpy as np
 
+from jmpq.kinds import check_kinds
 from jmpq.problem.exact_sum import exact_sum
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
@@ -30,19 +31,19 @@ _FEW = 5  # budgets that bind, up to which integer programs mostly end
 class SeveralBudgets:
     """Prices, searches and the integer program under many tight budgets: a `Solver`.
 
-    The prices of the linear relaxation give a bound and an allocation, which is repaired,
-    improved by swaps and by searches that meet in the middle. The integer program then takes
-    the options that the reduced costs leave. Out of time, the best allocation comes back as
-    ``feasible`` with the best bound proven. The answer is the same on every run that ends
-    before the time limit.
+    The prices of the linear relaxation give a bound and an allocation, which is repaired and
+    improved by swaps and by meet-in-the-middle searches. The integer program then runs over the
+    options that reduced costs do not exclude. When time runs out, the best allocation is
+    returned as ``feasible`` with the best bound proven. Runs that end before the time limit
+    give the same answer.
 
     Attributes:
-        time_limit_s: Seconds for the whole call; the linear relaxation, and the search for
-            any allocation within the budgets, are not interrupted.
-        relative_gap: Stop when the answer is proven this close, relative to the loss above
-            the least of every group; 0 for the optimum.
-        integer_program: Whether the integer program takes part; without it the bound is the
-            linear relaxation's, and the searches end when they find nothing better.
+        time_limit_s: Seconds for the whole call; the linear relaxation, and the search for a
+            first allocation within the budgets, are not interrupted.
+        relative_gap: Gap at which to stop, relative to the loss above the sum of the groups'
+            least losses; 0 for the optimum.
+        integer_program: Whether to run the integer program. Without it the bound is the linear
+            relaxation's, and the searches end when they find nothing better.
         seed: Seed of the searches.
     """
 
@@ -54,6 +55,7 @@ class SeveralBudgets:
     def __post_init__(self) -> None:
         check_options(self, above_0=("time_limit_s",), from_0=("relative_gap",))
 
+    @check_kinds
     def __call__(self, problem: Problem) -> Solution:
         """Solve.
 
@@ -69,8 +71,8 @@ class SeveralBudgets:
             # bind; else it is searches that find more in the same time.
             if len(search.costs.binding) > _FEW:
                 search.join(_SMALL, share=0.4)
-                search.program(share=0.3)
-                search.join(_LARGE, share=0.6)
+                search.program(share=0.15)
+                search.join(_LARGE, share=0.8)
             else:
                 search.join(_SMALL[:1], share=0.1, failures=1)
                 search.program(share=0.7)
@@ -93,11 +95,11 @@ class _Search:
 
     Attributes:
         options: Options of the solver.
-        reduced: The problem without options that are too dear in any allocation.
-        costs: Its reduced costs at the best prices.
-        deadline: On the clock of `time.perf_counter`.
-        columns: The best allocation: always within the budgets.
-        bound: What is proven: no allocation within the budgets loses less.
+        reduced: Problem without options that exceed a budget in every allocation.
+        costs: Reduced costs of the problem at the best prices.
+        deadline: Time on the clock of `time.perf_counter`.
+        columns: Best allocation so far, always within the budgets.
+        bound: Proven lower bound on the loss of every allocation within the budgets.
     """
 
     options: SeveralBudgets
@@ -133,9 +135,9 @@ class _Search:
         )
 
     def join(self, sizes: tuple[int, ...], *, share: float, failures: int = _FAILURES) -> None:
-        """Search with lists of these sizes in a share of the time that is left.
+        """Search with lists of the given sizes in a share of the remaining time.
 
-        So many failures, one after the other, end the searches of one size.
+        The searches of one size end after `failures` failures in a row.
         """
         end, per_state = self._end(share), 0.0
         rng = np.random.default_rng((self.options.seed, *sizes))
@@ -152,7 +154,7 @@ class _Search:
                 per_state = (time.perf_counter() - started) / states
 
     def program(self, *, share: float) -> None:
-        """The integer program from the best allocation on, in a share of the time left."""
+        """Run the integer program from the best allocation in a share of the time left."""
         if self.done() or time.perf_counter() >= self.deadline:
             return
         exact = Exact(relative_gap=self.options.relative_gap)
@@ -161,7 +163,7 @@ class _Search:
         )
 
     def done(self) -> bool:
-        """Whether the answer is proven as close as asked."""
+        """Whether the proven gap is small enough."""
         loss = _loss(self.reduced, self.columns)
         least = exact_sum(self.reduced.losses.min(axis=1))
         enough = max(self.options.relative_gap * (loss - least), OPTIMALITY * abs(loss))
@@ -173,10 +175,10 @@ class _Search:
 
 
 def _affordable(reduced: Reduced) -> Reduced:
-    """Without the options that are too dear even with all other groups at their cheapest.
+    """The problem without options that exceed a budget with all other groups at cheapest.
 
-    The linear relaxation mixes them in, so that without them it proves more. All stay where
-    a group would have none: then no allocation meets the budgets.
+    Without them the linear relaxation proves more. If a group would be left without options,
+    the problem is returned unchanged: no allocation meets the budgets.
     """
     keep, least = reduced.allowed, cheapest_costs(reduced)
     for table, row, limit in zip(reduced.costs, least, reduced.limits, strict=True):
@@ -188,7 +190,7 @@ def _affordable(reduced: Reduced) -> Reduced:
 
 
 def _better(reduced: Reduced, one: Columns | None, other: Columns | None) -> Columns | None:
-    """The allocation that loses less, or the one that there is."""
+    """The allocation of less loss; either may be None."""
     if one is None or other is None:
         return other if one is None else one
     return one if _loss(reduced, one) <= _loss(reduced, other) else other

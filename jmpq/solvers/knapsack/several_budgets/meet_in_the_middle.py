@@ -1,20 +1,19 @@
 """Better allocations under several tight budgets, by joining lists of small changes.
 
-A near-optimal allocation takes options of small reduced cost and leaves next to nothing of any
-budget that has a price (`reduced_costs`). There are astronomically many of the former. But ten
-budgets at once are hardly ever used up by changing one or two groups. It takes a dozen changes,
-whose uses of all budgets add up to given numbers; and searches for vectors of a given sum meet
-in the middle:
+A near-optimal allocation takes options of small reduced cost and leaves almost nothing of every
+priced budget (`reduced_costs`). Very many allocations have small reduced costs. But changing
+one or two groups rarely uses up ten budgets at once. That takes about a dozen changes whose
+uses of all budgets add up to given amounts. Meet-in-the-middle finds vectors of a given sum:
 
-1. The groups that change most cheaply fall at random into four parts. Of each part, the
-   combinations of options with the least sum of reduced costs are listed.
-2. The first two lists are joined, and so are the last two: the pairs that use a given amount of
-   some budgets, nearly. They are a sample of all pairs, but one in which these budgets fit.
-3. The two lists of pairs are joined by what the former leave of the other budgets and the
-   latter use of them. The best pair within all budgets is the answer.
+1. The groups that change most cheaply are divided at random into four parts. For each part, the
+   combinations of options with the least sums of reduced costs are listed.
+2. The first two lists are joined, and so are the last two. Only pairs that use nearly a given
+   amount of some budgets are kept, so that these budgets fit.
+3. The two lists of pairs are joined on the remaining budgets: one side uses what the other
+   leaves. The best pair within all budgets is the answer.
 
-Lists of N combinations join at the price of sorting them, where N² pairs would have to be
-looked at: rows are compared by the cells of a grid into which they fall.
+Rows are matched by the cells of a grid. Joining lists of N combinations then costs about as
+much as sorting them, instead of comparing N² pairs.
 
 References:
     Horowitz, Sahni (1974), Computing partitions with applications to the knapsack problem;
@@ -35,10 +34,10 @@ _SEARCHED = 320  # groups that one search may change
 _PAIRS = 4  # pairs kept in a list, in units of the combinations
 _LAST_PAIRS = 10  # the same of the last join, of which only the best is kept
 _EARLY = 0.4  # part of the budgets that the lists of pairs fit
-_LEAST_GAIN = 1e-3  # part of the gap by which an allocation is better
-_TRIED = 5  # pairs whose exact sums are looked at
-_SAMPLE = 20_000  # rows by which the grid is made
-_FINEST = 2.0**-16  # cells, in units of what the rows span
+_LEAST_GAIN = 1e-3  # least improvement, as a part of the gap
+_TRIED = 5  # pairs whose exact sums are computed
+_SAMPLE = 20_000  # rows from which the grid is chosen
+_FINEST = 2.0**-16  # least cell size, in units of the rows' range
 _HASH = np.random.default_rng(0).integers(1, 2**62, size=1024) | 1  # an odd number a budget
 
 Use = Float[np.ndarray, "_ budgets"]
@@ -51,10 +50,10 @@ def joined(
     """One search from an allocation within the budgets: a better one, or None.
 
     Args:
-        costs: The problem at (nearly) the best prices.
-        columns: Where to start; the groups that are not searched stay as they are.
-        states: Combinations in each of four lists.
-        rng: For the parts, and for what is used of which budget.
+        costs: The problem at (nearly) optimal prices.
+        columns: First allocation; groups that are not searched keep its choices.
+        states: Number of combinations in each of the four lists.
+        rng: Random generator for the parts and for the budgets' target amounts.
     """
     binding = rng.permutation(costs.binding)
     if not len(binding):
@@ -66,8 +65,8 @@ def joined(
     others = np.delete(costs.above[np.arange(len(columns)), columns], groups)
     most = (1.0 - _LEAST_GAIN) * costs.gap(columns) - float(others.sum())
     slack = costs.slack(columns)
-    # No allocation may use up a budget of which choices take large lumps. So half of the
-    # searches aim at all that is left of each budget, half at what is left of some.
+    # If choices use a budget in large amounts, no allocation may use it up. So half of the
+    # searches aim at everything that is left of each budget, half at a part of it.
     aim = slack * (rng.random(len(slack)) < rng.choice([0.5, 1.0]))
     halves: tuple[_List, _List]
     if len(early):
@@ -109,8 +108,8 @@ class _List(Protocol):
     """Combinations of options, or pairs of them.
 
     Attributes:
-        above: Sum of the reduced costs of each.
-        use: What each uses of the budgets more than the starting allocation.
+        above: Sum of reduced costs of each row.
+        use: Use of the budgets by each row, relative to the starting allocation.
     """
 
     @property
@@ -120,27 +119,33 @@ class _List(Protocol):
     def use(self) -> Use: ...
 
     def write(self, state: int, columns: Columns) -> None:
-        """Put the options of one of them into an allocation."""
+        """Put the options of one row into an allocation."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Combinations:
-    """The combinations of some groups' options with the least sum of reduced costs.
+    """The combinations of some groups' options with the least sums of reduced costs.
+
+    Most groups of a combination take their best option. A combination is therefore stored as a
+    linked list of changes: the last change points to the one before.
 
     Attributes:
-        above: Sum of the reduced costs of each combination.
-        use: What it uses of the budgets more than the starting allocation.
-        groups: The groups in the order in which they come in.
-        options: For each group, the option of every combination of the groups up to it.
-        parents: And the combination before it that each of these extends.
+        above: Sum of reduced costs of each combination, rising.
+        use: Use of the budgets by each combination, relative to the starting allocation.
+        groups: Groups of the combinations.
+        best: Option of zero reduced cost of each group.
+        last: Last change of each combination; -1 for none.
+        changes: Changes: position of the group in `groups`, its option, and the change before
+            it (-1 for none).
     """
 
     above: Float[np.ndarray, " states"]
     use: Use
     groups: Int[np.ndarray, " part"]
-    options: list[Int[np.ndarray, " _"]]
-    parents: list[Int[np.ndarray, " _"]]
+    best: Int[np.ndarray, " part"]
+    last: Int[np.ndarray, " states"]
+    changes: Int[np.ndarray, "3 changes"]
 
     @classmethod
     def of(
@@ -151,37 +156,76 @@ class _Combinations:
         most: float,
         size: int,
     ) -> "_Combinations":
-        """The `size` combinations of the least sum, of those with a sum below `most`."""
-        above, options, parents = np.zeros(1), [], []
-        for group in groups:
-            row = costs.above[group]
-            open_ = np.flatnonzero(row < most - above.min(initial=np.inf))
-            sums = (above[:, None] + row[open_]).ravel()
-            kept = np.flatnonzero(sums < most)
-            if len(kept) > size:
-                kept = kept[np.argpartition(sums[kept], size - 1)[:size]]
-                # No sum falls as groups come in: what is above a whole list stays above it.
-                most = float(sums[kept].max())
-            above = sums[kept]
-            parents.append(kept // max(len(open_), 1))
-            options.append(open_[kept % max(len(open_), 1)])
-        # Uses from the last group to the first; few options differ from the start's.
-        tables = costs.reduced.costs
-        use, state = np.zeros((len(above), len(tables))), np.arange(len(above))
-        for group, option, parent in reversed(list(zip(groups, options, parents, strict=True))):
-            taken = option[state]
-            changed = np.flatnonzero(taken != columns[group])
-            more = (tables[:, group] - tables[:, group, columns[group]][:, None]).T
-            use[changed] += more[taken[changed]]
-            state = parent[state]
-        return cls(above=above, use=use, groups=groups, options=options, parents=parents)
+        """Up to `size` combinations of least sum, all below `most`."""
+        rows = np.arange(len(groups))
+        best = costs.above[groups].argmin(axis=1)
+        dearer = costs.above[groups]
+        dearer[rows, best] = np.inf
+        # Invariant: of the groups that came in, `above` has the least sums, rising.
+        above, last = np.zeros(int(most > 0)), np.full(int(most > 0), -1)
+        changes, count = [np.zeros((3, 0), dtype=np.int64)], 0
+        # Cheap changes come first: they fill the list, and dear ones then find little room.
+        for place in np.argsort(dearer.min(axis=1), kind="stable"):
+            row = dearer[place]
+            options = np.flatnonzero(row < most)
+            if not len(options):
+                break  # nor has any later group
+            ends = np.searchsorted(above, most - row[options])
+            sums = [above] + [above[:e] + x for e, x in zip(ends, row[options], strict=True)]
+            before = np.concatenate([last[:e] for e in ends])
+            option, old = np.repeat(options, ends), len(above)
+            above = np.concatenate(sums)
+            kept = np.argsort(above, kind="stable")[:size]  # it merges rising runs
+            above, added = above[kept], kept >= old
+            new = kept[added] - old
+            last = np.concatenate([last, before])[kept]
+            last[added] = count + np.arange(len(new))
+            count += len(new)
+            changes.append(np.stack([np.full(len(new), place), option[new], before[new]]))
+            if len(above) == size:
+                most = float(above[-1])  # no sum falls as groups come in
+        change = np.concatenate(changes, axis=1)
+        return cls(
+            above=above,
+            use=_uses(costs, columns, groups, best, last, change),
+            groups=groups,
+            best=best,
+            last=last,
+            changes=change,
+        )
 
     def write(self, state: int, columns: Columns) -> None:
         """Put the options of one combination into an allocation."""
-        steps = zip(self.groups, self.options, self.parents, strict=True)
-        for group, options, parents in reversed(list(steps)):
-            columns[group] = options[state]
-            state = parents[state]
+        columns[self.groups] = self.best
+        change = self.last[state]
+        while change >= 0:
+            place, option, change = self.changes[:, change]
+            columns[self.groups[place]] = option
+
+
+def _uses(
+    costs: ReducedCosts,
+    columns: Columns,
+    groups: Int[np.ndarray, " part"],
+    best: Int[np.ndarray, " part"],
+    last: Int[np.ndarray, " states"],
+    changes: Int[np.ndarray, "3 changes"],
+) -> Use:
+    """Use of the budgets by combinations, relative to `columns` (see `_Combinations`)."""
+    tables = np.moveaxis(costs.reduced.costs[:, groups], 0, -1)
+    rows = np.arange(len(groups))
+    more = tables - tables[rows, best][:, None]
+    use = np.tile(
+        (tables[rows, best] - tables[rows, columns[groups]]).sum(axis=0), (len(last), 1)
+    )
+    state = np.flatnonzero(last >= 0)
+    change = last[state]
+    while len(state):  # one change after the other, the last ones first
+        place, option, change = changes[:, change]
+        use[state] += more[place, option]
+        left = change >= 0
+        state, change = state[left], change[left]
+    return use
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -189,8 +233,8 @@ class _Pairs:
     """Pairs from two lists that nearly use a given amount of some budgets.
 
     Attributes:
-        above: Sum of the reduced costs of each pair.
-        use: What it uses of the budgets more than the starting allocation.
+        above: Sum of reduced costs of each pair.
+        use: Use of the budgets by each pair, relative to the starting allocation.
         lists: The two lists.
         rows: Row of each list in every pair.
     """
@@ -211,14 +255,19 @@ class _Pairs:
         size: int,
         rng: np.random.Generator,
     ) -> "_Pairs":
-        """The `size` best pairs by reduced costs and the priced distance from `target`."""
+        """Up to `size` best pairs, by reduced costs plus priced distance from `target`."""
         i, j = _same_cells(costs, first.use, target - second.use, budgets, 2 * size, rng)
-        above, use = first.above[i] + second.above[j], first.use[i] + second.use[j]
-        if len(above) > size:
-            off = np.abs(use[:, budgets] - target[budgets]) @ costs.prices[budgets]
-            kept = np.argpartition(above + off, size - 1)[:size]
-            i, j, above, use = i[kept], j[kept], above[kept], use[kept]
-        return cls(above=above, use=use, lists=(first, second), rows=(i, j))
+        if len(i) > size:
+            off = first.use[:, budgets][i] + second.use[:, budgets][j] - target[budgets]
+            order = first.above[i] + second.above[j] + np.abs(off) @ costs.prices[budgets]
+            kept = np.argpartition(order, size - 1)[:size]
+            i, j = i[kept], j[kept]
+        return cls(
+            above=first.above[i] + second.above[j],
+            use=first.use[i] + second.use[j],
+            lists=(first, second),
+            rows=(i, j),
+        )
 
     def write(self, state: int, columns: Columns) -> None:
         """Put the options of one pair into an allocation."""
@@ -232,10 +281,10 @@ def _target(
     aim: Float[np.ndarray, " budgets"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " budgets"]:
-    """What the first pairs are to use, where the second are to use the rest of the aim.
+    """Target use of the first pairs; the second pairs are to use the rest of the aim.
 
-    Both should have many such pairs. So the distance of the aim from the mean use is shared
-    out, and of a thousand pairs the nearest use is taken, which some pair has exactly.
+    Both lists should have many pairs near their target. So the distance of the aim from the
+    mean use is shared between them, and the target is the nearest use among a thousand pairs.
     """
     means = [part.use.mean(axis=0) for part in lists]
     wanted = 0.5 * (aim + means[0] + means[1] - means[2] - means[3])
@@ -254,8 +303,8 @@ def _same_cells(
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
     """Pairs of rows that are nearly equal in the priced use of some budgets.
 
-    These are the pairs in the same cell of a grid, made so fine that about `wanted` pairs are;
-    at most twice as many.
+    They share a cell of a grid. The grid is refined until about `wanted` pairs are left, at
+    most twice as many.
     """
     if not (len(first) and len(second)):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -281,13 +330,13 @@ def _same_cells(
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class _Matches:
-    """Which rows of two tables fall into the same cells of a grid.
+    """Rows of two tables that share the cells of a grid.
 
     Attributes:
-        order: Rows of the first table, those in the same cell side by side.
+        order: Rows of the first table, sorted by cell.
         other: Rows of the second table.
-        start: Where in `order` the rows in the cell of each of these start.
-        count: How many they are.
+        start: Position in `order` of the first row in the cell of each row in `other`.
+        count: Number of such rows.
     """
 
     order: Int[np.ndarray, " first"]
@@ -317,7 +366,7 @@ class _Matches:
         return int(self.count.sum())
 
     def pairs(self, most: int) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
-        """Rows of both tables, pair by pair, up to `most`."""
+        """Rows of both tables, pair by pair, at most `most` pairs."""
         total = np.cumsum(self.count)
         end = int(np.searchsorted(total, most, side="right"))
         start, count, total = self.start[:end], self.count[:end], total[:end]

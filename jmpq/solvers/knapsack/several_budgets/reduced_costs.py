@@ -1,12 +1,12 @@
-"""What an allocation adds to the Lagrangian bound: reduced costs, and priced slack.
+"""The gap of an allocation to the Lagrangian bound: reduced costs plus priced slack.
 
 For any prices λ ≥ 0 and any allocation c,
 
     loss(c) = L(λ) + Σ_i above[i, c_i] + λ·(limits − costs(c)),
 
-L the Lagrangian and `above` the priced loss of an option above the least of its group. Within
-the budgets no term is negative. So an allocation is near the bound exactly if its options have
-small reduced costs and it leaves little of the budgets that have a price.
+where L is the Lagrangian and `above` is an option's priced loss minus the least of its group.
+Within the budgets no term is negative. An allocation is therefore near the bound if and only if
+its options have small reduced costs and it leaves little of the priced budgets.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from jmpq.problem.problem import Reduced
 from jmpq.solvers.knapsack.relaxation_bounds import Multipliers, priced_losses
 
-_BINDS = 1e-6  # price of what a budget's table spans, as a part of all budgets'
+_BINDS = 1e-6  # least price of a budget that binds, times its spread, relative to all budgets
 
 Columns = Int[np.ndarray, " groups"]
 
@@ -29,9 +29,9 @@ class ReducedCosts:
 
     Attributes:
         reduced: The problem.
-        prices: Multipliers of the budgets, best those of the linear relaxation.
-        above: Reduced cost of every option: 0 for the best of each group, +inf where not
-            allowed.
+        prices: Multipliers of the budgets, ideally the linear relaxation's.
+        above: Reduced cost of every option: 0 for the best option of each group, +inf where
+            not allowed.
     """
 
     reduced: Reduced
@@ -50,27 +50,27 @@ class ReducedCosts:
 
     @functools.cached_property
     def spread(self) -> Float[np.ndarray, " budgets"]:
-        """What the whole table of each budget spans."""
+        """Range of each cost, summed over the groups."""
         return np.ptp(self.reduced.costs, axis=2).sum(axis=1)
 
     @functools.cached_property
     def binding(self) -> Int[np.ndarray, " binding"]:
-        """The budgets that have a price, and not only by rounding."""
+        """Budgets whose price is not just rounding."""
         worth = self.prices * self.spread
         return np.flatnonzero(worth > _BINDS * worth.sum())
 
     @functools.cached_property
     def penalties(self) -> Multipliers:
-        """The prices, none of them far below the mean: also a budget without a price binds.
+        """The prices, raised where far below the mean, to penalise every exceeded budget.
 
-        They are compared in units of what the whole table of a budget spans.
+        Prices are compared in units of the cost's `spread`.
         """
         spread = np.where(self.spread > 0, self.spread, 1.0)
         mean = float((self.prices * spread).mean()) if len(spread) else 0.0
         return np.maximum(self.prices, (mean if mean > 0 else 1.0) / spread)
 
     def slack(self, columns: Columns) -> Float[np.ndarray, " budgets"]:
-        """What an allocation leaves of the budgets; negative where it exceeds them."""
+        """Unused part of the budgets; negative where the allocation exceeds them."""
         return self.reduced.limits - self.reduced.used(columns)
 
     def gap(self, columns: Columns) -> float:
@@ -79,10 +79,10 @@ class ReducedCosts:
         return float(above.sum() + self.prices @ self.slack(columns))
 
     def cheapest_to_change(self, columns: Columns, most: int) -> Int[np.ndarray, " some"]:
-        """Up to `most` groups that move the budgets' use at the least reduced cost, in order.
+        """Up to `most` groups that change the budgets' use at least reduced cost, in order.
 
-        What an option moves is its priced change of use, and more than the gap of `columns`
-        is more than needed. Options whose reduced cost exceeds the gap cannot improve on it.
+        The change of an option is its priced change of use, capped at the gap of `columns`.
+        Options whose reduced cost exceeds the gap cannot improve on `columns`.
         """
         rows = np.arange(len(columns))
         gap = float(self.above[rows, columns].sum() + self.penalties @ abs(self.slack(columns)))

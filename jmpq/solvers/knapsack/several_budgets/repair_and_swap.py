@@ -1,4 +1,4 @@
-"""Allocations within several budgets: priced choices, repaired, filled up and swapped."""
+"""Allocations within several budgets: priced choices, then repair, filling and swaps."""
 
 import math
 import time
@@ -11,21 +11,21 @@ from jmpq.solvers.knapsack.relaxation_bounds import Multipliers
 from jmpq.solvers.knapsack.several_budgets.reduced_costs import Columns, ReducedCosts
 
 SEARCHED = 2048  # groups that swaps may change
-_MOVES = 300  # changes of one group of which all pairs are looked at
+_MOVES = 300  # changes of one group that are combined to pairs
 _STEPS = 200  # swaps of one descent
 _OVER = (3.0, 1e4)  # penalties of a budget that is exceeded, in units of its price
 
 
 def repaired(costs: ReducedCosts) -> Columns | None:
-    """The best choices at the prices, repaired by swaps; None where they do not get there."""
+    """The best choices at the prices, repaired by swaps; None if the repair fails."""
     columns = swapped(costs, costs.above.argmin(axis=1))
     return columns if costs.reduced.fits(columns) else None
 
 
 def raised(costs: ReducedCosts) -> Columns | None:
-    """The best choices at prices raised until the budgets are met, filled up and swapped.
+    """The best choices at prices raised until the budgets are met, then filled and swapped.
 
-    None where no common factor meets the budgets.
+    None if no common factor of the prices meets the budgets.
     """
     columns = raise_prices(costs.reduced, costs.prices)
     if columns is None:
@@ -34,9 +34,9 @@ def raised(costs: ReducedCosts) -> Columns | None:
 
 
 def raise_prices(reduced: Reduced, prices: Multipliers) -> Columns | None:
-    """The best choices at prices raised by the least common factor that meets the budgets.
+    """The best choices at prices times the least common factor that meets the budgets.
 
-    None where no factor does.
+    None if no factor does.
     """
 
     def at(factor: float) -> Columns:
@@ -66,7 +66,7 @@ def raise_prices(reduced: Reduced, prices: Multipliers) -> Columns | None:
 
 
 def fill(reduced: Reduced, columns: Columns, prices: Multipliers) -> Columns:
-    """Give away what is left of the budgets: most loss saved per price first."""
+    """Spend what is left of the budgets, most loss saved per price first."""
     rows, columns = np.arange(len(columns)), columns.copy()
     worth = np.maximum(prices, 1e-12 * prices.max(initial=0.0))
     while True:
@@ -98,7 +98,7 @@ def fill(reduced: Reduced, columns: Columns, prices: Multipliers) -> Columns:
 def _prefixes(
     costs: Float[np.ndarray, "budgets steps"], left: Float[np.ndarray, " budgets"]
 ) -> Int[np.ndarray, " taken"]:
-    """Steps in their order that fit together; one that does not is passed over."""
+    """Steps, in order, that fit together; a step that does not fit is skipped."""
     taken: list[Int[np.ndarray, " some"]] = []
     steps = np.arange(costs.shape[1])
     while len(steps):
@@ -113,11 +113,11 @@ def _prefixes(
 
 
 def swapped(costs: ReducedCosts, columns: Columns, deadline: float = math.inf) -> Columns:
-    """Change one or two groups at a time while that helps; within the budgets or not.
+    """Change one or two groups at a time while the penalised gap falls.
 
-    What is made less is the gap, where a budget that is exceeded costs a multiple of its
-    price instead of earning it. At a small multiple exceeding one budget a little may pay for
-    the others on the way; the large one after it has the last word.
+    The start may exceed the budgets. The objective is the gap, with a multiple of the price as
+    the penalty on an exceeded budget. With a small multiple the descent may exceed one budget
+    for a while to satisfy the others; a descent with a large multiple follows.
     """
     reduced = costs.reduced
     groups = costs.cheapest_to_change(columns, SEARCHED)
@@ -141,7 +141,7 @@ def _descend(
     penalties: Multipliers,
     deadline: float,
 ) -> tuple[Columns, Float[np.ndarray, " budgets"]]:
-    """The best single change or pair of changes, again and again; columns and slack after."""
+    """Repeat the best single change or pair of changes; return the columns and the slack."""
     prices, rows, columns = costs.prices, np.arange(len(columns)), columns.copy()
     budgets, _, choices = tables.shape
 
@@ -174,5 +174,5 @@ def _descend(
 def _priced(
     slack: Float[np.ndarray, "moves budgets"], prices: Multipliers, penalties: Multipliers
 ) -> Float[np.ndarray, " moves"]:
-    """Price of what is left of the budgets, and penalty of what exceeds them."""
+    """Price of unused budgets plus penalty of exceeded ones."""
     return np.maximum(prices * slack, -penalties * slack).sum(axis=1)

@@ -1,7 +1,7 @@
 """Allocations near an allocation: single changes, pairs of changes, random kicks.
 
-An *option* is a (group, choice) pair, by its number ``group·choices + choice``; a *move*
-changes one group or two. Every budget is held: an infeasible move is none.
+An *option* is a (group, choice) pair with number ``group·choices + choice``. A *move* changes
+one group or two. Moves keep every budget.
 """
 
 import dataclasses
@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.problem.problem import Reduced
 from jmpq.solvers.knapsack.feasibility import combined_costs
-
-Columns = Int[np.ndarray, " groups"]
+from jmpq.solvers.quadratic.priced_walk import Columns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,8 +21,8 @@ class Neighbourhood:
 
     Attributes:
         reduced: The problem over groups.
-        max_options: Pairs are sought among so many options, the most promising ones by the
-            change of the objective plus the price of their costs.
+        max_options: Number of options that are combined to pairs: the most promising ones, by
+            change of the objective plus price of their costs.
     """
 
     reduced: Reduced
@@ -31,20 +30,20 @@ class Neighbourhood:
 
     @functools.cached_property
     def price(self) -> Float[np.ndarray, "groups choices"]:
-        """One cost from all budgets, +inf where not allowed."""
+        """Weighted sum of all costs, +inf where not allowed."""
         return combined_costs(self.reduced)
 
     def cost_changes(self, columns: Columns) -> Float[np.ndarray, "budgets groups choices"]:
-        """What every single change adds to the costs."""
+        """Change of the costs by every single change."""
         rows = np.arange(len(columns))
         return self.reduced.costs - self.reduced.costs[:, rows, columns][:, :, None]
 
     def left(self, columns: Columns) -> Float[np.ndarray, " budgets"]:
-        """What the budgets leave."""
+        """Unused part of the budgets."""
         return self.reduced.limits - self.reduced.used(columns)
 
     def single_changes(self, columns: Columns) -> Bool[np.ndarray, "groups choices"]:
-        """Single changes that are allowed and hold every budget."""
+        """Single changes that are allowed and keep every budget."""
         left = self.left(columns)[:, None, None]
         return self.changes(columns) & (self.cost_changes(columns) <= left).all(axis=0)
 
@@ -60,8 +59,8 @@ class Neighbourhood:
         """Options worth trying in pairs: all of them, or those of least priced change.
 
         Args:
-            columns: The present allocation.
-            change: What each single change adds to the objective.
+            columns: Current allocation.
+            change: Change of the objective by each single change.
         """
         groups = len(change)
         options = np.flatnonzero(self.changes(columns))
@@ -78,7 +77,7 @@ class Neighbourhood:
     def pairs(
         self, columns: Columns, options: Int[np.ndarray, " options"]
     ) -> Bool[np.ndarray, "options options"]:
-        """Pairs of changes in two groups that hold every budget, each once."""
+        """Pairs of changes in two groups that keep every budget, each once."""
         groups, choices = self.reduced.losses.shape
         of = options // choices
         fits = of[:, None] < of[None, :]  # options ascend: the upper triangle
@@ -98,7 +97,7 @@ class Neighbourhood:
     def kick(
         self, columns: Columns, cheapest: Columns, changes: int, rng: np.random.Generator
     ) -> Columns:
-        """Give some groups a random choice, then cheapen random groups until it fits."""
+        """Give some groups a random choice, then downgrade random groups until it fits."""
         after = columns.copy()
         groups = rng.permutation(len(columns))
         for group in groups[:changes]:
