@@ -19,7 +19,7 @@ class Checkpoints:
     """Checkpoints of one training run in one folder.
 
     Args:
-        folder: Where to keep them; made if it is not there.
+        folder: Folder of the checkpoints; created if missing.
         origin: JSON value that says what the run is (configuration, data, seed). A folder of
             another run is refused.
 

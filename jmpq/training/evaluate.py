@@ -11,7 +11,8 @@ import scipy.special
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jmpq.data.batches import CHECK_LOGITS, batches
-from jmpq.data.dataset import IGNORED, Split
+from jmpq.data.dataset import Split
+from jmpq.data.positions import IGNORED
 from jmpq.training.labels import check_labels
 
 # apply(params, inputs) -> logits
@@ -104,7 +105,7 @@ def evaluate_logits(
     labels = check_labels(labels, wide.shape, "the examples")
     own = np.take_along_axis(wide, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     losses = _examples(np.asarray(scipy.special.logsumexp(wide, axis=-1)) - own, labels)
-    right = _examples(wide.argmax(-1) == labels, labels)
+    right = hits(wide, labels)
     return Scores(
         examples=len(wide),
         loss=float(losses.mean()),
@@ -112,6 +113,14 @@ def evaluate_logits(
         top1=float(right.mean()),
         top1_sem=standard_error(right),
     )
+
+
+def hits(
+    logits: Float[np.ndarray, "examples *positions classes"],
+    labels: Shaped[np.ndarray, "examples *positions"],
+) -> Float[np.ndarray, " examples"]:
+    """Share of every example's positions whose largest logit is the label's."""
+    return _examples(logits.argmax(-1) == labels, labels)
 
 
 def _examples(

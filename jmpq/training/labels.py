@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from jmpq.data.batches import make_batch
-from jmpq.data.dataset import IGNORED, Split
+from jmpq.data.dataset import Split
+from jmpq.data.positions import IGNORED
 
 
 def check_labels(
@@ -21,7 +22,7 @@ def check_labels(
             is converted.
         output: Shape of the output for these examples: examples first, classes last,
             positions between them.
-        where: What the examples are, for the message.
+        where: Name of the examples, for the message.
         classes: Whether cross-entropy is the loss: labels must then be classes from 0, or
             `IGNORED` at positions that do not count. Another loss may take targets of any
             type and shape, and only their number is looked at.
@@ -85,6 +86,29 @@ def check_label(label: Any, logits: tuple[int, ...]) -> None:
             f"A label is {label.dtype}{list(shape)} and its logits have shape {list(logits)}: "
             f"cross-entropy takes classes last and whole numbers of shape {list(logits[:-1])}. "
             "Pass class numbers, or a loss of your own."
+        )
+
+
+def check_unnormalised(outputs: Any, where: str) -> None:
+    """Refuse outputs that are class probabilities already, as cross-entropy takes logits.
+
+    A network that ends in a softmax has hardly any loss, KL divergence or curvature left.
+
+    Args:
+        outputs: Outputs of some examples, classes last.
+        where: Name of the examples, for the message.
+
+    Raises:
+        ValueError: If no output is negative and all sum to one over the classes.
+    """
+    array = np.asarray(outputs)
+    if array.ndim < 2 or array.shape[-1] < 2 or not array.size or array.min() < 0:
+        return
+    if np.abs(array.sum(axis=-1, dtype=np.float64) - 1).max() < 1e-3:
+        raise ValueError(
+            f"The network's outputs for {where} are probabilities: none is negative, and over "
+            f"the {array.shape[-1]} classes they sum to 1. Cross-entropy takes logits: leave "
+            "the softmax out of the network, or return the logarithm of its output."
         )
 
 

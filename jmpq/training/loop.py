@@ -109,14 +109,14 @@ def run_steps(
 
     Args:
         step: One step; what it draws must follow from the state.
-        state: Where to start: jax arrays. It may be donated.
+        state: First state: JAX arrays, which may be donated.
         split: Training examples.
         config: Epochs, batch size, checkpoints.
         seed: Seed of the order of examples.
         store: Checkpoints of the state; training goes on from the newest.
         mesh: Devices over which the examples of a batch are spread; None for one device.
-        progress: Called with finished steps, all steps, and the loss before the last step but
-            one (NaN at first), so that the device never waits for it.
+        progress: Callback, called with finished steps, all steps, and the loss before the last
+            step but one (NaN at first), so that the device never waits for it.
 
     Returns:
         The state, and the loss of every step.

@@ -12,10 +12,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Float, Shaped
 
-from jmpq.data.dataset import IGNORED
+from jmpq.data.positions import counted
 from jmpq.network.precision import widened
 from jmpq.training.labels import check_label
 
@@ -63,7 +62,8 @@ def kl_divergence(
 ) -> Float[Array, ""]:
     """KL(p_reference ‖ p_logits) of one example, nats; zero where both answer alike.
 
-    Where there are positions their mean: of all, or of those that count by `label`.
+    Where there are positions their mean: of those that count by `label`, or by the reference
+    itself (`jmpq.data.positions.reference_logits`); of all where neither says so.
 
     Raises:
         ValueError: If there are not two classes or more; while it is traced.
@@ -75,7 +75,7 @@ def kl_divergence(
         )
     log_p, log_q = (jax.nn.log_softmax(z) for z in map(widened, (reference, logits)))
     divergences = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-    return divergences.mean() if label is None else position_mean(divergences, label)
+    return position_mean(divergences, reference if label is None else label)
 
 
 def increase(
@@ -98,23 +98,12 @@ def increase(
 def position_mean(
     values: Shaped[Array, "*positions"], target: Shaped[Array, "..."]
 ) -> Float[Array, ""]:
-    """Mean over the positions of one example.
-
-    Where `target` has one whole number a position, positions with `IGNORED` do not count.
-    """
+    """Mean over the positions of one example, of those that count by its target (`counted`)."""
     counts = counted(target, values.shape)
     if counts is None:
         return values.mean()
     number = jnp.maximum(counts.sum(), 1).astype(values.dtype)
     return jnp.where(counts, values, 0).sum() / number
-
-
-def counted(
-    target: Shaped[Array | np.ndarray, "..."], positions: tuple[int, ...]
-) -> Bool[Array | np.ndarray, "..."] | None:
-    """Which positions count by their labels; None where the target is not one a position."""
-    labelled = target.shape == positions and jnp.issubdtype(target.dtype, jnp.integer)
-    return target != IGNORED if positions and labelled else None
 
 
 def has_classes(output: tuple[int, ...]) -> bool:

@@ -9,7 +9,8 @@ import scipy.special
 from jaxtyping import PyTree
 
 from jmpq.data.batches import batches
-from jmpq.data.dataset import IGNORED, Split
+from jmpq.data.dataset import Split
+from jmpq.data.positions import IGNORED
 from jmpq.training.evaluate import Apply
 
 

@@ -39,15 +39,16 @@ def train(
     """Train from random initialisation; the same arguments give the same weights.
 
     Args:
-        module: Called as ``module.apply(variables, inputs, train=True)``; its collections are
-            ``params`` and, with batch normalisation, ``batch_stats``. It may draw ``dropout``.
+        module: Flax module, called as ``module.apply(variables, inputs, train=True)``; its
+            collections are ``params`` and, with batch normalisation, ``batch_stats``. It may
+            draw ``dropout``.
         split: Training examples; batches of sentences are of similar length.
-        config: How to train; None for the defaults.
+        config: Options of training; None for the defaults.
         seed: Seed of initialisation, order of examples, augmentation and dropout.
         checkpoints: Folder for the state after epochs. An interrupted training called again
             with the same arguments goes on from there, to the same result as without
             interruption; a finished one returns at once.
-        progress: Called with (finished steps, all steps) after every step.
+        progress: Callback, called with (finished steps, all steps) after every step.
 
     Returns:
         Variables ``{"params": ..., "batch_stats": ...}``, the latter where there are some.
