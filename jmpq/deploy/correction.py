@@ -20,7 +20,8 @@ from jmpq.network.patches import output_feature_axes
 from jmpq.network.precision import widened
 from jmpq.network.sites import Op, Site
 from jmpq.network.walk import Rule, bind
-from jmpq.quantizers.fake_quant import Quantizers, quantized_output
+from jmpq.quantizers.fake_quant import quantized_output, run_quantized
+from jmpq.quantizers.scales import Quantizers
 
 Correct = Literal["none", "bias", "batch_norm"]
 EPSILON = 1e-5  # added to variances, as batch normalisation adds it
@@ -54,7 +55,7 @@ def output_moments(network: Network, inputs: PyTree) -> dict[int, Moments]:
 
     def at_site(site: Site, x: Array, op: Op) -> Array:
         y = op(x)
-        if site.has_input:
+        if site.has_both:
             moments[site.index] = _moments(site, y)
         return y
 
@@ -104,7 +105,7 @@ def find_corrections(
         corrections[site.index] = Correction(gain, shift)
         return (gain * widened(y) + shift).astype(y.dtype)
 
-    network.run(inputs, at_site)
+    run_quantized(network, quantizers, w_bits, a_bits, inputs, at_site)
     return corrections
 
 
@@ -129,7 +130,7 @@ def corrected_logits(
             return y
         return (correction.gain * widened(y) + correction.shift).astype(y.dtype)
 
-    return network.run(inputs, at_site, params, rule)
+    return run_quantized(network, quantizers, w_bits, a_bits, inputs, at_site, params, rule)
 
 
 def _moments(site: Site, y: Array) -> Moments:

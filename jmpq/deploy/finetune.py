@@ -35,18 +35,20 @@ from jmpq.deploy.correction import (
 from jmpq.deploy.finetuned import Finetuned
 from jmpq.devices import mesh_for, replicate, to_host
 from jmpq.formats import FLOAT_BITS
+from jmpq.kinds import check_kinds
 from jmpq.network.network import Network
 from jmpq.network.precision import products_in
 from jmpq.network.walk import Rule, bind
-from jmpq.quantizers.fake_quant import Quantizers
 from jmpq.quantizers.learned import (
     ScaleRows,
     gradient_factors,
     kernels_near_codes,
     rows_of,
     scale_gradients,
+    settled,
     with_rows,
 )
+from jmpq.quantizers.scales import Quantizers
 from jmpq.training.checkpoint import Checkpoints
 from jmpq.training.labels import check_split
 from jmpq.training.loop import (
@@ -66,6 +68,7 @@ SCHEDULE = TrainConfig(
 )
 
 
+@check_kinds
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Options of a fine-tuning.
@@ -76,7 +79,7 @@ class FinetuneConfig:
         method: ``ste``: the scales stay; ``lsq``: they are learned.
         scale_learning_rate: Learning rate of scales, as a multiple of the parameters'.
         distillation: Weight of T²·KL(float network ‖ quantized), both at temperature T; the
-            rest is the weight of cross entropy. With 1 the labels are not looked at.
+            rest is the weight of cross entropy. With 1 labels say only which positions count.
         temperature: T: logits are divided by it for distillation.
         dtype: Type of convolutions and matrix products; parameters, scales and all else stay
             float32.
@@ -122,7 +125,7 @@ class Constants(NamedTuple):
         a_bits: Activation bits of every layer's input.
         scale: Calibrated scales.
         zero_point: Zero points.
-        factors: Factors of the gradients of scales, per layer and per site; none with ``ste``.
+        factors: Factors of the gradients of scales (`gradient_factors`); none with ``ste``.
         corrections: Corrections of the layers' outputs.
         key: Key of the augmentation.
     """
@@ -133,11 +136,12 @@ class Constants(NamedTuple):
     a_bits: Int[Array, " layers"]
     scale: ScaleRows
     zero_point: ScaleRows
-    factors: tuple[list[float], list[float]] | None
+    factors: tuple[list[float], ...] | None
     corrections: Corrections
     key: Array
 
 
+@check_kinds
 def finetune(
     network: Network,
     quantizers: Quantizers,
@@ -163,7 +167,7 @@ def finetune(
         allocation: The allocation to train for; layers that it does not name stay
             unquantized.
         split: Training examples.
-        config: How to fine-tune; None for the defaults.
+        config: Options of fine-tuning; None for the defaults.
         examples: Calibration inputs in one batch, for `FinetuneConfig.correct`.
         seed: Seed of the order of examples and of augmentation.
         checkpoints: Folder for the state. An interrupted fine-tuning called again with the
@@ -171,7 +175,8 @@ def finetune(
             finished one returns at once.
         mesh: Devices over which the examples of a batch are spread; None for one device. The
             result is the same up to rounding.
-        progress: Called with finished steps, all steps, and a recent loss (NaN at first).
+        progress: Callback, called with finished steps, all steps, and a recent loss (NaN at
+            first).
 
     Raises:
         ValueError: If the allocation names a layer that the network does not have or gives
@@ -232,6 +237,7 @@ def finetune(
         store.close()
     learned = jax.tree.map(lambda x: jnp.asarray(to_host(x)), state["learned"])
     rows = fixed.scale if config.method == "ste" else learned["scale"]
+    quantizers = settled(network, quantizers, w_bits, a_bits)
     return Finetuned(
         network=dataclasses.replace(network, params=_tied(network, learned["params"])),
         quantizers=with_rows(quantizers, rows, fixed.zero_point),
@@ -252,6 +258,7 @@ def start(
     total: int,
 ) -> tuple[Constants, dict[str, PyTree]]:
     """The constants, and the first state: learned arrays, optimizer state, step."""
+    quantizers = settled(network, quantizers, w_bits, a_bits)
     scale, zero_point = rows_of(network, quantizers, w_bits, a_bits)
     factors = None
     if config.method == "lsq":

@@ -14,15 +14,15 @@ from jmpq.allocation import Allocation, bit_arrays
 from jmpq.deploy.correction import Correction, Corrections, corrected_logits
 from jmpq.deploy.measure import Evaluator
 from jmpq.formats import FLOAT_BITS
+from jmpq.kinds import check_kinds
 from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
-from jmpq.quantizers.fake_quant import Quantizers, Scales
-from jmpq.quantizers.learned import rows_of, tensor_bits
+from jmpq.quantizers.learned import rows_of, tensor_bits, tensor_names
+from jmpq.quantizers.scales import KINDS, Quantizers, Scales
 from jmpq.quantizers.spec import InputSpec, KernelSpec, read_spec
 from jmpq.zoo.tensor_files import load_tensors, save_tensors
 
 ARCHITECTURE = "jmpq/finetuned"
-KINDS = ("weights", "activations")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,9 +83,9 @@ def save_finetuned(
     """Write a safetensors file, whole or not at all.
 
     Tensors: ``params/PATH``; ``state/PATH``, the frozen statistics; of what is quantized
-    ``weights/LAYER/scale`` and ``activations/SITE/scale``, one value per block, with
-    ``zero_point`` on the affine grid; ``corrections/SITE/gain`` and ``.../shift``. Metadata:
-    bits by layer, specifications of the quantizers.
+    ``weights/LAYER/scale``, ``activations/SITE/scale`` and ``stream/POINT/scale``, one value
+    per block, with ``zero_point`` on the affine grid; ``corrections/SITE/gain`` and
+    ``.../shift``. Metadata: bits by layer, specifications of the quantizers.
 
     Raises:
         ValueError: If a tensor is not finite.
@@ -97,7 +97,7 @@ def save_finetuned(
         for what, tree in (("params", network.params), ("state", network.state))
         for name, leaf in _named(tree)
     }
-    names = [layer.name for layer in network.layers], [site.name for site in network.sites]
+    names = tensor_names(network)
     bits = tensor_bits(network, *finetuned.bits.tolist())
     both = rows_of(network, quantizers, *finetuned.bits.tolist())
     specs: dict[str, Any] = {}
@@ -127,6 +127,7 @@ def save_finetuned(
     )
 
 
+@check_kinds
 def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
     """Read what `save_finetuned` wrote.
 
@@ -157,7 +158,7 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
                 f"{path} is of another network: its frozen statistics {name!r} differ. Give "
                 "the network that was fine-tuned."
             )
-    names = [layer.name for layer in network.layers], [site.name for site in network.sites]
+    names = tensor_names(network)
     if lacking := [name for name in names[0] if name not in record["bits"]]:
         raise ValueError(f"{path} is of another network: layer {lacking[0]!r} has no bits.")
     allocation = Allocation.from_json(record["bits"])
@@ -177,7 +178,12 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
             rows[what] = tuple(by_bits)
         if spec or kind == "weights":
             spec_class = KernelSpec if kind == "weights" else InputSpec
-            scales[kind] = Scales(spec=read_spec(spec_class, spec or {}), bits=widths, **rows)
+            scales[kind] = Scales(
+                spec=read_spec(spec_class, spec or {}),
+                bits=widths,
+                scale=rows["scale"],
+                zero_point=rows["zero_point"],
+            )
     corrections = {
         site: Correction(*(jnp.asarray(tensors[f"corrections/{name}/{x}"])
                            for x in Correction._fields))
@@ -188,7 +194,7 @@ def load_finetuned(path: pathlib.Path | str, network: Network) -> Finetuned:
         network=dataclasses.replace(
             network, params=jax.tree.unflatten(jax.tree.structure(network.params), leaves)
         ),
-        quantizers=Quantizers(weights=scales["weights"], activations=scales.get("activations")),
+        quantizers=Quantizers(**{"activations": None, **scales}),
         allocation=allocation,
         corrections=corrections,
         losses=np.zeros(0),

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jmpq.allocation import Allocation, bit_arrays
+from jmpq.allocation import AllocationLike, bit_arrays
 from jmpq.data.batches import CHECK_LOGITS, Batch, check_finite, check_pairs
 from jmpq.deploy.correction import (
     Correct,
@@ -29,11 +29,12 @@ from jmpq.deploy.correction import (
 )
 from jmpq.devices import EXAMPLES, mesh_for, replicate, spread, to_host
 from jmpq.journal import Journal
+from jmpq.kinds import check_kinds
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers
 from jmpq.text import plural, printed
 from jmpq.training.evaluate import standard_error
-from jmpq.training.labels import check_labels, label_array
+from jmpq.training.labels import check_labels, check_unnormalised, label_array
 from jmpq.training.losses import (
     ExampleLoss,
     cross_entropy,
@@ -101,6 +102,7 @@ class Outcome:
         return cls(**values)
 
 
+@check_kinds
 class Evaluator:
     """Measures allocations of one network.
 
@@ -109,8 +111,9 @@ class Evaluator:
     Args:
         network: The float network.
         quantizers: Calibrated quantizers of the network.
-        batches: Called for the examples; batches of one size, padding with weight zero. Or
-            (inputs, labels) of every batch, as `analyse` takes them, nothing of it padding.
+        batches: Function that returns the examples; batches of one size, padding with weight
+            zero. Or (inputs, labels) of every batch, as `analyse` takes them, nothing of it
+            padding.
         loss: Loss of one example, nats.
         candidates_per_call: Allocations per call of the compiled program.
         correct: Correction of the layers' outputs, found anew for every allocation: its
@@ -213,7 +216,8 @@ class Evaluator:
                     network.output_shape(inputs, "the examples")
                     z = _float_logits(network, inputs)
                     _check_logits(z, counts)
-                    classes = self.loss is cross_entropy
+                    if classes := self.loss is cross_entropy:
+                        check_unnormalised(to_host(z)[counts], "the examples")
                     check_labels(batch.labels, z.shape, "the examples", classes=classes)
                     losses = to_host(_losses(self.loss, z, labels)).astype(np.float64)
                     if (left := left - z.nbytes) >= 0:
@@ -234,17 +238,22 @@ class Evaluator:
             rows.append(np.stack([losses, *classes, losses])[:, counts])
         return outcome_of(np.concatenate(rows, axis=1))
 
+    @check_kinds
     def __call__(
         self,
-        allocations: Sequence[Allocation],
+        allocations: Sequence[AllocationLike],
         *,
         done: Callable[[int, Outcome], None] = lambda index, outcome: None,
+        scored: Callable[[int, Float[np.ndarray, "6 examples"]], None] = lambda i, scores: None,
     ) -> list[Outcome]:
         """Measure allocations.
 
         Args:
-            allocations: The allocations.
-            done: Called with (index of the allocation, outcome) as soon as one is known.
+            allocations: The allocations, each an `Allocation` or a mapping of layers to choices
+                or labels; a layer that it does not name stays unquantized.
+            done: Callback, called with (index of the allocation, outcome) as soon as one is
+                known.
+            scored: Callback, called before that with (index of the allocation, its `scores`).
 
         Raises:
             ValueError: If an allocation names a layer that the network does not have, or
@@ -261,11 +270,12 @@ class Evaluator:
             rows = [self.scores(chunk, n, b, corrections) for n, b in enumerate(self.batches())]
             for scores in np.concatenate(rows, axis=2):
                 outcomes.append(outcome_of(scores))
+                scored(len(outcomes) - 1, scores)
                 done(len(outcomes) - 1, outcomes[-1])
         return outcomes
 
     def bits(
-        self, allocations: Sequence[Allocation]
+        self, allocations: Sequence[AllocationLike]
     ) -> Int[np.ndarray, "allocations 2 layers"]:
         """Weight and activation bits of every layer, checked.
 
@@ -404,11 +414,22 @@ def _class_scores(
         return jnp.stack([undefined] * 4)
     mean = jax.vmap(position_mean)
     divergence = jax.vmap(functools.partial(increase, "kl", cross_entropy))(q, z, labels)
-    agrees = mean((q.argmax(axis=-1) == z.argmax(axis=-1)).astype(q.dtype), labels)
+    agrees = mean((greatest(q) == greatest(z)).astype(q.dtype), labels)
     top = [undefined, undefined]
     if labels.shape == q.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
         top = [mean(among(q, labels, k).astype(q.dtype), labels) for k in (1, 5)]
     return jnp.stack([divergence, *top, agrees])
+
+
+def greatest(logits: Float[Array, "*batch classes"]) -> Int[Array, "*batch"]:
+    """Class of the greatest logit, the first of equal ones; no class where one is NaN.
+
+    Two reductions that XLA vectorizes on a CPU; its `argmax` is several times slower.
+    """
+    count = logits.shape[-1]
+    classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    top = logits.max(axis=-1, keepdims=True)
+    return jnp.where(logits == top, classes, count).min(axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -461,6 +482,31 @@ def among(
     before = classes.reshape(*[1] * (logits.ndim - 1), -1) < labels
     ahead = ~(logits < own) & ((logits != own) | before)
     return (ahead.sum(axis=-1) < count) & ~jnp.isnan(own[..., 0])
+
+
+def difference_of(
+    scores: Float[np.ndarray, "6 examples"], reference: Float[np.ndarray, "6 examples"]
+) -> dict[str, float | None]:
+    """What an allocation costs more than another, example by example.
+
+    Args:
+        scores: Scores of the allocation, as `Evaluator.scores` orders them.
+        reference: Scores of the other one on the same examples.
+
+    Returns:
+        Mean of the paired differences of the KL divergence ``kl`` and the loss ``increase``,
+        nats per example, with their standard errors ``kl_sem`` and ``increase_sem``; None
+        where a score is not finite.
+    """
+    with np.errstate(invalid="ignore"):  # of infinite scores
+        increase, kl = (scores.astype(np.float64) - reference.astype(np.float64))[:2]
+    found = {
+        "kl": float(kl.mean()),
+        "kl_sem": standard_error(kl),
+        "increase": float(increase.mean()),
+        "increase_sem": standard_error(increase),
+    }
+    return {k: v if math.isfinite(v) else None for k, v in found.items()}
 
 
 def outcome_of(scores: Float[np.ndarray, "6 examples"]) -> Outcome:

@@ -9,8 +9,9 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Bool, Float
 
-from jmpq.allocation import Allocation
+from jmpq.allocation import AllocationLike
 from jmpq.deploy.measure import Evaluator, Outcome, outcome_of
+from jmpq.kinds import check_kinds
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,9 +35,10 @@ class Race:
         return sum(examples) / (len(examples) * max(examples))
 
 
+@check_kinds
 def race(
     evaluator: Evaluator,
-    allocations: Sequence[Allocation],
+    allocations: Sequence[AllocationLike],
     *,
     by: Literal["loss", "kl"] = "loss",
     error: float = 0.01,

@@ -12,13 +12,14 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Int, PyTree
 
-from jmpq.allocation import Allocation, bit_arrays
+from jmpq.allocation import AllocationLike, bit_arrays
 from jmpq.data.batches import Batch
 from jmpq.formats import FLOAT_BITS
+from jmpq.kinds import check_kinds
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
-from jmpq.quantizers.fake_quant import Quantizers, Scales, quantize_input, quantize_params
-from jmpq.quantizers.spec import InputSpec
+from jmpq.quantizers.fake_quant import quantize_params, quantize_site_input, run_quantized
+from jmpq.quantizers.scales import Quantizers
 from jmpq.text import plural, printed
 from jmpq.training.evaluate import standard_error
 
@@ -56,6 +57,7 @@ class SimilarityOutcome:
         return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
+@check_kinds
 class SimilarityEvaluator:
     """Measures allocations of a network whose one output is the similarity of two sentences.
 
@@ -65,7 +67,8 @@ class SimilarityEvaluator:
     Args:
         network: The float network: one output an example.
         quantizers: Calibrated quantizers of the network.
-        batches: Called for the examples; padding has weight zero. Labels in any linear scale.
+        batches: Function that returns the examples; padding has weight zero. Labels in any
+            linear scale.
         seed: Seed of the bootstrap.
     """
 
@@ -91,10 +94,10 @@ class SimilarityEvaluator:
     def reference(self) -> tuple[Examples, Examples]:
         """Similarities by the float network, and labels."""
         labels = [np.asarray(b.labels, np.float64)[b.weights > 0] for b in self.batches()]
-        idle = np.full(len(self.network.layers), FLOAT_BITS)
+        idle = np.full((2, len(self.network.layers)), FLOAT_BITS)
         return self._similarities(self.network.params, idle, None), np.concatenate(labels)
 
-    def similarities(self, allocation: Allocation) -> Float[np.ndarray, " examples"]:
+    def similarities(self, allocation: AllocationLike) -> Float[np.ndarray, " examples"]:
         """Similarity of every pair under an allocation, float64.
 
         Raises:
@@ -102,19 +105,19 @@ class SimilarityEvaluator:
                 gives one bits that were not calibrated; if the network has not one output.
         """
         names = [layer.name for layer in self.network.layers]
-        ((w_bits, a_bits),) = bit_arrays(names, [allocation])
+        (bits,) = bit_arrays(names, [allocation])
+        w_bits, a_bits = bits
         self.quantizers.check(self.network, w_bits.tolist(), a_bits.tolist())
         params = quantize_params(self.network, self.quantizers.weights, jnp.asarray(w_bits))
         moved = np.any(a_bits != FLOAT_BITS)
-        return self._similarities(
-            params, a_bits, self.quantizers.activations if moved else None
-        )
+        return self._similarities(params, bits, self.quantizers if moved else None)
 
     def float_outcome(self) -> SimilarityOutcome:
         """The float network itself."""
         return outcome_of(self.reference[0], *self.reference, seed=self.seed)
 
-    def __call__(self, allocations: Sequence[Allocation]) -> list[SimilarityOutcome]:
+    @check_kinds
+    def __call__(self, allocations: Sequence[AllocationLike]) -> list[SimilarityOutcome]:
         """Measure allocations; raises as `similarities` does."""
         return [
             outcome_of(self.similarities(allocation), *self.reference, seed=self.seed)
@@ -124,12 +127,12 @@ class SimilarityEvaluator:
     def _similarities(
         self,
         params: PyTree,
-        a_bits: Int[np.ndarray, " layers"],
-        activations: Scales[InputSpec] | None,
+        bits: Int[np.ndarray, "2 layers"],
+        quantizers: Quantizers | None,
     ) -> Float[np.ndarray, " examples"]:
         rows = []
         for batch in self.batches():
-            z = _outputs(self.network, activations, params, jnp.asarray(a_bits), batch.inputs)
+            z = _outputs(self.network, quantizers, params, jnp.asarray(bits), batch.inputs)
             if z.ndim != 2 or z.shape[1] != 1:
                 raise ValueError(
                     f"The network returns shape {z.shape}; expected one similarity an example, "
@@ -183,14 +186,17 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
 @jax.jit
 def _outputs(
     network: Network,
-    activations: Scales[InputSpec] | None,
+    quantizers: Quantizers | None,
     params: PyTree,
-    a_bits: Int[Array, " layers"],
+    bits: Int[Array, "2 layers"],
     inputs: PyTree,
 ) -> Float[Array, "batch ..."]:
-    def at_site(site: Site, x: Array, op: Op) -> Array:
-        if activations is not None and site.has_input:
-            x = quantize_input(site, x, a_bits[site.layer_index], activations)
-        return op(x)
+    if quantizers is None:
+        return network.logits(inputs, params)
 
-    return network.run(inputs, at_site, params)
+    w_bits, a_bits = bits
+
+    def at_site(site: Site, x: Array, op: Op) -> Array:
+        return op(quantize_site_input(network, quantizers, a_bits, site, x))
+
+    return run_quantized(network, quantizers, w_bits, a_bits, inputs, at_site, params)
