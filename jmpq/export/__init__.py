@@ -1,28 +1,34 @@
-"""From an allocation to a file that another program runs: integer codes, not fake ones.
+"""Export: from an allocation to a file with integer codes that another program runs.
 
-For those who deploy, to another runtime or to JAX itself. Start with `codes.take_codes`: the
-network under one allocation, its kernels as the integers that its accuracy was measured with;
-they are taken from the quantizers, never computed again. Then write a file::
+For those who deploy, to another runtime or to JAX itself. Start with `codes.take_codes`. It
+returns the network under one allocation, with its kernels as the integers that its accuracy was
+measured with. They are read from the quantizers, never recomputed. Then write a file::
 
     coded = take_codes(network, quantizers, allocation)
     save_packed("net.safetensors", coded, architecture="resnet20")
     jmpq.load_packed("net.safetensors").logits(inputs)
     save_onnx("net.onnx", coded)
 
-The packed file is the base: every bit-width of every grid, its payload as many bytes as cost
-``size_bytes`` says, to the byte. What no cost counts lies beside it: frozen statistics, scales
-of inputs, corrections, and a header. ONNX needs the extra ``onnx``; codes are stored at 2, 4,
-8 or 16 bits, the next that there is. Of a fine-tuned network pass its own network, quantizers,
-allocation and corrections.
+The packed file holds every bit-width of every grid. Its payload has exactly the bytes that cost
+``size_bytes`` counts. The file also holds what no cost counts: frozen statistics, scales of
+inputs, corrections and a header. ONNX needs the extra ``onnx`` and stores codes at the next of
+2, 4, 8 or 16 bits. ONNX runtimes are fast if activations were calibrated with placement
+``stream``. For a fine-tuned network pass its own network, quantizers, allocation and
+corrections.
 
-- `codes`: `Coded`, what every exporter takes. `bit_strings`: codes of 1 to 16 bits, no gaps.
+- `codes`: `Coded`, the argument of every exporter. `float_codes`: bit patterns of float
+  formats. `bit_strings`: codes of 1 to 16 bits without gaps.
 - `packed`: packed safetensors, with a loader that unpacks inside the compiled program.
-- `onnx_graph`: ONNX, by the walk that evaluates the network. `onnx_ops`: a rule for every
-  primitive. `onnx_values`: what flows there. `onnx_fusion`: what follows a product, moved into
-  it, as integer kernels need it.
-- `check`: a file in its own runtime, beside the evaluation.
+- `stablehlo`: the same as a program of `jax.export`, which runs without jmpq.
+- `onnx_graph`: ONNX, by the walk that evaluates the network. `onnx_ops`: one rule per
+  primitive. `onnx_values`: the values of the walk. `onnx_fusion`: fusion of operations after a
+  product into it, which integer kernels need.
+- `litert`: LiteRT, by its own converter and quantizer. `litert_file`: our codes in its file.
+  `matching`: identification of layers in a file that another program wrote.
+- `exchange`: small files that tell other tools the bits of every layer.
+- `check`: a file in its runtime, compared with jmpq. `targets`: all formats by name.
 
 To add a primitive of ONNX, write its rule in `onnx_ops`. To add a format, write a function that
-takes a `Coded` and a path, name the format in `check.Format` and in ``Export`` of
-`jmpq.run.options`, and give `jmpq.run.steps.export` its runner.
+takes a `Coded` and a path. Give it an entry in `targets.TARGETS` with its runners, and name it
+in ``ExportFormat`` of `jmpq.run.options`. To add a tool that reads bits, see `exchange`.
 """

@@ -1,7 +1,7 @@
 """Codes of 1 to 16 bits as a string of bytes, without gaps, and back inside compiled code.
 
-Code i has the bits i·b to i·b + b − 1 of the string, the least first; a byte's least bit comes
-first. Eight codes take exactly b bytes, so that every shift is known when it is compiled.
+Code i has the bits i·b to i·b + b − 1 of the string, least significant bit first, also within
+bytes. Eight codes take exactly b bytes, so every shift is known at compile time.
 """
 
 import jax
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-GROUP = 8  # codes that take whole bytes at any number of bits
+GROUP = 8  # number of codes that fill whole bytes at any bit-width
 
 
 def pack(codes: Int[np.ndarray, " codes"], bits: int) -> UInt8[np.ndarray, " bytes"]:
-    """Unsigned codes at their bits: ``ceil(codes · bits / 8)`` bytes.
+    """Pack unsigned codes into ``ceil(codes · bits / 8)`` bytes.
 
     >>> pack(np.array([5, 2, 7]), 3).tolist()  # 101, 010, 111: 0b11_010_101, 0b1
     [213, 1]
@@ -32,7 +32,7 @@ def pack(codes: Int[np.ndarray, " codes"], bits: int) -> UInt8[np.ndarray, " byt
 
 
 def unpack(packed: UInt8[Array, " bytes"], bits: int, count: int) -> Int[Array, " count"]:
-    """Inverse of `pack`, inside or outside of compiled code; `bits` and `count` are static."""
+    """Inverse of `pack`, for NumPy or traced arrays; `bits` and `count` are static."""
     groups = -(-count // GROUP)
     whole = jnp.pad(packed, (0, groups * bits - packed.size)).reshape(groups, bits)
     words = whole.astype(jnp.uint32)
@@ -44,5 +44,5 @@ def unpack(packed: UInt8[Array, " bytes"], bits: int, count: int) -> Int[Array, 
             word = word | words[:, first + extra] << np.uint32(8 * extra)
         columns.append(word >> np.uint32(shift) & np.uint32(2**bits - 1))
     codes = jnp.stack(columns, axis=1).reshape(-1)[:count]
-    # Not `astype`: the CPU compiler gets converted small integers wrong before a convolution.
+    # Not `astype`: XLA on the CPU miscompiles converted small integers before a convolution.
     return jax.lax.bitcast_convert_type(codes, jnp.int32)

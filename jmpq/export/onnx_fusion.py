@@ -1,8 +1,8 @@
-"""Nodes that runtimes have kernels for: what follows a product moved into it.
+"""Fusion of nodes after a product into it, for which runtimes have integer kernels.
 
-Batch normalisation after a convolution multiplies the scales of its kernel, never the codes,
-and adds to its bias; a bias after a matrix product makes a ``Gemm``, with an int32 bias where
-both operands are quantized, as integer kernels add it.
+A batch normalisation after a convolution multiplies the scales of the kernel, never its codes,
+and adds to the bias. A bias after a matrix product makes a ``Gemm``. If both operands are
+quantized, the bias becomes int32 codes, as integer kernels require.
 """
 
 import collections
@@ -13,12 +13,19 @@ import onnx
 from jmpq.export.onnx_values import Graph
 
 PRODUCTS = ("Conv", "MatMul")
-BIAS_STEPS = 256  # least codes between zero and the greatest bias
+BIAS_STEPS = 256  # least number of codes between zero and the largest bias
 AFFINE = ("Add", "Sub", "Mul", "Div")
+CLAMPS = ("Relu", "Max", "Min", "Clip")
 
 
 def fuse(graph: Graph, outputs: set[str]) -> None:
-    """Fuse what can be fused, drop what nothing reads; `outputs` are names that stay."""
+    """Fuse nodes and drop those that nothing reads; tensors named in `outputs` stay."""
+    _clip(graph, outputs)
+    _cancel(graph, outputs)
+    for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
+        while _needless_clamp(graph, node, outputs):
+            pass
+    _drop_dead(graph, outputs)
     for node in [node for node in graph.nodes if node.op_type in PRODUCTS]:
         while _fused(graph, node, outputs):
             pass
@@ -26,8 +33,69 @@ def fuse(graph: Graph, outputs: set[str]) -> None:
     _drop_dead(graph, outputs)
 
 
+def _readers(graph: Graph, name: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.nodes if name in node.input]
+
+
+def _clip(graph: Graph, outputs: set[str]) -> None:
+    """Merge Relu and Min with a constant into one Clip, which runtimes fuse."""
+    for node in [node for node in graph.nodes if node.op_type == "Min"]:
+        relu = _producer(graph, node.input[0])
+        cap = graph.arrays.get(node.input[1])
+        if relu is None or relu.op_type != "Relu" or cap is None or cap.size != 1:
+            continue
+        if len(_readers(graph, relu.output[0])) == 1 and relu.output[0] not in outputs:
+            ends = [graph.array(x.astype(cap.dtype)) for x in (np.zeros(()), cap.reshape(()))]
+            node.op_type, node.input[:] = "Clip", [relu.input[0], *ends]
+
+
+def _cancel(graph: Graph, outputs: set[str]) -> None:
+    """Leave out a division by the number that the node before multiplies with: a mean."""
+    for node in [node for node in graph.nodes if node.op_type == "Div"]:
+        product = _producer(graph, node.input[0])
+        if product is None or product.op_type != "Mul" or node.output[0] in outputs:
+            continue
+        one, two = (graph.arrays.get(x.input[1]) for x in (product, node))
+        if one is not None and two is not None and one.size == 1 and np.array_equal(one, two):
+            for reader in _readers(graph, node.output[0]):
+                names = [product.input[0] if n == node.output[0] else n for n in reader.input]
+                reader.input[:] = names
+
+
+def _needless_clamp(graph: Graph, node: onnx.NodeProto, outputs: set[str]) -> bool:
+    """Remove a clamp before QuantizeLinear that saturates there anyway; whether it did."""
+    clamp = _producer(graph, node.input[0])
+    if clamp is None or clamp.op_type not in CLAMPS or clamp.output[0] in outputs:
+        return False
+    if any(reader.op_type != "QuantizeLinear" for reader in _readers(graph, clamp.output[0])):
+        return False
+    ends = [graph.arrays.get(name, np.zeros((0, 0))) for name in clamp.input[1:]]
+    if any(end.size != 1 for end in ends):
+        return False
+    values = [float(end.reshape(())) for end in ends]
+    low, high = {
+        "Relu": (0.0, np.inf),
+        "Max": (*values, np.inf),
+        "Min": (-np.inf, *values),
+        "Clip": tuple(values),
+    }[clamp.op_type]
+    scale, zero = (graph.arrays[name] for name in node.input[1:])
+    codes = [float(end) for end in (np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max)]
+    following = _readers(graph, node.output[0])
+    if [reader.op_type for reader in following] == ["Clip"]:  # of the codes
+        codes = [float(graph.arrays[name]) for name in following[0].input[1:]]
+    # A value beyond the last threshold between two codes takes the last code, clamped or not.
+    least, most = (
+        float(scale) * (end - float(zero)) for end in (codes[0] + 0.5, codes[1] - 0.5)
+    )
+    if low >= least or high <= most:
+        return False
+    node.input[0] = clamp.input[0]
+    return True
+
+
 def _fused(graph: Graph, node: onnx.NodeProto, outputs: set[str]) -> bool:
-    """Whether the node after a product was moved into it."""
+    """Move the node after a product into it, if possible; whether it did."""
     readers = [i for i, other in enumerate(graph.nodes) if node.output[0] in other.input]
     if len(readers) != 1 or node.output[0] in outputs:
         return False
@@ -97,7 +165,7 @@ def _scaled_kernel(graph: Graph, node: onnx.NodeProto, factor: np.ndarray) -> bo
     inputs = [source.input[0], graph.array(scale * factor, "kernel/scale")]
     if len(source.input) == 3:
         zero = graph.arrays[source.input[2]]
-        inputs.append(graph.array(np.broadcast_to(zero, factor.shape).copy()))
+        inputs.append(graph.zero_point(source.input[0], np.broadcast_to(zero, factor.shape)))
     node.input[1] = graph.node("DequantizeLinear", inputs, axis=0)
     return True
 
@@ -109,7 +177,7 @@ def _set_bias(graph: Graph, node: onnx.NodeProto, bias: np.ndarray) -> None:
 
 
 def _into_gemm(graph: Graph, node: onnx.NodeProto, kind: str, other: np.ndarray) -> bool:
-    """A matrix product of two axes and the bias after it."""
+    """Merge a matrix product of two axes and the bias after it into a Gemm."""
     if node.op_type != "MatMul" or kind != "Add" or other.ndim != 2 or other.shape[0] != 1:
         return False
     bias = other.reshape(-1).astype(np.float32)
@@ -119,7 +187,7 @@ def _into_gemm(graph: Graph, node: onnx.NodeProto, kind: str, other: np.ndarray)
 
 
 def _whole_bias(graph: Graph, node: onnx.NodeProto, bias: np.ndarray) -> str | None:
-    """A bias as int32 codes on the grid of the products; None where they have no one grid."""
+    """A bias as int32 codes on the grid of the products; None without a common grid."""
     sources = [_producer(graph, name) for name in node.input]
     if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
         return None
@@ -140,7 +208,7 @@ def _producer(graph: Graph, name: str) -> onnx.NodeProto | None:
 
 
 def _sort(graph: Graph) -> None:
-    """Put nodes behind those that they read, otherwise as they stand; drop what none reads."""
+    """Sort nodes after those that they read, stably; drop nodes that none reads."""
     made = {name for node in graph.nodes for name in node.output}
     waiting, done, order = collections.deque(graph.nodes), set(), []
     while waiting:

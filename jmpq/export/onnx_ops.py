@@ -1,8 +1,8 @@
 """Primitives of JAX as nodes of ONNX: one rule each.
 
-A rule takes the graph, the equation and the values at its inputs, at least one of them a
-tensor of the graph, and returns the values at its outputs. What a rule cannot express it
-refuses with `NotExportable`. To add a primitive, write its rule and name it in `RULES`.
+A rule takes the graph, the equation and its input values, of which at least one is a tensor of
+the graph. It returns the output values, or raises `NotExportable`. To add a primitive, write
+its rule and name it in `RULES`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Rule = Callable[[Graph, Any, Sequence[Any]], list[Value]]
 def elementwise(
     graph: Graph, kind: str, ins: Sequence[Value], dtype: Any, **more: Any
 ) -> Tensor:
-    """A node that works element by element and broadcasts."""
+    """Write an elementwise node with broadcasting."""
     first = next(x for x in ins if isinstance(x, Tensor))
     rank = len(first.shape)
     owns = [own for own in map(_extent, ins) if len(own) == rank]
@@ -41,7 +41,7 @@ def _extent(x: Value) -> tuple[int, ...]:
 
 
 def _node(kind: str, **more: Any) -> Rule:
-    """One node of the same meaning."""
+    """Rule for a primitive that is one ONNX node."""
 
     def rule(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
         if (same := _neutral(kind, ins)) is not None:
@@ -54,7 +54,7 @@ def _node(kind: str, **more: Any) -> Rule:
 
 
 def _neutral(kind: str, ins: Sequence[Value]) -> Tensor | None:
-    """The tensor itself, where the other operand changes nothing."""
+    """The tensor itself if the other operand is the neutral element, else None."""
     sides = {"Add": (0, 0), "Sub": (None, 0), "Mul": (1, 1), "Div": (None, 1)}.get(kind)
     if sides is None:
         return None
@@ -66,7 +66,7 @@ def _neutral(kind: str, ins: Sequence[Value]) -> Tensor | None:
 
 
 def _chain(*kinds: str) -> Rule:
-    """Nodes of one input, one after the other."""
+    """Rule for a primitive that is a chain of unary nodes."""
 
     def rule(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
         (x,) = ins
@@ -86,7 +86,7 @@ def _scalar(value: Any, dtype: Any) -> Constant:
 
 
 def _maximum(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
-    """Relu where it is one: runtimes fuse that into the product before it."""
+    """Max; written as Relu if one operand is zero, which runtimes fuse into products."""
     for x, other in (ins, ins[::-1]):
         if isinstance(x, Tensor) and isinstance(other, Constant) and not other.array.any():
             return [elementwise(graph, "Relu", [x], x.dtype)]
@@ -153,7 +153,7 @@ def _transpose(graph: Graph, eqn: Any, ins: Sequence[Tensor]) -> list[Value]:
 
 
 def permuted(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """The tensor as the function sees it after a transposition: nothing is moved yet."""
+    """The transposed tensor; only its `order` changes, no node is written."""
     return dataclasses.replace(
         x,
         shape=tuple(x.shape[a] for a in axes),
@@ -218,6 +218,8 @@ def _pad(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
     if any(inner or low < 0 or high < 0 for low, high, inner in config):
         raise NotExportable("it pads between elements, or by less than nothing")
     assert isinstance(x, Tensor)
+    if not any(low or high for low, high, _ in config):
+        return [x]
     x = graph.whole(x, x.order)
     lows, highs = ([config[a][side] for a in x.order] for side in (0, 1))
     shape = [int(n + low + high) for n, (low, high, _) in zip(x.shape, config, strict=True)]
@@ -227,22 +229,37 @@ def _pad(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
 
 def _concatenate(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
     first = next(x for x in ins if isinstance(x, Tensor))
-    names = []
-    for x in ins:
-        if isinstance(x, Constant):
-            x = dataclasses.replace(x, array=full(graph, x))
-        names.append(
-            graph.whole(x, first.order).name
-            if isinstance(x, Tensor)
-            else graph.name_of(x, first.order)
-        )
+    first = graph.whole(first, first.order)
+    names = [
+        graph.whole(x, first.order).name
+        if isinstance(x, Tensor)
+        else _repeated(graph, x, first)
+        if isinstance(x, Constant)
+        else graph.name_of(x, first.order)
+        for x in ins
+    ]
     axis = first.order.index(eqn.params["dimension"])
     shape = eqn.outvars[0].aval.shape
     return [graph.emit("Concat", names, shape, first.dtype, first.order, axis=axis)]
 
 
+def _repeated(graph: Graph, x: Constant, like: Tensor) -> str:
+    """A constant with its axes as those of a tensor, repeated for every example if need be."""
+    sizes = zip(x.array.shape, x.shape, strict=True)
+    batch = [a for a, (own, n) in enumerate(sizes) if graph.is_batch(n) and own != n]
+    shape = [1 if a in batch else n for a, n in enumerate(x.shape)]
+    name = graph.name_of(Constant(np.broadcast_to(x.array, shape), x.shape), like.order)
+    if not batch:
+        return name
+    at = like.order.index(batch[0])
+    count = graph.node("Shape", [like.name], start=at, end=at + 1)
+    ones = [np.ones(n, np.int64) for n in (at, len(shape) - at - 1)]
+    parts = [graph.array(ones[0]), count, graph.array(ones[1])]
+    return graph.node("Expand", [name, graph.node("Concat", parts, axis=0)])
+
+
 def full(graph: Graph, x: Constant) -> np.ndarray:
-    """All elements of a constant."""
+    """All elements of a constant, with broadcasting applied."""
     if any(graph.is_batch(n) and m != n for m, n in zip(x.array.shape, x.shape, strict=True)):
         raise NotExportable("a constant is repeated for every example of the batch")
     return np.broadcast_to(x.array, x.shape)
@@ -257,6 +274,8 @@ def _reduce(kind: str) -> Rule:
         if any(graph.is_batch(x.shape[a]) for a in axes):
             raise NotExportable("it reduces over the batch")
         x = graph.whole(x, x.order)
+        if kind == "ReduceSum" and _covers_maps(graph, x, axes):
+            return [_pooled(graph, x, eqn.outvars[0].aval.shape)]
         names = [x.name, graph.array(np.array([x.order.index(a) for a in axes], np.int64))]
         kept = [a for a in range(len(x.shape)) if a not in axes]
         order = [kept.index(a) for a in x.order if a in kept]
@@ -266,8 +285,28 @@ def _reduce(kind: str) -> Rule:
     return rule
 
 
+def _covers_maps(graph: Graph, x: Tensor, axes: Sequence[int]) -> bool:
+    """Whether the axes are those behind batch and channels, as a convolution has them."""
+    return (
+        len(x.shape) == 4
+        and graph.is_batch(x.shape[x.order[0]])
+        and set(axes) == {*x.order[2:]}
+    )
+
+
+def _pooled(graph: Graph, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A sum over whole maps: their mean, which runtimes have an integer kernel for, times n."""
+    n = math.prod(x.shape[a] for a in x.order[2:])
+    mean = graph.node("GlobalAveragePool", [x.name])
+    sizes = graph.array(np.array(graph.sizes([x.shape[a] for a in x.order[:2]]), np.int64))
+    kept = sorted(x.order[:2])
+    order = [kept.index(a) for a in x.order[:2]]
+    mean = graph.emit("Reshape", [mean, sizes], shape, x.dtype, order)
+    return elementwise(graph, "Mul", [mean, _scalar(n, x.dtype)], x.dtype)
+
+
 def _window(kind: str) -> Rule:
-    """A reduction over windows: pooling, of two axes that are neither batch nor channel."""
+    """Rule for a window reduction (pooling) over two axes besides batch and channel."""
 
     def rule(graph: Graph, eqn: Any, ins: Sequence[Tensor]) -> list[Value]:
         (x,), p = ins, eqn.params
@@ -328,7 +367,7 @@ def _convolution(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
 
 
 def _product(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
-    """A matrix product: both operands as [batch, rows, columns] of what is summed over."""
+    """A matrix product, with operands arranged as [batch, free, summed] axes."""
     (contract, batch), (left, right) = eqn.params["dimension_numbers"], ins
     shape = eqn.outvars[0].aval.shape
     free = [
@@ -353,7 +392,7 @@ def _matrices(
     batch: Sequence[Sequence[int]],
     free: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Axes of the result: batch, free of the left, free of the right."""
+    """Matrix product; the result's axes are batch, free of the left, free of the right."""
     kept = [left.shape[a] for a in batch[0]]
     rows = [left.shape[a] for a in free[0]]
     columns = [right.shape[a] for a in free[1]]
@@ -370,7 +409,7 @@ def _matrices(
 
 
 def _arranged(graph: Graph, x: Value, axes: Sequence[int], shape: Sequence[int]) -> str:
-    """Name of a value with its axes in an order, then reshaped."""
+    """Name of a value after transposing to an axis order and reshaping."""
     match x:
         case Tensor():
             return graph.reshape(permuted(x, axes), shape).name
@@ -421,7 +460,7 @@ def _gather(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
 
 
 def _rows_of_codes(graph: Graph, table: CodedKernel, taken: Callable[..., Tensor]) -> Tensor:
-    """Codes are looked up, and only those become numbers: a table is large, its rows few."""
+    """Look up rows of codes and dequantize only those; the table itself stays in codes."""
     name = graph.small(table.codes, table.bits, table.signed, native=False)
     codes = taken(name, np.int8)
     to = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
@@ -436,7 +475,7 @@ def _rows_of_codes(graph: Graph, table: CodedKernel, taken: Callable[..., Tensor
 
 
 def _looked_up(graph: Graph, array: np.ndarray, taken: Callable[..., Tensor]) -> Value:
-    """What belongs to the rows of a table: one number, a row of them, or one a row."""
+    """Scales or zero points of looked-up rows: one number, one row, or one per row."""
     array = array.astype(np.float32)
     if (array == array.flat[0]).all():
         return _scalar(array.flat[0], np.float32)

@@ -1,9 +1,9 @@
-"""What flows through the emitter of ONNX: tensors of the graph, constants, coded kernels.
+"""Values of the ONNX emitter: tensors of the graph, constants, coded kernels.
 
-The walk over the jaxpr hands these to the rules in the place of arrays. Layout is lazy: a
-transposition only changes the `order` of a tensor, a broadcast only its `shape`, and nodes are
-written where an operation needs the elements so. Sizes that depend on the batch are multiples
-of `Graph.batch`, a prime number that no other size is a multiple of.
+The walk over the jaxpr passes these to the rules in place of arrays. Layout is lazy: a
+transposition changes only a tensor's `order`, a broadcast only its `shape`. Nodes are written
+when an operation needs the elements in place. Sizes that depend on the batch are multiples of
+`Graph.batch`, a prime of which no other size is a multiple.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jmpq.export.codes import stored_bits
 
 
 class NotExportable(ValueError):
-    """What the format, or this emitter, cannot express; the message names the place."""
+    """Error: the format or this emitter cannot express a primitive; names the place."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,10 +30,10 @@ class Tensor:
 
     Attributes:
         name: Name in the graph.
-        shape: Shape that the traced function sees.
-        own: Shape without broadcasting: 1 along axes that are only repeated.
+        shape: Shape in the traced function.
+        own: Shape without broadcasting: 1 along repeated axes.
         dtype: Type of the elements.
-        order: For every axis in the graph the axis that the function sees.
+        order: Axis of the traced function for every axis in the graph.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constant:
-    """An array known now; of the same rank as `shape`, 1 along axes that are only repeated."""
+    """A known array of the same rank as `shape`, of size 1 along repeated axes."""
 
     array: np.ndarray
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CodedKernel:
-    """A kernel as an operation sees it: ``scale · (codes − zero)``, element by element.
+    """A kernel in an operation's layout: ``scale · (codes − zero)``, element by element.
 
     Attributes:
         codes: Integer codes.
@@ -99,9 +99,9 @@ class Graph:
     """The nodes and initializers written so far.
 
     Args:
-        batch: Number that stands for the size of the batch.
-        native: Whether DequantizeLinear reads codes below 8 bits itself, without a Cast.
-        smallest: Least bits that codes are stored at.
+        batch: Prime that stands for the batch size.
+        native: Whether DequantizeLinear reads codes below 8 bits directly, without a Cast.
+        smallest: Least bits at which codes are stored.
     """
 
     def __init__(self, batch: int, *, native: bool, smallest: int) -> None:
@@ -114,12 +114,12 @@ class Graph:
         self._count = 0
 
     def fresh(self, stem: str) -> str:
-        """A name that is not taken."""
+        """A name that is not in use."""
         self._count += 1
         return f"{stem}_{self._count}"
 
     def node(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Write a node, or find the same one; the name of its only output."""
+        """Write a node, or reuse an identical one; returns the name of its only output."""
         key = (kind, tuple(inputs), repr(sorted(attributes.items())))
         if key not in self._known:
             name = self.fresh(kind.lower())
@@ -142,7 +142,7 @@ class Graph:
     def small(
         self, codes: Int[np.ndarray, "*shape"], bits: int, signed: bool, *, native: bool
     ) -> str:
-        """Codes as an initializer of the next type that there is; cast unless `native`."""
+        """Codes as an initializer of the next available type; cast unless `native`."""
         width = stored_bits(bits, self.smallest)
         kind = f"{'' if signed else 'U'}INT{width}"
         packed = pack(codes.reshape(-1) & (2**width - 1), width).tobytes()
@@ -160,6 +160,14 @@ class Graph:
             return tensor.name
         whole = TensorProto.INT8 if signed else TensorProto.UINT8
         return self.node("Cast", [tensor.name], to=whole)
+
+    def zero_point(self, codes: str, zero: np.ndarray) -> str:
+        """Name of the zero points of a kernel, which no other kernel may share.
+
+        Without VNNI onnxruntime replaces signed kernels and their zero points by unsigned ones
+        (option `EXACT` of `jmpq.export.check`), each under a name made of the old one.
+        """
+        return self.array(zero, f"zero_point/{codes}")
 
     def initializers(self) -> list[onnx.TensorProto]:
         """All initializers that a node reads."""
@@ -183,7 +191,7 @@ class Graph:
         own: Sequence[int] | None = None,
         **attributes: Any,
     ) -> Tensor:
-        """Write a node; `order` is that of the axes by default, `own` the whole shape."""
+        """Write a node; by default `order` is the identity and `own` the whole shape."""
         return Tensor(
             self.node(kind, inputs, **attributes),
             tuple(shape),
@@ -193,7 +201,7 @@ class Graph:
         )
 
     def ordered(self, x: Tensor, order: Sequence[int]) -> Tensor:
-        """The same tensor with its axes in the graph in this order."""
+        """The same tensor with its graph axes in the given order."""
         order = tuple(order)
         if x.order == order:
             return x
@@ -202,7 +210,7 @@ class Graph:
         return dataclasses.replace(x, name=name, order=order)
 
     def whole(self, x: Tensor, order: Sequence[int] | None = None) -> Tensor:
-        """The same tensor, nothing of it broadcast, its axes in the order of the function."""
+        """The same tensor with broadcasting applied and axes in the function's order."""
         x = self.ordered(x, range(len(x.shape)) if order is None else order)
         if x.own == x.shape:
             return x
@@ -216,7 +224,7 @@ class Graph:
         return dataclasses.replace(x, name=name, own=x.shape)
 
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """A tensor of another shape, elements in the order of the function."""
+        """Reshape a tensor, elements in the function's order."""
         x = self.whole(x)
         if x.shape == tuple(shape):
             return x
@@ -224,14 +232,14 @@ class Graph:
         return Tensor(name, tuple(shape), tuple(shape), x.dtype, tuple(range(len(shape))))
 
     def sizes(self, shape: Sequence[int]) -> list[int]:
-        """Sizes for a Reshape: -1 for the one that depends on the batch."""
+        """Sizes for a Reshape; -1 for the size that depends on the batch."""
         sizes = [-1 if self.is_batch(size) else size for size in shape]
         if sizes.count(-1) > 1:
             raise NotExportable("two axes depend on the size of the batch")
         return sizes
 
     def name_of(self, x: Value, order: Sequence[int] = ()) -> str:
-        """Name of a value for a node that broadcasts, axes in this order."""
+        """Name of a value for a broadcasting node, with axes in the given order."""
         match x:
             case Tensor():
                 return self.ordered(x, order).name
@@ -242,7 +250,7 @@ class Graph:
                 return self.dequantized(x.transposed(order))
 
     def dequantized(self, kernel: CodedKernel) -> str:
-        """Write the nodes that make a kernel's values from its codes."""
+        """Write the nodes that dequantize a kernel."""
         codes = self.small(kernel.codes, kernel.bits, kernel.signed, native=self.native)
         zero_type = np.dtype(
             f"{'' if kernel.signed else 'u'}int{8 if kernel.bits <= 8 else 16}"
@@ -257,14 +265,14 @@ class Graph:
             return self.node("Mul", [values, self.array(scale.astype(np.float32))])
         flat = (lambda x: x.reshape(-1)) if varying else (lambda x: x.reshape(()))
         inputs = [codes, self.array(flat(scale.astype(np.float32)), "kernel/scale")]
-        if zeros.any():
-            inputs.append(self.array(flat(zeros)))
+        if zeros.any() or not (self.native and kernel.bits <= 4):
+            inputs.append(self.zero_point(codes, flat(zeros)))
         axis = {"axis": varying[0]} if varying else {}
         return self.node("DequantizeLinear", inputs, **axis)
 
 
 def _reduced(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The same arrays, 1 long along axes along which none of them changes."""
+    """The same arrays, reduced to size 1 along axes on which all are constant."""
     for axis in range(arrays[0].ndim):
         first = [np.take(x, [0], axis) for x in arrays]
         if all((x == f).all() for x, f in zip(arrays, first, strict=True)):

@@ -1,9 +1,12 @@
 """Packed files: a quantized network as safetensors, its codes at their bits.
 
-Tensors: ``codes/LAYER``, ``scale/LAYER`` and ``zero_point/LAYER`` of every quantized kernel;
-``params/PATH`` of everything else, 4 bytes each. These are the payload: as many bytes as
-``size_bytes`` counts. Beside them lie what a run needs and no cost counts: ``state/PATH``
-(frozen statistics), ``inputs/SITE/scale`` and ``.../zero_point``, and corrections.
+The payload has exactly the bytes that cost ``size_bytes`` counts: ``codes/LAYER``,
+``scale/LAYER`` and ``zero_point/LAYER`` of every quantized kernel, and ``params/PATH`` of all
+other parameters, 4 bytes each. Codes of float formats are bit patterns. Scales are e8m0 for MX,
+and e4m3 with a ``tensor_scale`` for NVFP4. The file also holds what inference needs and no cost
+counts: ``state/PATH`` (frozen statistics), ``inputs/SITE/scale`` and ``.../zero_point``,
+``stream/POINT/...`` likewise, and corrections. Rows of keys and values (`with_cache`) have no
+kernel; their formats are in the allocation and their scales among the inputs'.
 """
 
 import dataclasses
@@ -21,22 +24,30 @@ from jaxtyping import Array, Float, PyTree
 from jmpq.allocation import Allocation
 from jmpq.export.bit_strings import pack, unpack
 from jmpq.export.codes import Coded, code_ends, kernel_of_blocks
+from jmpq.export.float_codes import decode, decode_scales, encode_scales
 from jmpq.files import versions
-from jmpq.formats import FLOAT_BITS
+from jmpq.formats import UNQUANTIZED, Scheme
+from jmpq.kinds import check_kinds
 from jmpq.network.layers import layers_to_json
 from jmpq.network.network import Network
 from jmpq.network.sites import Op, Site
 from jmpq.network.tree_paths import leaf_paths
+from jmpq.network.walk import bind
 from jmpq.problem.costs import tensor_bytes
-from jmpq.quantizers.fake_quant import input_grid
+from jmpq.quantizers.fake_quant import quantize_by
+from jmpq.quantizers.integer_bias import with_integer_biases
+from jmpq.quantizers.learned import tensor_names
+from jmpq.quantizers.products import with_cache
+from jmpq.quantizers.scales import kernel_tiles
 from jmpq.quantizers.spec import InputSpec, KernelSpec, read_spec
+from jmpq.quantizers.stream import Point, run_on_stream, stream_number
 from jmpq.quantizers.uniform import fake_quantize
 from jmpq.text import plural, printed
 from jmpq.zoo.architectures import ARCHITECTURES, architecture, build_module
 from jmpq.zoo.tensor_files import load_tensors, save_tensors, unflatten, weights_sha256
 
 KIND, VERSION = "jmpq/packed", 1
-PAYLOAD = ("codes", "scale", "zero_point", "params")
+PAYLOAD = ("codes", "scale", "tensor_scale", "zero_point", "params")
 VOCABULARY = "embeddings/word_embeddings/embedding"  # its rows are the tokens
 
 
@@ -45,13 +56,13 @@ class Packed:
     """A quantized network as its packed file holds it.
 
     Attributes:
-        network: The network; its kernels are placeholders where there are codes.
-        allocation: Choice of every layer, unquantized ones too.
-        weights: How kernels are put on their grids.
-        activations: How inputs are put on their grids.
-        tensors: Tensors of the file by name, codes still packed.
-        shared: Parameters that are another one's buffer: path by path.
-        metadata: What else the file says: versions, hashes, what it was made from.
+        network: Network; kernels that have codes are placeholders.
+        allocation: Choice of every layer, including unquantized layers.
+        weights: Specification of kernels.
+        activations: Specification of activations.
+        tensors: Tensors of the file by name; codes are packed.
+        shared: Path of the parameter whose buffer is stored, by path of its alias.
+        metadata: Header of the file: versions, hashes, provenance.
     """
 
     network: Network
@@ -72,7 +83,7 @@ class Packed:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the payload: what cost ``size_bytes`` counts."""
+        """Bytes of the payload, as cost ``size_bytes`` counts them."""
         return _payload(self.tensors)
 
     def logits(self, inputs: PyTree) -> Float[Array, "batch *output"]:
@@ -80,7 +91,7 @@ class Packed:
         return self._compiled(dict(self.tensors), jax.tree.map(jnp.asarray, inputs))
 
     def params(self) -> PyTree:
-        """The parameters, quantized kernels as floats on their grids."""
+        """Parameters, with quantized kernels dequantized to floats."""
         return jax.jit(self._params)(dict(self.tensors))
 
     @functools.cached_property
@@ -91,21 +102,48 @@ class Packed:
         network = dataclasses.replace(self.network, params=self._params(tensors))
 
         def at_site(site: Site, x: Array, op: Op) -> Array:
-            bits = self.allocation[site.layer.name].a_bits
-            if bits != FLOAT_BITS and site.has_input:
+            scheme = self.allocation[site.layer.name].activations
+            if not scheme.is_none and site.has_input:
                 scale = tensors[f"inputs/{site.name}/scale"]
                 zero_point = tensors[f"inputs/{site.name}/zero_point"]
-                grid = input_grid(site, self.activations, x.shape, scale, zero_point)
-                x = fake_quantize(x, *grid, jnp.array(bits), self.activations.grid)
+                x = quantize_by(site, x, scheme, self.activations, scale, zero_point)
             y = op(x)
             if (gain := tensors.get(f"corrections/{site.name}/gain")) is None:
                 return y
             return gain * y + tensors[f"corrections/{site.name}/shift"]
 
-        return network.run(inputs, at_site)
+        def at_point(point: Point, x: Array) -> Array:
+            if (scale := tensors.get(f"stream/{point.name}/scale")) is None:
+                return x
+            choice = self.allocation[network.layers[point.layer_index].name]
+            grid = scale.reshape(()), tensors[f"stream/{point.name}/zero_point"].reshape(())
+            bits = jnp.array(stream_number(choice.activations.number))
+            return fake_quantize(x, *grid, bits, self.activations.grid)
+
+        transform, rule = at_site, bind
+        if self.activations.int32_biases:
+            step = functools.partial(self._step, tensors)
+            transform, rule = with_integer_biases(network, inputs, step, transform, rule)
+        if self.activations.placement == "inputs":
+            return network.run(inputs, transform, rule=rule)
+        return run_on_stream(network, inputs, transform, at_point, rule=rule)
+
+    def _step(self, tensors: dict[str, Array], site: Site) -> Array | None:
+        """Scales of a site's products, as in `product_steps`."""
+        table = site.layer
+        choice = self.allocation[table.name]
+        plain = all(x.is_plain and not x.is_none for x in (choice.weights, choice.activations))
+        if not plain or not site.has_input:
+            return None
+        scale = tensors[f"inputs/{site.name}/scale"]
+        rows, columns = self.weights.layer_blocks(table)
+        whole_rows = columns * table.output_features == table.parameters
+        if scale.size != 1 or not whole_rows or rows not in (1, table.output_features):
+            return None
+        return scale * tensors[f"scale/{table.name}"]
 
     def _params(self, tensors: dict[str, Array]) -> PyTree:
-        """Parameters from the tensors of the file, inside compiled code too."""
+        """Parameters from the tensors of the file, also for traced tensors."""
         shapes = self.network.params
         pieces = self.network.tap.pieces
         blank = dataclasses.replace(
@@ -120,28 +158,40 @@ class Packed:
         for layer, (table, group) in enumerate(
             zip(self.network.layers, self.network.leaves, strict=True)
         ):
-            bits = self.allocation[table.name].w_bits
+            if table.kind == "cache":  # it has no kernel
+                continue
+            scheme = self.allocation[table.name].weights
             kernel = own[group[0]]
-            if bits != FLOAT_BITS:
-                kernel = self._kernel(blank, layer, tensors, bits).astype(kernel.dtype)
+            if not scheme.is_none:
+                kernel = self._kernel(blank, layer, tensors, scheme).astype(kernel.dtype)
             for piece in group:
                 own[piece] = kernel
         return pieces.join(own, blank.params)
 
     def _kernel(
-        self, network: Network, layer: int, tensors: dict[str, Array], bits: int
+        self, network: Network, layer: int, tensors: dict[str, Array], scheme: Scheme
     ) -> Array:
-        table, grid = self.network.layers[layer], self.weights.grid
-        scale = tensors[f"scale/{table.name}"]
-        least = code_ends(bits, grid)[0]
-        codes = unpack(tensors[f"codes/{table.name}"], bits, table.parameters) + least
-        codes = codes.reshape(scale.size, -1)
-        if grid == "affine":
-            codes -= unpack(tensors[f"zero_point/{table.name}"], bits, scale.size)[:, None]
-        values = scale[:, None] * codes.astype(scale.dtype)
+        table, bits = self.network.layers[layer], scheme.bits
+        (tiling,) = kernel_tiles([table], self.weights, [scheme.number])
+        stored = {
+            what: tensors[f"{what}/{table.name}"]
+            for what in ("scale", "tensor_scale")
+            if f"{what}/{table.name}" in tensors
+        }
+        index = tiling.spread(0)
+        scale = decode_scales(stored, scheme, tiling.count(0))[index]
+        codes = unpack(tensors[f"codes/{table.name}"], bits, table.parameters)
+        if scheme.is_float:
+            exact = decode(codes, scheme.format, scale.dtype).reshape(scale.size, -1)
+        else:
+            codes = (codes + code_ends(bits, self.weights.grid)[0]).reshape(scale.size, -1)
+            if self.weights.grid == "affine":
+                zeros = tensors[f"zero_point/{table.name}"]
+                codes -= unpack(zeros, bits, tiling.count(0))[index][:, None]
+            exact = codes.astype(scale.dtype)
         dtype = network.kernels()[layer].dtype
-        block = self.weights.layer_blocks(table)
-        return kernel_of_blocks(network, layer, values.astype(dtype), block)
+        values = (scale[:, None] * exact).astype(dtype)
+        return kernel_of_blocks(network, layer, values, tiling.block)
 
 
 def save_packed(
@@ -151,13 +201,13 @@ def save_packed(
     architecture: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> int:
-    """Write a packed file, whole or not at all.
+    """Write a packed file, atomically.
 
     Args:
-        path: File to write; its folder is made.
+        path: File to write; its folder is created.
         coded: The network under an allocation (`jmpq.export.codes.take_codes`).
-        architecture: Name of a built-in network, with which the file is read without one.
-        metadata: JSON values to keep beside.
+        architecture: Name of a built-in network; `load_packed` then needs no network.
+        metadata: JSON values to keep in the header.
 
     Returns:
         Bytes of the payload.
@@ -174,19 +224,25 @@ def save_packed(
         )
     shared, tensors = _floats(coded)
     grid = coded.weights.grid
-    names, sites = [x.name for x in network.layers], [x.name for x in network.sites]
+    names, sites, points = tensor_names(network)
     for name, kernel in zip(names, coded.kernels, strict=True):
         if kernel is None:
             continue
-        least = code_ends(kernel.bits, grid)[0]
+        scheme = kernel.scheme
+        least = 0 if scheme.is_float else code_ends(kernel.bits, grid)[0]
         tensors[f"codes/{name}"] = pack((kernel.codes - least).reshape(-1), kernel.bits)
-        tensors[f"scale/{name}"] = kernel.scale.astype(np.float32)
-        if grid == "affine":
-            tensors[f"zero_point/{name}"] = pack(kernel.zero_point, kernel.bits)
-    for name, found in zip(sites, coded.inputs, strict=True):
-        if found is not None:
-            tensors[f"inputs/{name}/scale"] = found.scale
-            tensors[f"inputs/{name}/zero_point"] = found.zero_point
+        for what, scales in encode_scales(kernel.own(kernel.scale), scheme).items():
+            tensors[f"{what}/{name}"] = scales
+        if grid == "affine" and not scheme.is_float:
+            tensors[f"zero_point/{name}"] = pack(kernel.own(kernel.zero_point), kernel.bits)
+    for kind, known, grids in (
+        ("inputs", sites, coded.inputs),
+        ("stream", points, coded.stream),
+    ):
+        for name, found in zip(known, grids, strict=True):
+            if found is not None:
+                tensors[f"{kind}/{name}/scale"] = found.scale
+                tensors[f"{kind}/{name}/zero_point"] = found.zero_point
     for site, correction in coded.corrections.items():
         tensors[f"corrections/{sites[site]}/gain"] = np.asarray(correction.gain)
         tensors[f"corrections/{sites[site]}/shift"] = np.asarray(correction.shift)
@@ -205,6 +261,7 @@ def save_packed(
         "shared": shared,
         "inputs": _described(network.tap.inputs),
         "examples": _examples(network),
+        "kv_cache": bool(network.tap.caches),
         "outputs": int(network.tap.output_shapes[0][-1]),
         "payload_bytes": _payload(tensors),
         "tensors_sha256": weights_sha256(tensors),
@@ -216,18 +273,19 @@ def save_packed(
     return _payload(tensors)
 
 
+@check_kinds
 def load_packed(path: pathlib.Path | str, network: Network | None = None) -> Packed:
-    """Read a packed file, as one that runs: ``load_packed(path).logits(inputs)``.
+    """Read a packed file for inference: ``load_packed(path).logits(inputs)``.
 
     Args:
         path: File that `save_packed` or `jmpq export` wrote.
-        network: The network it was made from, whose parameters are not used. Not needed of a
-            built-in network that the file names.
+        network: Network that the file was made from; its parameters are not used. Not needed
+            if the file names a built-in network.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a packed file, spoilt, or of another network; the message says
-            what differs.
+        ValueError: If it is not a packed file, is corrupt, or belongs to another network; the
+            message gives the difference.
     """
     tensors, header = load_tensors(path)
     record = header["metadata"]
@@ -256,13 +314,13 @@ def load_packed(path: pathlib.Path | str, network: Network | None = None) -> Pac
 
 
 def expected_bytes(coded: Coded) -> int:
-    """Bytes of the payload by the definition of ``size_bytes``, without writing it."""
+    """Bytes of the payload by the definition of ``size_bytes``, without writing a file."""
     network, zeros = coded.network, coded.weights.grid == "affine"
     kernels = sum(
         tensor_bytes(
             layer.parameters,
-            FLOAT_BITS if kernel is None else kernel.bits,
-            num_scales=coded.weights.layer_scales(layer),
+            UNQUANTIZED.weights if kernel is None else kernel.scheme,
+            num_scales=0 if kernel is None else len(kernel.own(kernel.scale)),
             zero_points=zeros,
         )
         for layer, kernel in zip(network.layers, coded.kernels, strict=True)
@@ -271,15 +329,15 @@ def expected_bytes(coded: Coded) -> int:
 
 
 def _bits(coded: Coded) -> np.ndarray:
-    """Weight and activation bits of every layer."""
+    """Scheme numbers of every layer: weights, and activations."""
     names = [layer.name for layer in coded.network.layers]
-    choices = [coded.allocation.choices.get(name) for name in names]
-    pairs = [(c.w_bits, c.a_bits) if c else (FLOAT_BITS, FLOAT_BITS) for c in choices]
+    choices = [coded.allocation.choices.get(name, UNQUANTIZED) for name in names]
+    pairs = [(c.weights.number, c.activations.number) for c in choices]
     return np.array(pairs).T
 
 
 def _floats(coded: Coded) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Parameters without codes and the frozen statistics; which parameters share a buffer."""
+    """Parameters without codes, frozen statistics, and aliases of shared buffers."""
     network, tensors, shared = coded.network, {}, {}
     pieces = network.tap.pieces
     names, buffers = pieces.names(network.params), pieces.buffers(network.params)
@@ -316,7 +374,7 @@ def _described(inputs: PyTree) -> dict[str, Any]:
 
 
 def _examples(network: Network) -> int:
-    """Number of examples that the network was traced with."""
+    """Batch size with which the network was traced."""
     return int(jax.tree.leaves(network.tap.inputs)[0].shape[0])
 
 
@@ -329,15 +387,16 @@ def _shapes(network: Network) -> dict[str, list[int]]:
 
 
 def _is_rebuilt(coded: Coded, name: str) -> bool:
-    """Whether the built-in network of a name computes what this network does."""
+    """Whether the built-in network of a name equals this network."""
     if name not in ARCHITECTURES:
         return False
     network = coded.network
     tensors = {f"params/{path}": np.asarray(x) for path, x in _named(network.params)}
     tensors |= {f"state/{path}": np.asarray(x) for path, x in _named(network.state)}
     outputs, inputs = int(network.tap.output_shapes[0][-1]), _described(network.tap.inputs)
+    cached = bool(network.tap.caches)
     try:
-        other = _built(name, outputs, inputs, tensors, _examples(network))
+        other = _built(name, outputs, inputs, tensors, _examples(network), cached=cached)
     except (ValueError, KeyError, FlaxError):  # of another shape, or without what it needs
         return False
     return other.layers == network.layers and other.code_sha256 == network.code_sha256
@@ -349,7 +408,7 @@ def _rebuilt(
     """The built-in network that a file names.
 
     Raises:
-        ValueError: If it is not of a built-in network.
+        ValueError: If the file does not name a built-in network.
     """
     if not record["rebuilt"]:
         raise ValueError(
@@ -359,7 +418,8 @@ def _rebuilt(
     blank = dict(tensors)
     for piece, shape in record["shapes"].items():
         blank.setdefault(f"params/{piece}", np.zeros(shape, np.float32))
-    return _built(name, record["outputs"], record["inputs"], blank, record["examples"])
+    outputs, inputs, examples = (record[key] for key in ("outputs", "inputs", "examples"))
+    return _built(name, outputs, inputs, blank, examples, cached=record.get("kv_cache", False))
 
 
 def _built(
@@ -368,8 +428,12 @@ def _built(
     inputs: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
     examples: int,
+    *,
+    cached: bool,
 ) -> Network:
-    """A built-in network from tensors by path, traced with so many examples."""
+    """A built-in network from tensors by path, traced with `examples` examples; if `cached`,
+    with rows of keys and values.
+    """  # noqa: D205
     words = tensors.get(f"params/{VOCABULARY}")
     module = build_module(name, outputs, None if words is None else len(words))
 
@@ -382,7 +446,8 @@ def _built(
     }
     example = example.get("", example)
     variables = {"params": under("params"), **under("state")}
-    return Network.from_linen(module, variables, example, tied=architecture(name).tied)
+    network = Network.from_linen(module, variables, example, tied=architecture(name).tied)
+    return with_cache(network) if cached else network
 
 
 def _check_network(
@@ -391,7 +456,11 @@ def _check_network(
     record: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
 ) -> None:
-    """Raise `ValueError` where a file is of another network; it says what differs."""
+    """Check that a file belongs to the network.
+
+    Raises:
+        ValueError: If not; the message gives the difference.
+    """
     differs = _difference(network, record, tensors)
     if differs:
         raise ValueError(
@@ -402,6 +471,11 @@ def _check_network(
 def _difference(
     network: Network, record: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> str:
+    rows, cached = "rows of keys and values", bool(network.tap.caches)
+    if record.get("kv_cache", False) != cached:
+        if cached:
+            return f"it has no {rows}, this one has"
+        return f"it has {rows}, this one has none (jmpq.with_cache adds them)"
     stored, own = record["layers"], layers_to_json(network.layers)
     if len(stored) != len(own):
         return f"it has {plural(len(stored), 'layer')}, this one {len(own)}"
