@@ -19,5 +19,5 @@ are imported inside the functions that need them.
 To add a command, first write its step (`jmpq.run.steps`). Then write a function in `commands`
 whose docstring ends in "For example: jmpq NAME runs/...", and name it in ``STEPS`` and
 ``DESCRIPTION`` of `main`, in tests/cli/test_help.py, in tests/cli/fuzz.py, and in the table of
-the README.
+docs/guides/steps.md.
 """

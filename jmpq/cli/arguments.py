@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import get_origin
 
 from jmpq.run import options
+from jmpq.study import options as study_options
 from jmpq.text import did_you_mean
 
 _BOX = re.compile(
@@ -74,6 +75,7 @@ def one_line(panel: str) -> str:
 
 def _lists() -> set[str]:
     """Names of the options that take any number of values."""
-    kinds = [kind for kind in vars(options).values() if dataclasses.is_dataclass(kind)]
+    every = (*vars(options).values(), *vars(study_options).values())
+    kinds = [kind for kind in every if dataclasses.is_dataclass(kind)]
     fields = [field for kind in kinds for field in dataclasses.fields(kind)]
     return {f.name.replace("_", "-") for f in fields if get_origin(f.type) is tuple}

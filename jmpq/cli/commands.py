@@ -4,12 +4,27 @@ The texts of the options stand beside the options, in `jmpq.run.options`. What a
 while it works it says through a reporter; what it returns is shown here.
 """
 
+import os
 import pathlib
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from jmpq.cli.show import (
+    show_export,
+    show_gaps,
+    show_latency,
+    show_layers,
+    show_plan,
+    show_recommendation,
+)
+from jmpq.files import write_text
 from jmpq.run import options as o
+from jmpq.run import progress
+from jmpq.run.folder import RunFolder
+from jmpq.run.lock import COMPILATIONS
+from jmpq.run.planning.recommendation import recommend
+from jmpq.study.options import Options as StudyOptions
 
 RunPath = Annotated[pathlib.Path, Positional, arg(metavar="RUN", help="Folder of the run.")]
 
@@ -22,7 +37,6 @@ def train(run: RunPath, options: Annotated[o.Train, arg(name="")] = o.Train()) -
 
     For example: jmpq train runs/digits --epochs 15
     """
-    from jmpq.run import progress
     from jmpq.run.steps.train import train
 
     train(run, options, reporter=progress.TERMINAL)
@@ -33,8 +47,6 @@ def layers(run: RunPath, options: Annotated[o.Layers, arg(name="")] = o.Layers()
 
     For example: jmpq layers runs/r20 --model resnet20 --weights resnet20.safetensors
     """
-    from jmpq.cli.show import show_layers
-    from jmpq.run import progress
     from jmpq.run.steps.layers import layers
 
     show_layers(layers(run, options, reporter=progress.TERMINAL))
@@ -51,10 +63,24 @@ def sensitivity(
 
     For example: jmpq sensitivity runs/r20 --w-bits 2 3 4 6 8 --a-bits 4 8 --examples 1024
     """
-    from jmpq.run import progress
     from jmpq.run.steps.sensitivity import sensitivity
 
     sensitivity(run, options, compute=compute, reporter=progress.TERMINAL)
+
+
+def latency(run: RunPath, options: Annotated[o.Latency, arg(name="")] = o.Latency()) -> None:
+    """Measure the seconds of every layer and choice: RUN/latency.csv, latency.json.
+
+    Whole networks at a designed set of allocations are exported and timed in turns, and a sum
+    over layers is fitted. Then `jmpq solve --budget latency_s=0.6x` knows the latency of every
+    allocation, and --check measures its solutions: RUN/latency_check.json. If interrupted,
+    rerun the command; it resumes from the last timed network.
+
+    For example: jmpq latency runs/r20 --runtime onnxruntime
+    """
+    from jmpq.run.steps.latency import latency
+
+    show_latency(latency(run, options, reporter=progress.TERMINAL))
 
 
 def solve(
@@ -70,15 +96,27 @@ def solve(
 
     For example: jmpq solve runs/r20 --name tight --budget size_bytes=20% bops=W4A4
     """
-    from jmpq.cli.show import show_plan, show_recommendation
-    from jmpq.run import progress
-    from jmpq.run.planning.recommendation import recommend
     from jmpq.run.steps.solve import solve
 
-    reporter = progress.TERMINAL
-    plan = solve(run, options, comparison=comparison, inverse=inverse, reporter=reporter)
+    plan = solve(
+        run, options, comparison=comparison, inverse=inverse, reporter=progress.TERMINAL
+    )
     show_plan(plan)
+    show_gaps(plan)
     show_recommendation(recommend(plan))
+
+
+def instance(run: RunPath, options: Annotated[o.Instance, arg(name="")] = o.Instance()) -> None:
+    """Write the problems of a plan as files that other solvers read: RUN/instances.
+
+    One for every metric, and one with its cross-layer terms, NAME_full, where it has them;
+    with the best value that the plan found and the bound that it proved.
+
+    For example: jmpq instance runs/r20 --formats json lp
+    """
+    from jmpq.run.steps.instance import instance
+
+    instance(run, options, reporter=progress.TERMINAL)
 
 
 def race(run: RunPath, options: Annotated[o.Race, arg(name="")] = o.Race()) -> None:
@@ -89,7 +127,6 @@ def race(run: RunPath, options: Annotated[o.Race, arg(name="")] = o.Race()) -> N
 
     For example: jmpq race runs/r20 && jmpq refine runs/r20 --allocation race/kl
     """
-    from jmpq.run import progress
     from jmpq.run.steps.race import race
 
     race(run, options, reporter=progress.TERMINAL)
@@ -104,7 +141,6 @@ def refine(run: RunPath, options: Annotated[o.Refine, arg(name="")] = o.Refine()
 
     For example: jmpq refine runs/r20 --max-evaluations 400
     """
-    from jmpq.run import progress
     from jmpq.run.steps.refine import refine
 
     refine(run, options, reporter=progress.TERMINAL)
@@ -118,7 +154,6 @@ def floor(run: RunPath, options: Annotated[o.Floor, arg(name="")] = o.Floor()) -
 
     For example: jmpq floor runs/r20 --max-drop 0.5 --minimize bops
     """
-    from jmpq.run import progress
     from jmpq.run.steps.floor import floor
 
     floor(run, options, reporter=progress.TERMINAL)
@@ -134,8 +169,6 @@ def evaluate(run: RunPath, options: Annotated[o.Evaluate, arg(name="")] = o.Eval
 
     For example: jmpq evaluate runs/r20 --devices 2
     """
-    from jmpq.cli.show import show_recommendation
-    from jmpq.run import progress
     from jmpq.run.steps.evaluate import evaluate
 
     evaluation = evaluate(run, options, reporter=progress.TERMINAL)
@@ -151,7 +184,6 @@ def finetune(run: RunPath, options: Annotated[o.Finetune, arg(name="")] = o.Fine
 
     For example: jmpq finetune runs/r20 --epochs 5 --shift 4 --flip
     """
-    from jmpq.run import progress
     from jmpq.run.steps.finetune import finetune
 
     finetune(run, options, reporter=progress.TERMINAL)
@@ -165,8 +197,6 @@ def export(run: RunPath, options: Annotated[o.Export, arg(name="")] = o.Export()
 
     For example: jmpq export runs/r20 --format onnx --allocation uniform/W8A8
     """
-    from jmpq.cli.show import show_export
-    from jmpq.run import progress
     from jmpq.run.steps.export import export
 
     show_export(export(run, options, reporter=progress.TERMINAL))
@@ -183,12 +213,52 @@ def report(
 
     For example: jmpq report runs/r20
     """
-    from jmpq.cli.show import show_recommendation
     from jmpq.report.report import write_report
-    from jmpq.run.folder import RunFolder
 
     print(f"Wrote {write_report(run, plan=plan)}")
     show_recommendation(RunFolder(run, plan=plan).recommendation)
+
+
+def study(
+    run: Annotated[
+        pathlib.Path, Positional, arg(metavar="FILE", help="TOML file that describes it.")
+    ],
+    options: Annotated[StudyOptions, arg(name="")] = StudyOptions(),
+) -> None:
+    """Do a study, a grid of runs: OUT/table.csv, a row for every run and allocation.
+
+    Every list in FILE is an axis: networks, draws, bits, rounding, metrics, solvers, budgets
+    and more (`jmpq.study.Study`). What was done before, for any study in OUT, is not done
+    again. If interrupted, rerun the command; it resumes.
+
+    For example: jmpq study runs/ablation.toml --table metric x budget --value kl
+    """
+    out = run.with_suffix("") if options.out is None else options.out
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / COMPILATIONS))
+    from jmpq.study import make_engine, read_study, run_study, tabulate
+
+    described = read_study(run)
+    engine = make_engine(options.engine, options.jobs, slurm=described.slurm)
+    table = run_study(described, out, engine=engine, reporter=progress.TERMINAL)
+    if options.table:
+        down, across = options.axes
+        shown = tabulate(table, down, across, options.value)
+        print(shown.markdown(), end="")
+        name = f"{down}_by_{across}_{options.value}"
+        for suffix, text in (
+            ("md", shown.markdown()),
+            ("tex", shown.latex()),
+            ("csv", shown.csv()),
+        ):
+            write_text(out / "tables" / f"{name}.{suffix}", text)
+        print(f"Wrote {out / 'tables' / name}.md, .tex and .csv")
+    if options.style is not None:
+        from jmpq.report.figure_study import study_figure, write_figure
+
+        figure = study_figure(table, options.value, options.style)
+        name = f"{options.value}_by_size_{options.style}"
+        for path in write_figure(figure, out / "figures", name):
+            print(f"Wrote {path}")
 
 
 def demo(

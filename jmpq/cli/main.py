@@ -14,15 +14,19 @@ from collections.abc import Callable, Sequence
 DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven bound.
 
 Steps, in order: train (built-in networks), layers, sensitivity, solve, then if wanted race,
-refine or floor, evaluate, if wanted finetune or export, report. Each writes one artifact into
-the run folder and can be restarted there; demo runs them all on embedded data. Losses are mean
-nats per example, sizes bytes (MB = 10^6). `jmpq --version` tells the version."""
+refine or floor, evaluate, if wanted finetune or export, report. latency comes before solve,
+for budgets on it; instance writes the problems of a plan for other solvers. Each writes one
+artifact into the run folder and can be restarted there; demo runs them all on embedded data,
+study a grid of runs. Losses are mean nats per example, sizes bytes (MB = 10^6). `jmpq
+--version` tells the version."""
 
 STEPS = (
     "train",
     "layers",
     "sensitivity",
+    "latency",
     "solve",
+    "instance",
     "race",
     "refine",
     "floor",
@@ -30,8 +34,13 @@ STEPS = (
     "finetune",
     "export",
     "report",
+    "study",
     "demo",
 )
+
+
+class ArgumentError(ValueError):
+    """Arguments that cannot be read, before any step is called."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -45,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _run(sys.argv[1:] if args is None else list(args))
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("jmpq: interrupted; the same command goes on from here.", file=sys.stderr)
+        print("jmpq: interrupted; rerun the command to resume.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # Python writes what is left when it ends, which would fail once more.
@@ -56,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("JMPQ_DEBUG"):
             raise
         print(f"jmpq: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ArgumentError) else 1)
 
 
 def _run(args: list[str]) -> None:
@@ -66,8 +75,12 @@ def _run(args: list[str]) -> None:
     if args == ["--version"]:
         print(f"jmpq {versions()['jmpq']}")
         return
-    check_arguments(args)
-    _parsed(args)()
+    try:
+        check_arguments(args)
+        step = _parsed(args)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
+    step()
 
 
 def _parsed(args: list[str]) -> Callable[[], None]:
@@ -100,7 +113,12 @@ def _deferred(step: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
     @functools.wraps(step)
     def call(run: pathlib.Path, *args: object, **options: object) -> Callable[[], None]:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(run / "compilations"))
+        if step.__name__ != "study":  # which has a folder of its own
+            from jmpq.run.lock import COMPILATIONS
+
+            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(run / COMPILATIONS))
+            # JAX keeps what took a second to compile; an evaluation has several smaller ones.
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         return functools.partial(step, run, *args, **options)
 
     return call

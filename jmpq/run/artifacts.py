@@ -22,9 +22,9 @@ from jmpq.sensitivity.table import Sensitivity, load_arrays, load_sensitivities
 Json = Mapping[str, Any]
 
 LAYERS = ArtifactKind("layers", 3, "layers")
-EVALUATION = ArtifactKind("evaluation", 3, "evaluate")
+EVALUATION = ArtifactKind("evaluation", 4, "evaluate")
 FINETUNING = ArtifactKind("finetuning", 3, "finetune")
-EXPORT = ArtifactKind("export", 1, "export")
+EXPORT = ArtifactKind("export", 2, "export")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,17 +36,22 @@ class NetworkSpec:
             ``package.module:function``, a function without arguments that returns a
             `jmpq.Network` (with the argument ``output`` where `output` is given).
         weights: File with the weights of a built-in network.
-        data: Name of the data set.
+        data: Name of the data set, or ``package.module:function``, a function without
+            arguments that returns a `jmpq.Dataset`.
         data_dir: Local folder of the data set; None for its usual source.
         preprocessing: Name of the rule that brings images of any size to the network's input;
             None for the rule of the built-in network's published weights.
         fold: Whether batch normalisation is folded into the kernels of a built-in network.
         capless: Whether caps of activations are taken off (ReLU6 becomes ReLU).
         equalize: Whether the ranges of channels are equalised across layers.
+        kv_cache: Whether keys and values are rows of the layer table.
         product_bits: Bits of both operands of products of activations; None for float.
         tokenizer: File of the tokenizer of a network that takes sentences or text.
         text_length: Tokens of a window of text; None for other data.
         output: Name of the array that is analysed, where the network returns several.
+        image_size: Height and width that a network of one's own takes, for images of any size;
+            None for those of the preprocessing.
+        image_channels: Channels that it takes, 1 or 3; None as `image_size`.
     """
 
     model: str
@@ -57,10 +62,13 @@ class NetworkSpec:
     fold: bool = False
     capless: bool = False
     equalize: bool = False
+    kv_cache: bool = False
     product_bits: int | None = None
     tokenizer: str | None = None
     output: str | None = None
     text_length: int | None = None
+    image_size: int | None = None
+    image_channels: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,7 @@ class LayerTable:
     """The quantizable layers of a network, and where it comes from: ``layers.json``.
 
     Attributes:
-        network: Where network and data come from.
+        network: Source of network and data.
         weights_sha256: Hash of the weights, after all changes to the network.
         code_sha256: Hash of what the network computes, after all changes to it.
         versions: Versions of the packages that the hash of the code depends on.
@@ -95,7 +103,8 @@ class LayerTable:
     def identity(self) -> dict[str, Any]:
         """All that decides what the network computes, for the names of stores."""
         given = dataclasses.asdict(self.network)
-        where = ("weights", "data", "data_dir", "tokenizer", "text_length")
+        where = ("weights", "data", "data_dir", "tokenizer", "text_length", "image_size",
+                 "image_channels")  # fmt: skip
         changes = {key: value for key, value in given.items() if key not in where}
         hashes = {"weights_sha256": self.weights_sha256, "code_sha256": self.code_sha256}
         return {**hashes, **changes}
@@ -235,6 +244,10 @@ class Evaluation:
         timing: Seconds per allocation, by split.
         measured: Outcome by name of the allocation and split, as `jmpq.deploy.measure.Outcome`
             is written.
+        reference: Allocation that the others are compared with, which is the recommended one;
+            None where it was not measured.
+        differences: Paired differences of every other allocation on the evaluation examples,
+            with standard errors, as `jmpq.deploy.measure.difference_of` writes them.
         recommendation: Allocation to use; it follows from the plan and is not written.
     """
 
@@ -248,6 +261,8 @@ class Evaluation:
     float: dict[str, dict[str, Any]]
     timing: dict[str, dict[str, Any]]
     measured: dict[str, dict[str, dict[str, Any]]]
+    reference: str | None
+    differences: dict[str, dict[str, Any]]
     recommendation: Recommendation | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
@@ -276,6 +291,8 @@ OUTCOME = {
     **dict.fromkeys(("top1", "top1_sem", "top5", "top5_sem", "agreement"), True),
 }
 
+DIFFERENCE = ("kl", "kl_sem", "increase", "increase_sem")
+
 
 def _evaluation(record: dict[str, Any]) -> dict[str, Any]:
     splits = set(record["splits"])
@@ -286,6 +303,20 @@ def _evaluation(record: dict[str, Any]) -> dict[str, Any]:
             if split not in splits:
                 raise ValueError(f"{name!r} is measured on an unknown split {split!r}")
             _check_outcome(outcome, f"the outcome of {name!r} on {split}")
+    compared = {
+        name for name, outcomes in record["measured"].items() if "evaluation" in outcomes
+    }
+    if record["reference"] is not None and record["reference"] not in compared:
+        raise ValueError(f"reference {record['reference']!r} was not measured")
+    expected = set() if record["reference"] is None else compared - {record["reference"]}
+    if wrong := sorted(expected ^ set(record["differences"])):
+        raise ValueError(f"differences lack, or have unknown, {', '.join(wrong)}")
+    for name, difference in record["differences"].items():
+        what = f"the difference of {name!r}"
+        if wrong := sorted(set(DIFFERENCE) ^ set(difference)):
+            raise ValueError(f"{what} lacks, or has unknown, {', '.join(wrong)}")
+        for key in DIFFERENCE:
+            check_json(float | None, difference[key], f"{key} of {what}")
     return {}
 
 
@@ -313,7 +344,7 @@ class Finetuning:
         finetuned_sha256: Hash of ``finetuned.safetensors``.
         name: Name of the allocation in the plan.
         allocation: The allocation.
-        costs: Its costs.
+        costs: Costs of the allocation, by name.
         config: Options of the training.
         seed: Seed of the training.
         devices: Number of devices.
@@ -386,20 +417,22 @@ class Export:
     """One file for another program.
 
     Attributes:
-        format: ``packed`` or ``onnx``.
+        format: Name of the format, as `jmpq.run.options.Export` has it.
         file: Path below the folder of the plan.
         file_sha256: Hash of the file.
         allocation: The allocation.
-        name: Its name in the plan; ``float``; or ``finetuned``.
+        name: Name of the allocation in the plan; or ``float``; or ``finetuned``.
         size_bytes: Bytes that the cost of this name counts.
         payload_bytes: Bytes of codes, scales, zero points and unquantized parameters in the
-            file, as they are stored.
+            file, as they are stored; 0 where it holds none.
         file_bytes: Bytes of the whole file.
-        widened: By layer, bits that codes are stored at where the format lacks their own.
-        runtime: Program that ran it, with its version; empty without a check.
-        agreement: Fields of `jmpq.export.check.Agreement`; empty without a check.
-        cpu_ms: Processor time of a call, milliseconds, by size of the batch: of this artifact
-            (``exported``) and of the ``float`` one in the same format.
+        widened: Stored bits, by layer, of codes that are stored at more than their own bits.
+        widened_bytes: Bytes added by wider storage.
+        reason: Reason for wider storage.
+        left_out: Settings that the format cannot express, one sentence each.
+        placement: Tensors at which activations are quantized
+            (`jmpq.quantizers.spec.InputSpec`).
+        checks: Results of running the file, by runtime; empty without a check.
     """
 
     format: str
@@ -411,12 +444,33 @@ class Export:
     payload_bytes: int
     file_bytes: int
     widened: dict[str, int]
-    runtime: str
-    agreement: dict[str, float | None]
-    cpu_ms: dict[str, dict[str, float]]
+    widened_bytes: int
+    reason: str
+    left_out: list[str]
+    placement: str
+    checks: "dict[str, Checked]"
 
     def to_json(self) -> dict[str, Any]:
-        return _shallow(self) | {"allocation": self.allocation.to_json()}
+        checks = {runtime: _shallow(found) for runtime, found in self.checks.items()}
+        return _shallow(self) | {"allocation": self.allocation.to_json(), "checks": checks}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked:
+    """An exported file in one runtime.
+
+    Attributes:
+        version: Version of the runtime.
+        options: Options of its session that this processor needs for exact results.
+        agreement: Fields of `jmpq.export.check.Agreement`.
+        cpu_ms: Processor time of a call, milliseconds, by size of the batch: of this artifact
+            (``exported``) and of the ``float`` one in the same format.
+    """
+
+    version: str
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    agreement: dict[str, float | None]
+    cpu_ms: dict[str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -457,6 +511,10 @@ def _exports(record: dict[str, Any]) -> dict[str, Any]:
     files = {}
     for name, own in record["files"].items():
         typed: dict[str, Any] = {"allocation": Allocation.from_json(own["allocation"])}
+        typed["checks"] = {
+            runtime: Checked(**fields_of(Checked, found, f"export {name!r} in {runtime}"))
+            for runtime, found in own["checks"].items()
+        }
         files[name] = Export(**fields_of(Export, own, f"export {name!r}") | typed)
     return {"files": files}
 

@@ -11,7 +11,8 @@ from jmpq.files import versions
 from jmpq.formats import FLOAT_BITS
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers, Scales, input_tiles, kernel_tiles
+from jmpq.quantizers.stream import points_of, stream_number, stream_spec
 from jmpq.quantizers.widths import by_width, from_widths
 from jmpq.run.folder import SENSITIVITY, RunFolder
 from jmpq.run.options import Sensitivity as Options
@@ -36,7 +37,7 @@ def calibrated(
         network: The network.
         options: Candidate bits, grids and seed.
         inputs: Calibration inputs, batch by batch.
-        examples: What identifies the examples and their batches.
+        examples: Identity of the examples and their batches.
         reporter: Listens.
     """
     of = {
@@ -48,22 +49,26 @@ def calibrated(
         "versions": versions("jax", "jaxlib", "flax"),
     }
     journal = shared_journal(folder.store("quantizers", of), of)
-    widths: dict[str, dict[int, Any]] = {"w": {}, "a": {}}
-    lacking: dict[str, list[int]] = {"w": [], "a": []}
-    for kind, asked in (("w", options.w_bits), ("a", options.a_bits)):
-        for bits in sorted(set(asked) - {FLOAT_BITS}):
+    widths: dict[str, dict[int, Any]] = {"w": {}, "a": {}, "s": {}}
+    lacking: dict[str, list[int]] = {"w": [], "a": [], "s": []}
+    asked = {"w": set(options.w_schemes), "a": set(options.a_schemes), "s": set()}
+    if options.activations.placement == "stream" and points_of(network):
+        asked["s"] = {stream_number(b) for b in options.a_schemes}
+    for kind, numbers in asked.items():
+        for bits in sorted(numbers - {FLOAT_BITS}):
             if (entry := journal.get(f"{kind}{bits}")) is None:
                 lacking[kind].append(bits)
             else:
                 widths[kind][bits] = entry.arrays
-    if lacking["w"] or lacking["a"] or not widths["w"]:
+
+    if any(lacking.values()) or not widths["w"]:
         rounding = options.weights.rounding
         listener = QUIET if rounding == "nearest" else reporter
         with listener.bar(f"{rounding:24s}", "layers") as progress:
             new = calibrate_quantizers(
                 network,
                 lacking["w"] or (FLOAT_BITS,),
-                lacking["a"] or (FLOAT_BITS,),
+                lacking["a"] or (options.a_schemes if lacking["s"] else (FLOAT_BITS,)),
                 inputs,
                 weights=options.weights,
                 activations=options.activations,
@@ -71,14 +76,26 @@ def calibrated(
                 partial=folder.journal(f"{SENSITIVITY}.{rounding}"),
                 progress=progress,
             )
-        for kind, scales in (("w", new.weights), ("a", new.activations)):
+        for kind, scales in (("w", new.weights), ("a", new.activations), ("s", new.stream)):
             for bits, arrays in by_width(scales).items() if scales else ():
-                journal.keep(f"{kind}{bits}", arrays=arrays)
-                widths[kind][bits] = arrays
+                if bits in lacking[kind]:
+                    journal.keep(f"{kind}{bits}", arrays=arrays)
+                    widths[kind][bits] = arrays
         if not widths["w"]:  # weights stay unquantized
-            activations = from_widths(options.activations, widths["a"]) if widths["a"] else None
-            return Quantizers(weights=new.weights, activations=activations)
-    return Quantizers(
-        weights=from_widths(options.weights, widths["w"]),
-        activations=from_widths(options.activations, widths["a"]) if widths["a"] else None,
-    )
+            return Quantizers(weights=new.weights, **_of_activations(network, options, widths))
+    tiles = kernel_tiles(network.layers, options.weights, sorted(widths["w"]))
+    weights = from_widths(options.weights, widths["w"], tiles)
+    return Quantizers(weights=weights, **_of_activations(network, options, widths))
+
+
+def _of_activations(
+    network: Network, options: Options, widths: dict[str, dict[int, Any]]
+) -> dict[str, Scales | None]:
+    """Scales of the layers' inputs and of the stream."""
+    found, stream = widths["a"], widths["s"]
+    tiles = input_tiles(network.sites, options.activations, sorted(found))
+    spec = stream_spec(options.activations)
+    return {
+        "activations": from_widths(options.activations, found, tiles) if found else None,
+        "stream": from_widths(spec, stream, ()) if stream else None,
+    }

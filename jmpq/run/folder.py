@@ -16,12 +16,15 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from jmpq.artifact import PLANS, ArtifactKind
 from jmpq.files import check_writable, file_sha256, json_sha256
-from jmpq.problem import Overhead
+from jmpq.latency import record as records
+from jmpq.latency.record import LatencyCheck, LatencyRecord
+from jmpq.latency.table import LatencyTable
+from jmpq.problem import COSTS, Cost, Overhead
 from jmpq.problem import plan as plans
 from jmpq.problem.plan import Plan, PlannedAllocation, read_plan, write_plan
 from jmpq.problem.plan_check import check_plan
@@ -29,24 +32,26 @@ from jmpq.run import artifacts
 from jmpq.run.artifacts import Evaluation, Exports, Finetuning, LayerTable, Sensitivities
 from jmpq.run.planning.recommendation import Recommendation, recommend
 from jmpq.sensitivity import table as tables
+from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.text import plural, printed, some
-
-if TYPE_CHECKING:  # it needs JAX
-    from jmpq.sensitivity.logits.superposed import Superposed
 
 WEIGHTS, TOKENIZER = "weights.safetensors", "tokenizer.json"
 LAYERS, SENSITIVITY, SUPERPOSED = "layers.json", "sensitivity.npz", "superposed.npz"
+LATENCY_TABLE, LATENCY, LATENCY_CHECK = "latency.csv", "latency.json", "latency_check.json"
 PLAN, FRONT, EVALUATION = "plan.json", "front.csv", "evaluation.json"
 FINETUNED, FINETUNING = "finetuned.safetensors", "finetuning.json"
 EXPORTED, EXPORT = "exported", "export.json"
+INSTANCES = "instances"
 OF_PLAN = (
     PLAN,
     FRONT,
     EVALUATION,
+    LATENCY_CHECK,
     FINETUNED,
     FINETUNING,
     EXPORTED,
     EXPORT,
+    INSTANCES,
 )  # one of each for every plan
 STORE = "store"
 # What logit changes and sensitivities have in common if they were measured together.
@@ -120,6 +125,44 @@ class RunFolder:
         return made
 
     @functools.cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """Seconds of every layer under every choice, if there is a table: `jmpq latency`
+        writes one, and so may any other tool.
+        """  # noqa: D205
+        if not self.file(LATENCY_TABLE).is_file():
+            return None
+        made = self._read(LATENCY_TABLE, LatencyTable.read)
+        made.check_layers(self.layers.names)
+        return made
+
+    @functools.cached_property
+    def latency(self) -> LatencyRecord | None:
+        """Where the table of latencies comes from, if `jmpq latency` wrote it."""
+        if not self.file(LATENCY).is_file():
+            return None
+        made = self._read(LATENCY, LatencyRecord.read)
+        if made.weights_sha256 != self.layers.weights_sha256:
+            raise self._stale(LATENCY, LAYERS, "weights", records.LATENCY)
+        if self.latency_table is None or made.table_sha256 != self.sha256(LATENCY_TABLE):
+            return None  # the table is another tool's
+        return made
+
+    @property
+    def latency_sha256(self) -> str | None:
+        """Hash of the table of latencies, if there is one."""
+        return None if self.latency_table is None else self.sha256(LATENCY_TABLE)
+
+    @property
+    def costs(self) -> Mapping[str, Cost]:
+        """The costs of an allocation; latency among them where there is a table of it."""
+        table = self.latency_table
+        return COSTS if table is None else {**COSTS, "latency_s": table.cost}
+
+    def costs_of(self, plan: Plan) -> Mapping[str, Cost]:
+        """The costs that a plan counts."""
+        return COSTS if plan.latency_sha256 is None else self.costs
+
+    @functools.cached_property
     def plan(self) -> Plan:
         """The plan that was made from the sensitivities."""
         _ = self.layers, self.sensitivities  # what it is checked against, and their errors
@@ -147,6 +190,17 @@ class RunFolder:
         return recommend(self.plan)
 
     @functools.cached_property
+    def latency_check(self) -> LatencyCheck | None:
+        """Measured latency of the plan's allocations, if it was measured."""
+        if not self.file(LATENCY_CHECK).is_file():
+            return None
+        _ = self.plan
+        made = self._read(LATENCY_CHECK, LatencyCheck.read)
+        if made.plan_sha256 != self.sha256(PLAN):
+            raise self._stale(LATENCY_CHECK, PLAN, "contents", records.CHECK)
+        return made
+
+    @functools.cached_property
     def finetuning(self) -> Finetuning | None:
         """The fine-tuning of the network, if there was one."""
         if not self.file(FINETUNING).is_file():
@@ -172,12 +226,10 @@ class RunFolder:
         return made
 
     @functools.cached_property
-    def superposed(self) -> "Superposed | None":
+    def superposed(self) -> Superposed | None:
         """The logit changes that metric ``composed`` left, if it was measured."""
         if not (path := self.path / SUPERPOSED).is_file():
             return None
-        from jmpq.sensitivity.logits.superposed import Superposed
-
         made, beside = Superposed.load(path), self.sensitivities
         for key in MEASURED_TOGETHER:
             if made.provenance.get(key) != beside.provenance.get(key):
@@ -258,6 +310,13 @@ class RunFolder:
             raise self._stale(PLAN, LAYERS, "weights", plans.KIND)
         if plan.sensitivity_sha256 != self.sha256(SENSITIVITY):
             raise self._stale(PLAN, SENSITIVITY, "contents", plans.KIND)
+        if plan.latency_sha256 is not None and self.latency_table is None:
+            raise FileNotFoundError(
+                f"{self.file(PLAN)} counts latency by {self.file(LATENCY_TABLE)}, which is not "
+                f"there: run `jmpq latency {self.path}`, or solve again."
+            )
+        if plan.latency_sha256 not in (None, self.latency_sha256):
+            raise self._stale(PLAN, LATENCY_TABLE, "contents", plans.KIND)
         self._check_layers(plan, layers.names, LAYERS)
         for table in sensitivities.tables.values():
             self._check_layers(plan, table.layers, SENSITIVITY)
@@ -271,6 +330,7 @@ class RunFolder:
                     for name, table in sensitivities.tables.items()
                 },
                 unquantized_parameters=layers.other_parameters,
+                costs=self.costs_of(plan),
             )
         except ValueError as error:
             raise plans.KIND.edited(self.file(PLAN), error) from error

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -16,6 +17,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 LOCK = ".lock"
+COMPILATIONS = "compilations"  # folder of compiled programs, where no other one is named
 P = ParamSpec("P")
 R = TypeVar("R")
 Folder = str | os.PathLike[str]
@@ -40,8 +42,9 @@ def writer_lock(folder: Folder, step: str) -> Iterator[None]:
 
     The operating system drops the lock of a process that dies, however it dies: what such a
     process leaves is an empty claim that the next one takes over. Folders that are made for
-    the lock and stay empty are removed. Where no lock can be made (a folder that cannot be
-    written, a file system without locks) there is none, and the step itself says what is wrong.
+    the lock and stay empty, compiled programs aside, are removed. Where no lock can be made (a
+    folder that cannot be written, a file system without locks) there is none, and the step
+    itself says what is wrong.
 
     Args:
         folder: The run folder.
@@ -68,6 +71,9 @@ def writer_lock(folder: Folder, step: str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (path / LOCK).unlink()  # while it is locked: nobody else's
             file.close()
+        with contextlib.suppress(OSError):
+            if path in made and [each.name for each in path.iterdir()] == [COMPILATIONS]:
+                shutil.rmtree(path / COMPILATIONS)
         for each in made:
             with contextlib.suppress(OSError):
                 each.rmdir()

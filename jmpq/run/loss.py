@@ -11,7 +11,13 @@ from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence, squa
 
 READY = {"cross_entropy": cross_entropy, "squared_error": squared_error, "kl": kl_divergence}
 # Their gradient is zero where the network still equals its reference: so are their terms.
-ZERO_FOR_KL = ("first_order", "empirical_fisher", "output_fisher")
+ZERO_FOR_KL = (
+    "first_order",
+    "empirical_fisher",
+    "output_fisher",
+    "fisher_trace",
+    "absolute_gradient",
+)
 
 
 def find_loss(name: str) -> ExampleLoss:

@@ -1,9 +1,11 @@
 """The network and the data of a run, from built-in names or the user's functions."""
 
+import dataclasses
 import importlib
+import inspect
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,15 +14,17 @@ import numpy as np
 
 from jmpq.data.batches import make_batch
 from jmpq.data.dataset import Dataset, Split
-from jmpq.data.load import TEXT_LENGTH, TEXTS, load_dataset
+from jmpq.data.image_folder import HOW_TO_LIST
+from jmpq.data.load import ANY_SIZE, TEXT_LENGTH, TEXTS, load_dataset
 from jmpq.data.text.tokens import Tokenizer, read_tokenizer
 from jmpq.files import versions
 from jmpq.network.equalize import equalize_ranges, without_caps
 from jmpq.network.fold import fold_batch_norm
 from jmpq.network.network import Network
-from jmpq.quantizers.products import quantize_products
+from jmpq.quantizers.products import quantize_products, with_cache
 from jmpq.run.artifacts import NetworkSpec
 from jmpq.run.folder import LAYERS, TOKENIZER, RunFolder
+from jmpq.text import plural, some
 from jmpq.training.labels import check_split
 from jmpq.training.losses import ExampleLoss, cross_entropy, has_classes
 from jmpq.zoo.architectures import PREPROCESSINGS, architecture, build_module
@@ -33,14 +37,19 @@ EMBEDDINGS = ("embeddings/word_embeddings", "embed_tokens")  # of tokens, in bui
 def load_data(spec: NetworkSpec, folder: pathlib.Path = pathlib.Path()) -> Dataset:
     """The data set of a run, preprocessed or turned into tokens as the network expects.
 
+    Data of one's own, ``package.module:function``, are taken as they are.
+
     Args:
-        spec: Where network and data come from.
+        spec: Source of network and data.
         folder: The run folder, where a relative tokenizer lies.
 
     Raises:
-        ValueError: If there is no such data set, network or preprocessing, or no tokenizer.
+        ValueError: If there is no such data set, network or preprocessing, or no tokenizer, or
+            a function of one's own makes no data set.
         FileNotFoundError: If the data or the tokenizer are not there.
     """
+    if ":" in spec.data:
+        return _own_data(spec)
     name = spec.preprocessing
     if name is None and ":" not in spec.model:
         name = architecture(spec.model).preprocessing
@@ -49,6 +58,8 @@ def load_data(spec: NetworkSpec, folder: pathlib.Path = pathlib.Path()) -> Datas
             f"There is no preprocessing {name!r}; choose one of {', '.join(PREPROCESSINGS)}."
         )
     rule = None if name is None else PREPROCESSINGS[name]
+    if rule is not None and spec.image_size is not None:
+        rule = rule.fitted(spec.image_size, spec.image_channels or 3)
     tokenizer = None
     if spec.tokenizer is not None:
         kind = "text" if spec.data in TEXTS else "sentences"
@@ -58,13 +69,33 @@ def load_data(spec: NetworkSpec, folder: pathlib.Path = pathlib.Path()) -> Datas
     )
 
 
+def with_image_shape(spec: NetworkSpec, network: Network) -> NetworkSpec:
+    """The spec with size and channels of the images that a network of one's own takes.
+
+    Raises:
+        ValueError: If the data are images of any size, and it takes no square ones of one or
+            three channels.
+    """
+    if ":" not in spec.model or spec.data not in ANY_SIZE:
+        return spec
+    shapes = [x.shape[1:] for x in jax.tree.leaves(network.tap.inputs)]
+    height, width, channels = shapes[0] if len(shapes[0]) == 3 else (0, 0, 0)
+    if len(shapes) > 1 or height != width or channels not in (1, 3):
+        raise ValueError(
+            f"The network takes inputs of shape {', '.join(map(str, shapes))} for one example; "
+            f"data set {spec.data!r} makes (size, size, 1 or 3), channels last. Bring arrays "
+            "of your own instead, with --data package.module:function."
+        )
+    return dataclasses.replace(spec, image_size=height, image_channels=channels)
+
+
 def load_network(
     spec: NetworkSpec, folder: pathlib.Path, dataset: Dataset | None = None
 ) -> Network:
     """The network of a run.
 
     Args:
-        spec: Where it comes from; relative weights lie in the run folder.
+        spec: Source of the network; relative weights lie in the run folder.
         folder: The run folder.
         dataset: The data set of `spec`, where it is in memory already.
 
@@ -166,11 +197,26 @@ def check_inputs(network: Network, dataset: Dataset) -> None:
             "classes)."
         )
     outputs = logits.shape[-1] if len(logits.shape) > 1 else 1
+    if dataset.guessed and len(dataset.classes) != outputs > 1:
+        raise ValueError(
+            f"The network has {outputs} classes, data set {dataset.name!r} has "
+            f"{plural(len(dataset.classes), 'class folder')}, by name "
+            f"{folder_numbers(dataset)}. {HOW_TO_LIST}"
+        )
     if len(classes := dataset.classes) > outputs > 1:
+        low = dataset.heldout.labels[np.arange(len(dataset.heldout))].min()
+        from_one = low >= 1 and len(classes) == outputs + 1
         raise ValueError(
             f"The network has {outputs} outputs, data set {dataset.name!r} has "
-            f"{len(classes)} classes. Choose the data set or the network that fits."
-        )
+            f"{len(classes)} classes. "
+            + ("Its labels begin at 1: count classes from 0, labels - 1." if from_one
+               else "Choose the data set or the network that fits.")
+        )  # fmt: skip
+
+
+def folder_numbers(dataset: Dataset) -> str:
+    """Number that each class folder has by its name, for people."""
+    return some([f"{name} = {i}" for i, name in enumerate(dataset.classes)])
 
 
 def check_targets(network: Network, splits: Sequence[Split], loss: ExampleLoss) -> None:
@@ -202,8 +248,8 @@ def imported(text: str, what: str, call: str) -> Callable[..., Any]:
 
     Args:
         text: The name.
-        what: What the function gives, for the error ("a network").
-        call: How it is called, for the error ("without arguments").
+        what: Name of the function's result, for the error ("a network").
+        call: Description of the call, for the error ("without arguments").
 
     Raises:
         ValueError: If there is no such function; it says why.
@@ -234,6 +280,8 @@ def _changed(spec: NetworkSpec, network: Network) -> Network:
         network = without_caps(network)
     if spec.equalize:
         network = equalize_ranges(network)
+    if spec.kv_cache:
+        network = with_cache(network)
     if spec.product_bits is not None:
         network = quantize_products(network, spec.product_bits)
     return network
@@ -257,15 +305,14 @@ def _check_tokenizer(
 def _made_by(model: str, output: str | None) -> Network:
     make = imported(model, "a network", "without arguments")
     given = {} if output is None else {"output": output}
-    try:
-        network = make(**given)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # someone else's code
+    if given and not _takes(make, given):
+        name = model.partition(":")[2]
         raise ValueError(
-            f"{model!r} failed with {type(error).__name__}: {error}. Call it in Python to see "
-            f"where; it takes {f'output={output!r}' if given else 'no arguments'}."
-        ) from error
+            f"{model!r} does not take --output {output}: write `def {name}(output=None)` and "
+            "pass output=output to Network.from_linen, or pass "
+            f"output={output!r} there and leave --output out."
+        )
+    network = _called(make, model, given)
     if not isinstance(network, Network):
         raise ValueError(
             f"{model!r} returned {type(network).__name__}; expected a jmpq.Network, as made by "
@@ -277,3 +324,49 @@ def _made_by(model: str, output: str | None) -> Network:
             "Network.from_linen(..., output=output)."
         )
     return network
+
+
+def _own_data(spec: NetworkSpec) -> Dataset:
+    if spec.data_dir is not None or spec.preprocessing is not None:
+        option = "--data-dir" if spec.data_dir is not None else "--preprocessing"
+        raise ValueError(
+            f"{option} is for built-in data sets: {spec.data!r} reads its own files and "
+            "returns inputs as the network takes them. Leave it out."
+        )
+    dataset = _called(imported(spec.data, "a data set", "without arguments"), spec.data, {})
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"{spec.data!r} returned {type(dataset).__name__}; expected a jmpq.Dataset, as "
+            "made by jmpq.Dataset.from_arrays(inputs, labels, train=(inputs, labels))."
+        )
+    return dataset.named(spec.data)
+
+
+def _called(make: Callable[..., Any], name: str, given: Mapping[str, Any]) -> Any:
+    """What a function of someone else returns.
+
+    Raises:
+        ValueError: If it fails, unless with an error of its own that says what to do.
+        OSError: If it does not find a file.
+    """
+    try:
+        return make(**given)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        called = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        raise ValueError(
+            f"{name!r} failed with {type(error).__name__}: {str(error).rstrip('.')}. Call it "
+            f"in Python to see where; it is called with {called or 'no arguments'}."
+        ) from error
+
+
+def _takes(function: Callable[..., Any], given: Mapping[str, Any]) -> bool:
+    """Whether a function can be called with these arguments, as far as it says."""
+    try:
+        inspect.signature(function).bind(**given)
+    except ValueError:  # a function that does not say
+        return True
+    except TypeError:
+        return False
+    return True

@@ -8,10 +8,10 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from jmpq.formats import choice_grid
+from jmpq.formats import FLOAT_BITS, UNQUANTIZED, Choice, choice_grid
 from jmpq.network.layers import TieKind
 from jmpq.problem.budgets import check_cost, parse_budgets
-from jmpq.problem.costs import additive_cost, additive_costs
+from jmpq.problem.costs import additive_cost, known_costs
 from jmpq.problem.rules import parse_rule
 from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits
 from jmpq.run.ranges import between, check_batches, check_seed, counts, not_empty
@@ -32,7 +32,7 @@ class Train:
     random crops)."""
     data: str = "digits"
     """Data set: digits or cifar10; sst2 (sentences); imagenet2012, imagenette or image_folder
-    for ImageNet's networks."""
+    for ImageNet's networks; or package.module:function, as for jmpq layers."""
     data_dir: pathlib.Path | None = None
     """Local folder of the data set."""
     epochs: int = 15
@@ -78,7 +78,7 @@ class Layers:
     stories260k (text). Or package.module:function, which returns a jmpq.Network."""
     output: str | None = None
     """Name or position of the array to analyse, where the network returns several: the
-    function of --model takes it as output=... and hands it to Network.from_..."""
+    function of --model takes it as output=... and hands it to jmpq.Network."""
     weights: pathlib.Path | None = None
     """File of the weights: safetensors, PyTorch's (.pth, .pth.tar, .bin), .npz, .msgpack, an
     index of shards, or a folder with one of them or of orbax; RUN/weights.safetensors where it
@@ -86,14 +86,16 @@ class Layers:
     data: str = "cifar10"
     """Data set: digits, cifar10; imagenet2012, imagenet_v2, imagenette, as prepared by
     tensorflow-datasets; imagenet_sample, image_folder; sst2 (sentences); text, windows of
-    running text; documents, one by one."""
+    running text; documents, one by one. Or package.module:function, which returns a
+    jmpq.Dataset (jmpq.Dataset.from_arrays) of inputs as the network takes them."""
     data_dir: pathlib.Path | None = None
     """Local folder of the data set (image_folder: folder or zip archive; text: .txt or .npy of
     token ids, or a folder with one); without it, tensorflow-datasets' folder."""
     preprocessing: str | None = None
-    """Preprocessing of images: torchvision (mean and standard deviation of ImageNet),
-    tensorflow (x/127.5 - 1) or efficientnet_lite ((x - 127)/128); by default what the built-in
-    network expects."""
+    """Preprocessing of images: unit (x/255, from 0 to 1), tensorflow (x/127.5 - 1), torchvision
+    (mean and standard deviation of ImageNet) or efficientnet_lite ((x - 127)/128); by default
+    what the built-in network expects. A network of your own gets the size and the channels, RGB
+    or grey, of its example."""
     tokenizer: pathlib.Path | None = None
     """Tokenizer of sentences or text: tokenizer.json, vocab.txt, or a folder with one; by
     default the one beside the weights."""
@@ -109,10 +111,13 @@ class Layers:
     """Scale channels so that their ranges are equal in a layer and in the one that reads it
     (Nagel et al. 2019): for depthwise networks whose tensors have one scale. Needs
     --fold-batch-norm, and --without-caps where activations are capped."""
+    kv_cache: bool = False
+    """Give the keys and the values of every attention a row of the layer table, with formats of
+    their own (`jmpq sensitivity --kv-formats`) and a cost, kv_bytes."""
     product_bits: int | None = None
     """Bits of both operands of every product of two activations (attention), on the range of
-    every example and head. Part of the network: `jmpq evaluate` reports its accuracy as that
-    of the float network."""
+    every example and head; keys and values of --kv-cache have their own. Part of the network:
+    `jmpq evaluate` reports its accuracy as that of the float network."""
 
     def __post_init__(self) -> None:
         counts(self, "product_bits", most=16)
@@ -135,6 +140,17 @@ class Sensitivity:
     """Candidate bits of weights: 1 to 16, or 32 for unquantized."""
     a_bits: tuple[int, ...] = (4, 8)
     """Candidate bits of activations: 1 to 16; 32 leaves them unquantized."""
+    w_formats: tuple[str, ...] = ()
+    """Candidate formats of weights instead of --w-bits: int1 to int16, also as int4_g64 with a
+    scale for every 64 inputs; fp8_e4m3, fp8_e5m2, fp6_e3m2, fp6_e2m3, fp4_e2m1; mxfp8_e4m3,
+    mxfp8_e5m2, mxfp6_e3m2, mxfp6_e2m3, mxfp4, mxint8 (blocks of 32), nvfp4 (blocks of 16);
+    bf16, f16; none."""
+    a_formats: tuple[str, ...] = ()
+    """Candidate formats of activations instead of --a-bits, by the same names; blocks of mx
+    and nvfp4 lie along the features of every position."""
+    kv_formats: tuple[str, ...] = ()
+    """Candidate formats of keys and values, which need `jmpq layers --kv-cache`, by the same
+    names: int4, int8, mxfp4, fp8_e4m3, none, ...; their grid is that of activations."""
     calibration_from: Literal["train", "heldout"] = "heldout"
     """Source of the calibration examples: training data, or a part of the held-out data set
     aside for it (accuracy is then reported on the rest only)."""
@@ -162,16 +178,49 @@ class Sensitivity:
     weights: KernelSpec = KernelSpec()
     """Grid of weights."""
     activations: InputSpec = InputSpec()
-    """Grid of activations."""
+    """Grid of activations; --activations.placement stream for a network that an integer
+    runtime is to run fast."""
 
     def __post_init__(self) -> None:
         not_empty(self, "metrics", "w_bits", "a_bits")
-        choice_grid(self.w_bits, self.a_bits)
-        for spec, widths in ((self.weights, self.w_bits), (self.activations, self.a_bits)):
-            for bits in widths:
-                check_bits(spec, bits)
+        if self.kv_formats and any(choice.weights.is_none for choice in self._of_layers):
+            if self._of_layers != (UNQUANTIZED,):
+                raise ValueError(
+                    "With kv_formats, choices without weights' bits are those of keys and "
+                    "values: leave 'none' out of w_formats and 32 out of w_bits, or quantize "
+                    "no layer at all (w_formats=('none',), a_formats=('none',)). A layer stays "
+                    "float by a rule, 'exclude PATTERN'."
+                )
+        for spec, numbers in (
+            (self.weights, self.w_schemes),
+            (self.activations, self.a_schemes),
+        ):
+            for number in numbers:
+                check_bits(spec, number)
         check_batches(self, "class_samples", "probes", "examples")
         between(self, 0.0, 1e6, "qbert_spread")
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The candidates: every pair of a scheme of weights and one of activations, and those
+        of keys and values, which have no weights.
+        """  # noqa: D205
+        kept = choice_grid((FLOAT_BITS,), self.kv_formats) if self.kv_formats else ()
+        return tuple(sorted({*self._of_layers, *kept}))
+
+    @property
+    def _of_layers(self) -> tuple[Choice, ...]:
+        return choice_grid(self.w_formats or self.w_bits, self.a_formats or self.a_bits)
+
+    @property
+    def w_schemes(self) -> tuple[int, ...]:
+        """Numbers of the candidate schemes of weights."""
+        return tuple(dict.fromkeys(choice.weights.number for choice in self.choices))
+
+    @property
+    def a_schemes(self) -> tuple[int, ...]:
+        """Numbers of the candidate schemes of activations."""
+        return tuple(dict.fromkeys(choice.activations.number for choice in self.choices))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,8 +241,10 @@ class Compute:
     process_index: int | None = None
     """Index of this process, from 0; else JAX_PROCESS_ID, or what the cluster says."""
     memory: str | None = None
-    """Most that a pass may take on one device, as 4GB (10^9), 4GiB (2^30) or bytes: batches
-    are cut into parts that fit, by what XLA says of the compiled pass. No limit by default."""
+    """Bound of memory, as 4GB (10^9), 4GiB (2^30) or bytes: batches are cut into parts that
+    fit. On a CPU it bounds the resident memory of the process while it computes metrics: what
+    is there before, and XLA's plan of the pass times what one example was seen to take. On an
+    accelerator it bounds XLA's plan of a pass on each device. No limit by default."""
 
     def __post_init__(self) -> None:
         counts(self, "devices", "processes")
@@ -210,20 +261,25 @@ class Solve:
     replace: bool = False
     """Write over a plan that was solved with other options."""
     budget: tuple[str, ...] = ()
-    """NAME=VALUE with NAME size_bytes (bytes), average_bits (bits per searched weight) or
-    bops (bit operations per example), and VALUE a number with unit (120kB, 0.27MB, 1.2G), a
-    ratio to the float network (0.13x), a fraction between the cheapest and the dearest
-    allocation (40%), or the cost of a uniform allocation (W4A4). By default size_bytes and,
-    with quantized activations, bops of uniform 4-bit (or the nearest candidate)."""
+    """NAME=VALUE with NAME size_bytes (bytes), average_bits (effective bits per searched
+    weight, scales included), bops (bit operations per example), activation_bytes (the largest
+    input and output of a layer), kv_bytes (keys and values of a token, with --kv-cache) or
+    latency_s (seconds of a call, by RUN/latency.csv of `jmpq latency`), and VALUE a number with
+    unit (120kB, 0.27MB, 1.2G, 2.5ms), a ratio to the float network (0.13x), a fraction between
+    the cheapest and the dearest allocation (40%), or the cost of a uniform allocation (W4A4,
+    Wmxfp4A8). By default size_bytes and, with quantized activations, bops of uniform 4-bit (or
+    the nearest candidate); kv_bytes likewise."""
     metrics: tuple[str, ...] = ()
     """Metrics to solve with, the first leading; all of the sensitivity file by default."""
     solvers: tuple[str, ...] = ("exact", "greedy")
     """Solvers, the first leading. exact: the optimum, proven or with its gap, by core for one
-    budget and by several_budgets for more; greedy: the paper's Algorithm 1; core,
+    budget and by several_budgets for more; greedy: the paper's Algorithm 1;
+    greedy_dual_prices: the same, several budgets weighed by their dual values; core,
     several_budgets, dynamic_programming, or any mixed-integer solver that cvxpy finds
     installed: HIGHS, SCIP (pip install 'jmpq[scip]'), GUROBI, ... With the cross-layer terms,
     for metrics that have them: local_search, a tabu search; branch_and_bound, the same with a
-    proof of how far from optimal it can be. Their allocations go by the metric NAME_full."""
+    proof of how far from optimal it can be; quadratic_program, SCIP on the same. Their
+    allocations go by the metric NAME_full."""
     rule: tuple[str, ...] = ()
     """'pin PATTERN=W8A8', 'allow PATTERN=W4,W8A8', 'exclude PATTERN', 'tie PATTERN PATTERN';
     patterns are regular expressions that match a whole layer name; the first match wins."""
@@ -249,7 +305,7 @@ class Solve:
     def __post_init__(self) -> None:
         not_empty(self, "solvers")
         for budget in parse_budgets(self.budget):
-            check_cost(budget, additive_costs())
+            check_cost(budget, known_costs())
         for text in self.rule:
             parse_rule(text)
         for name in self.solvers:
@@ -322,6 +378,22 @@ class Refine:
 
     def __post_init__(self) -> None:
         counts(self, "max_evaluations", "patience", "batch_size", "devices")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instance:
+    """Options of `jmpq.run.instance`."""
+
+    plan: str | None = None
+    """Name of the plan, as given to `jmpq solve --name`; by default the one without a name."""
+    metrics: tuple[str, ...] = ()
+    """Metrics whose problems are written; all of the sensitivity file by default."""
+    formats: tuple[Literal["json", "npz", "lp", "mps"], ...] = ("json",)
+    """json, or the smaller npz: all that the problem is, with the best value known; lp, mps:
+    the integer program alone, as other solvers read it."""
+
+    def __post_init__(self) -> None:
+        not_empty(self, "formats")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -473,6 +545,21 @@ class Finetune:
         between(self, 0.0, 0.999, "label_smoothing")
 
 
+ExportFormat = Literal[
+    "packed",
+    "onnx",
+    "stablehlo",
+    "litert",
+    "qwix",
+    "aimet",
+    "compressed-tensors",
+    "modelopt",
+    "maxtext",
+    "ai-edge-quantizer",
+    "hawq",
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """Options of `jmpq.run.export`."""
@@ -482,16 +569,22 @@ class Export:
     allocation: str | None = None
     """Name of the allocation; the first solution of the plan by default. float: the network as
     it is."""
-    format: Literal["packed", "onnx"] = "packed"
+    format: ExportFormat = "packed"
     """packed: safetensors with codes at their bits, read by jmpq.load_packed; onnx: a graph
-    with QuantizeLinear and DequantizeLinear (pip install 'jmpq[onnx]')."""
+    with QuantizeLinear and DequantizeLinear (pip install 'jmpq[onnx]'); stablehlo: a program
+    of jax.export, codes inside; litert: .tflite (pip install 'jmpq[litert]'). The others hold
+    no codes: they tell another tool the bits of every layer, as JSON."""
     finetuned: bool = False
     """Take the network that `jmpq finetune` trained, with its allocation."""
     native: bool = False
     """Let DequantizeLinear of ONNX read codes of 2 and 4 bits itself. By default they are
     stored so and cast to 8 bits, which runtimes do once, when they load."""
-    smallest: Literal[2, 4, 8] = 2
-    """Least bits at which ONNX stores codes: 4 for OpenVINO, which has no type of 2 bits."""
+    runtimes: tuple[Literal["onnxruntime", "openvino"], ...] = ("onnxruntime",)
+    """Runtimes that an ONNX file is for, in which it is checked. openvino (pip install
+    'jmpq[openvino]') has no type of 2 bits: codes are stored at 4."""
+    smallest: Literal[2, 4, 8] | None = None
+    """Least bits at which codes are stored. ONNX: 2, or the least that its runtimes have.
+    LiteRT, 8 by default: 4 for smaller files, whose convolutions may be slower."""
     check: int = 1000
     """Evaluation examples, the first so many, that the file is run on in its own runtime beside
     jmpq's evaluation; 0 for none."""
@@ -501,10 +594,70 @@ class Export:
     """Calls of each artifact whose processor time is taken, at batch 1 and 32."""
 
     def __post_init__(self) -> None:
+        not_empty(self, "runtimes")
         counts(self, "check", least=0)
         counts(self, "batch_size", "repeats")
         if self.finetuned and self.allocation is not None:
             raise ValueError(
                 "finetuned=True takes the allocation that was trained: leave out "
                 f"allocation={self.allocation!r}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Options of `jmpq.run.latency`."""
+
+    runtime: Literal[
+        "onnxruntime", "openvino", "model:roofline", "model:bit_serial", "model:bitfusion"
+    ] = "onnxruntime"
+    """onnxruntime (pip install 'jmpq[onnx]') or openvino (pip install 'jmpq[openvino]'), on
+    this machine's processor; or a hardware model with the numbers of a publication:
+    model:roofline (NVIDIA T4), model:bit_serial (BISMO), model:bitfusion (BitFusion)."""
+    check: bool = False
+    """Measure the solutions and uniform allocations of the plan as whole networks, beside
+    what was predicted of them, in RUN/latency_check.json."""
+    around: str | None = None
+    """Allocation of the plan at which the sum over layers of RUN/latency.csv is to be exact:
+    the table is written anew from RUN/latency.json, nothing is measured. For solutions with
+    float neighbours, whose borders the first table counts too dear, and, after --check, for
+    those that take longer than predicted: the sum is then the measured time. Solve again."""
+    plan: str | None = None
+    """Name of the plan of --check or --around, as given to `jmpq solve --name`; by default the
+    one without a name."""
+    networks: int | None = None
+    """Whole networks that the seconds are fitted to; two for every layer and kernel by
+    default."""
+    held_out: int = 16
+    """Random networks that are measured and predicted, not fitted: they tell the error."""
+    rounds: int = 6
+    """Times that every network is opened and timed; the least disturbed round counts."""
+    batch_size: int = 1
+    """Examples of a call."""
+    threads: int = 1
+    """Threads of the runtime."""
+    clock: Literal["cpu", "wall"] = "cpu"
+    """Processor time, which other programs on the machine hardly change; or time on the clock,
+    which is what several threads are for. Both are in RUN/latency.json."""
+    seed: int = 0
+    """Seed of the networks and of the order in which they are timed."""
+
+    def __post_init__(self) -> None:
+        counts(self, "networks", "rounds", "batch_size", "threads")
+        counts(self, "held_out", least=0)
+        check_seed(self)
+        if self.check and self.runtime.startswith("model:"):
+            raise ValueError(
+                f"check=True measures whole networks: choose onnxruntime or openvino, not "
+                f"{self.runtime!r}."
+            )
+        if self.check and self.around is not None:
+            raise ValueError(
+                "check=True measures the plan, which a new table makes stale: leave out one "
+                f"of check and around={self.around!r}."
+            )
+        if self.plan is not None and not self.check and self.around is None:
+            raise ValueError(
+                f"plan={self.plan!r} names the plan of check or around: give one of them. The "
+                "table of latencies is that of the run."
             )

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.data.dataset import Split
@@ -16,6 +18,7 @@ from jmpq.run.folder import RunFolder
 from jmpq.run.subject import Subject
 
 FLOAT, SECONDS = "float", "seconds per allocation"  # keys beside those of allocations
+SCORES = "scores"  # array of an entry
 
 
 class Measured:
@@ -33,6 +36,7 @@ class Measured:
         correct: Correction of the layers' outputs.
         corrected: Examples that the correction looks at.
         mesh: Devices over which examples are spread.
+        each: Whether what every example became is kept beside the means (`of_examples`).
 
     Attributes:
         evaluator: Measures what the store lacks.
@@ -48,6 +52,7 @@ class Measured:
         correct: Correct = "none",
         corrected: Split | None = None,
         mesh: Mesh | None = None,
+        each: bool = False,
     ) -> None:
         of = {
             "network": folder.layers.identity,
@@ -68,16 +73,30 @@ class Measured:
             journal=self._journal,
         )
         self._layers = [layer.name for layer in subject.network.layers]
-        self._quantizers = subject.quantizers
+        self._quantizers, self._each = subject.quantizers, each
 
     def known(self, allocation: Allocation) -> Outcome | None:
         """The outcome in the store, or None where the allocation was not measured."""
         entry = self._journal.get(self._key(allocation))
-        return None if entry is None else Outcome.from_json(entry.value)
+        if entry is None or (self._each and SCORES not in entry.arrays):
+            return None
+        return Outcome.from_json(entry.value)
 
-    def keep(self, allocation: Allocation, outcome: Outcome) -> None:
+    def keep(
+        self,
+        allocation: Allocation,
+        outcome: Outcome,
+        scores: Float[np.ndarray, "6 examples"] | None = None,
+    ) -> None:
         """Add an outcome, measured on all examples, to the store."""
-        self._journal.keep(self._key(allocation), outcome.to_json())
+        arrays = {} if scores is None else {SCORES: scores.astype(np.float32)}
+        self._journal.keep(self._key(allocation), outcome.to_json(), arrays)
+
+    def of_examples(self, allocation: Allocation) -> Float[np.ndarray, "6 examples"]:
+        """What `Evaluator.scores` said of every example, of an allocation measured so."""
+        entry = self._journal.get(self._key(allocation))
+        assert entry is not None, "measure it first, with each=True"
+        return entry.arrays[SCORES]
 
     def __call__(
         self,
@@ -89,7 +108,7 @@ class Measured:
 
         Args:
             allocations: The allocations.
-            progress: Called with the number measured and the number to measure.
+            progress: Callback, called with the number measured and the number to measure.
 
         Raises:
             ValueError: If an allocation names a layer that the network does not have, or
@@ -107,14 +126,17 @@ class Measured:
         lacking, ends = list(todo), list[float]()
         progress(0, len(lacking))
 
+        scores: dict[int, Float[np.ndarray, "6 examples"]] = {}
+
         def keep(index: int, outcome: Outcome) -> None:
             known[lacking[index]] = outcome
-            self.keep(todo[lacking[index]], outcome)
+            self.keep(todo[lacking[index]], outcome, scores.pop(index, None))
             progress(index + 1, len(lacking))
             ends.append(time.perf_counter())
 
         if todo:
-            self.evaluator(list(todo.values()), done=keep)
+            keep_scores = scores.__setitem__ if self._each else lambda index, rows: None
+            self.evaluator(list(todo.values()), done=keep, scored=keep_scores)
         chunk = self.evaluator.candidates_per_call  # the first one compiles
         if len(ends) > chunk:
             seconds = (ends[-1] - ends[chunk - 1]) / (len(ends) - chunk)

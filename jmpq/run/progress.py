@@ -41,8 +41,8 @@ class Reporter:
     """Listens to a step.
 
     Attributes:
-        say: Called with a line of text.
-        bar: Called with a description and a unit for a bar.
+        say: Function that prints a line of text.
+        bar: Function that opens a progress bar, given a description and a unit.
     """
 
     say: Callable[[str], None]
@@ -99,7 +99,7 @@ def log_lines(
     Args:
         description: Name of the work.
         unit: Unit of the work.
-        write: Called with every line.
+        write: Function that writes a line.
         clock: Seconds.
     """
     start = last = clock()

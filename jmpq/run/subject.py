@@ -12,7 +12,7 @@ from jmpq.deploy.correction import Correct
 from jmpq.deploy.measure import CANDIDATES_PER_CALL, Evaluator
 from jmpq.journal import Journal
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers
 from jmpq.run.artifacts import Sensitivities
 from jmpq.run.folder import RunFolder
 from jmpq.run.loss import find_loss, measured_loss
@@ -26,7 +26,7 @@ class Subject:
 
     Attributes:
         network: The float network.
-        quantizers: Its calibrated quantizers.
+        quantizers: Calibrated quantizers of the network.
         dataset: The data set.
         calibration: The examples of the sensitivities.
         evaluation: The examples that accuracy is reported on.

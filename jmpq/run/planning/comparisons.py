@@ -9,7 +9,7 @@ from jmpq.problem.plan import planned_allocation
 from jmpq.run.options import Comparison
 from jmpq.solvers import draw_allocations, random_search, reversed_search
 
-Solvers = Mapping[str, Callable[[Problem], Solution]]
+Solvers = Mapping[tuple[str, str], Callable[[Problem], Solution]]
 
 
 def baselines(
@@ -27,7 +27,7 @@ def baselines(
             metric=metric,
             asked="uniform",
             predicted_loss=loss,
-            budgets=dict(problem.budgets),
+            budgets=problem.limits,
         )
     solution = reversed_search(problem)
     yield planned_allocation(
@@ -46,16 +46,23 @@ def baselines(
 
 
 def other_budgets(
-    problem: Problem, metric: str, options: Comparison, solvers: Solvers
+    problem: Problem, options: Comparison, solvers: Solvers
 ) -> Iterator[PlannedAllocation]:
     """Solutions between the cheapest and the dearest allocation.
 
-    Budgets that conflict there are left out.
+    Budgets that conflict there are left out; budgets on peaks stay as they are.
+
+    Args:
+        problem: The problem, with its cross-layer terms where a solver takes them.
+        options: Number of budgets and other options.
+        solvers: Solvers by the name that was asked for and the metric that they minimise.
     """
-    for i in range(1, options.sweep + 1):
+    for i in range(1, options.sweep + 1 if problem.budgets else 1):
         percent = f"{100 * i / (options.sweep + 1):.4g}%"
-        here = with_budgets(problem, [f"{name}={percent}" for name in problem.budgets])
-        for name, solver in solvers.items():
+        peaks = [f"{name}={limit:.17g}" for name, limit in problem.ceilings.items()]
+        additive = [f"{name}={percent}" for name in problem.budgets]
+        here = with_budgets(problem, [*additive, *peaks])
+        for (name, metric), solver in solvers.items():
             try:
                 solution = solver(here)
             except Infeasible:
@@ -76,7 +83,7 @@ def without_budgets(
 
     Args:
         problem: The problem.
-        options: How many.
+        options: Number of allocations and other options.
         seed: Seed of the random allocations.
         costs_of: Costs of any allocation of the network; its other layers are unquantized,
             which need not be a candidate.
@@ -90,13 +97,16 @@ def without_budgets(
             seed=seed,
         )
     unquantized = dict.fromkeys(problem.layers, UNQUANTIZED)
-    for layer in problem.layers if options.singles else ():
-        for choice in problem.choices:
+    every = "kv_bytes" not in problem.costs  # keys and values have choices of their own
+    for layer, row in zip(problem.layers, problem.allowed, strict=True):
+        for choice, allowed in zip(problem.choices, row, strict=True):
+            if not (options.singles and (every or allowed)):
+                continue
             alone = Allocation(unquantized | {layer: choice})
             costs = costs_of(alone)
             yield PlannedAllocation(
                 name=f"single/{layer}/{choice.label}",
                 role="single",
                 allocation=alone,
-                costs={name: costs[name] for name in problem.costs},
+                costs={name: costs[name] for name in problem.costs if name in costs},
             )

@@ -7,16 +7,21 @@
 ``superposed_kl``, ``_loss``  superposed logits
 ============================  ==========================================================
 
-The logits' predictors come from ``superposed.npz`` and need JAX; without it there are none.
+The logits' predictors come from ``superposed.npz``; without it there are none. JAX is needed
+for a loss of the user's own alone.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from jmpq.allocation import Allocation
 from jmpq.problem import PlannedAllocation
 from jmpq.run.folder import RunFolder
+from jmpq.sensitivity.logits.composed import Composed, ridge_for
+from jmpq.sensitivity.logits.increases import READY, Loss, Ready
 from jmpq.sensitivity.logits.joint_predictors import JointPredictor, Quadratic
+from jmpq.sensitivity.logits.superposed import PredictedLoss
 from jmpq.sensitivity.table import Sensitivity
 
 SEARCHED_BY_KL = ("cross_entropy", "kl")  # losses whose search minimises the KL divergence
@@ -50,20 +55,28 @@ def logit_predictors(folder: RunFolder) -> dict[str, JointPredictor]:
     """
     if (superposed := folder.superposed) is None:
         return {}
-    from jmpq.run.loss import find_loss
-    from jmpq.sensitivity.logits.composed import Composed, ridge_for
-    from jmpq.sensitivity.logits.superposed import PredictedLoss
-
     composed = Composed(superposed=superposed, ridge=ridge_for(superposed.logits[:1].shape[-1]))
-    predictors: dict[str, JointPredictor] = {
-        "composed_kl": composed,
-        "superposed_kl": superposed,
-    }
+    predictors: dict[str, JointPredictor] = {}
+    if superposed.logits[0].ndim and superposed.logits.shape[-1] > 1:  # class probabilities
+        predictors = {"composed_kl": composed, "superposed_kl": superposed}
     if (name := folder.sensitivities.loss) != "kl":
-        loss = find_loss(name)
+        loss = loss_to_predict(name)
         predictors["composed_loss"] = PredictedLoss(logits=composed, loss=loss)
         predictors["superposed_loss"] = PredictedLoss(logits=superposed, loss=loss)
     return predictors
+
+
+def loss_to_predict(name: str) -> Loss:
+    """A loss of a run for predictions: by its name where it is ready-made.
+
+    Raises:
+        ValueError: If there is no such loss.
+    """
+    if name in READY:
+        return cast(Ready, name)
+    from jmpq.run.loss import find_loss  # loads JAX
+
+    return find_loss(name)
 
 
 def searched_name(folder: RunFolder) -> str:

@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from jmpq.allocation import Allocation
-from jmpq.formats import Choice, labels
+from jmpq.formats import UNQUANTIZED, Choice, labels
 from jmpq.network.layers import TieKind
 from jmpq.problem import (
+    Cost,
     Exclude,
     Overhead,
     Pin,
@@ -18,7 +19,7 @@ from jmpq.problem import (
     first_and_last,
     parse_rule,
 )
-from jmpq.problem.rules import Rule, apply_rules, rules_from_json
+from jmpq.problem.rules import Rule, apply_rules, of_kernels, rules_from_json
 from jmpq.run.folder import LAYERS, SENSITIVITY, RunFolder
 from jmpq.run.options import Solve
 from jmpq.sensitivity.table import Sensitivity
@@ -34,6 +35,7 @@ def run_problem(
     rules: Sequence[Rule],
     budgets: Budgets,
     interactions: bool = False,
+    costs: Mapping[str, Cost] | None = None,
 ) -> Problem:
     """The problem of one metric.
 
@@ -43,6 +45,7 @@ def run_problem(
         rules: Rules for layers.
         budgets: Limits by cost, or budgets as text.
         interactions: Whether the cross-layer terms count.
+        costs: Costs by name; those of the folder by default.
     """
     return build_problem(
         folder.layers.layers,
@@ -51,6 +54,7 @@ def run_problem(
         rules=tuple(rules),
         budgets=dict(budgets) if isinstance(budgets, Mapping) else tuple(budgets),
         unquantized_parameters=folder.layers.other_parameters,
+        costs=folder.costs if costs is None else costs,
         interactions=interactions,
     )
 
@@ -63,15 +67,27 @@ def run_costs(folder: RunFolder, allocation: Allocation) -> dict[str, float]:
         allocation,
         Overhead.of(layers.layers, folder.sensitivities.kernels),
         unquantized_parameters=layers.other_parameters,
+        costs=folder.costs,
     )
 
 
 def planned_problem(
-    folder: RunFolder, table: Sensitivity, budgets: Mapping[str, float]
+    folder: RunFolder,
+    table: Sensitivity,
+    budgets: Mapping[str, float],
+    *,
+    interactions: bool = False,
 ) -> Problem:
     """The problem that the plan was made of, by one metric and under given limits."""
     rules = rules_from_json(folder.plan.rules)
-    return run_problem(folder, table, rules=rules, budgets=budgets)
+    return run_problem(
+        folder,
+        table,
+        rules=rules,
+        budgets=budgets,
+        interactions=interactions,
+        costs=folder.costs_of(folder.plan),
+    )
 
 
 def chosen_tables(folder: RunFolder, options: Solve) -> dict[str, Sensitivity]:
@@ -172,7 +188,15 @@ def _ready_made(
 
 
 def default_budgets(choices: Sequence[Choice]) -> tuple[str, ...]:
-    """Size and, with quantized activations, bit operations of the candidate next to W4A4."""
-    nearest = min(choices, key=lambda c: (abs(c.w_bits - 4), abs(c.a_bits - 4)))
-    costs = ("size_bytes",) if all(c.a_bits == 32 for c in choices) else ("size_bytes", "bops")
-    return tuple(f"{cost}={nearest.label}" for cost in costs)
+    """Size and, with quantized activations, bit operations of the candidate next to W4A4.
+
+    Where keys and values have candidates, also their bytes, at the one next to 4 bits.
+    """
+    own = of_kernels(choices)
+    nearest = min(own, key=lambda c: (abs(c.w_bits - 4), abs(c.a_bits - 4)))
+    costs = ["size_bytes"] * (nearest != UNQUANTIZED)
+    costs += ["bops"] * any(not c.activations.is_none for c in own)
+    budgets = [f"{cost}={nearest.label}" for cost in costs]
+    if kept := [c for c in choices if c not in own and c != UNQUANTIZED]:
+        budgets.append(f"kv_bytes={min(kept, key=lambda c: abs(c.a_bits - 4)).label}")
+    return tuple(budgets)

@@ -11,12 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jmpq.allocation import Allocation
-from jmpq.problem import COSTS, Plan, PlannedAllocation
+from jmpq.formats import Choice
+from jmpq.problem import Plan, PlannedAllocation
+from jmpq.problem.costs import known_costs
 from jmpq.problem.shown import Shown, shown_prediction
 from jmpq.problem.solution import OPTIMALITY
+from jmpq.text import plural
 
 ERRORS = 2.0  # standard errors of a difference within which two allocations are level
 REMAINS = 0.1  # part of the float network's accuracy above chance that a destroyed one keeps
+
+PROOF = "Proof, of the prediction alone"
+NAMED = 12  # layers at most that the answer names
 
 Verdict = Literal["same", "better", "worse", "level", "unknown"]
 Json = Mapping[str, Any]
@@ -32,6 +38,10 @@ class Measurements(Protocol):
     def splits(self) -> Mapping[str, Json]: ...
     @property
     def measured(self) -> Mapping[str, Mapping[str, Json]]: ...
+    @property
+    def reference(self) -> str | None: ...
+    @property
+    def differences(self) -> Mapping[str, Json]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +52,9 @@ class Measured:
         increase: Mean loss less the float network's, nats per example.
         increase_sem: Standard error of `increase`, from differences example by example.
         kl: Mean KL divergence from the float network, nats per example.
-        kl_sem: Its standard error.
+        kl_sem: Standard error of `kl`.
         top1: Fraction of examples classified correctly.
-        top1_sem: Its standard error.
+        top1_sem: Standard error of `top1`.
     """
 
     increase: float
@@ -95,18 +105,26 @@ class Rival:
 
     Attributes:
         name: Name in the plan.
+        allocation: Choice of every layer.
+        costs: Total of every cost.
         predicted: Predicted damage, in the unit of the recommendation; None where unknown.
         measured: Outcome on the evaluation split; None where it was not measured.
         verdict: Whether the recommended allocation is ``better`` or ``worse`` in KL divergence
             (in loss where that is unknown) by more than two standard errors of the difference,
-            or ``level``. The difference is taken as unpaired, which is cautious: examples that
-            are hard for both make its true error smaller. ``same`` is the same allocation.
+            paired by example, or ``level``. ``same`` is the same allocation.
+        difference: Damage less that of the recommended allocation, nats per example; NaN where
+            unknown.
+        difference_sem: Standard error of `difference`, from differences example by example.
     """
 
     name: str
+    allocation: Allocation
+    costs: dict[str, float]
     predicted: float | None
     measured: Measured | None
     verdict: Verdict
+    difference: float
+    difference_sem: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,8 +177,33 @@ class Recommendation:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The answer in three to six sentences, one a line."""
+        """The answer in four to seven sentences, one a line."""
         return tuple(line for line in _lines(self) if line)
+
+    @property
+    def against_uniform(self) -> str:
+        """One sentence: how the best uniform allocation compares; empty where none does."""
+        return _against_uniform(self)
+
+    @property
+    def against_next(self) -> str:
+        """One sentence: how the next best solution compares; empty without a measurement."""
+        return _against_next(self) if self.runner_up and self.measured else ""
+
+    @property
+    def warning(self) -> str:
+        """One sentence: that the network is destroyed, and what to do; empty if it is not."""
+        return _destroyed(self) if self.destroyed else ""
+
+    @property
+    def proof(self) -> str:
+        """One sentence: what was proven."""
+        return _proof(self)
+
+    @property
+    def choice(self) -> str:
+        """One sentence: among how many it was chosen, and by what."""
+        return _choice(self)
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
@@ -175,7 +218,7 @@ def recommend(plan: Plan, evaluation: Measurements | None = None) -> Recommendat
 
     Args:
         plan: The plan.
-        evaluation: What was measured of it.
+        evaluation: Outcomes of the plan.
     """
     solutions = [
         a for a in plan.allocations if a.role == "solution" and not plan.exceeded(a.costs)
@@ -243,6 +286,8 @@ class _Look:
         self.examples = int(splits.get("evaluation", {}).get("examples", 0))
         self.chance = _number(splits.get("evaluation", {}).get("chance"))
         self._float = evaluation.float if evaluation else {}
+        self._reference = evaluation.reference if evaluation else None
+        self._differences = evaluation.differences if evaluation else {}
         self.float_top1 = _number(self._float.get("evaluation", {}).get("top1"))
         self._calibrating = splits.get("calibration", {}).get("examples", "the")
         self.by_prediction = f"prediction by {self.lead}" if self.lead else ""
@@ -275,22 +320,29 @@ class _Look:
     def rival(self, best: PlannedAllocation, other: PlannedAllocation) -> Rival:
         """The comparison with another allocation."""
         ours, theirs = self.measured(best), self.measured(other)
-        verdict: Verdict = "unknown"
-        if best.allocation == other.allocation:
-            verdict = "same"
-        elif ours is not None and theirs is not None:
-            verdict = _verdict(ours, theirs)
+        difference = sem = math.nan
+        if ours is not None and theirs is not None and self._reference == best.name:
+            row = self._differences.get(other.name, {})
+            key = "kl" if math.isfinite(ours.kl) else "increase"
+            difference, sem = _number(row.get(key)), _number(row.get(f"{key}_sem"))
         return Rival(
-            name=other.name, predicted=self.predicted(other), measured=theirs, verdict=verdict
+            name=other.name,
+            allocation=other.allocation,
+            costs=dict(other.costs),
+            predicted=self.predicted(other),
+            measured=theirs,
+            verdict=(
+                "same"
+                if best.allocation == other.allocation
+                else _verdict(ours, theirs, difference, sem)
+            ),
+            difference=difference,
+            difference_sem=sem,
         )
 
     def is_destroyed(self, outcome: Measured) -> bool:
         """Whether the network is of no use any more."""
-        if not outcome.finite:
-            return True
-        chance = 0.0 if math.isnan(self.chance) else self.chance
-        above = self.float_top1 - chance
-        return above > 0 and outcome.top1 - chance <= REMAINS * above
+        return is_destroyed(outcome, self.float_top1, self.chance)
 
     def remedy(self) -> str | None:
         """The cheapest measured baseline that is not destroyed."""
@@ -311,60 +363,92 @@ class _Look:
         return None if row is None else Measured.read(row, self._float.get(split, {}))
 
 
-def _verdict(ours: Measured, theirs: Measured) -> Verdict:
-    """Two standard errors of the unpaired difference; not finite is worse than anything."""
-    if not (ours.finite and theirs.finite):
-        return (
-            "unknown" if ours.finite == theirs.finite else "better" if ours.finite else "worse"
-        )
-    (mine, sem), (other, other_sem) = ours.damage, theirs.damage
-    error = ERRORS * math.hypot(sem, other_sem)
-    if math.isnan(error):
+def is_destroyed(outcome: Measured, float_top1: float, chance: float) -> bool:
+    """Whether a network is of no use any more.
+
+    Args:
+        outcome: Outcome of the network.
+        float_top1: Top-1 of the float network; NaN where unknown.
+        chance: Top-1 of guessing; NaN where unknown.
+    """
+    if not outcome.finite:
+        return True
+    guessed = 0.0 if math.isnan(chance) else chance
+    above = float_top1 - guessed
+    return above > 0 and outcome.top1 - guessed <= REMAINS * above
+
+
+def _verdict(
+    ours: Measured | None, theirs: Measured | None, difference: float, sem: float
+) -> Verdict:
+    """Two standard errors of the paired difference; not finite is worse than anything."""
+    if ours is None or theirs is None:
         return "unknown"
-    if abs(mine - other) <= error:
+    if ours.finite != theirs.finite:
+        return "better" if ours.finite else "worse"
+    if math.isnan(difference) or math.isnan(sem):
+        return "unknown"
+    if abs(difference) <= ERRORS * sem:
         return "level"
-    return "better" if mine < other else "worse"
+    return "better" if difference > 0 else "worse"
 
 
 def _lines(r: Recommendation) -> Iterator[str]:
     also = f" (the same as {_some(r.aliases)})" if r.aliases else ""
-    counts = Counter(r.allocation.values())
-    mix = ", ".join(f"{counts[choice]} {choice.label}" for choice in sorted(counts))
-    yield f"Use {r.name}{also}: {_costs(r)}; layers by bits: {mix}."
+    yield f"Use {r.name}{also}: {_costs(r.costs, r.budgets, limits=True)}."
+    yield _layers(r.allocation)
     if r.measured is None:
         yield _predicted(r)
     else:
         reference = "" if math.isnan(r.float_top1) else (
             f" (float network: top-1 {100 * r.float_top1:.2f} %)")  # fmt: skip
-        yield f"Measured on {r.examples} evaluation examples: {r.measured}{reference}."
+        yield (
+            f"Measured on {r.examples} evaluation examples, ± one standard error: "
+            f"{r.measured}{reference}."
+        )
     yield _against_uniform(r)
     if r.destroyed:
         yield _destroyed(r)
     elif r.runner_up is not None and r.measured is not None:
         yield _against_next(r)
     yield _proof(r)
-    among = f"Chosen among {r.candidates} different solutions within the budgets"
+    yield _choice(r)
+
+
+def _choice(r: Recommendation) -> str:
+    among = f"Chosen among {r.candidates} different answers of solvers within the budgets"
     if r.candidates == 1:
-        among = "It is the only solution within the budgets"
+        among = "It is the only answer of solvers within the budgets"
     elif r.chosen_by:
         among += f" for the smallest {r.chosen_by}"
     if r.measured is None:
-        yield f"{among}. Nothing is measured yet: run `jmpq evaluate`."
-    else:
-        yield f"{among}; the evaluation examples had no part in it."
+        return f"{among}. Nothing is measured yet: run `jmpq evaluate`."
+    return f"{among}; the evaluation examples had no part in it."
 
 
-def _costs(r: Recommendation) -> str:
+def _layers(allocation: Allocation) -> str:
+    """The layers of every choice, by name where they are few."""
+    by_choice: dict[Choice, list[str]] = {}
+    for layer, choice in allocation.items():
+        by_choice.setdefault(choice, []).append(layer)
+    if len(allocation) > NAMED:
+        mix = ", ".join(f"{len(by_choice[c])} {c.label}" for c in sorted(by_choice))
+        return f"Layers by bits of weights (W) and inputs (A): {mix}."
+    mix = "; ".join(f"{c.label} {', '.join(by_choice[c])}" for c in sorted(by_choice))
+    return f"Layers by bits of weights (W) and inputs (A): {mix}."
+
+
+def _costs(used: Mapping[str, float], budgets: Mapping[str, float], *, limits: bool) -> str:
     parts = []
-    names = dict.fromkeys((*r.budgets, "size_bytes", "average_bits"))
+    costs = known_costs()
+    names = dict.fromkeys((*budgets, "size_bytes", "average_bits"))
     for name in names:
-        if name not in r.costs:
+        if name not in used:
             continue
-        cost = COSTS[name]
-        text = f"{cost.title} {cost.text(r.costs[name])}"
-        if name in r.budgets:
-            limit = r.budgets[name]
-            text += f" (budget {cost.text(limit)})"
+        cost = costs[name]
+        text = f"{cost.title} {cost.text(used[name])}"
+        if limits and name in budgets:
+            text += f" (budget {cost.text(budgets[name])})"
         parts.append(text)
     return ", ".join(parts)
 
@@ -379,9 +463,11 @@ def _against_uniform(r: Recommendation) -> str:
     if (other := r.uniform) is None:
         return "No uniform allocation is within the budgets." if r.budgets else ""
     label = other.name.replace("/", " ")
-    label = f"{label[:1].upper()}{label[1:]}, the best uniform allocation within the budgets"
+    label = f"{label[:1].upper()}{label[1:]}"
+    label += f"{_exceptions(other.allocation)}, the best uniform allocation within the budgets"
     if other.verdict == "same":
         return f"{label}, is the same allocation."
+    label += f" ({_costs(other.costs, r.budgets, limits=False)})"
     if other.measured is None or r.measured is None:
         if r.predictor is None or other.predicted is None:
             return ""
@@ -389,10 +475,30 @@ def _against_uniform(r: Recommendation) -> str:
     words = {
         "better": "the recommended one is better",
         "worse": f"it is better: use {other.name} instead",
-        "level": "not distinguishable from the recommended one",
+        "level": f"not distinguishable from the recommended one, {_saving(r, other)}",
         "unknown": "the measurements do not tell which is better",
     }
     return f"{label}: {other.measured}; {words[other.verdict]}{_test(other)}."
+
+
+def _exceptions(allocation: Allocation) -> str:
+    """The layers that do not have the choice of most: pins, the first and the last layer."""
+    ((most, _),) = Counter(allocation.values()).most_common(1)
+    others = {layer: choice for layer, choice in allocation.items() if choice != most}
+    if len(others) > 3:
+        return f" but for {plural(len(others), 'layer')} that may not take it"
+    named = ", ".join(f"{layer} ({choice.label})" for layer, choice in others.items())
+    return f" but for {named}" if named else ""
+
+
+def _saving(r: Recommendation, other: Rival) -> str:
+    """How much less the recommended allocation takes."""
+    costs, saved = known_costs(), []
+    for name in dict.fromkeys(("size_bytes", *r.budgets)):
+        ours, theirs = r.costs.get(name, 0.0), other.costs.get(name, 0.0)
+        if ours < theirs * (1 - 5e-4):
+            saved.append(f"{100 * (1 - ours / theirs):.1f} % less {costs[name].title}")
+    return f"which takes {' and '.join(saved)}" if saved else "which takes no less: use either"
 
 
 def _against_next(r: Recommendation) -> str:
@@ -404,19 +510,21 @@ def _against_next(r: Recommendation) -> str:
         "same": "is the same allocation",
         "better": "is worse",
         "worse": "is better on these examples, which may not choose",
-        "level": "is not distinguishable from it",
+        "level": "is not distinguishable from the recommended one",
         "unknown": "cannot be told from it by these measurements",
     }
     return f"The next solution, {other.name}, {words[other.verdict]}{_test(other)}."
 
 
 def _test(other: Rival) -> str:
-    quantity = other.measured.quantity if other.measured else ""
-    if other.verdict == "level":
-        return f" (their {quantity}s differ by less than two standard errors, unpaired)"
-    if other.verdict in ("better", "worse"):
-        return f" (their {quantity}s differ by more than two standard errors, unpaired)"
-    return ""
+    if math.isnan(other.difference) or other.measured is None:
+        return ""
+    found = _plus_minus(abs(other.difference), other.difference_sem)
+    side = "lower" if other.difference < 0 else "higher"
+    return (
+        f" ({other.measured.quantity} {found} {side} for {other.name}, paired by example; two "
+        "standard errors tell apart)"
+    )
 
 
 def _destroyed(r: Recommendation) -> str:
@@ -430,11 +538,11 @@ def _destroyed(r: Recommendation) -> str:
 def _proof(r: Recommendation) -> str:
     loss = f"predicted loss by {r.metric}"
     if r.gap is None:
-        return f"Proof: none; it was found by a search that minimises {r.metric}."
+        return f"{PROOF}: none; it was found by a search that minimises {r.metric}."
     if r.gap <= OPTIMALITY:
-        return f"Proof: no allocation within the budgets has a smaller {loss}."
+        return f"{PROOF}: no allocation within the budgets has a smaller {loss}."
     part = f"{100 * r.gap:.2g} %"
-    return f"Proof: at most {part} of its {loss} could still be saved within the budgets."
+    return f"{PROOF}: at most {part} of its {loss} could still be saved within the budgets."
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

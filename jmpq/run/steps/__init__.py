@@ -10,8 +10,11 @@ at a time write to a folder.
 - `solve`: a plan of allocations with proofs and predictions; needs no data.
 - `race`, `refine`, `floor`: add allocations to a plan that measurement has chosen: the best of
   the solutions, one improved by swaps, the cheapest above an accuracy floor.
-- `evaluate`: measured outcomes. `finetune`: the network trained for an allocation's bits.
+- `evaluate`: measured outcomes of a plan. `measure`: of any allocations, example by example;
+  it writes no artifact. `finetune`: the network trained for an allocation's bits.
+- `instance`: the problems of a plan as files, for other solvers.
 - `export`: a file that another program runs, and how it agrees with the evaluation.
+- `latency`: seconds of every layer and choice, for budgets on latency; a plan's, measured.
 
 Where a step is interrupted, its journal in the folder's ``store`` keeps what is finished, and
 the same call goes on from there. Only `train` and `finetune` keep checkpoints of their own.

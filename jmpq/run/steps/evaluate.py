@@ -7,16 +7,17 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from jmpq.allocation import Allocation
-from jmpq.data.dataset import IGNORED, Split
+from jmpq.deploy.measure import difference_of
 from jmpq.files import versions
 from jmpq.problem import Plan, PlannedAllocation
 from jmpq.run.artifacts import Evaluation
 from jmpq.run.compute import join_devices
+from jmpq.run.float_quality import chance, guessing
 from jmpq.run.folder import EVALUATION, PLAN, RunFolder
 from jmpq.run.lock import writes
+from jmpq.run.loss import find_loss
 from jmpq.run.options import Compute, Evaluate, MeasuredRole
 from jmpq.run.outcomes import Measured
 from jmpq.run.planning.predictions import with_predictions
@@ -41,7 +42,7 @@ def evaluate(
 
     Args:
         folder: The run folder, with a plan.
-        options: Which allocations, on which examples.
+        options: Allocations and examples to evaluate.
         reporter: Listens.
 
     Raises:
@@ -69,11 +70,11 @@ def evaluate(
         "evaluation": (first_examples(subject.evaluation, options.examples), options.roles),
     }
     measured: dict[str, dict[str, Any]] = {a.name: {} for a in plan.allocations}
-    float_outcomes, timing = {}, {}
+    float_outcomes, timing, stores = {}, {}, {}
     for name, (split, roles) in splits.items():
-        outcomes = Measured(
+        stores[name] = outcomes = Measured(
             run, subject, split, options.batch_size,
-            correct=options.correct, corrected=corrected, mesh=mesh,
+            correct=options.correct, corrected=corrected, mesh=mesh, each=name == "evaluation",
         )  # fmt: skip
         wanted = _wanted(plan, roles) if given is None else [given]
         with reporter.bar(f"Measuring on {name:11s}", "allocations") as progress:
@@ -94,7 +95,10 @@ def evaluate(
         float=float_outcomes,
         timing=timing,
         measured={name: outcomes for name, outcomes in measured.items() if outcomes},
+        reference=None,
+        differences={},
     )
+    evaluation = _compared(plan, evaluation, stores["evaluation"])
     evaluation.write(run.file(EVALUATION))
     evaluation = dataclasses.replace(evaluation, recommendation=recommend(plan, evaluation))
     found, count = float_outcomes["evaluation"], len(splits["evaluation"][0])
@@ -102,8 +106,31 @@ def evaluate(
     if found["top1"] is not None:
         quality = f"top-1 {100 * found['top1']:.2f} %"
     reporter.say(f"Float {quality} on {count} evaluation examples.")
+    if warning := guessing(
+        found["loss"],
+        found["top1"],
+        splits["evaluation"][0],
+        measured=find_loss(subject.loss),
+        classes=subject.network.tap.jaxpr.outvars[0].aval.shape[-1],
+    ):
+        reporter.say(warning)
     reporter.say(f"Wrote {run.file(EVALUATION)}")
     return evaluation
+
+
+def _compared(plan: Plan, evaluation: Evaluation, outcomes: Measured) -> Evaluation:
+    """With the paired differences to the recommended allocation, if that was measured."""
+    chosen = recommend(plan, evaluation)
+    known = {k for k, found in evaluation.measured.items() if "evaluation" in found}
+    if chosen is None or chosen.name not in known:
+        return evaluation
+    reference = outcomes.of_examples(chosen.allocation)
+    differences = {
+        a.name: difference_of(outcomes.of_examples(a.allocation), reference)
+        for a in plan.allocations
+        if a.name in known - {chosen.name}
+    }
+    return dataclasses.replace(evaluation, reference=chosen.name, differences=differences)
 
 
 def _wanted(plan: Plan, roles: tuple[MeasuredRole, ...]) -> list[PlannedAllocation]:
@@ -148,18 +175,6 @@ def _written_by_hand(run: RunFolder, path: pathlib.Path) -> PlannedAllocation:
     )
     (new,) = with_predictions(run, [new])
     return new
-
-
-def chance(split: Split) -> dict[str, float]:
-    """Share of a split's most frequent class, which guessing reaches; empty for regressions.
-
-    Of labels by position, the share of all that count.
-    """
-    labels = split.labels[np.arange(len(split))]
-    if labels.dtype.kind not in "iu":
-        return {}
-    counts = np.unique(labels[labels != IGNORED], return_counts=True)[1]
-    return {"chance": float(counts.max() / counts.sum())}
 
 
 def check_positive(options: object, *names: str) -> None:

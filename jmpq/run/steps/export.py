@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jmpq.allocation import bit_arrays
-from jmpq.data.batches import batches
+from jmpq.data.batches import Batch, batches
 from jmpq.deploy.correction import Corrections
 from jmpq.deploy.finetuned import load_finetuned
 from jmpq.deploy.measure import corrected_logits
@@ -21,16 +21,17 @@ from jmpq.export.check import (
     cpu_milliseconds,
     first_rows,
     need,
-    onnx_runner,
-    packed_runner,
+    overflow_warning,
+    runtime_options,
 )
-from jmpq.export.codes import Coded, stored_bits, take_codes, unquantized
-from jmpq.export.packed import expected_bytes, save_packed
+from jmpq.export.codes import Coded, take_codes, unquantized
+from jmpq.export.packed import expected_bytes
+from jmpq.export.targets import TARGETS, Job, float_runner
 from jmpq.files import file_sha256, versions
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers
+from jmpq.run.artifacts import Checked, Exports
 from jmpq.run.artifacts import Export as Exported
-from jmpq.run.artifacts import Exports
 from jmpq.run.folder import EXPORT, EXPORTED, FINETUNED, RunFolder
 from jmpq.run.lock import writes
 from jmpq.run.options import Export
@@ -38,7 +39,8 @@ from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import Subject, first_examples, load_subject
 
 FLOAT = "float"  # name of the network as it is
-SUFFIX = {"packed": ".safetensors", "onnx": ".onnx"}
+RANGE_EXAMPLES = 128  # of which ranges are taken that no quantizer has
+EXPORTED_FILE = "exported"  # what is timed beside the float network
 BATCH_SIZES = (1, 32)
 
 
@@ -57,7 +59,7 @@ def export(
 
     Args:
         folder: The run folder, with a plan.
-        options: Which allocation, as what, and how it is checked.
+        options: Allocation, format and check of the export.
         reporter: Listens.
 
     Returns:
@@ -69,34 +71,35 @@ def export(
             together; it says what or which step to run again.
         FileNotFoundError: If a step is missing; it says which.
     """
-    if options.format == "onnx":
-        need("onnx", *(["onnxruntime"] if options.check else []))
+    target = TARGETS[options.format]
+    runtimes = [name for name in target.programs if name in (*options.runtimes, target.own)]
+    need(*target.packages, *(runtimes if options.check else []))
     run = RunFolder(folder, plan=options.plan)
     name, coded, reference = _chosen(run, options, subject := load_subject(run))
     run.check_writable(EXPORT)
-    file = run.file(EXPORTED) / f"{name.replace('/', '_')}{SUFFIX[options.format]}"
-    payload, floats = _written(run, options, name, coded, file)
-    runtime, cpu_ms = "", {}
-    agreement: dict[str, float | None] = {}
-    if options.check:
+    table = run.layers
+    job = Job(
+        coded=coded,
+        path=run.file(EXPORTED) / f"{name.replace('/', '_')}{target.suffix}",
+        architecture=table.network.model,
+        metadata={"name": name, "weights_sha256": table.weights_sha256},
+        native=options.native,
+        runtimes=options.runtimes,
+        smallest=options.smallest,
+        examples=_calibration(subject) if target.calibrates else (),
+    )
+    file, written = job.path, target.write(job)
+    checks = {}
+    if options.check and runtimes:
         examples = first_examples(subject.evaluation, options.check)
         loaded = batches(examples, min(options.batch_size, len(examples)))
-        if options.format == "onnx":
-            runner, runtime = onnx_runner(file), "onnxruntime"
-            floats = onnx_runner(_float_model(subject.network))
-        else:
-            runner, runtime = packed_runner(file, subject.network), "jax"
-        with reporter.bar(f"Checking in {runtime}", "batches"):
-            found = dataclasses.asdict(compare(runner, reference, loaded))
-            agreement = {k: None if x is None else float(x) for k, x in found.items()}
-            runners = {"exported": runner, FLOAT: floats}
-            cpu_ms = {
-                str(size): cpu_milliseconds(
-                    runners, first_rows(loaded[0].inputs, size), repeats=options.repeats
-                )
-                for size in BATCH_SIZES
-            }
-        runtime = f"{runtime} {versions(runtime)[runtime]}"
+        runners = {
+            runtime: target.programs[runtime](file, subject.network) for runtime in runtimes
+        }
+        with reporter.bar(f"Checking in {' and '.join(runners)}", "batches"):
+            checks = _checked(runners, reference, loaded, options.repeats)
+        if options.format == "onnx" and (warning := overflow_warning(coded, [*runners])):
+            reporter.say(warning)
     record = Exported(
         format=options.format,
         file=str(file.relative_to(run.plan_folder)),
@@ -104,12 +107,14 @@ def export(
         allocation=coded.allocation,
         name=name,
         size_bytes=expected_bytes(coded),
-        payload_bytes=payload,
+        payload_bytes=written.payload_bytes,
         file_bytes=file.stat().st_size,
-        widened=_widened(coded, options),
-        runtime=runtime,
-        agreement=agreement,
-        cpu_ms=cpu_ms,
+        widened=dict(written.widened),
+        widened_bytes=written.widened_bytes,
+        reason=written.reason if written.widened else "",
+        left_out=list(written.left_out),
+        placement=coded.activations.placement,
+        checks=checks,
     )
     known = {} if run.exports is None else dict(run.exports.files)
     Exports(
@@ -120,6 +125,12 @@ def export(
     ).write(run.file(EXPORT))
     reporter.say(f"Wrote {file} and {run.file(EXPORT)}")
     return record
+
+
+def _calibration(subject: Subject) -> list[PyTree]:
+    """Calibration inputs, one batch."""
+    examples = first_examples(subject.calibration, RANGE_EXAMPLES)
+    return [batch.inputs for batch in batches(examples, len(examples))]
 
 
 def _chosen(run: RunFolder, options: Export, subject: Subject) -> tuple[str, Coded, Runner]:
@@ -134,7 +145,7 @@ def _chosen(run: RunFolder, options: Export, subject: Subject) -> tuple[str, Cod
         coded = take_codes(tuned.network, tuned.quantizers, tuned.allocation, tuned.corrections)
         return "finetuned", coded, _evaluation(coded, tuned.quantizers)
     if options.allocation == FLOAT:
-        return FLOAT, unquantized(network), _float(network)
+        return FLOAT, unquantized(network), float_runner(network)
     planned = run.planned(options.allocation)
     coded = take_codes(network, quantizers, planned.allocation)
     return planned.name, coded, _evaluation(coded, quantizers)
@@ -156,42 +167,32 @@ def _evaluation(coded: Coded, quantizers: Quantizers) -> Runner:
     )
 
 
-def _float(network: Network) -> Runner:
-    logits = jax.jit(lambda network, inputs: network.logits(inputs))
-    return lambda inputs: np.asarray(logits(network, jax.tree.map(jnp.asarray, inputs)))
-
-
-def _float_model(network: Network) -> bytes:
-    from jmpq.export.onnx_graph import onnx_model
-
-    return onnx_model(unquantized(network)).SerializeToString()
-
-
-def _written(
-    run: RunFolder, options: Export, name: str, coded: Coded, file: pathlib.Path
-) -> tuple[int, Runner]:
-    """Write the file; bytes of its payload, and the float network to time beside it."""
-    floats = _float(coded.network)
-    if options.format == "onnx":
-        from jmpq.export.onnx_graph import OnnxOptions, save_onnx
-
-        how = OnnxOptions(native=options.native, smallest=options.smallest)
-        model = save_onnx(file, coded, how)
-        return sum(len(x.raw_data) for x in model.graph.initializer), floats
-    table = run.layers
-    metadata = {"name": name, "weights_sha256": table.weights_sha256}
-    payload = save_packed(file, coded, architecture=table.network.model, metadata=metadata)
-    return payload, floats
-
-
-def _widened(coded: Coded, options: Export) -> dict[str, int]:
-    """Layers whose codes the format stores at more bits than they have."""
-    if options.format == "packed":
-        return {}
-    pairs = zip(coded.network.layers, coded.kernels, strict=True)
-    widths = {
-        layer.name: (kernel.bits, stored_bits(kernel.bits, options.smallest))
-        for layer, kernel in pairs
-        if kernel is not None
+def _checked(
+    runners: Mapping[str, tuple[Runner, Runner]],
+    reference: Runner,
+    loaded: Sequence[Batch],
+    repeats: int,
+) -> dict[str, Checked]:
+    """Agreement in every runtime, and processor time of all artifacts in turn."""
+    both = {
+        (runtime, what): runner
+        for runtime, pair in runners.items()
+        for what, runner in zip((EXPORTED_FILE, FLOAT), pair, strict=True)
     }
-    return {name: stored for name, (bits, stored) in widths.items() if stored != bits}
+    times = {
+        str(size): cpu_milliseconds(both, first_rows(loaded[0].inputs, size), repeats=repeats)
+        for size in BATCH_SIZES
+    }
+    found = {}
+    for runtime, (runner, _) in runners.items():
+        agreement = dataclasses.asdict(compare(runner, reference, loaded))
+        found[runtime] = Checked(
+            version=versions(runtime)[runtime],
+            options=runtime_options(runtime),
+            agreement={k: None if x is None else float(x) for k, x in agreement.items()},
+            cpu_ms={
+                size: {what: own[runtime, what] for what in (EXPORTED_FILE, FLOAT)}
+                for size, own in times.items()
+            },
+        )
+    return found

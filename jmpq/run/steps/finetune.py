@@ -46,7 +46,7 @@ def finetune(
 
     Args:
         folder: The run folder, with a plan.
-        options: Which allocation, and how to train.
+        options: Allocation and options of training.
         reporter: Listens.
 
     Returns:

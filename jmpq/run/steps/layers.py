@@ -11,7 +11,13 @@ from jmpq.network.ties import architecture_ties
 from jmpq.run.artifacts import LayerTable, NetworkSpec
 from jmpq.run.folder import LAYERS, WEIGHTS, RunFolder
 from jmpq.run.lock import writes
-from jmpq.run.network import check_inputs, load_data, load_network
+from jmpq.run.network import (
+    check_inputs,
+    folder_numbers,
+    load_data,
+    load_network,
+    with_image_shape,
+)
 from jmpq.run.options import Layers
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.zoo.architectures import architecture
@@ -43,6 +49,7 @@ def layers(
         fold=options.fold_batch_norm,
         capless=options.without_caps,
         equalize=options.equalize_ranges,
+        kv_cache=options.kv_cache,
         product_bits=options.product_bits,
         tokenizer=_tokenizer(run, options),
         output=options.output,
@@ -51,8 +58,11 @@ def layers(
     # A network that makes itself is looked at before the data.
     known = None if ":" in spec.model else load_data(spec, run.path)
     network = load_network(spec, run.path, known)
+    spec = with_image_shape(spec, network)
     dataset = known or load_data(spec, run.path)
     check_inputs(network, dataset)
+    if dataset.guessed:
+        reporter.say(f"Classes are numbered by name of folder: {folder_numbers(dataset)}.")
     pairs = equalization_pairs(network) if spec.equalize else ()
     ties = architecture_ties(network)
     table = LayerTable(

@@ -25,7 +25,7 @@ def race(
 
     Args:
         folder: The run folder, with a plan.
-        options: Which budgets, and what to measure.
+        options: Budgets and the quantity to measure.
         reporter: Listens.
 
     Returns:

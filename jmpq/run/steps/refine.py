@@ -33,7 +33,7 @@ def refine(
 
     Args:
         folder: The run folder, with a plan.
-        options: Where to start, what to measure, and for how long.
+        options: First allocation, quantity to measure, and limits.
         reporter: Listens.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,29 +13,35 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jmpq.data.batches import batches
+from jmpq.data.dataset import Split
+from jmpq.data.positions import reference_logits
 from jmpq.data.splits import calibration_split
 from jmpq.data.stream import Stream
 from jmpq.devices import is_main_process
 from jmpq.files import versions
-from jmpq.formats import UNQUANTIZED, Choice, choice_grid
+from jmpq.formats import UNQUANTIZED, Choice
+from jmpq.journal import Journal
+from jmpq.network.network import Network
 from jmpq.problem import Pin, first_and_last
+from jmpq.problem.rules import of_kernels
 from jmpq.quantizers.spec import check_bits
 from jmpq.run.artifacts import Sensitivities
 from jmpq.run.calibrated import calibrated
 from jmpq.run.compute import join_devices, parse_bytes
+from jmpq.run.float_quality import FloatQuality, float_quality, guessing
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
 from jmpq.run.lock import writer_lock
 from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss, measured_loss
 from jmpq.run.network import check_targets, network_of
 from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
-from jmpq.run.planning.predictions import SEARCHED_BY_KL
+from jmpq.run.planning.predictions import SEARCHED_BY_KL, loss_to_predict
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.sensitivity.analyse import analyse, journal_identity
 from jmpq.sensitivity.batch_memory import PassMemory
 from jmpq.sensitivity.calibration_batches import batch_sizes
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
-from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.logits.measure import measure_superposed
 from jmpq.sensitivity.metrics.by_name import (
     OF_CLASSES,
     RIVALS,
@@ -88,7 +95,7 @@ def _sensitivity(
     reporter: Reporter,
 ) -> Sensitivities:
     main = is_main_process()
-    choices = choice_grid(options.w_bits, options.a_bits)
+    choices = options.choices
     loss, class_samples = _check(options)
     work = _Work(run, options, choices, loss, class_samples, mesh, memory, reporter)
     pinned = first_and_last(run.layers.names, choices)
@@ -97,6 +104,16 @@ def _sensitivity(
             f"{lacking[0].label} is not a candidate, and `jmpq solve` pins the first and last "
             "layer to it: add these bits, or solve with other --first-last-bits."
         )
+    caches = [layer.name for layer in run.layers.layers if layer.kind == "cache"]
+    if bool(caches) != bool(options.kv_formats):
+        what = (
+            f"Keys and values ({caches[0]}, ...) have no candidates: give --kv-formats, as "
+            f"int4 int8 mxfp4, or leave out --kv-cache of `jmpq layers {run.path}`."
+            if caches
+            else "kv_formats are of keys and values, which have no rows in the layer table: "
+            f"run `jmpq layers {run.path}` with --kv-cache first."
+        )
+        raise ValueError(what)
     origin = run.layers.origin  # read before anything that takes long
     if main:
         run.check_writable(SENSITIVITY)
@@ -123,18 +140,24 @@ def _sensitivity(
         "loss": options.loss,
         "versions": versions("jax", "jaxlib", "flax"),
     }
-    moves = MoveNetwork(network=network, quantizers=quantizers)
+    alone = all(choice.activations.is_none for choice in of_kernels(choices))
+    moves = MoveNetwork(network=network, quantizers=quantizers, only_caches=alone)
     if options.loss == "kl":  # the targets are the float network's own logits
-        logits = [np.asarray(float_logits(moves, x)) for x in inputs]
-        data = Stream(inputs.sizes, lambda i: (inputs[i], logits[i]))
+        own = [
+            reference_logits(np.asarray(float_logits(network, x)), np.asarray(labels))
+            for x, labels in data
+        ]
+        data = Stream(inputs.sizes, lambda i: (inputs[i], own[i]))
     first, targets = data[0]
-    check_loss(options.loss, loss, float_logits(moves, first), jnp.asarray(targets))
+    check_loss(options.loss, loss, float_logits(network, first), jnp.asarray(targets))
     reporter.say(
         f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
         f"{len(split)} examples of the {split.source} split in {len(data)} batches"
         f"{'' if mesh is None else f' on {mesh.size} devices'}."
         f"{f' {split.dataset}: {split.note}.' if split.note else ''}"
     )
+    if main:
+        _say_float_quality(work, network, split, provenance)
     earlier = _earlier(run, choices, provenance)
     tables = {}
     for name in _metrics(options):
@@ -173,6 +196,27 @@ class _Work:
         return {"network": self.run.layers.identity, **examples}
 
 
+def _say_float_quality(
+    work: _Work, network: Network, split: Split, provenance: Mapping[str, Any]
+) -> None:
+    """Say what the float network does on the calibration examples, and what to doubt."""
+    options = work.options
+    loss = find_loss(measured_loss(options.loss))
+    of = work.identity(provenance) | {"loss": measured_loss(options.loss)}
+    journal = Journal(work.run.store("float", of), of)
+    if (known := journal.get("quality")) is not None:
+        found = FloatQuality(**known.value)
+    else:
+        padded = batches(split, min(options.batch_size, len(split)))  # one compilation
+        found = float_quality(lambda x: float_logits(network, x), padded, loss)
+        if math.isfinite(found.loss):
+            journal.keep("quality", dataclasses.asdict(found))
+    work.reporter.say(f"Float {found}.")
+    classes = network.tap.jaxpr.outvars[0].aval.shape[-1]
+    if warning := guessing(found.loss, found.top1, split, measured=loss, classes=classes):
+        work.reporter.say(warning)
+
+
 def _earlier(
     run: RunFolder, choices: Sequence[Choice], provenance: Mapping[str, Any]
 ) -> dict[str, Sensitivity]:
@@ -197,8 +241,8 @@ def _metrics(options: Options) -> list[MetricName]:
 def _check(options: Options) -> tuple[ExampleLoss, int | Literal["all"]]:
     """The loss and the sampled classes; options are refused before anything is loaded."""
     for spec, widths in (
-        (options.weights, options.w_bits),
-        (options.activations, options.a_bits),
+        (options.weights, options.w_schemes),
+        (options.activations, options.a_schemes),
     ):
         for bits in widths:
             check_bits(spec, bits)
@@ -244,6 +288,7 @@ def _analysed(
             seed=seed,
             mesh=work.mesh,
             memory_bytes=work.memory_bytes,
+            of_process=True,
             announce=lambda needed: work.reporter.say(f"{name}: {_in_words(needed)}"),
             partial=work.run.store(f"losses-{name}", known),
             of=of,
@@ -263,7 +308,7 @@ def _composed(
     start, path = time.perf_counter(), work.run.path / SUPERPOSED
     of = work.identity(provenance)
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
-        measured = Superposed.measure(
+        measured = measure_superposed(
             moves,
             data,
             tuple(
@@ -271,6 +316,8 @@ def _composed(
             ),  # of layers that a plan excludes
             loss=work.loss,
             mesh=work.mesh,
+            process_bytes=work.memory_bytes,
+            announce=lambda needed: work.reporter.say(f"{name}: {_in_words(needed)}"),
             partial=work.run.store("moves", of),
             of=of,
             provenance=provenance,
@@ -285,7 +332,7 @@ def _composed(
     ).main_effects(
         batch_sizes(data),
         kind="kl" if work.options.loss in SEARCHED_BY_KL else "loss",
-        loss=work.loss,
+        loss=loss_to_predict(work.options.loss),
         seed=work.options.seed,
     )
     seconds = time.perf_counter() - start
@@ -297,7 +344,10 @@ def _in_words(needed: PassMemory | None) -> str:
     if needed is None:
         return "memory is not known before the start"
     examples = "1 example" if needed.examples == 1 else f"{needed.examples} examples"
-    return f"about {needed.bytes / 1e6:.3g} MB on each device, {examples} at a time"
+    said = f"about {needed.bytes / 1e6:.3g} MB on each device, {examples} at a time"
+    if needed.resident is None:
+        return said
+    return f"{said}; the process takes up to about {needed.resident / 1e6:.3g} MB"
 
 
 def _report_sampling(table: Sensitivity, reporter: Reporter) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from jmpq.files import versions
 from jmpq.problem import Plan, PlannedAllocation, Problem, Solution, additive_cost, write_plan
+from jmpq.problem.budgets import parse_budgets
 from jmpq.problem.plan import planned_allocation, planned_budgets, read_plan
 from jmpq.problem.rules import describe, rules_to_json
-from jmpq.run.folder import FRONT, PLAN, SENSITIVITY, RunFolder
+from jmpq.run.folder import FRONT, LATENCY_TABLE, PLAN, SENSITIVITY, RunFolder
 from jmpq.run.lock import writes
 from jmpq.run.options import Comparison, Inverse, Solve
 from jmpq.run.planning.comparisons import baselines, other_budgets, without_budgets
@@ -68,6 +69,17 @@ def solve(
     _ = run.superposed  # refused early
     metric, lead = next(iter(tables.items()))
     additive_cost(inverse.minimize)  # refused early
+    asked_costs = (*(b.name for b in parse_budgets(options.budget)), inverse.minimize)
+    if "latency_s" in asked_costs and run.latency_table is None:
+        raise FileNotFoundError(
+            f"A budget on latency_s needs {run.file(LATENCY_TABLE)}: run `jmpq latency "
+            f"{run.path}` first, or write it with any other tool (layer,choice,seconds)."
+        )
+    if "kv_bytes" in asked_costs and all(x.kind != "cache" for x in layers.layers):
+        raise ValueError(
+            "A budget on kv_bytes needs rows of keys and values in the layer table: run `jmpq "
+            f"layers {run.path}` with --kv-cache, then the steps after it."
+        )
     rules = all_rules(run, options, lead.choices)
     for line in describe(rules, layers.names, lead.choices):
         reporter.say(f"rule: {line}")
@@ -98,7 +110,7 @@ def solve(
         for draft in itertools.chain(
             _solutions(whole, options, reporter),
             _searched(search, problems),
-            _compared(run, problem, metric, options, comparison, search),
+            _compared(run, whole[metric], metric, options, comparison, search),
             least_cost_allocations(
                 problems, inverse, time_limit_s=options.time_limit_s, reporter=reporter
             ),
@@ -124,6 +136,7 @@ def solve(
         allocations=with_predictions(run, drafts, tables),
         excluded=tuple(name for name in layers.names if name not in problem.layers),
         options=asked,
+        latency_sha256=run.latency_sha256,
     )
     write_plan(run.file(PLAN), plan)
     reporter.say(f"Wrote {run.file(PLAN)}")
@@ -197,8 +210,10 @@ def _number_of_solutions(
     count = (len(solvers) - quadratic) * len(problems) + quadratic * crossed
     count += search is not None
     if comparison.comparison == "full":
-        searched = search is not None and next(iter(problems)) == "composed"
-        count += comparison.sweep * (len(solvers) - quadratic + searched)
+        lead = next(iter(problems))
+        searched = search is not None and lead == "composed"
+        missing = quadratic if problems[lead].interactions is None else 0
+        count += comparison.sweep * (len(solvers) - missing + searched)
     return count + (0 if inverse.loss_ceiling is None else len(problems))
 
 
@@ -221,14 +236,20 @@ def _solutions(
         for name in without:
             reporter.say(f"{', '.join(quadratic)}: {name} has no cross-layer terms, left out")
     for metric, problem in problems.items():
-        for solver in dict.fromkeys(options.solvers):
-            if solver in CROSS_LAYER and problem.interactions is None:
-                continue
+        for solver, by in _asked(problem, metric, options):
             solution = _solved(problem, solver, options)
-            by = f"{metric}_full" if solver in CROSS_LAYER else metric
             yield planned_allocation(
                 f"{solver}/{by}", "solution", problem, solution, metric=by, asked=solver
             )
+
+
+def _asked(problem: Problem, metric: str, options: Solve) -> Iterator[tuple[str, str]]:
+    """The solvers that take a problem, each with the name of what it minimises."""
+    for solver in dict.fromkeys(options.solvers):
+        if solver not in CROSS_LAYER:
+            yield solver, metric
+        elif problem.interactions is not None:
+            yield solver, f"{metric}_full"
 
 
 def _solved(problem: Problem, solver: str, options: Solve) -> Solution:
@@ -260,25 +281,22 @@ def _compared(
     """What the solutions are compared with."""
     if comparison.comparison == "none":
         return
-    yield from baselines(problem, metric, comparison, options.seed)
+    plain = problem.separable()
+    yield from baselines(plain, metric, comparison, options.seed)
     if comparison.comparison == "baselines":
         return
-    solvers: dict[str, Search] = {
-        name: lambda here, name=name: _solved(here, name, options)
-        for name in options.solvers
-        if name not in CROSS_LAYER
+    solvers: dict[tuple[str, str], Search] = {
+        (name, by): lambda here, name=name: _solved(here, name, options)
+        for name, by in _asked(problem, metric, options)
     }
     if search is not None and metric == "composed":
-        solvers["search"] = search
-    yield from other_budgets(problem, metric, comparison, solvers)
+        solvers["search", metric] = search
+    yield from other_budgets(problem, comparison, solvers)
     costs_of = functools.partial(run_costs, run)
-    yield from without_budgets(problem, comparison, options.seed, costs_of)
+    yield from without_budgets(plain, comparison, options.seed, costs_of)
 
 
 def _report_budgets(problem: Problem, reporter: Reporter) -> None:
-    for name, limit in problem.budgets.items():
-        least, most = problem.range(name)
+    for name, limit in problem.limits.items():
         asked = problem.asked.get(name, "")
-        reporter.say(
-            f"budget: {name} <= {limit:g} (asked {asked}; {least:g} to {most:g} possible)"
-        )
+        reporter.say(f"budget: {name} <= {limit:g} (asked {asked}; {problem.room(name)})")

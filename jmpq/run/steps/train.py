@@ -32,7 +32,7 @@ def train(
 
     Args:
         folder: The run folder; made if it is not there.
-        options: What to train, and how.
+        options: Network and training recipe.
         reporter: Listens.
 
     Returns:
