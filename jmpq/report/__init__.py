@@ -6,11 +6,14 @@ is drawn again in seconds, and it draws what a plan alone can show before anythi
 
 - `report`: the page, from its template.
 - `contents`: the artifacts, read once and checked against each other.
-- `figures`: the list of all figures with title and caption. `figure_accuracy` (F10),
-  `figure_bits` (F1), `figure_finetuning`, `figure_gap` (F11), `figure_prediction` (F6) and
-  `figure_sensitivity` (F2) draw them.
+- `summary`: the first screen, which allocation to take and what it costs and loses; then
+  network, budget, examples.
+- `figures`: the list of all figures with title and caption, the first three open on the page,
+  the rest folded. `figure_accuracy`, `figure_bits`, `figure_finetuning`, `figure_gap`,
+  `figure_latency`, `figure_prediction` and `figure_sensitivity` draw them.
+- `figure_study`: a value against size for a whole study, at a journal's column width.
 - `tables`: the list of all tables; each is shown on the page and written as CSV.
-- `measured`: measured outcomes as the figures need them; `summary`: the sentences at the top.
+- `measured`: measured outcomes as the figures need them.
 - `style`: colours, markers, sizes, shared by all figures.
 
 To add a figure, write ``figure_NAME.py``: a function of plain values that returns a matplotlib

@@ -28,9 +28,12 @@ class Contents:
         layers: The layer table.
         sensitivities: Sensitivities by metric.
         plan: The plan.
-        evaluation: What was measured of it; `NOT_EVALUATED` before evaluation.
+        evaluation: Outcomes of the plan; `NOT_EVALUATED` before evaluation.
         recommendation: Allocation to use; None if none meets the budgets.
         finetuning: The fine-tuning; None where there was none.
+        latency: Source of the table of latencies; None if it was not measured.
+        latency_check: Measured latency of the plan's allocations; None without any.
+        exports: The files for other programs; None where there are none.
     """
 
     layers: LayerTable
@@ -39,6 +42,9 @@ class Contents:
     evaluation: Json
     recommendation: Recommendation | None = None
     finetuning: Json | None = None
+    latency: Json | None = None
+    latency_check: Json | None = None
+    exports: Json | None = None
 
     @property
     def evaluated(self) -> bool:
@@ -54,7 +60,8 @@ def read_contents(folder: RunFolder) -> Contents:
         ValueError: If an artifact cannot be used, or was made from another one than the
             artifact beside it; it names the step to run again.
     """
-    finetuning = folder.finetuning
+    finetuning, latency, check = folder.finetuning, folder.latency, folder.latency_check
+    exports = folder.exports
     return Contents(
         layers=folder.layers,
         sensitivities=folder.sensitivities.tables,
@@ -62,6 +69,9 @@ def read_contents(folder: RunFolder) -> Contents:
         evaluation=folder.evaluation.to_json() if folder.is_evaluated else NOT_EVALUATED,
         recommendation=folder.recommendation,
         finetuning=None if finetuning is None else finetuning.to_json(),
+        latency=None if latency is None else latency.to_json(),
+        latency_check=None if check is None else check.to_json(),
+        exports=None if exports is None else exports.to_json(),
     )
 
 

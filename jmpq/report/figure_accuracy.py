@@ -2,9 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,17 +14,18 @@ from jmpq.formats import Choice
 from jmpq.report.contents import Json
 from jmpq.report.measured import Split, kind, outcome
 from jmpq.report.style import (
+    OTHERS,
     NothingToDrawError,
     cost_named,
     metric_colors,
     metric_name,
     new_figure,
-    solver_marker,
+    solver_markers,
     style,
 )
 
 CLOSE = 6.0  # percentage points below the float network that the lower row shows
-COSTS = ("size_bytes", "bops")  # drawn whether or not they have a budget
+COSTS = ("size_bytes", "bops", "latency_s")  # drawn whether or not they have a budget
 
 
 def accuracy_figure(
@@ -31,6 +34,7 @@ def accuracy_figure(
     *,
     split: Split = "evaluation",
     costs: Sequence[str] | None = None,
+    latency: Mapping[str, float] = MappingProxyType({}),
 ) -> Figure:
     """Draw top-1 accuracy against each cost, with one standard error.
 
@@ -47,11 +51,14 @@ def accuracy_figure(
         split: The examples the accuracy was measured on.
         costs: Costs of the allocations, one column each; `COSTS` and every cost with a budget
             where not given.
+        latency: Measured seconds by name, drawn in the place of predicted ones.
 
     Raises:
         NothingToDrawError: If no joint allocation was measured on the split.
     """
     points = accuracy_points(plan, evaluation, split)
+    if latency:
+        points = [_with_latency(point, latency) for point in points]
     costs = list(dict.fromkeys((*COSTS, *plan["budgets"]))) if costs is None else costs
     costs = [cost for cost in costs if any(cost in point["costs"] for point in points)]
     if not points or not costs:
@@ -107,6 +114,14 @@ def accuracy_points(plan: Json, evaluation: Json, split: Split) -> list[dict[str
     return points
 
 
+def _with_latency(point: dict[str, Any], latency: Mapping[str, float]) -> dict[str, Any]:
+    """A point with its measured latency, or with none."""
+    costs = {name: value for name, value in point["costs"].items() if name != "latency_s"}
+    if point["name"] in latency:
+        costs["latency_s"] = latency[point["name"]]
+    return point | {"costs": costs}
+
+
 def _activation_bits(allocation: Json) -> int:
     """The activation bits that most layers have."""
     bits = [Choice.parse(label).a_bits for label in allocation["allocation"].values()]
@@ -148,12 +163,24 @@ def _draw_panel(
 def _label_uniform(
     axes: Axes, points: Sequence[Json], cost: str, divisor: float, low: float, high: float
 ) -> None:
-    """Name the uniform points with low ≤ accuracy < high; fewest activation bits left."""
+    """Name the uniform points with low ≤ accuracy < high; fewest activation bits left.
+
+    A name that would overprint another is left out.
+    """
     uniform = [p for p in points if p["kind"] == "uniform" and cost in p["costs"]]
     fewest = min((p["a_bits"] for p in uniform), default=0)
     axes.margins(x=0.14)
-    for p in uniform:
-        if low <= p["top1"] < high:
+    shown = [p for p in uniform if low <= p["top1"] < high]
+    spans = [
+        max(np.ptp([value(p) for p in points if cost in p["costs"]]), 1e-12)
+        for value in (lambda p: p["costs"][cost], lambda p: min(max(p["top1"], low), high))
+    ]
+    named: list[tuple[float, float]] = []
+    for p in shown:
+        place = p["costs"][cost] / spans[0], p["top1"] / spans[1]
+        near = [abs(x - place[0]) < 0.09 and abs(y - place[1]) < 0.05 for x, y in named]
+        if not any(near):
+            named.append(place)
             left = p["a_bits"] == fewest and len({p["a_bits"] for p in uniform}) > 1
             axes.annotate(
                 p["name"].split("/")[-1], (p["costs"][cost] / divisor, p["top1"]),
@@ -167,11 +194,12 @@ def _draw_lines(axes: Axes, points: Sequence[Json], cost: str, divisor: float) -
     colors = metric_colors(p["metric"] for p in points if p["metric"])
     pairs = sorted({(p["metric"] or "", p["asked"] or "") for p in points
                     if p["kind"] in ("solution", "sweep")})  # fmt: skip
+    markers = solver_markers(solver for _, solver in pairs)
     for metric, solver in pairs:
         mine = [p for p in points if (p["metric"] or "", p["asked"] or "") == (metric, solver)]
-        color, marker = colors.get(metric, "#7f7f7f"), solver_marker(solver)
+        color, marker = colors.get(metric, OTHERS), markers[solver]
         dash = "-" if solver == "exact" else (0, (2, 1.2))
-        label = f"{solver} · {metric_name(metric)}"
+        label = f"{solver}, {metric_name(metric)}"
         line = [p for p in mine if p["kind"] in ("sweep", "solution")]
         _errors(axes, line, cost, divisor, fmt=marker, ls=dash, ms=2.6, lw=0.9, color=color)
         solution = [p for p in mine if p["kind"] == "solution"]
@@ -188,5 +216,5 @@ def _errors(axes: Axes, points: Sequence[Json], cost: str, divisor: float, **loo
 
 def _all_handles(axes: Axes) -> tuple[list[Any], list[str]]:
     handles, names = axes.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: (" · " not in names[i], i))
+    order = sorted(range(len(names)), key=lambda i: (", " not in names[i], i))
     return [handles[i] for i in order], [names[i] for i in order]

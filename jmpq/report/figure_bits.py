@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from jmpq.allocation import Allocation, bit_arrays
-from jmpq.formats import FLOAT_BITS
+from jmpq.allocation import Allocation
+from jmpq.formats import FLOAT_BITS, UNQUANTIZED
 from jmpq.network.layers import LayerType
 from jmpq.report.contents import Json
 from jmpq.report.measured import kind, within_budgets
@@ -26,6 +26,7 @@ from jmpq.report.style import (
     style,
 )
 
+LONGEST_TITLE = 96  # characters that fit the width of the figure
 ATTENTION = {"q", "k", "v", "qkv"}  # types of layers that only transformers have
 
 
@@ -122,7 +123,10 @@ def _value(allocation: Json) -> Allocation:
 
 
 def _bits(allocation: Json, layers: Sequence[str]) -> Int[np.ndarray, "layers 2"]:
-    return bit_arrays(layers, [_value(allocation)])[0].T
+    """Bits of a code of weights and of activations, whatever the format."""
+    value = _value(allocation)
+    chosen = [value.get(layer, UNQUANTIZED) for layer in layers]
+    return np.array([[choice.w_bits, choice.a_bits] for choice in chosen])
 
 
 def _draw_row(axes: Axes, allocation: Json, layers: Sequence[str], color: str) -> None:
@@ -148,18 +152,27 @@ def _bit_axis(axes: Axes, rows: Sequence[Sequence[Json]], layers: Sequence[str])
 
 
 def _title(row: Sequence[Json], largest: float) -> str:
-    who = ", ".join(
-        f"{a['asked']} · {metric_name(a['metric'])}" if a["metric"] else a["name"]
-        for a in row[:3]
-    )
-    who += f" and {len(row) - 3} more" if len(row) > 3 else ""
+    """Names of equal allocations, as many as fit the width, and their costs."""
     costs = row[0]["costs"]
     parts = []
     if "size_bytes" in costs:
         parts.append(cost_named("size_bytes").text(float(costs["size_bytes"]), largest=largest))
     if "average_bits" in costs:
         parts.append(cost_named("average_bits").text(float(costs["average_bits"])))
-    return f"{who}   ({', '.join(parts)})" if parts else who
+    end = f"   ({', '.join(parts)})" if parts else ""
+    names = [
+        f"{a['asked']}, {metric_name(a['metric'])}"
+        if a["metric"] and a["role"] != "baseline"
+        else a["name"].replace("/", " ")
+        for a in row
+    ]
+
+    def title(shown: int) -> str:
+        left = len(names) - shown
+        return "; ".join(names[:shown]) + (f" and {left} more" if left else "") + end
+
+    fitting = (n for n in range(len(names), 0, -1) if len(title(n)) <= LONGEST_TITLE)
+    return title(next(fitting, 1))
 
 
 def _legend(rows: Sequence[Sequence[Json]], uniform: Json | None) -> list[Any]:

@@ -15,9 +15,9 @@ from jmpq.report.style import (
     NothingToDrawError,
     bit_colors,
     error_bars,
-    log_limits,
     metric_name,
     new_figure,
+    signed_scale,
     style,
 )
 
@@ -51,17 +51,16 @@ def prediction_figure(
     """Draw predicted against measured, a row for each metric.
 
     Left: one layer quantized, the others not; right: joint allocations; a column without
-    any measurement is left out. The axes are
-    logarithmic, the dashed line is equality, error bars are one standard error of the
-    measurement. A value ≤ 0 is drawn open on the lower or left edge; it counts in the
-    rank correlation. Rank correlation and median ratio are those of `compare`.
+    any measurement is left out. The axes are logarithmic, and linear around zero where
+    values reach it. The dashed line is equality, error bars are one standard error of the
+    measurement. Rank correlation and median ratio are those of `compare`.
 
     Args:
         plan: The content of ``plan.json``.
         evaluation: The content of ``evaluation.json``.
         target: ``"increase"`` of the loss, or the ``"kl"`` divergence from the float net.
         split: The examples it was measured on.
-        metrics: Which metrics, in order; default: all.
+        metrics: Metrics to draw, in order; all by default.
         relative: Metrics that are not in nats per example: no ratio, no line of equality.
 
     Raises:
@@ -96,11 +95,10 @@ def prediction_figure(
                 _draw_panel(axes, comparison, colors if group == "single" else None)
                 _scale(axes, comparison, equality=metric not in relative)
                 what = "single layers" if group == "single" else "joint allocations"
-                units = " (relative units)" if metric in relative else ""
-                axes.set_title(f"{metric_name(metric)}{units}: {what}", loc="left")
+                units = "(no unit)" if metric in relative else "(nats per example)"
+                axes.set_title(f"{metric_name(metric)}: {what}", loc="left")
+                axes.set_xlabel(f"predicted increase {units}")
             row[0].set_ylabel(_measured_label(target))
-        for axes in panels[-1]:
-            axes.set_xlabel("predicted increase (nats per example)")
         figure.legend(handles=_legend(plan, pairs), loc="outside lower center", ncols=5,
                       columnspacing=1.2, handletextpad=0.3)  # fmt: skip
     return figure
@@ -127,11 +125,7 @@ def _draw_panel(axes: Axes, found: Comparison, colors: dict[str, str] | None) ->
     if not len(found.names):
         axes.text(0.5, 0.5, "none measured", ha="center", transform=axes.transAxes)
         return
-    x_rail = log_limits(found.predicted, rail=True)[2]
-    y_rail = log_limits(found.measured, rail=True)[2]
-    shown = (found.predicted > 0) & (found.measured > 0)
-    x = np.where(found.predicted > 0, found.predicted, x_rail)
-    y = np.where(found.measured > 0, found.measured, y_rail)
+    x, y = found.predicted, found.measured
     groups: dict[tuple[str, str, str, float, float], list[int]] = {}
     for i, (name, kind) in enumerate(zip(found.names, found.kinds, strict=True)):
         look = JOINT.get(kind, ("P", "#7f7f7f", "k", 4.6, 2.3))
@@ -139,13 +133,11 @@ def _draw_panel(axes: Axes, found: Comparison, colors: dict[str, str] | None) ->
             look = ("o", colors[name], "none", 3.4, 2.0)
         groups.setdefault(look, []).append(i)
     for (marker, face, edge, size, order), members in groups.items():
-        m = np.array(members)
-        here, hidden = m[shown[m]], m[~shown[m]]
+        here = np.array(members)
         sem = found.sem[here]
         common = {"ls": "", "marker": marker, "ms": size, "mew": 0.6, "zorder": order}
         axes.plot(x[here], y[here], mfc=face, mec=edge, alpha=0.9, **common)
         solid = edge if face == "w" else face
-        axes.plot(x[hidden], y[hidden], mfc="w", mec=solid, **common)
         faint = {"lw": 0.5, "alpha": 0.5, "zorder": order - 0.5}
         error_bars(axes, x[here], y[here], sem, color=solid, **faint)
     note = f"ρ = {_text(found.rho)}, n = {int(found.counted.sum())}"
@@ -161,15 +153,17 @@ def _text(value: float) -> str:
 
 
 def _scale(axes: Axes, found: Comparison, *, equality: bool) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log", nonpositive="clip")
-    left, right, _ = log_limits(found.predicted, rail=bool((found.predicted <= 0).any()))
-    low, high, _ = log_limits(found.measured, rail=bool((found.measured <= 0).any()))
+    axes.set_xscale(**signed_scale(found.predicted))
+    axes.set_yscale(**signed_scale(found.measured))
+    axes.margins(0.06)
     if equality and len(found.names):
-        ends = np.array([min(left, low), max(right, high)])
-        axes.plot(ends, ends, "--", color="k", lw=0.8, zorder=2.8)
-    axes.set_xlim(left, right)
-    axes.set_ylim(low, high * (high / low) ** 0.18)  # room for the numbers
+        both = np.unique([found.predicted, found.measured])  # a curve where scales differ
+        inside = axes.get_xlim(), axes.get_ylim()
+        axes.plot(both, both, "--", color="k", lw=0.8, zorder=2.8)
+        axes.set(xlim=inside[0], ylim=inside[1])
+    if axes.get_yscale() == "log":
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.18)  # room for the numbers
 
 
 def _legend(plan: Json, pairs: Sequence[Sequence[Comparison]]) -> list[Line2D]:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jmpq.formats import FLOAT_BITS, Choice
+from jmpq.formats import Choice, Scheme
 from jmpq.report.style import (
     NothingToDrawError,
     bit_colors,
@@ -16,6 +15,7 @@ from jmpq.report.style import (
     log_limits,
     metric_name,
     new_figure,
+    signed_scale,
     style,
 )
 from jmpq.sensitivity.table import Sensitivity
@@ -31,13 +31,12 @@ def sensitivity_figure(
     Left: weight bits, activations at the most bits that were tried with them; right, where
     several activation bits were tried: activation bits, weights at their most (below
     instead of right for more than 40 layers). Error bars
-    are one standard error over batches. The axis is logarithmic: a negative loss is drawn
-    at its absolute value with an open marker, a zero as a cross on the lower edge, and the
-    panel says how many there are of each.
+    are one standard error over batches. The axis is logarithmic, and linear around zero
+    where predictions reach it.
 
     Args:
         sensitivities: The metrics by name.
-        metrics: Which of them, in order; default: all.
+        metrics: Metrics to draw, in order; all by default.
 
     Raises:
         NothingToDrawError: If there is no metric.
@@ -76,66 +75,53 @@ def sensitivity_figure(
     return figure
 
 
-def _columns(result: Sensitivity) -> tuple[dict[int, int], dict[int, int]]:
-    """Which column of `losses` shows each weight bit, and which each activation bit."""
+def _columns(result: Sensitivity) -> tuple[dict[Scheme, int], dict[Scheme, int]]:
+    """Columns of `losses` that show each format of weights, and each of activations."""
     parsed = [Choice.parse(choice.label) for choice in result.choices]
-    choices = [(choice.w_bits, choice.a_bits) for choice in parsed]
+    choices = [(choice.weights, choice.activations) for choice in parsed]
     weights = {}
-    for w in sorted({w for w, _ in choices if w != FLOAT_BITS}):
+    for w in sorted({w for w, _ in choices if not w.is_none}):
         weights[w] = choices.index(max(c for c in choices if c[0] == w))
     most = max(w for w, _ in choices)
     activations = {
-        a: choices.index((most, a)) for w, a in sorted(choices) if w == most and a != FLOAT_BITS
+        a: choices.index((most, a)) for w, a in sorted(choices) if w == most and not a.is_none
     }
     if len({a for _, a in choices}) == 1 and len(weights) > 0:
         activations = {}
     return weights, activations
 
 
-def _draw_panel(axes: Axes, result: Sensitivity, columns: Mapping[int, int], what: str) -> None:
-    colors = bit_colors(columns)
+def _draw_panel(
+    axes: Axes, result: Sensitivity, columns: Mapping[Scheme, int], what: str
+) -> None:
+    colors = bit_colors(range(len(columns)))
     labels = [choice.label for choice in result.choices]
     losses = np.asarray(result.losses)[:, list(columns.values())]
-    for place, (bits, column) in enumerate(columns.items()):
+    places = np.arange(len(losses), dtype=float)
+    size = 3.6 if len(losses) <= 60 else 2.4
+    for place, column in enumerate(columns.values()):
+        color, values = colors[place], losses[:, place]
+        axes.plot(places, values, "-", color=color, lw=0.7, alpha=0.6)
         marker = MARKERS[place % len(MARKERS)]
-        sem = np.asarray(result.sem)[:, column]
-        _draw_series(axes, losses[:, place], sem, colors[bits], marker, labels[column])
-    negative, zero = int((losses < 0).sum()), int((losses == 0).sum())
-    lost = int((~np.isfinite(losses)).sum())
-    counts = ((negative, "negative (open)"), (zero, "zero (×)"), (lost, "not finite"))
-    note = ", ".join(f"{n} {text}" for n, text in counts if n)
+        axes.plot(places, values, marker, color=color, ms=size, mew=0.5, label=labels[column])
+        error_bars(axes, places, values, np.asarray(result.sem)[:, column], color=color)
     axes.set_title(
         f"{metric_name(result.metric)}: {'weight' if what == 'W' else 'activation'} bits",
         loc="left",
     )
-    note = ", ".join(f"{n} {text}" for n, text in counts if n)
-    axes.text(0.99, 0.03, note, ha="right", fontsize=6.5, transform=axes.transAxes)
+    if lost := int((~np.isfinite(losses)).sum()):
+        note = f"{lost} not finite"
+        axes.text(0.99, 0.03, note, ha="right", fontsize=6.5, transform=axes.transAxes)
     axes.legend(loc="upper right", ncols=min(len(columns), 6), columnspacing=0.8,
                 handletextpad=0.1, borderaxespad=0.1, handlelength=1.2)  # fmt: skip
 
 
-def _draw_series(
-    axes: Axes,
-    losses: Float[np.ndarray, " layers"],
-    sem: Float[np.ndarray, " layers"],
-    color: str,
-    marker: str,
-    label: str,
-) -> None:
-    places = np.arange(len(losses), dtype=float)
-    size = 3.6 if len(losses) <= 60 else 2.4
-    positive, negative = losses > 0, losses < 0
-    line = np.where(positive, losses, np.nan)
-    axes.plot(places, line, "-", color=color, lw=0.7, alpha=0.6)
-    axes.plot(places, line, marker, color=color, ms=size, mew=0.5, label=label)
-    axes.plot(places[negative], -losses[negative], marker, mfc="w", mec=color, ms=size)
-    error_bars(axes, places, np.abs(losses), np.where(losses == 0, np.nan, sem), color=color)
-    zero = places[losses == 0]
-    rail = axes.get_xaxis_transform()
-    axes.plot(zero, np.full(len(zero), 0.03), "x", color=color, ms=size, transform=rail)
-
-
 def _limits(axes: Axes, losses: np.ndarray) -> None:
-    low, high, _ = log_limits(np.abs(losses).ravel(), rail=bool((losses == 0).any()))
-    axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(low, high * (high / low) ** 0.16)  # room for the legend
+    scale = signed_scale(losses.ravel())
+    axes.set_yscale(**scale)
+    if scale["value"] == "log":
+        low, high = log_limits(losses.ravel())
+        axes.set_ylim(low, high * (high / low) ** 0.16)  # room for the legend
+    else:
+        axes.axhline(0.0, color="k", lw=0.6)
+        axes.autoscale_view()

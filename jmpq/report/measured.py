@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float
 
 from jmpq.report.contents import Json
@@ -56,11 +55,11 @@ class Comparison:
 
     Attributes:
         names: Allocations with both numbers, in the order of the plan.
-        kinds: What each is (`kind`).
+        kinds: Kind of each (`kind`).
         predicted: The metric's sum of single-layer losses.
         measured: Measured increase of the loss, or KL divergence, nats per example.
         sem: Standard error of `measured`, NaN where unknown.
-        counted: Which of them `rho` and `ratio` are taken over: the single layers; of the
+        counted: Measurements that `rho` and `ratio` are taken over: the single layers; of the
             joint allocations those drawn at random without a budget, since an allocation
             chosen by a metric flatters it (all, where fewer than three were drawn).
         rho: Spearman rank correlation, NaN below three points or for a constant.
@@ -133,8 +132,15 @@ def rank_correlation(
     """Spearman's rank correlation; NaN below three points or where one side is constant."""
     if len(predicted) < 3 or np.ptp(predicted) == 0 or np.ptp(measured) == 0:
         return math.nan
-    found: Any = scipy.stats.spearmanr(predicted, measured)
-    return float(found.statistic)
+    if np.isnan(predicted).any() or np.isnan(measured).any():
+        return math.nan
+    return float(np.corrcoef(_ranks(predicted), _ranks(measured))[0, 1])
+
+
+def _ranks(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    """Ranks from 1; equal values share their mean."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[group]
 
 
 def median_ratio(

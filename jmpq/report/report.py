@@ -2,24 +2,27 @@
 
 import importlib.resources
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from jmpq.files import write_text
+from jmpq.kinds import check_kinds
 from jmpq.network.layers import types_of
 from jmpq.report.contents import Contents, read_contents
 from jmpq.report.figures import Drawing, draw_figures
 from jmpq.report.style import write_svg
-from jmpq.report.summary import summary, unmeasured
+from jmpq.report.summary import answer, is_partial, summary
 from jmpq.report.tables import Table, all_tables, cell, csv_text, sensitivity_rows
 from jmpq.run.folder import RunFolder
 
 _XML = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
-def write_report(run: Path, *, plan: str | None = None) -> Path:
+@check_kinds
+def write_report(run: Path | str, *, plan: str | None = None) -> Path:
     """Write ``figures/*.svg``, ``tables/*.csv`` and ``report.html`` beside a plan.
 
     Reads ``layers.json``, ``sensitivity.npz`` and ``plan.json``, and ``evaluation.json`` and
@@ -74,7 +77,7 @@ def render_page(
     """The page as text.
 
     Args:
-        contents: What the page is about.
+        contents: Artifacts of the run.
         drawings: Figures with their words, in order.
         pictures: SVG text of the figures that could be drawn, by name.
         tables: Tables, in order.
@@ -89,9 +92,9 @@ def render_page(
     return template.render(
         title=title,
         summary=summary(contents),
-        answer=contents.recommendation.lines if contents.recommendation else (),
+        answer=answer(contents),
         evaluated=contents.evaluated,
-        partial=contents.evaluated and bool(unmeasured(plan, contents.evaluation)),
+        partial=contents.evaluated and is_partial(plan, contents.evaluation),
         drawings=drawings,
         pictures=pictures,
         tables=[
@@ -100,9 +103,16 @@ def render_page(
                 "cells": [[cell(row, column) for column in table.columns]
                           for row in table.shown],
                 "numeric": [column.format != "text" for column in table.columns],
+                "marks": [_marks(row) for row in table.shown],
             }
             for table in tables
         ],
         made=f"jmpq {plan.get('jmpq', '')}, plan of {plan.get('created', 'unknown date')}",
         seed=json.dumps(plan.get("seed")),
     )  # fmt: skip
+
+
+def _marks(row: Mapping[str, Any]) -> str:
+    """Classes of a row of a table."""
+    classes = {"lead": row.get("recommended"), "destroyed": row.get("mark") == "destroyed"}
+    return " ".join(name for name, is_so in classes.items() if is_so)

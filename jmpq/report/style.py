@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from jmpq.problem.costs import COSTS, Cost
+from jmpq.problem.costs import Cost, known_costs
 from jmpq.sensitivity.metrics.by_name import TITLES
 
 WIDTH = 7.2  # inches: the text width of a page
@@ -64,7 +65,9 @@ NAMES: dict[str, str] = {
     "superposed_kl": "superposed logits, KL",
     "superposed_loss": "superposed logits, loss",
 }  # metrics, and what predicts joint allocations
+OTHERS = "#7f7f7f"  # of what has no colour of its own
 MARKERS = {"exact": "D", "greedy": "^", "local_search": "v", "branch_and_bound": "s"}
+FREE_MARKERS = "pPXhd<>*8"
 
 
 class NothingToDrawError(ValueError):
@@ -98,20 +101,25 @@ def cost_named(name: str) -> Cost:
     Raises:
         ValueError: If it is not one of `jmpq.problem.costs.COSTS`.
     """
-    if name not in COSTS:
+    known = known_costs()
+    if name not in known:
         raise ValueError(
             f"The plan has a cost {name!r}, which has no title and unit: expected one of "
-            f"{', '.join(COSTS)}. Add it to jmpq.problem.costs.COSTS."
+            f"{', '.join(known)}. Add it to jmpq.problem.costs.COSTS."
         )
-    return COSTS[name]
+    return known[name]
 
 
 def metric_colors(metrics: Iterable[str]) -> dict[str, str]:
-    """A colour for each metric: the known ones keep theirs in every figure."""
+    """A colour for each metric: the known ones keep theirs in every figure.
+
+    No two share one; where there are more metrics than colours, the rest are grey.
+    """
     given = sorted(set(metrics))
-    order = list(KNOWN) + [metric for metric in given if metric not in KNOWN]
-    free = [i for i, metric in enumerate(order) if metric in given]
-    return {order[i]: PALETTE[i % len(PALETTE)] for i in free}
+    known = {m: PALETTE[KNOWN.index(m)] for m in given if m in KNOWN}
+    free = [color for color in PALETTE if color not in known.values() and color != OTHERS]
+    rest = [m for m in given if m not in known]
+    return known | {m: free[i] if i < len(free) else OTHERS for i, m in enumerate(rest)}
 
 
 def bit_colors(bits: Iterable[int]) -> dict[int, str]:
@@ -122,9 +130,12 @@ def bit_colors(bits: Iterable[int]) -> dict[int, str]:
     return {b: to_hex(colormap(place)) for b, place in zip(ordered, places, strict=False)}
 
 
-def solver_marker(solver: str | None) -> str:
-    """A marker for each solver; unknown ones are drawn as a pentagon."""
-    return MARKERS.get(solver or "", "p")
+def solver_markers(solvers: Iterable[str]) -> dict[str, str]:
+    """A marker for each solver: the usual ones keep theirs, others take a free one."""
+    given = sorted(set(solvers))
+    rest = [solver for solver in given if solver not in MARKERS]
+    free = {s: FREE_MARKERS[i % len(FREE_MARKERS)] for i, s in enumerate(rest)}
+    return {s: MARKERS.get(s) or free[s] for s in given}
 
 
 def layer_labels(layers: Sequence[str], *, longest: int = 26) -> list[str]:
@@ -149,23 +160,25 @@ def layer_axis(axes: Axes, layers: Sequence[str], *, most: int = 64) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def log_limits(
-    values: Float[np.ndarray, " values"], *, rail: bool
-) -> tuple[float, float, float]:
-    """Limits of a log axis over the positive values, and where its rail lies.
-
-    Args:
-        values: Any numbers; those not positive and finite don't count.
-        rail: Leave room below for the values that a log axis can't show.
-
-    Returns:
-        Lower limit, upper limit, and the place at which values ≤ 0 are drawn.
-    """
+def log_limits(values: Float[np.ndarray, " values"]) -> tuple[float, float]:
+    """Limits of a log axis over the positive values; others do not count."""
     positive = values[np.isfinite(values) & (values > 0)]
     low, high = (positive.min(), positive.max()) if len(positive) else (1e-3, 1.0)
     span = max(math.log10(high / low), 0.5)
-    bottom = low / 10 ** (span * (0.16 if rail else 0.07))
-    return bottom, high * 10 ** (span * 0.07), low / 10 ** (span * 0.10)
+    return low / 10 ** (span * 0.07), high * 10 ** (span * 0.07)
+
+
+def signed_scale(values: Float[np.ndarray, " values"]) -> dict[str, Any]:
+    """The scale of an axis: logarithmic, and linear around zero where values reach it.
+
+    The linear part ends at the tenth smallest of a hundred magnitudes.
+    """
+    finite = values[np.isfinite(values)]
+    if (finite > 0).all():
+        return {"value": "log"}
+    sizes = np.abs(finite[finite != 0])
+    edge = float(np.quantile(sizes, 0.1)) if len(sizes) else 1.0
+    return {"value": "symlog", "linthresh": edge, "linscale": 0.6}
 
 
 def error_bars(
@@ -193,7 +206,7 @@ def write_svg(figure: Figure, name: str, description: str) -> str:
     Args:
         figure: Drawn with this module's style.
         name: Unique in a page; letters, digits, ``-`` and ``_``.
-        description: What the figure shows, for those who can't see it.
+        description: Content of the figure, for those who can't see it.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -201,13 +214,34 @@ def write_svg(figure: Figure, name: str, description: str) -> str:
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
     text = re.sub(r' (d|x|y)="[^"]*"', _round_places, text)
+    text, rules = _classes(_short_ids(text, name), name)
     opening, rest = text.split(">", 1)
-    label = f'<title id="{name}-title">{escape(description)}</title>'
+    label = f'<title id="{name}-title">{escape(description)}</title>{rules}'
     return f'{opening} role="img" aria-labelledby="{name}-title">\n {label}{rest}'
+
+
+def _short_ids(text: str, name: str) -> str:
+    """Identifiers that something refers to are numbered behind `name`; others are dropped."""
+    used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    short = {old: f"{name}-{number}" for number, old in enumerate(used)}
+    text = re.sub(
+        r' id="([^"]+)"', lambda m: f' id="{short[m[1]]}"' if m[1] in short else "", text
+    )
+    return re.sub(r'(href="#|url\(#)([^")]+)', lambda m: m[1] + short[m[2]], text)
+
+
+def _classes(text: str, name: str) -> tuple[str, str]:
+    """Styles that come again become classes of a style sheet, which is the second result."""
+    counts = Counter(re.findall(r' style="([^"]*)"', text))
+    short = {style: f"{name}-s{i}" for i, (style, n) in enumerate(counts.items()) if n > 1}
+    text = re.sub(
+        r' style="([^"]*)"',
+        lambda m: f' class="{short[m[1]]}"' if m[1] in short else m[0],
+        text,
+    )
+    rules = "".join(f".{new}{{{style}}}" for style, new in short.items())
+    return text, f"<style>{rules}</style>"
 
 
 def _round_places(attribute: re.Match[str]) -> str:

@@ -1,42 +1,129 @@
-"""The run in a few sentences: what was quantized, under which budget, what won."""
+"""The first screen, and the run in a few sentences: network, budget, examples."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from jmpq.problem.shown import shown_as
+from jmpq.allocation import Allocation
 from jmpq.report.contents import Contents, Json
-from jmpq.report.measured import (
-    evaluated,
-    kind,
-    metrics_of,
-    number,
-    outcome,
-    within_budgets,
-)
-from jmpq.report.style import cost_named, metric_name
+from jmpq.report.measured import evaluated, kind, number
+from jmpq.report.style import cost_named
+from jmpq.report.tables import Column, Row, allocation_columns, allocation_rows, cell, main_rows
+from jmpq.run.planning.recommendation import Recommendation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a reader wants to know first.
+
+    Attributes:
+        title: Advice in a few words.
+        destroyed: Whether the recommended network is of no use.
+        columns: The recommended allocation, the best uniform one, and the float network.
+        rows: Quantity that is compared, then a cell for each of `columns`.
+        sentences: Meaning of the numbers, in reading order.
+    """
+
+    title: str
+    destroyed: bool
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    sentences: tuple[str, ...]
+
+
+def answer(contents: Contents) -> Answer | None:
+    """The answer of a run; None where no solution is within the budgets."""
+    lead = contents.recommendation
+    if lead is None:
+        return None
+    plan, evaluation = contents.plan, contents.evaluation
+    every = main_rows(contents, allocation_rows(plan, evaluation))
+    shown = [
+        column
+        for column in allocation_columns(plan, every, evaluated=contents.evaluated)
+        if column.key not in ("name", "mark", "proven_gap")
+    ]
+    if contents.evaluated:
+        sem = "increase_sem_evaluation"
+        loss = Column(
+            key="increase_evaluation", heading="loss increase (nats)", format="loss", sem=sem
+        )
+        shown.insert(-1, loss)
+    first = every[0]
+    compared = {"take this": first}
+    values = {a["name"]: Allocation.from_json(a["allocation"]) for a in plan["allocations"]}
+    if (uniform := lead.uniform) is not None and values[uniform.name] != lead.allocation:
+        row = next(r for r in every if uniform.name in r["name"].split(" = "))
+        compared[uniform.name.replace("/", " ")] = row
+    if contents.evaluated:
+        compared["float"] = _float_row(contents)
+    gap = first["proven_gap"]
+    proven = lead if gap is None or lead.gap is None else dataclasses.replace(lead, gap=gap)
+    title = f"Take {lead.name}"
+    if lead.destroyed:
+        title = f"Do not deploy {lead.name}: the network is destroyed"
+    said = [lead.warning, _verdict(lead), proven.proof, lead.against_next, lead.choice]
+    if lead.examples:
+        said.append(f"Measured on {lead.examples:,} examples; ± is one standard error.")
+    return Answer(
+        title=title,
+        destroyed=lead.destroyed,
+        columns=tuple(compared),
+        rows=tuple(
+            (column.heading, tuple(cell(row, column) for row in compared.values()))
+            for column in shown
+        ),
+        sentences=tuple(sentence for sentence in said if sentence),
+    )
+
+
+def _verdict(lead: Recommendation) -> str:
+    """How the best uniform allocation compares, in one sentence without its numbers."""
+    other = lead.uniform
+    if other is None or other.measured is None or lead.measured is None:
+        return lead.against_uniform
+    quantity = lead.measured.quantity
+    error = f"two standard errors of the difference in {quantity}"
+    return {
+        "same": lead.against_uniform,
+        "better": f"It loses less than the best uniform allocation, by more than {error}.",
+        "worse": f"Use {other.name}: it loses less, by more than {error}.",
+        "level": f"It is level with the best uniform allocation, within {error}.",
+        "unknown": "The measurements do not tell it from the best uniform allocation.",
+    }[other.verdict]
+
+
+def _float_row(contents: Contents) -> Row:
+    """The float network as a row of the table of allocations."""
+    floats = contents.evaluation["float"].get("evaluation", {})
+    names = [layer.parameters for layer in contents.layers.layers]
+    row: Row = {"size_bytes": 4.0 * (sum(names) + contents.layers.other_parameters)}
+    row |= {"top1_evaluation": number(floats.get("top1"))}
+    row |= {"top1_sem_evaluation": number(floats.get("top1_sem"))}
+    return row | {"kl_evaluation": math.nan}
 
 
 def summary(contents: Contents) -> list[tuple[str, str]]:
-    """Heading and sentences for the top of the page, in reading order."""
+    """Heading and sentences about the run, in reading order."""
     plan, evaluation = contents.plan, contents.evaluation
-    found = [
-        ("Network", _network(contents)),
-        ("Budget", _budgets(plan)),
-        ("By prediction", _predicted(plan)),
-    ]
-    if not contents.evaluated:
-        return found
-    found += [
-        ("By measurement", _measured(plan, evaluation)),
-        ("Accuracy", _accuracy(plan, evaluation)),
-        ("Examples", _examples(evaluation)),
-    ]
-    if missing := unmeasured(plan, evaluation):
-        text = f"{len(missing)} of {len(plan['allocations'])} allocations were not evaluated"
-        text += f" and are left out where a measurement is needed: {_some(missing)}."
+    found = [("Network", _network(contents)), ("Budget", _budgets(plan))]
+    if contents.evaluated:
+        found.append(("Examples", _examples(evaluation)))
+    if contents.evaluated and (missing := unmeasured(plan, evaluation)):
+        text = f"{len(missing)} of {len(plan['allocations'])} allocations were not evaluated "
+        text += f"and are left out where a measurement is needed: {_some(missing)}."
         found.append(("Not measured", text))
     return [(heading, text) for heading, text in found if text]
+
+
+def is_partial(plan: Json, evaluation: Json) -> bool:
+    """Whether a solution or a uniform allocation lacks a measurement, as after a stop."""
+    lacking = set(unmeasured(plan, evaluation))
+    return any(
+        a["name"] in lacking
+        for a in plan["allocations"]
+        if a["role"] == "solution" or kind(a) == "uniform"
+    )
 
 
 def unmeasured(plan: Json, evaluation: Json) -> list[str]:
@@ -74,83 +161,6 @@ def _budgets(plan: Json) -> str:
     return "; ".join(parts) + "." if parts else "No budget."
 
 
-def _candidates(plan: Json) -> list[Json]:
-    """Solutions and baselines that meet the plan's budgets."""
-    return [
-        a
-        for a in plan["allocations"]
-        if a["role"] in ("solution", "baseline") and within_budgets(a, plan)
-    ]
-
-
-def _predicted(plan: Json) -> str:
-    sentences = []
-    solved = {a["metric"] for a in plan["allocations"] if a["role"] == "solution"}
-    for metric in [m for m in metrics_of(plan) if m in solved]:
-        rows = [a for a in _candidates(plan) if metric in a.get("predictions", {})]
-        if not rows:
-            continue
-        best = min(rows, key=lambda a: (a["predictions"][metric], a["metric"] != metric))
-        shown = shown_as(metric, [a["predictions"] for a in rows])
-        text = f"{metric_name(metric)} ranks {best['name']} first, predicted {shown.quantity} "
-        text += shown.value(best["predictions"][metric])
-        sentences.append(text + _proof(best, metric) + ".")
-    return " ".join(_capital(sentence) for sentence in sentences)
-
-
-def _proof(allocation: Json, metric: str) -> str:
-    if allocation["metric"] != metric:
-        return ""
-    gap = number(allocation.get("gap"))
-    if allocation.get("status") == "optimal":
-        return " (proven optimal for this metric and budget)"
-    if math.isnan(gap):
-        return " (no bound proven)"
-    return f" (gap {100 * gap:.2g} %: at most this part of it could still be saved)"
-
-
-def _measured(plan: Json, evaluation: Json) -> str:
-    rows = [(a, outcome(evaluation, a["name"], "evaluation")) for a in _candidates(plan)]
-    known = [(a, o) for a, o in rows if o is not None and math.isfinite(o.increase)]
-    if not known:
-        return "No solution or baseline within the budget was measured."
-    best, found = min(known, key=lambda pair: pair[1].increase)
-    text = f"{best['name']} has the smallest loss increase on the evaluation split of the "
-    text += f"{len(known)} solutions and baselines within the budget: "
-    text += f"{_plus_minus(found.increase, found.increase_sem)} nats per example"
-    if math.isfinite(found.kl):
-        text += f", KL divergence {_plus_minus(found.kl, found.kl_sem)}"
-    uniform = [pair for pair in known if kind(pair[0]) == "uniform"]
-    if uniform:
-        other, value = min(uniform, key=lambda pair: pair[1].increase)
-        if other["name"] != best["name"]:
-            text += f"; the best uniform one, {other['name']}, has "
-            text += _plus_minus(value.increase, value.increase_sem)
-    return text + ". Differences below about two standard errors are not resolved."
-
-
-def _accuracy(plan: Json, evaluation: Json) -> str:
-    rows = [(a, outcome(evaluation, a["name"], "evaluation")) for a in _candidates(plan)]
-    known = [(a, o) for a, o in rows if o is not None and math.isfinite(o.top1)]
-    if not known:
-        return ""
-    parts = []
-    reference = evaluation["float"].get("evaluation", {}).get("top1")
-    if reference is not None:
-        parts.append(f"float network {100 * reference:.2f} %")
-    parts += [f"{a['name']} {_percent(o)}" for a, o in known if a["role"] == "solution"]
-    for name in ("uniform", "reversed"):
-        group = [(a, o) for a, o in known if kind(a) == name]
-        if group:
-            best, found = max(group, key=lambda pair: pair[1].top1)
-            parts.append(f"{best['name']} {_percent(found)}")
-    randoms = [o.top1 for a, o in known if kind(a) == "random baseline"]
-    if randoms:
-        mean = 100 * sum(randoms) / len(randoms)
-        parts.append(f"random (mean of {len(randoms)} seeds) {mean:.2f} %")
-    return f"Top-1 on the evaluation split: {'; '.join(parts)}."
-
-
 def _examples(evaluation: Json) -> str:
     parts = []
     for split, facts in evaluation.get("splits", {}).items():
@@ -158,17 +168,6 @@ def _examples(evaluation: Json) -> str:
         note = f"; {facts['note']}" if facts.get("note") else ""
         parts.append(f"{split} split: {facts.get('examples', '?')} examples ({source}{note})")
     return _capital("; ".join(parts)) + "." if parts else ""
-
-
-def _percent(found: Any) -> str:
-    text = f"{100 * found.top1:.2f}"
-    return f"{text} ± {100 * found.top1_sem:.2f} %" if math.isfinite(found.top1_sem) else (
-        f"{text} %")  # fmt: skip
-
-
-def _plus_minus(value: float, sem: float) -> str:
-    text = f"{value:.3g} ± {sem:.1g}" if math.isfinite(sem) else f"{value:.3g}"
-    return text.replace("-", "−")
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

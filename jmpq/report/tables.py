@@ -14,8 +14,8 @@ import numpy as np
 from jmpq.allocation import Allocation
 from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.network.layers import Layer, LayerType, layer_type, types_of
-from jmpq.problem.costs import COSTS
-from jmpq.problem.shown import DIVERGENCES, shown_as
+from jmpq.problem.costs import known_costs
+from jmpq.problem.shown import DIVERGENCES, shown_prediction
 from jmpq.report.contents import Contents, Json, relative_metrics
 from jmpq.report.figure_finetuning import STAGES
 from jmpq.report.measured import (
@@ -30,6 +30,7 @@ from jmpq.report.measured import (
     outcome,
     within_budgets,
 )
+from jmpq.run.planning.recommendation import is_destroyed
 from jmpq.sensitivity.table import Sensitivity
 
 Row = dict[str, Any]
@@ -75,7 +76,8 @@ def allocation_rows(
     that are unknown are None; losses in nats per example, top-1 a fraction.
     """
     rows = []
-    known = [name for name in COSTS if any(name in a["costs"] for a in plan["allocations"])]
+    every = plan["allocations"]
+    known = [name for name in known_costs() if any(name in a["costs"] for a in every)]
     for allocation in plan["allocations"]:
         predicted = number(allocation.get("predicted_loss"))
         costs = allocation["costs"]
@@ -225,8 +227,8 @@ def _finetuning_table(finetuning: Json) -> Table:
     epochs = finetuning["config"]["training"]["epochs"]
     return Table(
         name="finetuning",
-        title="Post-training against fine-tuned",
-        note=f"T7. Allocation {finetuning['name']}, evaluation split; {method}, {epochs} "
+        title="Before and after fine-tuning",
+        note=f"Allocation {finetuning['name']}, evaluation split; {method}, {epochs} "
         f"epochs, {finetuning['steps']} steps in {finetuning['seconds']:.0f} s. KL to the "
         "float network; ± is one standard error.",
         rows=rows,
@@ -244,7 +246,7 @@ def _finetuning_table(finetuning: Json) -> Table:
 def _correlation_table(correlations: Sequence[Row]) -> Table:
     return Table(
         name="correlations",
-        title="Predicted against measured",
+        title="Rank correlation of predictions",
         note="Spearman's rank correlation, and the median of measured/predicted, by "
         "metric; joint: over the random allocations drawn without a budget (all joint "
         "ones where fewer than three were measured).",
@@ -263,12 +265,67 @@ def _correlation_table(correlations: Sequence[Row]) -> Table:
     )  # fmt: skip
 
 
+def export_rows(exports: Json) -> list[Row]:
+    """One row a file and runtime; a file that was not checked has one too."""
+    return [
+        row for name in exports["files"] for row in _export_rows(name, exports["files"][name])
+    ]
+
+
+def _export_rows(name: str, file: Json) -> Iterator[Row]:
+    whole = {
+        "name": name,
+        "placement": file["placement"],
+        "size_bytes": file["size_bytes"],
+        "payload_bytes": file["payload_bytes"],
+        "file_bytes": file["file_bytes"],
+        "widened_bytes": file["widened_bytes"],
+    }
+    for runtime, found in file["checks"].items():
+        row = {**whole, "runtime": f"{runtime} {found['version']}", **found["agreement"]}
+        for size, times in found["cpu_ms"].items():
+            row[f"ms_{size}"], row[f"float_ms_{size}"] = times["exported"], times["float"]
+            row[f"speedup_{size}"] = times["float"] / times["exported"]
+        yield row
+    if not file["checks"]:
+        yield {**whole, "runtime": "not run"}
+
+
+def _export_table(exports: Json) -> Table:
+    rows = export_rows(exports)
+    return Table(
+        name="exports",
+        title="Files for other programs",
+        note="T10. Each file in its own runtime beside jmpq's evaluation of the same "
+        "allocation; processor time of one thread, medians of calls that took turns with the "
+        f"float network in the same format, on {exports['device']}. The CSV has batch sizes "
+        "and bytes in full.",
+        rows=rows,
+        columns=(
+            Column(key="name", heading="file"),
+            Column(key="placement", heading="activations"),
+            Column(key="runtime", heading="runtime"),
+            Column(key="file_bytes", heading="file (bytes)", format="text"),
+            Column(key="size_bytes", heading="size_bytes", format="text"),
+            Column(key="same_class", heading="same class (%)", format="percent"),
+            Column(key="top1", heading="top-1 (%)", format="percent"),
+            Column(key="top1_jmpq", heading="jmpq's top-1 (%)", format="percent"),
+            Column(key="mean", heading="mean difference of logits", format="number"),
+            Column(key="largest", heading="largest", format="number"),
+            Column(key="ms_1", heading="batch 1 (ms)", format="number"),
+            Column(key="float_ms_1", heading="float (ms)", format="number"),
+            Column(key="speedup_1", heading="faster by", format="number"),
+        ),
+        shown=rows,
+    )
+
+
 def all_tables(contents: Contents) -> tuple[Table, ...]:
     """The tables of the report, in order."""
     plan, evaluation = contents.plan, contents.evaluation
     relative = relative_metrics(contents.sensitivities)
     allocations = allocation_rows(plan, evaluation, relative=relative)
-    main = _merged(plan, [r for r in allocations if r["kind"] not in _UNSHOWN])
+    main = main_rows(contents, allocations)
     layers = contents.layers.layers
     bits = bits_rows(plan, types_of(layers))
     by_type = type_rows(plan, layers)
@@ -280,21 +337,20 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
         Table(
             name="allocations",
             title="Solutions and baselines",
-            note="Names of one allocation share a row. A score has no unit: only the order "
-            "tells something. Gap: loss by the solution's own metric above the solver's lower "
-            "bound, in percent of that loss. Ratio: measured loss increase on the calibration "
-            "split over the one predicted by its own metric. ± is one standard error. The CSV "
-            "has the single-layer, random and other-budget allocations too, and every "
-            "allocation's loss and bound by its own metric.",
+            note="Equal allocations share a row; the recommended one comes first. Measured on "
+            "evaluation examples, ± one standard error. Gap: predicted loss above the best "
+            "proven bound, in percent of that loss. Click a heading to sort. The CSV has every "
+            "allocation and every number.",
             rows=allocations,
-            columns=_allocation_columns(plan, main, evaluated=contents.evaluated),
+            columns=allocation_columns(plan, main, evaluated=contents.evaluated),
             shown=main,
         ),
         *([_finetuning_table(contents.finetuning)] if contents.finetuning else []),
+        *([_export_table(contents.exports)] if contents.exports else []),
         *([_correlation_table(correlations)] if contents.evaluated else []),
         Table(
             name="bits",
-            title="Bits per layer",
+            title="Bits per layer, as a table",
             note="W: weight bits, A: activation bits; 32 is unquantized. The CSV has the "
             "baselines too.",
             rows=bits,
@@ -316,7 +372,7 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
         ),
         Table(
             name="gaps",
-            title="Optimality gaps",
+            title="Distance from the proven optimum, as a table",
             note="Predicted loss above the best lower bound that any solver proved for the "
             "same metric and budgets, in percent of that loss; the CSV has both.",
             rows=gaps,
@@ -324,7 +380,6 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
                 Column(key="name", heading="allocation"),
                 Column(key="metric", heading="metric"),
                 Column(key="gap", heading="gap (%)", format="percent"),
-                Column(key="wall_s", heading="wall time (s)", format="number"),
             ),
             shown=gaps,
         ),
@@ -346,70 +401,89 @@ def all_tables(contents: Contents) -> tuple[Table, ...]:
 _UNSHOWN = ("sweep", "single", "random")  # kinds of which the page shows only figures
 
 
-def _merged(plan: Json, rows: Sequence[Row]) -> list[Row]:
-    """One row an allocation, with all its names and the best that was proven of it."""
+def main_rows(contents: Contents, rows: Sequence[Row]) -> list[Row]:
+    """One row an allocation with all its names, the recommended one first.
+
+    `proven_gap` is the gap to the best bound of any solver, `mark` what a reader must know of
+    the row: ``recommended``, ``destroyed``, ``over budget`` or nothing. Random baselines are
+    one row, their mean.
+    """
+    plan, lead = contents.plan, contents.recommendation
     values = {a["name"]: Allocation.from_json(a["allocation"]) for a in plan["allocations"]}
+    gaps = {row["name"]: row["gap"] for row in gap_rows(plan)}
     groups: dict[Allocation, list[Row]] = {}
     for row in rows:
-        groups.setdefault(values[row["name"]], []).append(row)
+        if row["kind"] not in _UNSHOWN:
+            groups.setdefault(values[row["name"]], []).append(row)
     merged = []
-    for group in groups.values():
-        proven = min(group, key=lambda row: math.inf if row["gap"] is None else row["gap"])
-        names = " = ".join(row["name"] for row in group)
-        merged.append(
-            {**group[0], "name": names, "status": proven["status"], "gap": proven["gap"]}
-        )
-    return merged
+    for value, group in groups.items():
+        names = [row["name"] for row in group]
+        known = [gap for name in names if not math.isnan(gap := gaps.get(name, math.nan))]
+        recommended = lead is not None and value == lead.allocation
+        if lead is not None:
+            names.sort(key=lambda name: name != lead.name)
+        row = {**group[0], "name": " = ".join(names), "recommended": recommended}
+        row["proven_gap"] = min(known, default=None)
+        row["mark"] = _mark(contents, group[0], recommended=recommended)
+        merged.append(row)
+    randoms = [row for row in merged if row["kind"] == "random baseline"]
+    merged = [row for row in merged if row["kind"] != "random baseline"]
+    if randoms:
+        merged.append(_mean(randoms))
+    return sorted(merged, key=lambda row: not row["recommended"])
 
 
-_PROOF_COLUMNS = (
-    Column(key="status", heading="proof"),
-    Column(key="gap", heading="gap (%)", format="percent"),
-)
+def _mean(rows: Sequence[Row]) -> Row:
+    """Means of the numbers of some rows, where all of them have one; without errors."""
+    row: Row = {"name": f"random, mean of {len(rows)}", "recommended": False, "mark": ""}
+    for key, value in rows[0].items():
+        values = [other[key] for other in rows]
+        numbers = isinstance(value, float) and None not in values
+        if key not in row and numbers and "_sem" not in key:
+            row[key] = float(np.mean(values))
+    return row
+
+
+def _mark(contents: Contents, row: Row, *, recommended: bool) -> str:
+    facts = contents.evaluation["splits"].get("evaluation", {})
+    floats = contents.evaluation["float"].get("evaluation", {})
+    found = outcome(contents.evaluation, row["name"], "evaluation")
+    if found and is_destroyed(found, number(floats.get("top1")), number(facts.get("chance"))):
+        return "destroyed"
+    if not row["within_budgets"]:
+        return "over budget"
+    return "recommended" if recommended else ""
+
+
+def allocation_columns(plan: Json, rows: Sequence[Row], *, evaluated: bool) -> Sequence[Column]:
+    """One quantity a column: who, what it costs, what it measures, one prediction, the gap."""
+    main = [a for a in plan["allocations"] if kind(a) not in _UNSHOWN]
+    shown = shown_prediction([a.get("predictions", {}) for a in main])
+    costs = [n for n in known_costs() if n in plan["budgets"] or n == "size_bytes"]
+    return (
+        Column(key="name", heading="allocation"),
+        Column(key="mark", heading=""),
+        *(column for column in _cost_columns(rows) if column.key in costs),
+        *(_MEASURED_COLUMNS if evaluated else ()),
+        *([Column(key=shown.name, heading=shown.heading, format="loss")] if shown else []),
+        Column(key="proven_gap", heading="gap (%)", format="percent"),
+    )
+
+
 _MEASURED_COLUMNS = (
-    Column(key="kl_calibration", heading="KL, calibration (nats)", format="loss",
-           sem="kl_sem_calibration"),
-    Column(key="increase_calibration", heading="loss increase, calibration (nats)",
-           format="loss", sem="increase_sem_calibration"),
-    Column(key="measured_over_predicted", heading="ratio", format="number"),
-    Column(key="increase_evaluation", heading="loss increase, evaluation (nats)",
-           format="loss", sem="increase_sem_evaluation"),
-    Column(key="kl_evaluation", heading="KL, evaluation (nats)", format="loss",
-           sem="kl_sem_evaluation"),
-    Column(key="top1_evaluation", heading="top-1 (%), evaluation", format="percent",
+    Column(key="kl_evaluation", heading="KL (nats)", format="loss", sem="kl_sem_evaluation"),
+    Column(key="top1_evaluation", heading="top-1 (%)", format="percent",
            sem="top1_sem_evaluation"),
 )  # fmt: skip
 
 
-def _allocation_columns(
-    plan: Json, rows: Sequence[Row], *, evaluated: bool
-) -> Sequence[Column]:
-    """One quantity a column: who, every cost, the leading and joint predictions, measured."""
-    main = [a for a in plan["allocations"] if kind(a) not in _UNSHOWN]
-    predictions = [a.get("predictions", {}) for a in main]
-    names: list[str] = [name for row in predictions[:1] for name in row][:1]  # that leads
-    names += [name for name in DIVERGENCES if any(name in row for row in predictions)]
-    return (
-        Column(key="name", heading="allocation"),
-        Column(key="within_budgets", heading="within budgets"),
-        *_cost_columns(rows),
-        *_PROOF_COLUMNS,
-        *(
-            Column(key=name, heading=shown_as(name, predictions).heading, format="loss")
-            for name in dict.fromkeys(names)
-        ),
-        *(_MEASURED_COLUMNS if evaluated else ()),
-    )
-
-
 def _cost_columns(rows: Sequence[Row]) -> Iterator[Column]:
     """One column for every cost that rows have, in the unit of its largest."""
-    for name, cost in COSTS.items():
+    for name, cost in known_costs().items():
         if values := [row[name] for row in rows if row.get(name) is not None]:
-            divisor, _ = cost.scale(max(values))
-            yield Column(
-                key=name, heading=cost.label(max(values)), format="cost", divisor=divisor
-            )
+            divisor, unit = cost.scale(max(values))
+            heading = f"{cost.title} ({unit})" if unit else cost.title
+            yield Column(key=name, heading=heading, format="cost", divisor=divisor)
 
 
 def cell(row: Mapping[str, Any], column: Column) -> str:
