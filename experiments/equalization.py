@@ -7,8 +7,7 @@ in every layer, rounding to nearest.
 Run:     python -m experiments.equalization --data-dir DIR     (10 min on one core)
 Smoke:   python -m experiments.equalization --smoke            (seconds, random weights)
 Writes:  experiments/results/equalization.json
-Expect:  one scale a tensor loses most after folding; equalising wins much of it back; with a
-         scale a channel there is little left to win
+Claims:  experiments/claims/post_training.py
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ import numpy as np
 import tyro
 
 from experiments.common.arguments import Arguments
-from experiments.common.provenance import commit, machine, versions
+from experiments.common.provenance import machine, made_by, versions, weights_of
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
 from jmpq.quantizers.spec import Granularity, InputSpec, KernelSpec
@@ -31,13 +30,13 @@ class Config:
 
     Attributes:
         model: Built-in network, with batch normalisation and ReLU6.
-        weights: Its published weights, below the data folder; None for random ones.
+        weights: Published weights, below the data folder; None for random ones.
         data: Data set.
         cases: Granularity of the weights' scales, bits of weights, bits of activations.
         examples: Calibration images, for the scales of activations.
         evaluation_examples: Images measured on; None for all others.
         batch_size: Images per batch.
-        seed: Of the calibration images.
+        seed: Seed of the calibration images.
     """
 
     model: str = "mobilenet_v1_0.75"
@@ -106,7 +105,8 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     return {
         "experiment": "equalization",
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        **made_by("experiments.equalization"),
+        **weights_of(networks["published"]),
         "machine": machine(),
         "versions": versions("jax", "jaxlib", "numpy"),
         "splits": {"calibration": calibration.record(), "evaluation": evaluation.record()},

@@ -8,8 +8,7 @@ on training images and once on held-out images set aside; both predict the same 
 Run:     python -m experiments.fidelity --data-dir DIR       (about 2 h on 2 cores, resumable)
 Smoke:   python -m experiments.fidelity --smoke              (a minute, digits)
 Writes:  experiments/results/fidelity_<network>.json, one file a network
-Expect:  held-out calibration beats training images for every second-order metric; no metric
-         that is a sum over layers leads in all three regimes
+Claims:  experiments/claims/predicting/fidelity.py
 """
 
 import dataclasses
@@ -23,8 +22,9 @@ import numpy as np
 import tyro
 from jaxtyping import Int
 
-from experiments.common.networks import load_trained
-from experiments.resnet20_cifar10 import RESULTS, commit
+from experiments.common.networks import examples_of, load_trained
+from experiments.common.provenance import made_by, weights_of
+from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, column_table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jmpq.deploy.measure import Outcome
     from jmpq.formats import Choice
     from jmpq.network.network import Network
-    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.quantizers.scales import Quantizers
     from jmpq.sensitivity.logits.superposed import Superposed
     from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.table import Sensitivity
@@ -49,11 +49,11 @@ class Config:
 
     Attributes:
         networks: Built-in networks, one result file each.
-        weights: Their weights below the data folder, {} standing for the name; None to train.
+        weights: Weights below the data folder, {} standing for the name; None to train.
         data: Data set.
         regimes: Candidate bits, of weights and of activations alike, regime by regime.
         modes: Weights alone, or weights and activations.
-        sources: Where calibration examples come from.
+        sources: Sources of calibration examples.
         allocations: Random joint allocations per regime and mode.
         examples: Calibration examples.
         evaluation: Examples that the outcome is measured on, network by network.
@@ -63,7 +63,7 @@ class Config:
         closer: Calibration and evaluation examples of a second, closer look at the last
             regime, whose allocations differ least, first network only.
         epochs: Epochs of training where there are no weights.
-        seed: Of calibration examples and allocations.
+        seed: Seed of calibration examples and allocations.
     """
 
     networks: tuple[str, ...] = ("resnet20", "resnet32", "resnet44")
@@ -130,7 +130,8 @@ def prepare(
     import jax
 
     from jmpq.data.splits import calibration_split
-    from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+    from jmpq.quantizers.scales import Quantizers
     from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     network, dataset = load_trained(
@@ -160,13 +161,6 @@ def prepare(
         halves=halves,
         pool=pool,
     )
-
-
-def examples_of(split: "Split", batch_size: int) -> list[tuple[Any, Any]]:
-    """Batches as metrics take them."""
-    from jmpq.data.batches import batches
-
-    return [(b.inputs, b.labels) for b in batches(split, batch_size, last="keep")]
 
 
 def draw(config: Config, layers: int) -> dict[str, Int[np.ndarray, "allocations 2 layers"]]:
@@ -324,6 +318,7 @@ def superpose(
 ) -> "Superposed":
     """Logit changes of every move on one set of calibration examples."""
     from jmpq.run.progress import bar
+    from jmpq.sensitivity.logits.measure import measure_superposed
     from jmpq.sensitivity.logits.superposed import Superposed
     from jmpq.sensitivity.moves import MoveNetwork
 
@@ -335,7 +330,7 @@ def superpose(
         if stored.provenance == provenance:
             return stored
     with bar(f"{source} superposed", "batches") as progress:
-        found = Superposed.measure(
+        found = measure_superposed(
             MoveNetwork(network=setting.network, quantizers=setting.quantizers),
             examples_of(split, config.batch_size),
             setting.choices,
@@ -352,6 +347,7 @@ def run(
     """The study of one network; interrupted, it goes on from what is in `folder`."""
     from jmpq.files import versions
 
+    made = made_by("experiments.fidelity", folder)
     setting = prepare(config, name, folder, data_dir)
     first = name == config.networks[0]
     drawn = draw(config, len(setting.layers))
@@ -367,7 +363,8 @@ def run(
         "experiment": "fidelity",
         "network": name,
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        **made,
+        **weights_of(setting.network),
         "cores": os.cpu_count(),
         "versions": versions("jax", "jaxlib", "flax"),
         "device": _device(),
@@ -672,7 +669,7 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
 
     from jmpq.files import write_json
     from jmpq.sensitivity.logits.composed import Composed
-    from jmpq.sensitivity.logits.superposed import Superposed
+    from jmpq.sensitivity.logits.measure import measure_superposed
     from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
     from jmpq.sensitivity.metrics.taylor import FirstOrder, GaussNewton
     from jmpq.sensitivity.moves import MoveNetwork
@@ -709,7 +706,7 @@ def costs(config: Config, setting: Setting, folder: pathlib.Path) -> dict[str, A
             lambda m=metric: m(moves, inputs, targets, key), repeats
         )
     data = [(inputs, targets)]
-    measure_changes = lambda: Superposed.measure(moves, data, setting.choices).logits  # noqa: E731
+    measure_changes = lambda: measure_superposed(moves, data, setting.choices).logits  # noqa: E731
     found["composed"] = found["superposed"] = seconds(measure_changes, 1)
     whole = superpose(config, setting, "heldout", folder)
     thousand = np.random.default_rng(0).integers(
@@ -776,9 +773,9 @@ def main(
     Args:
         smoke: The same on a tiny configuration, with embedded data.
         data_dir: Folder with the data set and the weights.
-        folder: Where measurements and sensitivities are kept as they come.
+        folder: Folder of measurements and sensitivities.
         output: Folder of the JSON files, one a network.
-        networks: Which networks; all where none is named.
+        networks: Names of networks; all by default.
     """
     from jmpq.files import write_json
 

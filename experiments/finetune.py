@@ -13,7 +13,7 @@ Full:    python -m experiments.finetune --data-dir DIR --schedule full  (a GPU: 
          weights, 4-bit activations, 300 epochs over all training images)
 Smoke:   python -m experiments.finetune --smoke                         (seconds, digits)
 Writes:  experiments/results/finetune_resnet20.json, finetune_resnet20_full.json
-Expect:  at least half of the drop recovered at 2.5 bits; lsq no worse than ste
+Claims:  experiments/claims/finetune.py
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments import outcome
-from experiments.common.provenance import commit, machine, versions
+from experiments.common.arguments import check_output
+from experiments.common.networks import examples_of, load_trained, set_aside
+from experiments.common.provenance import machine, made_by, versions, weights_of
 from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.deploy.correction import Correct
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from jmpq.deploy.finetune import FinetuneConfig
     from jmpq.deploy.finetuned import Finetuned
     from jmpq.network.network import Network
-    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.quantizers.scales import Quantizers
 
 Method = Literal["ste", "lsq"]
 FLOAT = 32
@@ -55,7 +56,7 @@ class Config:
 
     Attributes:
         model: Built-in network.
-        weights: Its published weights, below the data folder; None to train it first.
+        weights: Published weights, below the data folder; None to train it first.
         data: Data set.
         w_bits: Candidate bits of weights.
         a_bits: Bits of activations but for those of the first and last layer, which get 8.
@@ -67,26 +68,26 @@ class Config:
         roundings: Post-training, rows of the table.
         starts: Roundings that fine-tuning starts from.
         methods: Ways to fine-tune: all from the first start, the last one from all.
-        seeds: Of fine-tuning: order of examples and augmentation.
+        seeds: Seeds of fine-tuning: order of examples and augmentation.
         draws: Draws of held-out images set aside; the first calibrates, none is measured on.
         examples: Images of a draw.
         calibration_batch: Images per batch of the sensitivities.
         training_examples: Training images, drawn with seed 0; None for all.
         evaluation: Images measured on; None for all that no draw has taken.
-        epochs: Of fine-tuning.
+        epochs: Epochs of fine-tuning.
         batch_size: Images per step.
-        optimizer: Of fine-tuning.
-        learning_rate: Its peak.
-        scale_learning_rate: That of scales, as a multiple.
+        optimizer: Optimizer of fine-tuning.
+        learning_rate: Peak learning rate.
+        scale_learning_rate: Learning rate of scales, as a multiple.
         warmup: Fraction of the steps in which it rises.
         weight_decay: On kernels.
         distillation: Weight of the KL divergence to the float network; the rest is cross
             entropy.
-        temperature: Of distillation.
+        temperature: Temperature of distillation.
         correct: Corrections before the first step.
         shift: Augmentation, pixels.
         flip: Augmentation.
-        dtype: Of convolutions and matrix products.
+        dtype: Type of convolutions and matrix products.
         checkpoint_steps: Steps between checkpoints.
         float_epochs: Epochs of training where there are no weights.
     """
@@ -185,14 +186,10 @@ class Sized(NamedTuple):
 
 def prepare(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> Setting:
     """Calibrate, analyse and allocate."""
-    from experiments.common.networks import load_trained
-
     network, dataset = load_trained(
         config.model, config.data, config.weights, folder, data_dir, epochs=config.float_epochs
     )
-    draws, rest = outcome.set_aside(
-        dataset.heldout, config.draws, config.examples, config.evaluation
-    )
+    draws, rest = set_aside(dataset.heldout, config.draws, config.examples, config.evaluation)
     training = dataset.train
     if config.training_examples is not None:
         order = np.random.default_rng(0).permutation(len(training))
@@ -214,8 +211,8 @@ def calibrated(
     """Scales by least squared error; codes where rounding is not to nearest."""
     import jax
 
-    from experiments.fidelity import examples_of
-    from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+    from jmpq.quantizers.scales import Quantizers
     from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     inputs = [x for x, _ in examples_of(draw, config.calibration_batch)]
@@ -236,7 +233,6 @@ def allocate(
     config: Config, network: "Network", quantizers: "Quantizers", draw: "Split"
 ) -> dict[str, Sized]:
     """The exact allocation at the budget, and uniform ones."""
-    from experiments.fidelity import examples_of
     from jmpq.formats import Choice, choice_grid
     from jmpq.problem import build_problem, first_and_last, with_budgets
     from jmpq.problem.rules import Allow
@@ -307,6 +303,7 @@ def run(
     """Every row; interrupted, it goes on from what is in `folder`."""
     import jax
 
+    made = made_by("experiments.finetune", folder)
     setting = prepare(config, folder, data_dir)
     floats, measure = _measurer(setting)
     # What decides all rows; a fine-tuned one also names its settings.
@@ -363,7 +360,8 @@ def run(
     return {
         "experiment": "finetune",
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        **made,
+        **weights_of(setting.network),
         "machine": machine(),
         "device": jax.devices()[0].device_kind,
         "devices": 1 if mesh is None else mesh.size,
@@ -496,7 +494,7 @@ def main(
         smoke: The same on a tiny configuration, with embedded data.
         schedule: The short one, for CPUs, or the full one, for a GPU.
         data_dir: Folder with the data set and the weights.
-        folder: Where rows and checkpoints are kept as they come.
+        folder: Folder of rows and checkpoints.
         output: Folder of the JSON file.
         devices: Devices over which the examples of a batch are spread.
         seeds: Another number of seeds.
@@ -514,10 +512,11 @@ def main(
     given = {"seeds": seeds, "training_examples": training_examples, "evaluation": evaluation,
              "learning_rate": learning_rate, "dtype": dtype}  # fmt: skip
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if v})
-    result = run(config, folder / name, None if smoke else data_dir, mesh)
     end = "" if name == "short" else f"_{name}"
-    write_json(output / f"finetune_{config.model}{end}.json", result)
-    print(f"Wrote {output / f'finetune_{config.model}{end}.json'}")
+    path = output / f"finetune_{config.model}{end}.json"
+    check_output(path, dataclasses.asdict(config))
+    write_json(path, run(config, folder / name, None if smoke else data_dir, mesh))
+    print(f"Wrote {path}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Run:     python -m experiments.imagenet --data-dir DIR      (hours on 2 cores, r
          --networks squeezenet1_1, and --rounding gptq, replace their part of the result alone
 Smoke:   python -m experiments.imagenet --smoke             (a minute, digits)
 Writes:  experiments/results/imagenet.json
-Expect:  exact <= greedy in predicted loss; second-order metrics below uniform in KL
+Claims:  experiments/claims/imagenet.py
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any
 import tyro
 
 from experiments.common.arguments import ResumableArguments
-from experiments.common.provenance import commit, machine
+from experiments.common.provenance import machine, made_by
 from experiments.common.steps import Step
 from jmpq.quantizers.spec import KernelSpec, Rounding
 from jmpq.run.folder import EVALUATION, LAYERS, PLAN, SENSITIVITY, WEIGHTS, RunFolder
@@ -56,10 +56,10 @@ class Config:
         evaluation_batch: Evaluation examples per batch.
         memory: Most that a pass may take, as --memory.
         probes: Probes a batch of hawq_trace; three take about as long as gauss_newton.
-        rounding: How weights are rounded.
+        rounding: Rounding of weights.
         random: Random allocations at each budget.
         epochs: Epochs of training where there are no weights.
-        seed: Of calibration examples, samples and random allocations.
+        seed: Seed of calibration examples, samples and random allocations.
     """
 
     networks: tuple[tuple[str, str], ...] = (
@@ -107,10 +107,10 @@ def run(
     """All networks; interrupted, it goes on from what is in `folder`.
 
     Args:
-        config: What is run.
-        folder: Where the artifacts of the runs are kept.
+        config: Configuration that is run.
+        folder: Folder of the runs' artifacts.
         data_dir: Folder with the images and the weights; None for embedded data.
-        done: Called with the result so far after every network.
+        done: Callback, called with the result so far after every network.
 
     Returns:
         The result: networks by name, those that are not rounded to nearest by name and
@@ -121,7 +121,7 @@ def run(
         key = name if config.rounding == "nearest" else f"{name}/{config.rounding}"
         origin = {
             "config": dataclasses.asdict(config) | {"networks": [[name, file]]},
-            "commit": commit(),
+            **made_by("experiments.imagenet", folder / key),
             "machine": machine(),
         }
         result["networks"][key] = origin | run_network(
@@ -259,6 +259,7 @@ def _common(folder: pathlib.Path, here: pathlib.Path) -> dict[str, Any]:
         if table.sampling_sem is not None
     }
     return {
+        "weights_sha256": layers["weights_sha256"],
         "layers": [layer["name"] for layer in layers["layers"]],
         "parameters": sum(x["parameters"] for x in layers["layers"])
         + layers["other_parameters"],

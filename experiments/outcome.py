@@ -7,10 +7,10 @@ measured KL stand beside uniform, random and reversed allocations, all measured 
 test images, none of which calibrated anything.
 
 Run:     python -m experiments.outcome --data-dir DIR      (about 2 h on 2 cores, resumable)
+         python -m experiments.outcome nearest --data-dir DIR
 Smoke:   python -m experiments.outcome --smoke             (a minute, digits)
-Writes:  experiments/results/outcome_<network>.json, one file a network
-Expect:  no method below uniform bits by more than a standard error; reversed and random far
-         below; the chosen allocations measure more than they were predicted to
+Writes:  experiments/results/outcome_<network>.json, outcome_<network>_nearest.json
+Claims:  experiments/claims/choosing/outcome.py, outcome_nearest.py
 """
 
 import dataclasses
@@ -21,14 +21,15 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
 from jaxtyping import Float, Int
 
-from experiments.common.networks import load_trained
-from experiments.common.provenance import commit
+from experiments.common.arguments import check_output
+from experiments.common.networks import examples_of, load_trained, set_aside
+from experiments.common.provenance import made_by, weights_of
 from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays, translate_columns
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from jmpq.data.dataset import Split
     from jmpq.network.network import Network
     from jmpq.problem import Problem
-    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.quantizers.scales import Quantizers
     from jmpq.sensitivity.logits.composed import Composed
     from jmpq.sensitivity.moves import MoveNetwork
     from jmpq.sensitivity.table import Sensitivity
@@ -54,7 +55,7 @@ class Config:
 
     Attributes:
         networks: Built-in networks, one result file each.
-        weights: Their weights below the data folder, {} standing for the name; None to train.
+        weights: Weights below the data folder, {} standing for the name; None to train.
         data: Data set.
         modes: Weights alone (w), or weights and activations (wa), rounded to nearest or by
             the layers' Hessians (gptq).
@@ -76,7 +77,7 @@ class Config:
     networks: tuple[str, ...] = ("resnet20", "resnet32", "resnet44")
     weights: str | None = "cifar10/{}.safetensors"
     data: str = "cifar10"
-    modes: tuple[Mode, ...] = ("w", "w gptq", "wa gptq")
+    modes: tuple[Mode, ...] = ("w gptq", "wa gptq")
     w_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     a_bits: tuple[int, ...] = (4, 8)
     budgets: tuple[float, ...] = (2.5, 3.0, 4.0, 5.0, 6.0)
@@ -91,6 +92,8 @@ class Config:
     epochs: int = 15
 
 
+NEAREST = Config(modes=("w",), budgets=(3.0, 4.0), seeds=3, evaluation=2000, pair_examples=0)
+STUDIES = {"hessian": Config(), "nearest": NEAREST}  # by rounding
 SMOKE = Config(
     networks=("digits_resnet",),
     modes=("w", "wa gptq"),
@@ -136,17 +139,6 @@ def load(
     return network, draws, rest
 
 
-def set_aside(
-    whole: "Split", draws: int, examples: int, evaluation: int | None
-) -> "tuple[list[Split], Split]":
-    """Draws of calibration examples that do not overlap, and the examples measured on."""
-    order = np.random.default_rng(0).permutation(len(whole))
-    taken = draws * examples
-    parts = np.split(order[:taken], draws)
-    drawn = [whole.take(np.sort(part), seed=seed) for seed, part in enumerate(parts)]
-    return drawn, whole.take(np.sort(order[taken:][:evaluation]))
-
-
 def has_activations(mode: Mode) -> bool:
     """Whether activations are quantized."""
     return mode.startswith("wa")
@@ -158,8 +150,8 @@ def calibrated(
     """Scales by least squared error; those of activations from the draw."""
     import jax
 
-    from experiments.fidelity import examples_of
-    from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+    from jmpq.quantizers.scales import Quantizers
     from jmpq.quantizers.spec import InputSpec, KernelSpec
 
     activations = None
@@ -185,11 +177,11 @@ def tables(
 
     What is in the folder is not made again.
     """
-    from experiments.fidelity import examples_of
     from jmpq.formats import choice_grid
     from jmpq.run.progress import bar
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.logits.composed import Composed
+    from jmpq.sensitivity.logits.measure import measure_superposed
     from jmpq.sensitivity.logits.superposed import Superposed
     from jmpq.sensitivity.metric import Metric
     from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
@@ -212,7 +204,7 @@ def tables(
     if not path.is_file() or not kept(Superposed.load(path).provenance, whole):
         with bar("logit changes", "batches") as progress:
             start = time.perf_counter()
-            measured = Superposed.measure(
+            measured = measure_superposed(
                 setting.moves,
                 data,
                 choices,
@@ -263,7 +255,7 @@ def stated(
     names = [layer.name for layer in network.layers]
     a_bits = min(c.a_bits for c in table.choices) if has_activations(mode) else FLOAT
     problem = build_problem(
-        network.layers,
+        network,
         table,
         overhead=KernelSpec(),
         rules=first_and_last(names, table.choices, bits=8),
@@ -438,15 +430,16 @@ def run(
     """All allocations of one network; interrupted, it goes on from what is in `folder`.
 
     Args:
-        config: What is run.
+        config: Configuration that is run.
         name: The network.
-        folder: Where sensitivities and measurements are kept as they come.
+        folder: Folder of sensitivities and measurements.
         data_dir: Folder of the data set and the weights.
         mesh: Devices over which batches are spread.
-        write: Called with the result so far after every mode of a draw.
+        write: Callback, called with the result so far after every mode of a draw.
     """
     import jax
 
+    made = made_by("experiments.outcome", folder)
     from jmpq.files import versions
 
     network, draws, split = load(config, name, folder, data_dir)
@@ -456,7 +449,8 @@ def run(
         "experiment": "outcome",
         "network": name,
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        **made,
+        **weights_of(network),
         "cores": os.cpu_count(),
         "device": jax.devices()[0].device_kind,
         "versions": versions("jax", "jaxlib", "flax"),
@@ -512,6 +506,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(
+    study: Annotated[Literal["hessian", "nearest"], tyro.conf.Positional] = "hessian",
     smoke: bool = False,
     data_dir: pathlib.Path = pathlib.Path("../shared/data"),
     folder: pathlib.Path = pathlib.Path("runs/outcome"),
@@ -526,13 +521,14 @@ def main(
     """Run the experiment.
 
     Args:
+        study: Rounding of the kernels: by the layers' Hessians, or to nearest.
         smoke: The same on a tiny configuration, with embedded data.
         data_dir: Folder with the data set and the weights.
-        folder: Where sensitivities and measurements are kept as they come.
+        folder: Folder of sensitivities and measurements.
         output: Folder of the JSON files, one a network.
-        networks: Which networks; all where none is named.
-        modes: Which modes; all where none is named.
-        budgets: Which budgets of weights alone; all where none is named.
+        networks: Names of networks; all by default.
+        modes: Names of modes; all by default.
+        budgets: Budgets of weights alone; all by default.
         seeds: Fewer draws of calibration examples.
         evaluation: Fewer test images.
         devices: Devices over which batches are spread; on a CPU one for each core is fastest.
@@ -542,13 +538,16 @@ def main(
     from jmpq.run.options import Compute
 
     mesh = join_devices(Compute(devices=devices))
-    config = SMOKE if smoke else Config()
+    config = SMOKE if smoke else STUDIES[study]
     given = {"modes": modes, "budgets": budgets, "seeds": seeds, "evaluation": evaluation}
     config = dataclasses.replace(config, **{k: v for k, v in given.items() if v})
+    end = "" if study == "hessian" else f"_{study}"
     for name in networks or config.networks:
-        write = functools.partial(write_json, output / f"outcome_{name}.json", compact=True)
+        path = output / f"outcome_{name}{end}.json"
+        check_output(path, dataclasses.asdict(config))
+        write = functools.partial(write_json, path, compact=True)
         run(config, name, folder / name, None if smoke else data_dir, mesh, write)
-        print(f"Wrote {output / f'outcome_{name}.json'}")
+        print(f"Wrote {path}")
 
 
 if __name__ == "__main__":

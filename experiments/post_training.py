@@ -9,7 +9,7 @@ from the test set, measured on the others.
 Run:     python -m experiments.post_training --data-dir DIR     (10 min on 2 cores)
 Smoke:   python -m experiments.post_training --smoke            (seconds, digits)
 Writes:  experiments/results/post_training.json
-Expect:  layer-Hessian rounding and batch-norm statistics save most where bits are fewest
+Claims:  experiments/claims/post_training.py
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from experiments.common.arguments import Arguments
-from experiments.common.provenance import commit, machine, versions
+from experiments.common.provenance import machine, made_by, versions, weights_of
 from jmpq.allocation import Allocation
 from jmpq.deploy.correction import Correct
 from jmpq.formats import Choice, choice_grid
@@ -33,17 +33,17 @@ class Config:
 
     Attributes:
         model: Built-in network.
-        weights: Its published weights, below the data folder; None for random ones.
+        weights: Published weights, below the data folder; None for random ones.
         data: Data set.
         w_bits: Candidate bits of weights.
         uniform: Uniform bits, whose sizes are the budgets.
         roundings: Ways to round.
         corrections: Corrections of the layers' outputs.
         examples: Calibration images, for everything.
-        correct_examples: Of them, how many the corrections see.
+        correct_examples: Number of them that the corrections see.
         evaluation_examples: Images measured on; None for all others.
         batch_size: Images per batch.
-        seed: Of the calibration images.
+        seed: Seed of the calibration images.
     """
 
     model: str = "resnet20"
@@ -84,7 +84,8 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     from jmpq.data.splits import calibration_split
     from jmpq.deploy.measure import Evaluator
     from jmpq.network.network import Network
-    from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+    from jmpq.quantizers.calibrate import calibrate_weights
+    from jmpq.quantizers.scales import Quantizers
     from jmpq.quantizers.spec import KernelSpec
     from jmpq.sensitivity.analyse import analyse
     from jmpq.sensitivity.metrics.taylor import GaussNewton
@@ -153,7 +154,8 @@ def run(config: Config, data_dir: pathlib.Path | None) -> dict[str, Any]:
     return {
         "experiment": "post_training",
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        **made_by("experiments.post_training"),
+        **weights_of(network),
         "machine": machine(),
         "versions": versions("jax", "jaxlib", "numpy"),
         "splits": {"calibration": calibration.record(), "evaluation": evaluation.record()},

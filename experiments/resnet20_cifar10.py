@@ -8,7 +8,7 @@ examples set aside from the test set (accuracy on the others).
 Run:     python -m experiments.resnet20_cifar10 --data-dir DIR     (about 45 min on 2 cores)
 Smoke:   python -m experiments.resnet20_cifar10 --smoke            (a minute, digits)
 Writes:  experiments/results/resnet20_cifar10.json
-Expect:  exact <= greedy in predicted loss for every metric; the order of metrics as in README
+Claims:  experiments/claims/choosing/resnet20_cifar10.py
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.common.provenance import commit
+from experiments.common.provenance import made_by
 from jmpq import run as steps
 from jmpq.run.folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
 from jmpq.sensitivity.metrics.by_name import MetricName
@@ -34,9 +34,9 @@ class Config:
 
     Attributes:
         model: Built-in network.
-        weights: Its weights, below the data folder; None to train it first.
+        weights: Weights, below the data folder; None to train it first.
         data: Data set.
-        sources: Where calibration examples come from, one run each.
+        sources: Sources of calibration examples, one run each.
         metrics: Metrics, the first leading.
         w_bits: Candidate bits of weights.
         a_bits: Candidate bits of activations.
@@ -48,7 +48,7 @@ class Config:
         sweep: Further budgets.
         epochs: Epochs of training where there are no weights.
         evaluation_examples: Evaluation examples; None for all.
-        seed: Of calibration examples and random allocations.
+        seed: Seed of calibration examples and random allocations.
     """
 
     model: str = "resnet20"
@@ -96,10 +96,11 @@ SMOKE = Config(
 
 def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> dict[str, Any]:
     """All runs of a configuration; interrupted, it goes on from what is in `folder`."""
+    made = made_by("experiments.resnet20_cifar10", folder)
     result: dict[str, Any] = {
         "experiment": "resnet20_cifar10",
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        **made,
         "cores": os.cpu_count(),
         "runs": {},
     }
@@ -148,6 +149,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
 
 def collect(folder: pathlib.Path) -> dict[str, Any]:
     """What one run folder says: allocations with prediction beside measurement, timings."""
+    from jmpq.run.folder import RunFolder
     from jmpq.sensitivity.table import load_sensitivities
 
     plan = json.loads((folder / PLAN).read_text())
@@ -158,6 +160,7 @@ def collect(folder: pathlib.Path) -> dict[str, Any]:
         for row in plan["allocations"]
     ]
     return {
+        "weights_sha256": RunFolder(folder).layers.weights_sha256,
         "versions": evaluation["versions"],
         "device": evaluation["device"],
         "splits": evaluation["splits"],
@@ -205,7 +208,7 @@ def main(
     Args:
         smoke: The same on a tiny configuration, with embedded data.
         data_dir: Folder with the data set and the weights.
-        folder: Where the artifacts of the runs are kept.
+        folder: Folder of the runs' artifacts.
         output: JSON file of the result.
     """
     from jmpq.files import write_json

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 
 from experiments.common.arguments import ResumableArguments
-from experiments.common.provenance import commit, machine, versions
+from experiments.common.provenance import machine, made_by, versions
 from jmpq.training.loop import TrainConfig
 from jmpq.zoo.vit import VITS, ViTConfig
 
@@ -71,6 +71,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
     """Train, or go on, and measure the test accuracy; weights are written to `folder`."""
     import jax
 
+    made = made_by("experiments.vit_cifar", folder)
     from jmpq.data.load import load_dataset
     from jmpq.run.progress import TERMINAL
     from jmpq.training.evaluate import evaluate
@@ -104,7 +105,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
         "weights_sha256": weights_sha256(variables),
         "test": scores.record(),
         "seconds": seconds,  # of the last call, if it was interrupted
-        "commit": commit(),
+        **made,
         "machine": machine(),
         "versions": versions("jax", "jaxlib", "flax", "optax", "numpy"),
     }

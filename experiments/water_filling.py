@@ -17,7 +17,7 @@ class WaterFilling:
     No bound on integer allocations: the model fits the losses, it does not lie below them.
 
     Attributes:
-        bits: Of every layer, between its least and most.
+        bits: Bits of every layer, between its least and most.
         loss: Σ c·4^(−bits), nats per example.
         cost: Σ cost_per_bit·bits + fixed.
         price: Loss saved by the last unit of cost; 0 where the budget does not bind.
@@ -37,7 +37,7 @@ class BitModel:
         layers: Names.
         coefficients: c, nats per example.
         cost_per_bit: Cost of one more bit.
-        fixed_cost: What is left of the costs at 0 bits, all layers and constants together.
+        fixed_cost: Cost that is left at 0 bits, all layers and constants together.
         least: Fewest bits.
         most: Most bits.
     """

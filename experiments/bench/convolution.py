@@ -7,7 +7,7 @@ shifted images. A product H·v is the tangent of all three.
 Run:     python -m experiments.bench.convolution       (a minute, one core)
 Smoke:   python -m experiments.bench.convolution --smoke
 Writes:  experiments/results/bench_convolution.json
-Expect:  no form faster than XLA's own convolution
+Claims:  experiments/claims/bench_others.py
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float
 
-from experiments.common.provenance import commit, machine, versions
+from experiments.common.provenance import machine, made_by, versions
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 Convolution = Callable[[Float[Array, "n h w c"], Float[Array, "kh kw c d"]], Array]
@@ -167,7 +167,7 @@ def run(config: Config) -> dict[str, Any]:
     return {
         "experiment": "bench_convolution",
         "config": dataclasses.asdict(config),
-        "commit": commit(),
+        **made_by("experiments.bench.convolution"),
         "machine": machine(),
         "cores_used": len(os.sched_getaffinity(0)),
         "versions": versions("jax", "jaxlib", "numpy"),

@@ -9,7 +9,7 @@ Logits must agree to 1e-4 before anything is timed. Without PyTorch and the peer
 Run:     python -m experiments.bench.curvature --data-dir DIR     (about 15 min on 2 cores)
 Smoke:   python -m experiments.bench.curvature --smoke            (seconds, digits)
 Writes:  experiments/results/bench_curvature.json
-Expect:  the ratios in README; agreement of all values between the sides
+Claims:  experiments/claims/bench_curvature.py
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ import numpy as np
 import tyro
 
 from experiments.bench.part import Side, Work, run_part
-from experiments.resnet20_cifar10 import RESULTS, commit
+from experiments.common.provenance import made_by
+from experiments.resnet20_cifar10 import RESULTS
 
 CACHE = "compiled"  # programs that several parts need are compiled by the first
 PEERS = ("torch", "pyhessian", "curvlinops")
@@ -55,9 +56,9 @@ class Config:
     """What is measured; every field is in the result.
 
     Attributes:
-        depth: Of the residual network.
+        depth: Depth of the residual network.
         widths: Channels of its stages.
-        num_classes: Its logits.
+        num_classes: Number of logits.
         weights: Published weights below the data folder; None for random ones.
         data: Data set.
         images: Training images, the first ones.
@@ -119,7 +120,7 @@ SMOKE = Config(
 
 def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> dict[str, Any]:
     """All parts of all sides that are installed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    made = made_by("experiments.bench.curvature", folder)
     shutil.rmtree(folder / CACHE, ignore_errors=True)  # of this run alone
     prepare(config, folder, data_dir)
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
@@ -145,7 +146,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
         "versions": {name: _version(name) for name in ("jax", "numpy", *PEERS)},
         "absent": absent,
         "threads": {
-            threads: {"commit": commit(), "parts": here, "summary": summary(here)}
+            threads: {**made, "parts": here, "summary": summary(here)}
             for threads, here in measured.items()
         },
     }
@@ -353,7 +354,7 @@ def main(
     Args:
         smoke: The same on a tiny configuration, with embedded data.
         data_dir: Folder with the data set and the weights.
-        folder: Where the parts leave their results.
+        folder: Folder of the parts' results.
         output: JSON file of the result.
         threads: Only these runs; others of the same configuration, machine and versions that
             the file holds already stay in it.

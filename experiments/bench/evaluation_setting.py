@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 if TYPE_CHECKING:
     from jmpq.data.batches import Batch
     from jmpq.network.network import Network
-    from jmpq.quantizers.fake_quant import Quantizers
+    from jmpq.quantizers.scales import Quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Config:
         a_bits: Candidate bits of activations.
         calibration: Training images that activation scales come from.
         candidates: Allocations measured by jmpq in every round.
-        rebuilt: Of them, how many are compiled by themselves.
-        eager: Of them, how many PyTorch measures.
+        rebuilt: Number of them that are compiled by themselves.
+        eager: Number of them that PyTorch measures.
         batch_size: Images per batch of the two JAX sides.
         torch_batch: Images per batch of PyTorch.
         rounds: Repetitions; medians are reported.
         threads: Cores that the process may use, all sides alike.
-        seed: Of the allocations and the sampled activations.
+        seed: Seed of the allocations and the sampled activations.
     """
 
     model: str = "resnet20"
@@ -92,7 +92,8 @@ def prepare(config: Config, data_dir: pathlib.Path | None) -> Setting:
     from jmpq.data.batches import batches
     from jmpq.data.load import load_dataset
     from jmpq.network.network import Network
-    from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+    from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+    from jmpq.quantizers.scales import Quantizers
     from jmpq.quantizers.spec import InputSpec, KernelSpec
     from jmpq.zoo.architectures import build_module
     from jmpq.zoo.weights import load_weights

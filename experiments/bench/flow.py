@@ -10,7 +10,7 @@ Run:     python -m experiments.bench.flow --data-dir DIR    (an hour on one core
          without --data-dir on images of noise
 Smoke:   python -m experiments.bench.flow --smoke           (seconds, digits)
 Writes:  experiments/results/bench_flow.json
-Expect:  peak memory within --memory of XLA's plan plus what a process takes without it
+Claims:  experiments/claims/bench_others.py
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ import tyro
 from experiments.bench.flow_part import RandomImages, RandomWeights, measure
 from experiments.bench.flow_torch import Product
 from experiments.common.arguments import ResumableArguments
-from experiments.common.provenance import commit, machine, versions
+from experiments.common.provenance import machine, made_by, versions
 from experiments.common.steps import Step
 from jmpq.files import write_json
 from jmpq.run.folder import EVALUATION, LAYERS, RunFolder
@@ -62,7 +62,7 @@ class Config:
     Attributes:
         networks: Built-in networks, and how many images each calibrates and evaluates on.
         data: Data set.
-        classes: Of it.
+        classes: Classes of the network.
         w_bits: Candidate bits of weights.
         class_samples: Random directions of the logits (gauss_newton).
         batch_size: Images per batch.
@@ -70,7 +70,7 @@ class Config:
         random: Random allocations among those that are evaluated.
         rival: The network on which PyTorch's product is timed.
         in_process: Stages in this process, where peak memory does not matter.
-        seed: Of weights, images and allocations.
+        seed: Seed of weights, images and allocations.
     """
 
     networks: tuple[tuple[str, int], ...] = (
@@ -112,16 +112,17 @@ def run(
     """All networks; interrupted, it goes on from the last finished stage in `folder`.
 
     Args:
-        config: What is measured.
-        folder: Where the artifacts of the runs are kept.
+        config: Configuration that is measured.
+        folder: Folder of the runs' artifacts.
         data_dir: Folder with the images; None for images of noise, or embedded data.
-        done: Called with the result so far after every network.
+        done: Callback, called with the result so far after every network.
     """
+    made = made_by("experiments.bench.flow", folder)
     result: dict[str, Any] = {
         "experiment": "bench_flow",
         "config": dataclasses.asdict(config),
         "images": "noise" if data_dir is None else config.data,
-        "commit": commit(),
+        **made,
         "machine": machine(),
         "versions": versions("jax", "jaxlib", "flax", "numpy", "torch"),
         "networks": {},

@@ -20,7 +20,7 @@ from typing import Any
 from experiments.bench.work import peak_rss_bytes
 from jmpq.files import write_json
 
-ESTIMATE = re.compile(r"^\w+: about (\S+) MB on each device, (\d+) examples? at a time$", re.M)
+ESTIMATE = re.compile(r"^\w+: about (\S+) MB on each device, (\d+) examples? at a time", re.M)
 
 
 @dataclasses.dataclass(frozen=True)

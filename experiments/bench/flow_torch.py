@@ -15,7 +15,7 @@ class Product:
     Attributes:
         weights: File with the weights, as jmpq writes them.
         data: Data set.
-        data_dir: Its folder.
+        data_dir: Folder of the data.
         images: Images of the one batch.
         repeats: Timed products after a first one; the median counts.
     """

@@ -22,7 +22,8 @@ from jmpq.curvature.trace import dot_by_leaf, random_signs
 from jmpq.devices import device_mesh, mesh_for, replicate, split_cpu, spread
 from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.metric import Metric
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, ExactHessian, GaussNewton

@@ -13,8 +13,7 @@ Run:     python -m experiments.bench.solvers --data-dir DIR    (about 10 min on 
 Smoke:   python -m experiments.bench.solvers --smoke           (seconds, synthetic tables)
 Needs:   the dependency group `bench-solvers` for SCIP and PuLP; without it they are left out
 Writes:  experiments/results/bench_solvers.json after every row; run again, it goes on there
-Expect:  core optimal everywhere; at 1000 layers much faster than HiGHS (aim: 100 times); at
-         10^6 layers x 8 choices proven in seconds; bound <= exact <= greedy
+Claims:  experiments/claims/solving/bench_solvers.py
 """
 
 import contextlib
@@ -34,7 +33,7 @@ import numpy as np
 import tyro
 
 from experiments.bench.iqp import network_problem
-from experiments.common.provenance import commit, machine, versions
+from experiments.common.provenance import machine, made_by, versions
 from experiments.water_filling import fit_bit_model, water_filling
 from jmpq.allocation import Allocation
 from jmpq.files import write_json
@@ -232,10 +231,13 @@ def plain_highs(
 
     take = cvxpy.Variable(problem.losses.shape, boolean=True)
     constraints: list[Any] = [
-        cvxpy.sum(cvxpy.multiply(problem.costs[name], take)) <= limit
+        cvxpy.sum(cvxpy.multiply(problem.costs[name], take))
+        <= limit - problem.constants.get(name, 0.0)
         for name, limit in problem.budgets.items()
     ]
     constraints.append(cvxpy.sum(take, axis=1) == 1)
+    if not problem.allowed.all():
+        constraints.append(take <= problem.allowed.astype(float))
     program = cvxpy.Problem(
         cvxpy.Minimize(cvxpy.sum(cvxpy.multiply(problem.losses, take))), constraints
     )
@@ -275,17 +277,28 @@ def pulp_cbc(problem: Problem, time_limit_s: float) -> dict[str, Any]:
     """
     import pulp
 
-    (cost,), (limit,) = problem.costs.values(), problem.budgets.values()
-    rows, columns = range(cost.shape[0]), range(cost.shape[1])
+    rows, columns = (range(length) for length in problem.losses.shape)
     program = pulp.LpProblem("allocation", pulp.LpMinimize)
     take = [[program.add_variable(f"x_{i}_{j}", cat="Binary") for j in columns] for i in rows]
+    for i, j in np.argwhere(~problem.allowed).tolist():
+        program += take[i][j] == 0
     program += pulp.lpSum(problem.losses[i, j] * take[i][j] for i in rows for j in columns)
-    program += pulp.lpSum(cost[i, j] * take[i][j] for i in rows for j in columns) <= limit
+    for name, limit in problem.budgets.items():
+        cost = problem.costs[name]
+        used = pulp.lpSum(cost[i, j] * take[i][j] for i in rows for j in columns)
+        program += used <= limit - problem.constants.get(name, 0.0)
     for row in take:
         program += pulp.lpSum(row) == 1
     cbc = pulp.PULP_CBC_CMD.pulp_cbc_path  # the binary in PuLP's wheel
     program.solve(
-        pulp.COIN_CMD(path=cbc, msg=False, timeLimit=time_limit_s, gapRel=0.0, threads=1)
+        pulp.COIN_CMD(
+            path=cbc,
+            msg=False,
+            timeLimit=time_limit_s,
+            timeMode="cpu",
+            gapRel=0.0,
+            threads=1,
+        )
     )
     values = np.array([[x.value() or 0.0 for x in row] for row in take])
     loss, costs = problem.evaluate(values.argmax(axis=1))
@@ -460,14 +473,14 @@ def run(
     result: dict[str, Any] = {
         "experiment": "bench_solvers",
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
-        "commit": commit(),
+        **made_by("experiments.bench.solvers"),
         "machine": machine(),
         "versions": versions(*PACKAGES),
         "rows": [],
     }
     if output is not None and output.is_file():
         old = json.loads(output.read_text())
-        same = ("config", "commit", "versions")
+        same = ("config", "source_sha256", "versions")
         if all(old.get(key) == result[key] for key in same):
             result["rows"] = old["rows"]
     for solver, missing in available().items():

@@ -1,7 +1,10 @@
 """What experiments take on the command line."""
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from experiments.resnet20_cifar10 import RESULTS
 
@@ -35,3 +38,28 @@ class ResumableArguments(Arguments):
     def work(self, name: str) -> pathlib.Path:
         """The folder of an experiment's finished parts."""
         return self.folder or pathlib.Path("runs") / self._run(name)
+
+
+def check_output(
+    path: pathlib.Path, config: Mapping[str, Any], apart: tuple[str, ...] = ("networks",)
+) -> None:
+    """Check that a result may be written: not over one of another configuration.
+
+    Args:
+        path: File of the result.
+        config: Configuration that is run.
+        apart: Fields that may differ, as they do not change what is in the file.
+
+    Raises:
+        ValueError: If the file holds a result of another configuration.
+    """
+    if not path.is_file():
+        return
+    old, new = json.loads(path.read_text())["config"], json.loads(json.dumps(config))
+    other = [k for k in new if k in old and k not in apart and old[k] != new[k]]
+    if other:
+        found = ", ".join(f"{k} is {old[k]!r}, not {new[k]!r}" for k in other)
+        raise ValueError(
+            f"{path} holds another configuration: {found}. Give --output another folder, or "
+            "move the file away."
+        )

@@ -1,10 +1,12 @@
-"""Networks and data sets that the studies share."""
+"""Networks, data sets and draws of examples that the studies share."""
 
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
-    from jmpq.data.dataset import Dataset
+    from jmpq.data.dataset import Dataset, Split
     from jmpq.network.network import Network
 
 
@@ -20,13 +22,13 @@ def load_trained(
     """A built-in network with trained weights, and its data set.
 
     Args:
-        name: Of the network.
-        data: Of the data set.
+        name: Name of the network.
+        data: Name of the data set.
         weights: File below the data folder, {} standing for the network's name; None to train
             it here, once.
-        folder: Where weights that are trained here are kept.
+        folder: Folder of weights that are trained here.
         data_dir: The data folder; None for embedded data.
-        epochs: Of training.
+        epochs: Epochs of training.
     """
     from jmpq import run
     from jmpq.run.folder import WEIGHTS
@@ -47,3 +49,21 @@ def load_trained(
     )
     dataset = run.load_data(spec)
     return run.load_network(spec, folder, dataset), dataset
+
+
+def set_aside(
+    whole: "Split", draws: int, examples: int, evaluation: int | None
+) -> "tuple[list[Split], Split]":
+    """Draws of calibration examples that do not overlap, and the examples measured on."""
+    order = np.random.default_rng(0).permutation(len(whole))
+    taken = draws * examples
+    parts = np.split(order[:taken], draws)
+    drawn = [whole.take(np.sort(part), seed=seed) for seed, part in enumerate(parts)]
+    return drawn, whole.take(np.sort(order[taken:][:evaluation]))
+
+
+def examples_of(split: "Split", batch_size: int) -> list[tuple[Any, Any]]:
+    """Batches as metrics take them."""
+    from jmpq.data.batches import batches
+
+    return [(b.inputs, b.labels) for b in batches(split, batch_size, last="keep")]

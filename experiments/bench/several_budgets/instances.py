@@ -1,13 +1,8 @@
-"""Problems with several budgets: public ones, and real tables of sensitivity scaled up.
-
-Public: the problems I01 to I13 of Khan et al. (2002) and those of Hiremath and Hill, read from
-``solvers/`` in the data folder. They maximise; their losses are the negative values.
-"""
+"""Problems with several budgets: real tables of sensitivity scaled up to many layers."""
 
 import json
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -20,44 +15,6 @@ PARAMETERS = np.array([432, *[2304] * 6, 4608, *[9216] * 5, 18432, *[36864] * 5,
 POSITIONS = np.array([*[1024] * 7, *[256] * 6, *[64] * 6, 1.0])
 INPUTS = np.array([3072, *[16384] * 7, *[8192] * 6, *[4096] * 5, 64.0])
 BUDGETS: tuple[str, ...] = ("size_bytes", "bops", "latency_s", "activation_bytes")
-
-
-class Public(NamedTuple):
-    """A public problem.
-
-    Attributes:
-        problem: The problem.
-        best: Best known loss.
-        optimal: Whether it is proven optimal.
-    """
-
-    problem: Problem
-    best: float
-    optimal: bool
-
-
-def public(data_dir: pathlib.Path) -> Iterator[tuple[str, Public]]:
-    """The public problems by name."""
-    index = json.loads((data_dir / "solvers" / "index.json").read_text())
-    for suite in ("mmkp", "hiremath_hill"):
-        with np.load(data_dir / "solvers" / f"{suite}.npz") as file:
-            for row in index:
-                if row["suite"] != suite:
-                    continue
-                name, shape = row["name"], (row["groups"], row["choices"][1])
-                tables = file[f"{name}/rows"].astype(float).reshape(-1, *shape)
-                yield (
-                    name,
-                    Public(
-                        problem=_problem(
-                            -file[f"{name}/linear"].astype(float).reshape(shape),
-                            {f"capacity{k}": table for k, table in enumerate(tables)},
-                            file[f"{name}/rhs"].astype(float),
-                        ),
-                        best=-float(row["best_known"]),
-                        optimal=row["optimal"] is not None,
-                    ),
-                )
 
 
 def scaled(layers: int, choices: int, budgets: int, seed: int) -> Problem:

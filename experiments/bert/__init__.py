@@ -1,0 +1,1 @@
+"""BERT: groups of scales, embedding bits, sentence tasks, attention under quantization."""

@@ -1,0 +1,1 @@
+"""Claims on allocations that metrics and solvers choose."""

@@ -1,0 +1,1 @@
+"""Claims on number formats: of kernels, and of keys and values."""

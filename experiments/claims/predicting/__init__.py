@@ -1,0 +1,1 @@
+"""Claims on predictions, of single layers and of whole allocations."""

@@ -1,0 +1,1 @@
+"""The quadratic objective: matrices of real networks, and rivals that solve them."""
