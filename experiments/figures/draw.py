@@ -2,19 +2,26 @@
 
 Run:     python -m experiments.figures
 Reads:   experiments/results/*.json
-Writes:  experiments/figures/*.svg, and the tables of README.md between their marks
+Writes:  experiments/figures/*.svg, and the tables of README.md and docs/ between their marks
 """
 
+import functools
 import json
 import pathlib
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.bench.convolution import convolution_table
+from experiments.bench.evaluation import evaluation_table
+from experiments.bench.evaluation_formats import evaluation_formats_table
 from experiments.bench.flow import flow_table
+from experiments.common.older import mark_of, notes
+from experiments.deployment import deployment_table, float_table
+from experiments.figures.bert.minilm import minilm_figures, minilm_tables
+from experiments.figures.bert.sst2 import sst2_tables
 from experiments.figures.curvature import curvature_table
 from experiments.figures.equalization import equalization_table
-from experiments.figures.evaluation import evaluation_table
 from experiments.figures.fidelity import (
     closer_table,
     cost_table,
@@ -23,17 +30,28 @@ from experiments.figures.fidelity import (
     fidelity_table,
 )
 from experiments.figures.finetune import finetune_figures, finetune_table
+from experiments.figures.formats import formats_figures, formats_table
 from experiments.figures.imagenet import imagenet_figures, imagenet_table
-from experiments.figures.iqp import iqp_table
-from experiments.figures.minilm import minilm_figures, minilm_tables, value_table
+from experiments.figures.kv_cache import kv_cache_figures, kv_cache_table
+from experiments.figures.latency import latency_error_table, latency_figures, latency_table
 from experiments.figures.outcome import (
     curse_table,
     outcome_figures,
     outcome_table,
     spent_table,
 )
+from experiments.figures.perturbation import (
+    importance_figures,
+    importance_table,
+    landscape_figures,
+    landscape_table,
+)
 from experiments.figures.post_training import post_training_table
-from experiments.figures.solvers import (
+from experiments.figures.readme import READ_BY_README, readme_figure, readme_table
+from experiments.figures.solving.iqp import iqp_table
+from experiments.figures.solving.leaderboard import leaderboard_table, summary_table
+from experiments.figures.solving.several_budgets import several_budgets_table
+from experiments.figures.solving.solvers import (
     ablation_table,
     gap_figure,
     published_table,
@@ -41,7 +59,6 @@ from experiments.figures.solvers import (
     time_table,
     water_filling_figure,
 )
-from experiments.figures.sst2 import sst2_tables
 from jmpq.files import write_text
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
@@ -49,7 +66,8 @@ from jmpq.report.figure_prediction import prediction_figure
 from jmpq.report.style import metric_name, write_svg
 
 HERE = pathlib.Path(__file__).parents[1]
-README = HERE.parent / "README.md"
+OUTCOMES = ("outcome_resnet20", "outcome_resnet20_nearest")
+FIDELITY = ("fidelity_resnet20", "fidelity_resnet32", "fidelity_resnet44")
 COMPARED = (
     "gauss_newton",
     "gauss_newton_full",
@@ -64,6 +82,12 @@ SOURCES = {
     "train": "Calibrated on {calibration:,} training images, accuracy on all {evaluation:,} "
     "test images",
 }
+
+
+def pages() -> list[pathlib.Path]:
+    """The pages that people read: README.md and those of the results."""
+    root = HERE.parent
+    return [root / "README.md", *sorted((root / "docs" / "results").glob("*.md"))]
 
 
 def resnet20_figures(result: dict[str, Any]) -> dict[str, str]:
@@ -88,8 +112,8 @@ def resnet20_figures(result: dict[str, Any]) -> dict[str, str]:
 
 
 def resnet20_table(result: dict[str, Any]) -> str:
-    """The README's table: predicted beside measured, one row an allocation."""
-    lines = []
+    """Predicted beside measured, one row an allocation."""
+    lines, mark = [], mark_of(result, "random")
     for source, run in result["runs"].items():
         rows = {row["name"]: row for row in run["allocations"]}
         floats = run["float"]["evaluation"]
@@ -106,8 +130,9 @@ def resnet20_table(result: dict[str, Any]) -> str:
                 label = f"{solver}, {metric_name(metric)}"
                 lines.append(_row(label, rows[f"{solver}/{metric}"]))
         lines.append(_row("uniform W4A4", rows["uniform/W4A4"]))
-        lines.append(_row("reversed greedy", rows["reversed"]))
-        lines.append(_random(run["allocations"]))
+        lines.append(_row(f"reversed greedy{mark}", rows["reversed"]))
+        lines.append(_random(run["allocations"], mark))
+        lines += notes([mark])
         lines.append("")
     return "\n".join(lines)
 
@@ -122,7 +147,7 @@ def _row(label: str, row: dict[str, Any]) -> str:
     )
 
 
-def _random(rows: list[dict[str, Any]]) -> str:
+def _random(rows: list[dict[str, Any]], mark: str) -> str:
     """Mean and standard deviation over the seeds of the random baseline."""
     import numpy as np
 
@@ -133,7 +158,7 @@ def _random(rows: list[dict[str, Any]]) -> str:
         return f"{values.mean():.{digits}f} (sd {values.std(ddof=1):.{digits}f})"
 
     return (
-        f"| random, {len(found)} seeds | - | {shown('increase')} | {shown('kl')} | "
+        f"| random, {len(found)} seeds{mark} | - | {shown('increase')} | {shown('kl')} | "
         f"{shown('top1', 100, 2)} |"
     )
 
@@ -151,73 +176,127 @@ def solver_figures(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def solver_tables(result: dict[str, Any]) -> dict[str, str]:
-    """Markdown of T4, T8 and the times behind F11."""
-    return {
-        "bench_solvers_T4": ablation_table(result),
-        "bench_solvers_T8": published_table(result),
-        "bench_solvers_times": time_table(result),
-    }
+def filled(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The text of a page with its tables as they are now, each between its marks.
+
+    Raises:
+        ValueError: If the page has marks of a table that is not drawn.
+    """
+    if unknown := sorted(set(marked(page)) - set(tables)):
+        raise ValueError(
+            f"No table is called {', '.join(unknown)}: correct the mark '<!-- NAME -->' of the "
+            "page, or draw the table in experiments/figures/draw.py."
+        )
+    for name in marked(page):
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        drawn = tables[name]()
+        page = mark.sub(lambda m, drawn=drawn: f"{m[1]}\n{drawn}\n{m[2]}", page)
+    return page
 
 
-def into_readme(name: str, text: str) -> None:
-    """Put a table between its marks in README.md."""
-    old = README.read_text()
-    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not mark.search(old):
-        raise ValueError(f"README.md has no marks '<!-- {name} -->' and '<!-- /{name} -->'.")
-    new = mark.sub(lambda m: f"{m[1]}\n{text}\n{m[2]}", old)
-    if new != old:
-        write_text(README, new)
+def marked(page: str) -> list[str]:
+    """Names of the tables of a page."""
+    return re.findall(r"^<!-- /(\w+) -->$", page, re.MULTILINE)
 
 
 def _read(name: str) -> dict[str, Any]:
     return json.loads((HERE / "results" / f"{name}.json").read_text())
 
 
+def figures() -> dict[str, str]:
+    """SVG text of every committed figure, by name."""
+    outcomes = {name: _read(name) for name in OUTCOMES}
+    return {
+        **readme_figure(outcomes["outcome_resnet20_nearest"]),
+        **resnet20_figures(_read("resnet20_cifar10")),
+        **solver_figures(_read("bench_solvers")),
+        **fidelity_figures([_read(name) for name in FIDELITY]),
+        **minilm_figures(_read("minilm")),
+        **outcome_figures(outcomes),
+        **imagenet_figures(_read("imagenet")),
+        **finetune_figures(_read("finetune_resnet20")),
+        **formats_figures(_read("formats")),
+        **kv_cache_figures(_read("kv_cache")),
+        **latency_figures(_read("latency")),
+        **importance_figures(_read("importance")),
+        **landscape_figures(_read("landscape")),
+    }
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """What draws every table of README.md and docs, by the name of its marks."""
+
+    def of(draw: Callable[[Any], str], name: str) -> Callable[[], str]:
+        return lambda: draw(_read(name))
+
+    def of_all(draw: Callable[[Any], str], names: Iterable[str]) -> Callable[[], str]:
+        return lambda: draw([_read(name) for name in names])
+
+    ages = {f"age_{name}": age for name, age in ages_of_results().items()}
+    return {
+        **{name: functools.partial(str, text) for name, text in ages.items()},
+        "readme_results": lambda: readme_table({name: _read(name) for name in READ_BY_README}),
+        "resnet20_cifar10": of(resnet20_table, "resnet20_cifar10"),
+        "bench_solvers_T4": of(ablation_table, "bench_solvers"),
+        "bench_solvers_T8": of(published_table, "bench_solvers"),
+        "bench_solvers_times": of(time_table, "bench_solvers"),
+        "bench_several_budgets": of(several_budgets_table, "bench_several_budgets"),
+        "leaderboard": of(leaderboard_table, "leaderboard"),
+        "leaderboard_summary": of(summary_table, "leaderboard"),
+        "iqp": of(iqp_table, "bench_iqp"),
+        "post_training": of(post_training_table, "post_training"),
+        "equalization": of(equalization_table, "equalization"),
+        "deployment": of(deployment_table, "deployment"),
+        "deployment_float": of(float_table, "deployment"),
+        "bench_evaluation": of(evaluation_table, "bench_evaluation"),
+        "bench_evaluation_formats": of(evaluation_formats_table, "bench_evaluation_formats"),
+        "fidelity": of_all(lambda studies: fidelity_table(studies, "heldout"), FIDELITY),
+        "fidelity_details": of_all(fidelity_details, FIDELITY),
+        "fidelity_closer": of(closer_table, FIDELITY[0]),
+        "fidelity_T2": of(cost_table, FIDELITY[0]),
+        "bench_curvature": of(curvature_table, "bench_curvature"),
+        "bench_convolution": of(convolution_table, "bench_convolution"),
+        "bench_flow": of(flow_table, "bench_flow"),
+        "minilm": of(minilm_tables, "minilm"),
+        "sst2": of(sst2_tables, "sst2"),
+        "outcome": of_all(outcome_tables, OUTCOMES),
+        "outcome_curse": of_all(lambda r: "\n\n".join(map(curse_table, r)), OUTCOMES),
+        "imagenet": of(imagenet_table, "imagenet"),
+        "finetune": of(finetune_table, "finetune_resnet20"),
+        "formats": of(formats_table, "formats"),
+        "kv_cache": of(kv_cache_table, "kv_cache"),
+        "latency": of(latency_table, "latency"),
+        "latency_error": of(latency_error_table, "latency"),
+        "importance": of(importance_table, "importance"),
+        "landscape": of(landscape_table, "landscape"),
+    }
+
+
+def ages_of_results() -> dict[str, str]:
+    """Of every committed result, whether today's code made it; by name."""
+    from experiments.claims.claim import all_modules
+
+    made = {name: made for _, module in all_modules() for name, made in module.MADE.items()}
+    return {
+        name: f"**Age.** `{name}.json`: "
+        + (one.stale or "made by the code that is here, as far as its imports tell.")
+        for name, one in made.items()
+    }
+
+
+def outcome_tables(results: Sequence[dict[str, Any]]) -> str:
+    """T1 of every run of the outcome experiment, then what the methods cost."""
+    told = [outcome_table(result) for result in results]
+    told += [spent_table(result) for result in results if "spent" in result]
+    return "\n\n".join(told)
+
+
 def main() -> None:
     """Redraw everything."""
-    result = _read("resnet20_cifar10")
-    for name, svg in resnet20_figures(result).items():
+    for name, svg in figures().items():
         write_text(HERE / "figures" / f"{name}.svg", svg)
-    into_readme("resnet20_cifar10", resnet20_table(result))
-    bench = _read("bench_solvers")
-    for name, svg in solver_figures(bench).items():
-        write_text(HERE / "figures" / f"{name}.svg", svg)
-    for name, text in solver_tables(bench).items():
-        into_readme(name, text)
-    into_readme("iqp", iqp_table(_read("bench_iqp")))
-    into_readme("post_training", post_training_table(_read("post_training")))
-    into_readme("equalization", equalization_table(_read("equalization")))
-    into_readme("bench_evaluation", evaluation_table(_read("bench_evaluation")))
-    studies = [_read(f"fidelity_{name}") for name in ("resnet20", "resnet32", "resnet44")]
-    for name, svg in fidelity_figures(studies).items():
-        write_text(HERE / "figures" / f"{name}.svg", svg)
-    write_text(HERE / "tables" / "fidelity.md", fidelity_details(studies))
-    into_readme("fidelity", fidelity_table(studies, "heldout"))
-    into_readme("fidelity_closer", closer_table(studies[0]))
-    into_readme("fidelity_T2", cost_table(studies[0]))
-    into_readme("bench_curvature", curvature_table(_read("bench_curvature")))
-    into_readme("bench_convolution", convolution_table(_read("bench_convolution")))
-    into_readme("bench_flow", flow_table(_read("bench_flow")))
-    minilm = _read("minilm")
-    for name, svg in minilm_figures(minilm).items():
-        write_text(HERE / "figures" / f"{name}.svg", svg)
-    write_text(HERE / "tables" / "minilm.md", minilm_tables(minilm))
-    into_readme("minilm", value_table(minilm))
-    write_text(HERE / "tables" / "sst2.md", sst2_tables(_read("sst2")))
-    outcomes = {name: _read(name) for name in ("outcome_resnet20", "outcome_resnet20_nearest")}
-    for name, svg in outcome_figures(outcomes).items():
-        write_text(HERE / "figures" / f"{name}.svg", svg)
-    told = [outcome_table(o) for o in outcomes.values()]
-    told += [spent_table(o) for o in outcomes.values() if "spent" in o]
-    into_readme("outcome", "\n\n".join(told))
-    networks = _read("imagenet")
-    for name, svg in imagenet_figures(networks).items():
-        write_text(HERE / "figures" / f"{name}.svg", svg)
-    into_readme("imagenet", imagenet_table(networks))
-    into_readme("outcome_curse", "\n\n".join(map(curse_table, outcomes.values())))
-    tuned = _read("finetune_resnet20")
-    for name, svg in finetune_figures(tuned).items():
-        write_text(HERE / "figures" / f"{name}.svg", svg)
-    into_readme("finetune", finetune_table(tuned))
+    drawn = tables()
+    for page in pages():
+        old = page.read_text()
+        if (new := filled(old, drawn)) != old:
+            write_text(page, new)

@@ -1,4 +1,4 @@
-"""The table of `equalization` for README.md, from its JSON alone."""
+"""The table of `equalization` for docs/results, from its JSON alone."""
 
 from typing import Any
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.older import DOUBLE, notes
 from jmpq.report.style import (
     PALETTE,
     error_bars,
@@ -43,7 +44,6 @@ LOGITS = {
     "gains": "composed logits, one gain a move",
     "composed_additive": "composed logits, main effects",
 }
-FITTED = 32  # measured allocations that the correction of the composed prediction may use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def score(result: Json, source: str, variant: Variant, key: str, target: str = "
 
     Args:
         result: Study of one network.
-        source: Where the calibration examples came from.
+        source: Source of the calibration examples.
         variant: Metric and terms.
         key: Set of allocations, ``mode/regime``.
         target: ``kl`` or ``increase`` (of the loss).
@@ -111,33 +111,6 @@ def ceiling(result: Json, key: str, target: str = "kl") -> float:
     return _reliability(result["sets"][key]["measured"][f"{target}_halves"])
 
 
-def fitted(result: Json, source: str, key: str, seeds: int = 10) -> tuple[float, float]:
-    """Composed prediction corrected by few measured allocations: mean ρ on the rest, and sd.
-
-    The logarithm of measured/predicted of `FITTED` random allocations of the set is fitted by
-    the bits of every tensor (ridge regression with weight 20); the others are the test.
-    """
-    rows = result["sets"][key]
-    measured = np.array(rows["measured"]["kl"])
-    values = predicted(result, source, ("composed", "kl"), key)
-    words = ["".join(pair) for pair in rows["bits"]]
-    columns = sorted({(i, c) for word in words for i, c in enumerate(word)})
-    features = np.array([[float(word[i] == c) for i, c in columns] for word in words])
-    found = []
-    for seed in range(seeds):
-        order = np.random.default_rng(seed).permutation(len(words))
-        train, test = order[:FITTED], order[FITTED:]
-        rest = np.log(measured) - np.log(values)
-        x = features - features[train].mean(axis=0)
-        penalty = 20.0 * np.eye(x.shape[1])
-        weights = np.linalg.solve(
-            x[train].T @ x[train] + penalty, x[train].T @ (rest[train] - rest[train].mean())
-        )
-        corrected = np.log(values[test]) + x[test] @ weights
-        found.append(scipy.stats.spearmanr(corrected, measured[test])[0])
-    return float(np.mean(found)), float(np.std(found, ddof=1))
-
-
 def variants_of(result: Json) -> list[Variant]:
     """Every metric and its terms, in the order of the study, joint predictors last."""
     source = next(iter(result["sources"].values()))
@@ -175,12 +148,15 @@ def fidelity_table(results: Sequence[Json], source: str) -> str:
             " / ".join(_number(score(r, source, variant, key).rho) for r in results)
             for key in keys
         ]
-        lines.append(f"| {label(variant)} | {' | '.join(cells)} |")
-    cells = [" / ".join(_number(fitted(r, source, key)[0]) for r in results) for key in keys]
-    lines.append(f"| composed logits, corrected by {FITTED} measured | {' | '.join(cells)} |")
+        lines.append(f"| {label(variant)}{_mark(variant)} | {' | '.join(cells)} |")
     cells = [" / ".join(_number(ceiling(r, key)) for r in results) for key in keys]
     lines.append(f"| *a perfect prediction (estimate)* | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes([DOUBLE])])
+
+
+def _mark(variant: Variant) -> str:
+    """The mark of predictions that are made of composed logits."""
+    return DOUBLE if variant[0].startswith(("composed", "gains")) else ""
 
 
 def closer_table(result: Json) -> str:
@@ -383,8 +359,8 @@ def fidelity_figures(results: Sequence[Json]) -> dict[str, str]:
 
 
 def fidelity_details(results: Sequence[Json]) -> str:
-    """All scores of all networks, for a file of their own."""
-    parts = ["# Fidelity study: every score", ""]
+    """All scores of all networks, for a page of their own."""
+    parts = []
     for source in results[0]["sources"]:
         parts += [fidelity_table(results, source), ""]
     for result in results:
@@ -413,6 +389,6 @@ def _number(value: float) -> str:
 
 
 def _log_square(axes: Axes, values: Float[np.ndarray, " n"]) -> None:
-    low, high, _ = log_limits(values, rail=False)
+    low, high = log_limits(values)
     axes.plot([low, high], [low, high], "--", color="k", lw=0.7)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))

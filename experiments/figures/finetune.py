@@ -1,4 +1,4 @@
-"""Table T7 for README.md, and its figure, from the fine-tuning experiment's JSON alone."""
+"""Table T7 for docs/results, and its figure, from the fine-tuning experiment's JSON alone."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
+from experiments.common.older import DOUBLE, mark_of, notes
 from jmpq.report.style import PALETTE, error_bars, metric_name, new_figure, style, write_svg
 
 Json = Mapping[str, Any]
@@ -87,13 +88,15 @@ def outcome_table(result: Json) -> str:
             r["size_bytes"] for r in result["rows"] if (r["mode"], r["bits"]) == (mode, bits)
         )
         titles.append(f"{_mode(mode)} {bits:g} bits, {size / 1e3:.0f} kB")
+    marks: list[str] = []
     lines += [f"| allocation | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for method in dict.fromkeys(
         m for mode in config["modes"] for m in methods_of(result, mode)
     ):
         cells = [_cell(rows_of(result, mode, bits, method)) for mode, bits in columns]
-        lines.append(f"| {label(method)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        marks.append(mark := mark_of(result, method))
+        lines.append(f"| {label(method)}{mark} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *notes(marks)])
 
 
 def curse_table(result: Json) -> str:
@@ -102,7 +105,8 @@ def curse_table(result: Json) -> str:
         f"{_network(result)}: KL divergence measured on test images over that predicted by "
         "composed logits, median; chosen by the prediction, chosen by other metrics, random.",
         "",
-        "| budget | search on composed logits | exact, other metrics | random |",
+        f"| budget | search on composed logits{DOUBLE} | exact, other metrics{DOUBLE} | "
+        f"random{DOUBLE}{mark_of(result, 'random')} |",
         "| --- | --- | --- | --- |",
     ]
     for mode in result["config"]["modes"]:
@@ -124,7 +128,7 @@ def curse_table(result: Json) -> str:
                 cells.append(f"{np.median(ratios):.2f}" if ratios else "–")
             name = f"{_mode(mode)} {bits:g} bits"
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes([DOUBLE, mark_of(result, "random")])])
 
 
 def spent_table(result: Json) -> str:
@@ -175,7 +179,15 @@ def accuracy_figure(result: Json, mode: str, methods: Sequence[str]) -> Figure:
                 if not points:
                     continue
                 x, y, sd = np.array(points).T
-                axes.plot(x, y, "o-", ms=3, lw=0.9, color=color, label=label(method))
+                axes.plot(
+                    x,
+                    y,
+                    "o-",
+                    ms=3,
+                    lw=0.9,
+                    color=color,
+                    label=label(method) + mark_of(result, method),
+                )
                 error_bars(axes, x, y, sd, color=color)
         panels[0].axhline(100 * result["float"]["top1"], ls="--", lw=0.7, color="k")
         panels[0].set(xlabel="size (kB)", ylabel="top-1 (%)")
@@ -198,7 +210,16 @@ def chosen_figure(result: Json) -> Figure:
             rows = [r for r in result["rows"] if r["method"] == method and r["composed_kl"] > 0]
             x = np.array([r["composed_kl"] for r in rows])
             y = np.array([r["measured"]["kl"] for r in rows])
-            axes.plot(x, y, "o", ms=2.6, mew=0, alpha=0.8, color=color, label=label(method))
+            axes.plot(
+                x,
+                y,
+                "o",
+                ms=2.6,
+                mew=0,
+                alpha=0.8,
+                color=color,
+                label=label(method) + mark_of(result, method),
+            )
             both += list(zip(x, y, strict=True))
         x, y = np.array(both).T
         rho = float(scipy.stats.spearmanr(x, y).statistic)  # type: ignore[union-attr]

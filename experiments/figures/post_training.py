@@ -1,4 +1,4 @@
-"""The table of `post_training` for README.md, from its JSON alone."""
+"""The table of `post_training` for docs/results, from its JSON alone."""
 
 from typing import Any
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.older import mark_of, notes
 from jmpq.report.style import PALETTE, new_figure, style
 
 Json = dict[str, Any]
@@ -156,15 +157,21 @@ def ablation_table(result: Json) -> str:
             )
             share = f"{100 * (gaps == 0).mean():.0f} %"
             cells.append(f"{_percent(gaps.mean())}, {_percent(gaps.max())} ({share})")
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(f"| {variant}{mark_of(result, variant)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *notes(mark_of(result, variant) for variant in variants)])
 
 
 def time_table(result: Json) -> str:
     """Seconds of every solver, median over the seeds, and the largest proven gap."""
     timed = [row for row in result["rows"] if "wall_s" in row]
     solvers = [s for s in NAMES if any(row["solver"] == s for row in timed)]
+    spread = _spread(timed)
+    load = ", ".join(f"{x:.1f}" for x in result["machine"]["load"])
     lines = [
+        f"Median over seeds; the slowest seed takes {np.median(spread):.2g} times as long as "
+        f"the fastest in the median cell, {max(spread):.2g} times at most. "
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores, load {load}.",
+        "",
         f"| family | layers × choices | {' | '.join(NAMES[s] for s in solvers)} |",
         f"| --- | --- |{' --- |' * len(solvers)}",
     ]
@@ -185,6 +192,15 @@ def time_table(result: Json) -> str:
     return "\n".join(lines)
 
 
+def _spread(timed: list[Json]) -> list[float]:
+    """Slowest over fastest seed of every cell that has several."""
+    cells: dict[tuple, list[float]] = {}
+    for row in timed:
+        key = row["family"], row["layers"], row["choices"], row["solver"]
+        cells.setdefault(key, []).append(row["wall_s"])
+    return [max(walls) / min(walls) for walls in cells.values() if len(walls) > 1] or [1.0]
+
+
 def _timed(rows: list[Json]) -> str:
     if not rows:
         return "-"
@@ -202,7 +218,9 @@ def published_table(result: Json) -> str:
     """T8: the nine published HAWQ-V3 instances against the optimum and greedy variants."""
     variants = list(result["published"][0]["losses"])
     lines = [
-        f"| constraint | budget | published | optimum | {' | '.join(variants)} |",
+        "| constraint | budget | published | optimum | "
+        + " | ".join(f"{v}{mark_of(result, v)}" for v in variants)
+        + " |",
         f"| --- | --- | --- | --- |{' --- |' * len(variants)}",
     ]
     for row in result["published"]:
@@ -213,7 +231,7 @@ def published_table(result: Json) -> str:
             f"{row['published']:.6g} | {row['optimum']:.6g} ({row['status']}, {same}) | "
             f"{' | '.join(gaps)} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes(mark_of(result, v) for v in variants)])
 
 
 def _percent(gap: float) -> str:

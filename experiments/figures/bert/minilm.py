@@ -30,14 +30,15 @@ def label(method: str) -> str:
 
 
 def minilm_tables(result: Json) -> str:
-    """All tables as one page of Markdown."""
+    """All tables, in sections of Markdown."""
     pairs = result["config"]["examples"]
     parts = [
-        "# all-MiniLM-L6-v2 on STS-B\n\nFrom `experiments/results/minilm.json`. Post-training, "
-        "no fine-tuning; asymmetric, ranges of least squared error, groups of output neurons, "
-        "embeddings at 8 bits; every allocation has the bytes of uniform bits (2.5: half way "
-        "from 2 to 3, where uniform is 2). Q-BERT's rule gives more bits to the encoder layers "
-        "with the greatest mean + spread of λ. Spearman correlation with people's scores on "
+        "Post-training, no fine-tuning. Kernels are asymmetric, with ranges of least squared "
+        "error and groups of output neurons; embeddings have 8 bits. Every allocation has at "
+        "most the bytes of uniform bits (2.5: half way from 2 to 3, where uniform is 2; the "
+        "rule takes fewer where its bits do not fit). Q-BERT's rule gives more bits "
+        "to the encoder layers with the greatest mean + spread of λ. Scores are "
+        "Spearman correlations with people's scores on "
         f"the test part, calibrated on {pairs} pairs of the development part.",
         "## Spearman (T5)",
         spearman_table(result),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.figures.minilm import label
+from experiments.figures.bert.minilm import label
 
 Json = Mapping[str, Any]
 MODES = {"w": "weights alone", "wa": "activations at 8 bits"}
@@ -13,13 +13,12 @@ SEARCHED = "/embeddings"
 
 
 def sst2_tables(result: Json) -> str:
-    """All tables as one page of Markdown."""
+    """All tables, in sections of Markdown."""
     counts = {name: split["examples"] for name, split in result["splits"].items()}
     config, exact = result["config"], result["float"]
     size = {name: f"{count / 1e6:.2f}" for name, count in result["parameters"].items()}
     epochs = config["epochs"]
     parts = [
-        "# A small BERT on SST-2\n\nFrom `experiments/results/sst2.json`. "
         f"`{config['model']}`, trained by this project on the training sentences alone, "
         f"{epochs} epoch{'s' * (epochs != 1)}, nothing pretrained: {size['embeddings']} "
         f"million parameters in embeddings, {size['encoder']} million in the encoder. Float "

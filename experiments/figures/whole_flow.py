@@ -1,0 +1,101 @@
+"""Tables of the whole flow on networks of other kinds, from the JSON of `whole_flow` alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jmpq.report.style import metric_name
+
+Json = Mapping[str, Any]
+TITLES = {
+    "stories260k": "stories260K, a Llama-type decoder",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "digits_resnet": "a small residual network",
+}
+TEXT = ("text", "documents")  # data sets whose quality is perplexity
+
+
+def whole_flow_tables(result: Json) -> str:
+    """A table for every network and rounding: KL, and top-1 or perplexity, by allocation."""
+    groups: dict[tuple[str, str], list[Json]] = {}
+    for name, cell in result["cells"].items():
+        network, rounding, _ = name.split("/")
+        groups.setdefault((network, rounding), []).append(cell)
+    return "\n\n".join(_table(*key, cells) for key, cells in sorted(groups.items()))
+
+
+def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
+    asked = cells[0]["asked"]
+    text = asked["data"] in TEXT
+    plans = list(dict.fromkeys((r["budget"], r["inputs"]) for r in cells[0]["allocations"]))
+    columns = [
+        f"{what}, W{budget}{inputs}" for budget, inputs in plans for what in ("KL", _unit(text))
+    ]
+    floats = [cell["float"]["evaluation"] for cell in cells]
+    examples = [cell["splits"][split]["examples"] for split in ("calibration", "evaluation")
+                for cell in cells[:1]]  # fmt: skip
+    memory = ", ".join(
+        f"{step} {max(cell['memory_bytes'][step] for cell in cells) / 1e6:,.0f}"
+        for step in cells[0]["memory_bytes"]
+    )
+    count = f"{len(cells)} draw" + ("s" if len(cells) > 1 else "")
+    lines = [
+        f"{TITLES.get(network, network)}, kernels rounded by {rounding}: {count} of "
+        f"{examples[0]} calibration examples, measured on {examples[1]} others; float "
+        f"{_unit(text)} {_spread([_quality(f, text) for f in floats], 2)}. KL in nats per "
+        f"example, mean ± standard deviation over draws. Most memory of a step's process, MB: "
+        f"{memory}.",
+        "",
+        f"| allocation | {' | '.join(columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
+    ]
+    names = dict.fromkeys(_group(row) for cell in cells for row in cell["allocations"])
+    names.pop("other uniform", None)  # of other sizes
+    for name in names:
+        shown = []
+        for budget, inputs in plans:
+            at = [_found(cell, name, budget, inputs) for cell in cells]
+            shown += [
+                _spread([np.mean([m["kl"] for m in rows]) for rows in at if rows], 4),
+                _spread([np.mean([_quality(m, text) for m in rows]) for rows in at if rows], 2),
+            ]
+        lines.append(f"| {_label(name)} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _found(cell: Json, name: str, budget: int, inputs: str) -> list[Json]:
+    """Outcomes of the allocations of a group, within one budget."""
+    return [
+        row["measured"]["evaluation"]
+        for row in cell["allocations"]
+        if (_group(row), row["budget"], row["inputs"]) == (name, budget, inputs)
+    ]
+
+
+def _group(row: Json) -> str:
+    """Random allocations are one row, and so is the uniform one of the budget."""
+    first, _, rest = row["name"].partition("/")
+    if first == "uniform":
+        return "uniform" if rest == f"W{row['budget']}{row['inputs']}" else "other uniform"
+    return first if first in ("random", "reversed") else row["name"]
+
+
+def _label(name: str) -> str:
+    solver, _, metric = name.partition("/")
+    return f"{solver}, {metric_name(metric)}" if metric else name
+
+
+def _unit(text: bool) -> str:
+    return "perplexity" if text else "top-1 %"
+
+
+def _quality(measured: Json, text: bool) -> float:
+    return float(np.exp(measured["loss"])) if text else 100 * measured["top1"]
+
+
+def _spread(values: Sequence[Any], digits: int) -> str:
+    if not values:
+        return "–"
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
