@@ -127,14 +127,24 @@ def test_an_allocation_cannot_be_changed():
         allocation.choices = {}
 
 
+def test_labels_are_read():
+    assert Allocation({"a": "W4A8", "b": Choice(2)}) == Allocation(
+        {"a": Choice(4, 8), "b": Choice(2)}
+    )
+    with pytest.raises(ValueError, match="Layer 'b': 'V4' is not a choice of bits"):
+        Allocation({"a": "W4", "b": "V4"})
+
+
 def test_what_is_not_an_allocation_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"layer 'b' the choice 'W4': expected a name and a"):
-        Allocation({"a": Choice(4), "b": "W4"})
-    with pytest.raises(TypeError, match="layer 3 the choice"):
+    with pytest.raises(
+        TypeError, match=r"`choices` of Allocation is a dict with the int 4 in it"
+    ):
+        Allocation({"a": Choice(4), "b": 4})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="layer 3 a choice: expected its name"):
         Allocation({"a": Choice(4), 3: Choice(4)})
-    with pytest.raises(ValueError, match="Layer 'b': '4' is no choice of bits"):
+    with pytest.raises(ValueError, match="Layer 'b': '4' is not a choice of bits"):
         Allocation.from_json({"a": "W4", "b": "4"})
-    with pytest.raises(ValueError, match="Layer 'b': 'None' is no choice of bits"):
+    with pytest.raises(ValueError, match="Layer 'b': 'None' is not a choice of bits"):
         Allocation.from_json({"a": "W4", "b": None})
 
 
@@ -162,9 +172,9 @@ def test_labels_that_are_none_are_refused_by_layer():
         Allocation.parse("a=W4 c=W8", ["a", "b"])
     with pytest.raises(ValueError, match="Layer 'a' stands twice in 'a=W4 a=W8'"):
         Allocation.parse("a=W4 a=W8", ["a"])
-    with pytest.raises(ValueError, match="Layer 'a': '4' is no choice of bits"):
+    with pytest.raises(ValueError, match="Layer 'a': '4' is not a choice of bits"):
         Allocation.parse("a=4", ["a"])
-    with pytest.raises(ValueError, match="'four' is no choice of bits"):
+    with pytest.raises(ValueError, match="'four' is not a choice of bits"):
         Allocation.parse("four", ["a"])
 
 

@@ -35,6 +35,7 @@ def test_resnet20_experiment_runs_on_a_small_configuration(tmp_path):
 def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared_data):
     from experiments.bench import solvers as bench_solvers
     from experiments.figures import draw as figures
+    from experiments.figures.solving import solvers as figure_solvers
 
     output = tmp_path / "bench.json"
     result = bench_solvers.run(bench_solvers.SMOKE, shared_data, output)
@@ -53,16 +54,75 @@ def test_solver_bench_runs_on_a_small_configuration_and_goes_on(tmp_path, shared
     again = bench_solvers.run(bench_solvers.SMOKE, shared_data, output)
     assert again["rows"] == json.loads(output.read_text())["rows"] == result["rows"]
     assert all(svg.startswith("<svg") for svg in figures.solver_figures(result).values())
-    tables = figures.solver_tables(result)
-    assert tables["bench_solvers_T8"].count("the same") == 9
-    header = tables["bench_solvers_times"].splitlines()[0]
+    assert figure_solvers.published_table(result).count("the same") == 9
+    (header,) = (x for x in figure_solvers.time_table(result).splitlines() if "| family" in x)
     assert "| core (jmpq) |" in header
     assert "| cvxpy + HiGHS, plain |" in header
-    assert "| downgrade, stops |" in tables["bench_solvers_T4"]
+    assert "| downgrade, stops |" in figure_solvers.ablation_table(result)
+
+
+def test_the_leaderboard_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    from experiments.bench.leaderboard import measure as leaderboard
+    from experiments.figures.solving import leaderboard as figures
+
+    output = tmp_path / "leaderboard.json"
+    result = leaderboard.run(leaderboard.SMOKE, None, output)
+    again = leaderboard.run(leaderboard.SMOKE, None, output)
+    assert again["rows"] == json.loads(output.read_text())["rows"] == result["rows"]
+    best = figures.best_known(result)
+    for row in result["rows"]:
+        if row["loss"] is not None:
+            assert row["loss"] >= best[row["problem"]] * (1 - 1e-9)
+        if row["bound"] is not None:
+            assert row["bound"] <= best[row["problem"]] * (1 + 1e-6)
+    first = {
+        row["solver"]: row
+        for row in result["rows"]
+        if row["problem"] == leaderboard.SMOKE.names[0]
+    }
+    for solver in ("jmpq", "HiGHS", "HiGHS by cvxpy", "Pareto front"):
+        assert first[solver]["loss"] == pytest.approx(
+            best[leaderboard.SMOKE.names[0]], rel=1e-6
+        )
+        assert figures.is_proven(first[solver], best[leaderboard.SMOKE.names[0]])
+    summary = figures.summary_table(result).splitlines()
+    assert summary[2].startswith("| jmpq | 3 | ")
+    table = figures.leaderboard_table(result)
+    assert all(name in table for name in leaderboard.SMOKE.names)
+
+
+def test_public_problems_agree_with_what_their_sources_say(shared_data):
+    from experiments.mpq_lib.public import public
+
+    index = json.loads((shared_data / "solvers" / "index.json").read_text())
+    rows, seen = {row["name"]: row for row in index}, 0
+    for instance in public(shared_data):
+        row, sign = rows[instance.name], 1 if rows[instance.name]["sense"] == "min" else -1
+        loss, costs = instance.problem.evaluate(instance.known.columns)
+        assert sign * loss == pytest.approx(row["best_assignment"], rel=1e-9, abs=1e-9)
+        assert not instance.problem.violated(costs)
+        assert instance.known.loss <= loss + 1e-9 * abs(loss)
+        seen += 1
+    assert seen == len(index) == 52
+
+
+def test_mpq_lib_is_written_as_files_that_read_back(tmp_path):
+    from experiments.mpq_lib import export
+    from jmpq.problem import read_instance
+
+    for kind in ("json", "npz", "lp", "mps"):
+        export.main(tmp_path, smoke=True, kind=kind)
+    for instance in export.every(None, export.SMOKE):
+        for kind in ("json", "npz"):
+            loaded = read_instance(tmp_path / f"{instance.name}.{kind}")
+            columns = np.zeros(len(loaded.problem.layers), int)
+            want, got = (p.evaluate(columns) for p in (instance.problem, loaded.problem))
+            assert got == want
 
 
 def test_several_budgets_bench_runs_on_a_small_configuration_and_goes_on(tmp_path):
     from experiments.bench.several_budgets import measure
+    from experiments.figures.solving.several_budgets import several_budgets_table
 
     output = tmp_path / "bench.json"
     result = measure.run(measure.SMOKE, None, output)
@@ -75,14 +135,17 @@ def test_several_budgets_bench_runs_on_a_small_configuration_and_goes_on(tmp_pat
         assert rows[f"several_budgets to {100 * gap:g} %"]["gap"] <= 1.01 * gap
     again = measure.run(measure.SMOKE, None, output)
     assert again["rows"] == json.loads(output.read_text())["rows"] == result["rows"]
+    table = several_budgets_table(result)
+    assert "| scaled 20 x 8 x 2, seed 0 | 20 × 8 × 2 |" in table
+    assert table.count("times on the 1 tables of ResNet-20") == len(measure.SMOKE.gaps)
 
 
 @pytest.mark.slow
 def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
     import jax
 
-    from experiments import minilm
-    from experiments.figures import minilm as figure_minilm
+    from experiments.bert import minilm
+    from experiments.figures.bert import minilm as figure_minilm
 
     with (
         jax.enable_x64(False),
@@ -116,8 +179,8 @@ def test_minilm_experiment_runs_on_a_random_encoder_and_goes_on(tmp_path):
 def test_sst2_experiment_runs_on_a_random_classifier_and_goes_on(tmp_path):
     import jax
 
-    from experiments import sst2
-    from experiments.figures import sst2 as figure_sst2
+    from experiments.bert import sst2
+    from experiments.figures.bert import sst2 as figure_sst2
 
     with (
         jax.enable_x64(False),
@@ -147,7 +210,7 @@ def test_sst2_experiment_runs_on_a_random_classifier_and_goes_on(tmp_path):
 @pytest.mark.slow
 def test_quadratic_bench_runs_on_a_small_configuration():
     from experiments.bench import iqp as bench_iqp
-    from experiments.figures import iqp as figure_iqp
+    from experiments.figures.solving import iqp as figure_iqp
 
     result = bench_iqp.run(bench_iqp.SMOKE)
     result = json.loads(json.dumps(result, allow_nan=False))
@@ -164,36 +227,6 @@ def test_quadratic_bench_runs_on_a_small_configuration():
     assert figure_iqp.iqp_table(result).count("\n| ") == 1 + 4
 
 
-@pytest.mark.parametrize(
-    ("result", "module", "table"),
-    [
-        ("bench_iqp", "figures.iqp", "iqp_table"),
-        ("bench_solvers", "figures.solvers", "time_table"),
-        ("bench_curvature", "figures.curvature", "curvature_table"),
-        ("bench_convolution", "bench.convolution", "convolution_table"),
-        ("fidelity_resnet20", "figures.fidelity", "cost_table"),
-        ("fidelity_resnet20", "figures.fidelity", "closer_table"),
-        ("outcome_resnet20", "figures.outcome", "outcome_table"),
-        ("outcome_resnet20", "figures.outcome", "curse_table"),
-        ("finetune_resnet20", "figures.finetune", "finetune_table"),
-        ("imagenet", "figures.imagenet", "imagenet_table"),
-        ("bench_flow", "bench.flow", "flow_table"),
-        ("equalization", "figures.equalization", "equalization_table"),
-        ("minilm", "figures.minilm", "minilm_tables"),
-        ("minilm", "figures.minilm", "value_table"),
-        ("sst2", "figures.sst2", "sst2_tables"),
-    ],
-)
-def test_tables_are_drawn_from_the_committed_results(result, module, table):
-    import importlib
-
-    path = ROOT / "experiments" / "results" / f"{result}.json"
-    draw = getattr(importlib.import_module(f"experiments.{module}"), table)
-    page = ROOT / "experiments" / "tables" / f"{result}.md"  # of tables too long for README
-    shown = page if table.endswith("_tables") else ROOT / "README.md"
-    assert draw(json.loads(path.read_text())) in shown.read_text()
-
-
 def test_convolution_bench_runs_on_a_small_configuration():
     from experiments.bench import convolution as bench_convolution
 
@@ -204,8 +237,8 @@ def test_convolution_bench_runs_on_a_small_configuration():
 def test_the_matrices_of_the_quadratic_bench_are_made_as_they_say(tmp_path):
     import jax
 
-    from experiments import iqp_matrices
     from experiments.bench import iqp as bench_iqp
+    from experiments.quadratic import iqp_matrices
     from jmpq import load_sensitivities
 
     with (
@@ -290,7 +323,7 @@ def test_evaluation_benchmark_runs_without_torch():
     import jax
 
     from experiments.bench import evaluation as bench_evaluation
-    from experiments.figures.evaluation import evaluation_table
+    from experiments.bench.evaluation import evaluation_table
 
     with (
         jax.enable_x64(False),
@@ -303,6 +336,29 @@ def test_evaluation_benchmark_runs_without_torch():
     ours, theirs = (result["sides"][name]["losses"] for name in ("jmpq", "rebuilt"))
     assert theirs == pytest.approx(ours[:1], rel=1e-5)
     assert "| PyTorch, eager fake quantization | absent |" in evaluation_table(result)
+
+
+@pytest.mark.slow
+def test_evaluation_benchmark_takes_every_kind_of_format():
+    import jax
+
+    from experiments.bench import evaluation_formats as bench
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = json.loads(json.dumps(bench.run(bench.SMOKE, None), allow_nan=False))
+    (network,) = result["networks"].values()
+    assert len(network["rows"]) == 2 * len(bench.KINDS)
+    losses = [row["loss"] for row in network["rows"].values()]
+    assert len(set(losses)) == len(losses)  # every kind is another network
+    for row in network["rows"]:
+        ours, rebuilt = (bench.passes(network, row, s) for s in ("jmpq_s", "rebuilt_s"))
+        assert 0.5 < ours < rebuilt  # compiling takes longer
+    table = bench.evaluation_formats_table(result)
+    assert all(f"| {row} | " in table for row in network["rows"])
 
 
 def test_losses_that_differ_stop_the_evaluation_benchmark():
@@ -358,6 +414,31 @@ def test_equalization_experiment_runs_on_a_small_configuration():
     equal, capless = (result["float"][name]["loss"] for name in ("equalised", "without caps"))
     assert equal == pytest.approx(capless, rel=1e-4)
     assert equalization_table(result).count("\n| ") == 2 + 4
+
+
+@pytest.mark.slow
+def test_whole_flow_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    from experiments import whole_flow
+    from experiments.figures.whole_flow import whole_flow_tables
+
+    seen = []
+    result = whole_flow.run(whole_flow.SMOKE, tmp_path, None, done=seen.append)
+    cell = tmp_path / "digits_resnet" / "nearest" / "0" / "cell.json"
+    written = cell.stat().st_mtime_ns
+    again = whole_flow.run(whole_flow.SMOKE, tmp_path, None)
+    assert cell.stat().st_mtime_ns == written
+    assert json.dumps(result, allow_nan=False) == json.dumps(again)
+    (found,) = again["cells"].values()
+    assert min(found["memory_bytes"].values()) > 2e7  # of a process with Python alone
+    for inputs in ("A8", ""):
+        rows = {r["name"]: r for r in found["allocations"] if r["inputs"] == inputs}
+        exact, greedy = (rows[f"{solver}/gauss_newton"] for solver in ("exact", "greedy"))
+        assert exact["predicted_loss"] <= greedy["predicted_loss"] * (1 + 1e-9)
+        assert exact["bound"] <= exact["predicted_loss"] * (1 + 1e-9)
+        limit = rows[f"uniform/W4{inputs}"]["costs"]["size_bytes"]
+        assert exact["costs"]["size_bytes"] <= limit
+    # two metrics by two solvers, uniform, reversed, random; and two lines of heading
+    assert whole_flow_tables(again).count("\n| ") == 2 + 4 + 3
 
 
 @pytest.mark.slow
@@ -519,10 +600,57 @@ def test_logits_that_differ_stop_the_benchmark():
         check_parity({"jmpq": {"values": [[1.0]]}, "torch": {"values": [[1.01]]}})
 
 
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+
+
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (i > 0)) for i, p in enumerate(NOTEBOOKS)],
+    ids=[path.stem for path in NOTEBOOKS],
 )
 def test_notebook_runs(path):
     notebook = jupytext.read(path)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     assert any(cell.get("outputs") for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.slow
+def test_deployment_experiment_runs_on_a_small_configuration_and_goes_on(tmp_path):
+    import jax
+
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
+    from experiments import deployment
+
+    output = tmp_path / "deployment.json"
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        result = deployment.run(deployment.SMOKE, None, output)
+        assert deployment.run(deployment.SMOKE, None, output)["rows"] == result["rows"]
+    assert json.loads(output.read_text())["rows"] == result["rows"]
+    rows = {(row["network"], row["file"]): row for row in result["rows"]}
+    assert rows["bert_tiny", "float"]["largest_difference"]["onnxruntime"] < 1e-4
+    inputs, stream = (rows["digits_resnet", f"W8A8 {p}"] for p in ("inputs", "stream"))
+    assert (inputs["points"], stream["points"]) == (0, 7)
+    sizes = [row["file_bytes"]["onnxruntime"] for row in (inputs, stream)]
+    assert inputs["size_bytes"] == stream["size_bytes"] < min(sizes)
+    assert deployment.deployment_table(result).count("\n| ") == 2 + 2
+    assert deployment.float_table(result).count("\n| ") == 1 + 2
+
+
+def test_highs_runs_after_a_run_with_another_number_of_threads():
+    """Threads are fixed by the first run of a process; a run with others would not start."""
+    import highspy
+
+    from experiments.bench.leaderboard import measure, rivals
+
+    first = highspy.Highs()
+    for name, value in {"output_flag": False, "threads": 2}.items():
+        first.setOptionValue(name, value)
+    first.maximize(first.addBinary())
+    (instance,) = measure.networks(measure.SMOKE.names[:1])
+    found = rivals.highs(instance.problem, 8.0)
+    assert found.remark == "Optimal"
+    assert found.loss == pytest.approx(found.bound, rel=1e-9)

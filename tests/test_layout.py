@@ -27,7 +27,9 @@ STAGES = (
     "solvers",
     "deploy",
     "export",
+    "latency",
     "run",
+    "study",
     "report",
     "cli",
 )
@@ -39,6 +41,7 @@ FREE = (
     "files",
     "formats",
     "journal",
+    "kinds",
     "lazy",
     "text",
 )  # for all stages
@@ -48,8 +51,14 @@ WITHOUT_JAX = (
     "files",
     "formats",
     "journal",
+    "kinds",
     "lazy",
     "text",
+    "latency.design",
+    "latency.fit",
+    "latency.hardware",
+    "latency.record",
+    "latency.table",
     "network.layers",
     "quantizers.spec",
     "sensitivity.logits.joint_predictors",
@@ -67,6 +76,10 @@ WITHOUT_JAX = (
     "run.steps.solve",
     "sensitivity.metrics.by_name",
     "sensitivity.table",
+    "study.grid",
+    "study.layout",
+    "study.pivot",
+    "study.statistics",
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in MODULES

@@ -5,15 +5,6 @@ import pytest
 from tests.cli.command import EVERY, FEW, SMALL, TINY, works
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compilations(tmp_path_factory):
-    """What subprocesses compile stays out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("compilations")
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        yield
-
-
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """Every step on a network that was trained for one epoch; not to be changed."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jmpq.cli import commands
 from jmpq.run import options
+from jmpq.study import options as study_options
 from tests.cli.command import contents, jmpq
 
 # Options of every command, by the prefix of their flags.
@@ -30,12 +31,14 @@ GROUPS = {
         "comparison.": options.Comparison,
         "inverse.": options.Inverse,
     },
+    "instance": {"": options.Instance},
     "race": {"": options.Race},
     "refine": {"": options.Refine},
     "floor": {"": options.Floor},
     "evaluate": {"": options.Evaluate},
     "finetune": {"": options.Finetune},
     "export": {"": options.Export},
+    "study": {"": study_options.Options},
 }
 BARE = ("compute.", "comparison.", "inverse.")  # groups whose flags have no prefix
 VALUES = {

@@ -27,6 +27,15 @@ def tiny() -> Network:
     return Network.from_linen(Tiny(), jax.tree.map(lambda x: SCALE * x, variables), example)
 
 
+def probabilities() -> Network:
+    """`Tiny` with a softmax at its end."""
+    example = jnp.zeros((1, 8, 8, 1), jnp.float32)
+    params = Tiny().init(jax.random.key(SEED), example)["params"]
+    return Network.from_function(
+        lambda params, x: nn.softmax(Tiny().apply({"params": params}, x)), params, example
+    )
+
+
 def photos() -> Network:
     """`Tiny` for colour images of 224 pixels."""
     example = jnp.zeros((1, 224, 224, 3), jnp.float32)
@@ -114,6 +123,14 @@ def without_layers() -> Network:
     )
 
 
+def ten_channels() -> Network:
+    """A dense layer on the mean over ten channels."""
+    params = {"w": jnp.ones((10, 10))}
+    return Network.from_function(
+        lambda params, x: x.mean((1, 2)) @ params["w"], params, jnp.zeros((1, 8, 8, 10))
+    )
+
+
 def a_module() -> nn.Module:
     return Tiny()
 
@@ -176,3 +193,21 @@ def number() -> Network:
     return Network.from_function(
         lambda params, x: Tiny().apply({"params": params}, x).mean(1), params, example
     )
+
+
+class Attention(nn.Module):
+    """One attention over the rows of a digit, its keys and values from layers of their own."""
+
+    @nn.compact
+    def __call__(self, x):
+        tokens = nn.Dense(8, name="rows")(x[..., 0])
+        q, k, v = (nn.Dense(8, name=name)(tokens) for name in ("query", "key", "value"))
+        weights = nn.softmax(jnp.einsum("bqd,bkd->bqk", q, k))
+        return nn.Dense(10, name="head")(jnp.einsum("bqk,bkd->bqd", weights, v).mean(1))
+
+
+def attention() -> Network:
+    example = jnp.zeros((1, 8, 8, 1), jnp.float32)
+    variables = Attention().init(jax.random.key(SEED), example)
+    variables = jax.tree.map(lambda x: 3 * x, variables)
+    return Network.from_linen(Attention(), variables, example)

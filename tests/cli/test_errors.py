@@ -9,6 +9,7 @@ import re
 import shutil
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,6 +17,9 @@ import safetensors.numpy
 from jmpq.data.dataset import Normalization
 from jmpq.data.load import load_dataset
 from jmpq.run.folder import RunFolder
+from jmpq.zoo.architectures import build_module
+from jmpq.zoo.tensor_files import save_variables
+from jmpq.zoo.weights_torchvision import abstract_variables
 from tests.cli import networks
 from tests.cli.command import FEW, TINY, contents, jmpq, works
 from tests.helpers import rewritten
@@ -43,9 +47,23 @@ def without_store(folder):
             if "store" not in pathlib.PurePath(name).parts}  # fmt: skip
 
 
-def saved_weights(digits_run, path, change):
-    """The trained weights with one tensor changed."""
-    with safetensors.safe_open(digits_run / "weights.safetensors", "np") as file:
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Layers and weights of a network that nobody trained; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda s: rng.uniform(0.5, 1.0, s.shape).astype(np.float32),
+        abstract_variables(build_module("digits_resnet"), (8, 8, 1)),
+    )
+    save_variables(folder / "weights.safetensors", variables, architecture="digits_resnet")
+    works("layers", folder, *DIGITS)
+    return folder
+
+
+def saved_weights(digits, path, change):
+    """The weights with one tensor changed."""
+    with safetensors.safe_open(digits / "weights.safetensors", "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     change(tensors)
@@ -83,16 +101,20 @@ def test_train_refuses(tmp_path, args, match):
         (("--model", "tests.cli.networks:none"), "'none'.*package.module:function"),
         (("--model", "tests.cli.networks:a_module"), "returned Tiny; expected a jmpq.Network"),
         (("--model", "tests.cli.networks:broken"), "KeyError: 'lost'.*Call it in Python"),
-        (("--model", "tests.cli.networks:with_argument"), "takes no arguments"),
+        (("--model", "tests.cli.networks:with_argument"), "called with no arguments"),
         (
             ("--model", "tests.cli.networks:two_heads"),
-            r"3 arrays: aux \(1, 16\), logits \(1, 10\), positions.*--output logits",
+            r"3 arrays: aux \(1, 16\), logits \(1, 10\), positions.*from_linen\(..., "
+            r"output='logits'\).*`def network\(output=None\)`, pass output.*--output logits",
         ),
         (
             ("--model", "tests.cli.networks:two_heads", "--output", "logit"),
             r"output='logit' is not there: the network returns aux \(1, 16\), logits",
         ),
-        (("--model", "tests.cli.networks:tiny", "--output", "1"), "it takes output='1'"),
+        (
+            ("--model", "tests.cli.networks:tiny", "--output", "1"),
+            r"does not take --output 1: write `def tiny\(output=None\)` and pass output=output",
+        ),
         (("--model", "tests.cli.networks:fixed_batch"), "fixed to batches of 8: with 2 exam"),
         (("--model", "tests.cli.networks:batch_statistics"), "depends on the other examples"),
         (("--model", "tests.cli.networks:recurrent"), r"'rnn/.*every step.*ignore=\('rnn/cell"),
@@ -136,13 +158,13 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, monkeypatch, change, match
     refuses(run, ("sensitivity", run, *FEW, *NEWTON), match)
 
 
-def test_layers_refuses_weights_that_are_nan(digits_run, tmp_path):
+def test_layers_refuses_weights_that_are_nan(digits, tmp_path):
     path = tmp_path / "nan.safetensors"
 
     def spoil(tensors):
         tensors["params/layer2/0/conv1/kernel"][0, 0, 0, :3] = np.nan
 
-    saved_weights(digits_run, path, spoil)
+    saved_weights(digits, path, spoil)
     match = r"NaN or infinite weights in .*layer2/0/conv1/kernel \(3 of 4608 values\)"
     refuses(tmp_path, ("layers", tmp_path / "run", *DIGITS, "--weights", path), match)
 
@@ -153,10 +175,10 @@ def test_networks_of_functions_must_not_have_nan_either(tmp_path, monkeypatch):
     refuses(tmp_path, ("layers", tmp_path / "run", *TINY), match)
 
 
-def test_layers_refuses_weights_of_another_architecture(digits_run, tmp_path):
+def test_layers_refuses_weights_of_another_architecture(digits, tmp_path):
     args = ("--model", "resnet20", "--data", "digits")
     match = "weights of 'digits_resnet', not of 'resnet20'. Choose"
-    weights = ("--weights", digits_run / "weights.safetensors")
+    weights = ("--weights", digits / "weights.safetensors")
     refuses(tmp_path, ("layers", tmp_path / "run", *args, *weights), match)
 
 
@@ -173,8 +195,8 @@ def test_layers_refuses_what_is_no_weights_file(tmp_path):
         (("--examples", 100_000), "100000 calibration examples.*can give 1 to 596.*Ask for"),
         (("--examples", 0), "examples=0: give at least 1"),
         (("--w-bits", 1, 4), "1 bits on the 'symmetric' grid: expected 2 to 16, or 32"),
-        (("--w-bits", 4, 17), "w_bits=17 is no bit-width: expected 1 to 16, or 32"),
-        (("--a-bits", 0), "a_bits=0 is no bit-width"),
+        (("--w-bits", 4, 17), "w_bits=17 is not a bit-width: expected 1 to 16, or 32"),
+        (("--a-bits", 0), "a_bits=0 is not a bit-width"),
         (("--batch-size", 0), "batch_size=0: give at least 1"),
         (("--w-bits", 32, "--a-bits", 32), "Nothing to analyse.*bits below 32"),
         (
@@ -255,13 +277,13 @@ def test_sensitivity_refuses_a_data_folder_that_is_gone(run):
         (("--rule", "pin bodi=W8A8"), "'bodi'.*matches no layer. Did you mean 'body'.*stem"),
         (("--rule", "pin .*/conv=W8A8"), "matches no layer.*the layers are stem, body, head"),
         (("--rule", "pin body=W5A5"), "leaves no candidate: the candidates are W2A4"),
-        (("--rule", "pin (body=W8A8"), "no regular expression"),
-        (("--rule", "freeze body"), "is no rule: expected 'pin PATTERN=W8A8'"),
+        (("--rule", "pin (body=W8A8"), "not a regular expression"),
+        (("--rule", "freeze body"), "is not a valid rule: expected 'pin PATTERN=W8A8'"),
         (("--rule", "exclude .*"), "Every layer is excluded"),
         (("--budget", "size_bytes=10"), "size_bytes=10 cannot be met.*Raise"),
         (("--budget", "memory=10k"), "unknown cost. Expected one of size_bytes"),
         (("--budget", "size_bytes=much"), "cannot be read: expected a number"),
-        (("--budget", "size_bytes"), "is no budget: expected NAME=VALUE"),
+        (("--budget", "size_bytes"), "is not a valid budget: expected NAME=VALUE"),
         (("--budget", "size_bytes=W3A3"), "W3A3.*not"),
         (("--budget", "bops=1G", "bops=2G"), "given more than once"),
         (("--metrics", "hessian"), "'hessian' is not in.*gauss_newton, squared_error"),
@@ -271,6 +293,26 @@ def test_sensitivity_refuses_a_data_folder_that_is_gone(run):
 )
 def test_solve_refuses(run, args, match):
     refuses(run, ("solve", run, "--replace", *args), match)
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("solve", "--budget", "size_bytes=much"), 2),
+        (("solve", "--budget", "memory=10k"), 2),
+        (("solve", "--rule", "freeze body"), 2),
+        (("sensitivity", "--w-bits", 17), 2),
+        (("sensitivity", "--w-bits", "four"), 2),
+        (("solve", "--seed", 0, "--seed", 1), 2),
+        (("solve", "--budget", "size_bytes=10kB"), 1),  # without a folder
+    ],
+)
+def test_arguments_that_cannot_be_right_end_with_code_2(tmp_path, args, code):
+    step, *options = args
+    result = jmpq(step, tmp_path / "run", *options)
+    assert result.code == code, result.err
+    assert result.err.startswith("jmpq: ")
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -349,7 +391,7 @@ def test_a_spoilt_plan_is_refused(run, text):
 )
 def test_artifacts_of_version_1_are_refused_by_the_step_to_run_again(run, name, writer, reader):
     rewritten(run / name, lambda record: record.update(version=1))
-    match = f"{name} has schema 'jmpq/.*' version 1; this jmpq reads .* version 3: run "
+    match = f"{name} has schema 'jmpq/.*' version 1; this jmpq reads .* version [34]: run "
     refuses(run, (reader, run), f"{match}`jmpq {writer} .*` again")
 
 
@@ -450,8 +492,8 @@ def test_sensitivities_that_changed_are_noticed(run):
     refuses(run, ("report", run), "made from another .*plan.json.*: run `jmpq evaluate")
 
 
-def test_weights_that_are_gone_are_named(digits_run, tmp_path):
-    shutil.copy(digits_run / "layers.json", tmp_path)
+def test_weights_that_are_gone_are_named(digits, tmp_path):
+    shutil.copy(digits / "layers.json", tmp_path)
     match = f"no weights file {tmp_path}/weights.safetensors"
     refuses(tmp_path, ("sensitivity", tmp_path), match)
 
@@ -534,5 +576,5 @@ def test_wrong_arguments_end_with_code_2(args):
 
 def test_debugging_shows_the_traceback(run, monkeypatch):
     monkeypatch.setenv("JMPQ_DEBUG", "1")
-    with pytest.raises(ValueError, match="no rule"):
+    with pytest.raises(ValueError, match="not a valid rule"):
         jmpq("solve", run, "--rule", "freeze body")

@@ -12,8 +12,8 @@ from jmpq import __version__
 from tests.cli.command import ROOT, finish, jmpq, process
 
 STEPS = (
-    "train", "layers", "sensitivity", "solve", "race", "refine", "floor", "evaluate",
-    "finetune", "export", "report", "demo",
+    "train", "layers", "sensitivity", "latency", "solve", "instance", "race", "refine", "floor",
+    "evaluate", "finetune", "export", "report", "study", "demo",
 )  # fmt: skip
 HELP = """
 import contextlib, io, json, sys

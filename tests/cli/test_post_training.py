@@ -10,7 +10,7 @@ from jmpq.allocation import Allocation
 from jmpq.data.batches import batches
 from jmpq.data.splits import calibration_split
 from jmpq.deploy.measure import Evaluator
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers
 from jmpq.run import RunFolder, network_of
 from jmpq.sensitivity.table import load_arrays, load_sensitivities
 from tests.cli.command import FEW, SMALL, TINY, works

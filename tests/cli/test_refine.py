@@ -91,5 +91,5 @@ def test_what_cannot_be_refined_is_refused(run):
     result = jmpq("floor", run, "--minimize", "watts")
     assert "'watts' is not a cost that adds up over layers" in result.err
     result = jmpq("floor", run, "--max-drop", -200)
-    assert result.code == 1
+    assert result.code == 2
     assert "max_drop=-200.0: give a number of at least 0" in result.err

@@ -12,7 +12,7 @@ from jmpq.data.images import EncodedImages, resized_crop
 from jmpq.data.load import load_dataset
 from jmpq.data.splits import calibration_split
 from jmpq.data.stream import Stream
-from jmpq.zoo.architectures import Preprocessing
+from jmpq.zoo.architectures import PREPROCESSINGS, Preprocessing
 
 RULE = Preprocessing(
     resize=10, crop=8, scale=255.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), origin="tests"
@@ -97,14 +97,27 @@ def test_missing_empty_and_unclassified_images_are_named(tmp_path):
         image_folder(tmp_path, RULE)
     with pytest.raises(ValueError, match=r"'portrait\.png' has no class"):
         image_folder(write(tmp_path / "a", ("portrait.png", "cat/1.png")), RULE)
-    path = write(tmp_path / "b", (), **{"cat/broken.jpg": b"no image"})
-    with pytest.raises(ValueError, match=r"cat/broken\.jpg is not a readable image"):
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"no image", r"is not an image of a known format\. Replace it"),
+        (b"", r"is not an image of a known format"),
+        (png(3)[:45], r"is not a readable image: \w.*\. Replace it, or move it away"),
+    ],
+)
+def test_unreadable_images_are_named_by_their_file(tmp_path, data, match):
+    path = write(tmp_path / "b", (), **{"cat/broken.png": data})
+    with pytest.raises(ValueError, match=rf"b/cat/broken\.png {match}") as raised:
         _ = image_folder(path, RULE).heldout.inputs[np.array([0])]
+    assert "BytesIO" not in str(raised.value)
 
 
 def test_data_sets_of_images_need_a_preprocessing_and_others_have_their_own(tmp_path):
-    with pytest.raises(ValueError, match="say what the network expects, with --preprocessing"):
+    with pytest.raises(ValueError, match="the network expects, with --preprocessing unit") as e:
         load_dataset("image_folder", tmp_path)
+    assert all(f"{name} (" in str(e.value) for name in PREPROCESSINGS)
     with pytest.raises(ValueError, match=r"their own .* network expects 8 by 8 pixels"):
         load_dataset("digits", None, RULE)
     with pytest.raises(ValueError, match="give --data-dir"):
@@ -192,3 +205,51 @@ def test_an_error_beside_the_loop_is_raised_in_it():
     with pytest.raises(ValueError, match="broken"):
         seen.extend(Stream((1,) * 4, make, ahead=2))
     assert seen == [0, 1]
+
+
+def test_a_rule_fits_other_sizes_and_grey():
+    grey = PREPROCESSINGS["unit"].fitted(5, 1)
+    assert (grey.resize, grey.crop, grey.mean, grey.std) == (5, 5, (0.0,), (1.0,))
+    coloured = PREPROCESSINGS["torchvision"].fitted(112, 3)
+    assert (coloured.resize, coloured.crop) == (128, 112)
+    assert PREPROCESSINGS["tensorflow"].fitted(224, 3) == PREPROCESSINGS["tensorflow"]
+    with pytest.raises(ValueError, match=r"mean for each of 3 colours.*one of unit, tensorfl"):
+        PREPROCESSINGS["torchvision"].fitted(8, 1)
+
+
+def test_grey_images_are_the_luma_of_theirs(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(buffer, format="png")
+    path = write(tmp_path / "i", (), **{"cat/1.png": buffer.getvalue(), "dog/.2.png": b"no"})
+    data = image_folder(path, PREPROCESSINGS["unit"].fitted(4, 1))
+    assert data.classes == ("cat",)
+    (batch,) = batches(data.heldout, 1)
+    assert batch.inputs.shape == (1, 4, 4, 1)
+    luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50  # ITU-R 601
+    np.testing.assert_allclose(batch.inputs * 255, luma, atol=1)
+
+
+def test_pixels_of_sixteen_bits_are_refused(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(buffer, format="png")
+    path = write(tmp_path / "i", (), **{"cat/1.png": buffer.getvalue()})
+    with pytest.raises(ValueError, match=r"cat/1\.png .*expected 8 bits a channel"):
+        _ = image_folder(path, RULE).heldout.inputs[np.array([0])]
+
+
+def test_folders_that_are_numbers_in_another_order_are_refused(tmp_path):
+    files = [f"{i}/1.png" for i in range(11)]
+    with pytest.raises(ValueError, match=r"by name '10' comes before '2'.*classes\.txt"):
+        image_folder(write(tmp_path / "a", files), RULE)
+    ten = image_folder(write(tmp_path / "b", files[:10]), RULE)
+    assert ten.guessed
+    assert ten.heldout.labels.tolist() == list(range(10))
+
+
+def test_images_in_parts_and_beside_them_are_refused(tmp_path):
+    files = ("train/cat/1.png", "other/cat/2.png")
+    match = r"'train/cat/1\.png' lies in the part 'train' and 'other/cat/2\.png' in none"
+    with pytest.raises(ValueError, match=match):
+        image_folder(write(tmp_path / "a", files), RULE)
+    trains = image_folder(write(tmp_path / "b", ("train/1.png", "car/2.png")), RULE)
+    assert trains.classes == ("car", "train")

@@ -16,7 +16,8 @@ from jmpq.data.dataset import Normalization, whole_split
 from jmpq.deploy.finetune import FinetuneConfig, finetune
 from jmpq.devices import device_mesh
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.training.loop import TrainConfig
 

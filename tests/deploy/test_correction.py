@@ -11,14 +11,9 @@ from jmpq.data.batches import Batch
 from jmpq.deploy.correction import corrected_logits, find_corrections, output_moments
 from jmpq.deploy.measure import Evaluator
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import (
-    Quantizers,
-    calibrate_activations,
-    calibrate_weights,
-    quantize_kernel,
-    quantized_logits,
-    quantized_output,
-)
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.fake_quant import quantize_kernel, quantized_logits, quantized_output
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.training.losses import cross_entropy
 from tests import helpers

@@ -21,17 +21,15 @@ from jmpq.deploy.finetuned import Finetuned, load_finetuned, save_finetuned
 from jmpq.deploy.measure import Evaluator
 from jmpq.formats import Choice
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import (
-    Quantizers,
-    calibrate_weights,
-    quantize_kernel,
-    quantized_logits,
-)
-from jmpq.quantizers.spec import KernelSpec
+from jmpq.quantizers.calibrate import calibrate_quantizers, calibrate_weights
+from jmpq.quantizers.fake_quant import quantize_kernel, quantized_logits
+from jmpq.quantizers.scales import Quantizers
+from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.quantizers.uniform import code_range
 from jmpq.training.loop import TrainConfig
 from jmpq.training.losses import cross_entropy, kl_divergence
 from jmpq.zoo.tensor_files import save_tensors, weights_sha256
+from tests.cli.networks import pixels
 from tests.deploy.finetuning import BITS, SHORT, Small, allocation_of, inputs, run, small, toy
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -200,6 +198,27 @@ def test_distillation_alone_does_not_look_at_labels(made):
     assert (found[0] != found[1]).all()
 
 
+def test_distillation_leaves_out_positions_that_do_not_count():
+    """Two quarters of an image, by hand: the mean over the positions of each example."""
+    network = pixels()
+    weights = calibrate_weights(network, KernelSpec(clipping="minmax"), (2,), [])
+    scales = Quantizers(weights=weights, activations=None)
+    config = dataclasses.replace(SHORT, distillation=1.0, temperature=2.0, method="ste")
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1), jnp.float32)
+    labels = np.array([[[0, -1], [-1, 3]], [[-1, 1], [2, 5]]], np.int32)
+    bits = (2, 2, 2), (32, 32, 32)
+    fixed, state = start(network, scales, *bits, config, x, 0, 4)
+    z = np.asarray(network.logits(x), np.float64) / 2
+    q = quantized_logits(network, scales, *map(jnp.array, bits), x)
+    q = np.asarray(q, np.float64) / 2
+    log_p, log_q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (z, q))
+    each = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    by_hand = (each[0, [0, 1], [0, 1]].mean() + each[1, [0, 1, 1], [1, 0, 1]].mean()) / 2
+    got = mean_loss(state["learned"], fixed, x, jnp.asarray(labels), network.logits(x), config)
+    np.testing.assert_allclose(got, 4 * by_hand, rtol=1e-5)
+    assert abs(4 * each.mean() - got) > 0.01 * got
+
+
 def test_bfloat16_products_stay_near_and_parameters_float32(made):
     config = dataclasses.replace(SHORT, dtype="bfloat16")
     found, exact = run(config, **made), run(**made)
@@ -286,6 +305,18 @@ def test_a_saved_network_is_the_same_when_read(tmp_path, grid):
     q = np.asarray(found.logits(toy().normalization(toy().inputs)))
     kl = jax.vmap(kl_divergence)(jnp.asarray(q), jnp.asarray(z)).mean()
     assert a.kl == pytest.approx(float(kl), rel=1e-3)
+
+
+def test_scales_of_the_stream_are_learned_and_kept(tmp_path):
+    network, _ = small(activations=False)
+    spec = InputSpec(clipping="minmax", placement="stream")
+    found = calibrate_quantizers(network, (2, 4), (4, 8), [inputs()], activations=spec)
+    tuned = run(network=network, quantizers=found, bits=((4, 4), (8, 4)))
+    before, after = (float(q.stream.scale[0][0, 0]) for q in (found, tuned.quantizers))
+    assert 1e-5 < abs(after / before - 1) < 0.5
+    save_finetuned(path := tmp_path / "tuned.safetensors", tuned, architecture="small")
+    read = load_finetuned(path, network)
+    np.testing.assert_allclose(read.logits(inputs()), tuned.logits(inputs()), rtol=1e-6)
 
 
 def test_files_that_do_not_fit_are_refused(made, tmp_path):

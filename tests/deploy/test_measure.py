@@ -12,10 +12,11 @@ import scipy.special
 from jmpq.allocation import Allocation
 from jmpq.data.batches import Batch
 from jmpq.deploy import measure as measured
-from jmpq.deploy.measure import Evaluator, among
+from jmpq.deploy.measure import Evaluator, among, greatest
 from jmpq.formats import Choice
 from jmpq.journal import Journal
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from tests import helpers
 
@@ -128,6 +129,15 @@ def test_label_among_the_greatest_logits_is_that_of_a_stable_sort():
         got = among(jnp.asarray(logits), jnp.asarray(labels), count)
         np.testing.assert_array_equal(got, want)
     assert not among(jnp.full((1, 3), jnp.nan), jnp.array([0]), 5).any()
+
+
+def test_greatest_logit_is_that_of_argmax_where_logits_are_finite():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 4, (3, 50, 8)).astype(float)  # many are equal
+    want = logits.argmax(axis=-1)
+    logits[0, :5, 2] = np.nan
+    want[0, :5] = 8  # no class
+    np.testing.assert_array_equal(greatest(jnp.asarray(logits)), want)
 
 
 def test_float_outcome_loses_nothing(network, quantizers):

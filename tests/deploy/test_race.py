@@ -7,7 +7,8 @@ import pytest
 from jmpq.data.batches import Batch
 from jmpq.deploy.measure import Evaluator
 from jmpq.deploy.race import _may_be_best, race
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from tests import helpers
 

@@ -10,12 +10,9 @@ from jmpq.data.dataset import TrimPadding, whole_split
 from jmpq.deploy.similarity import SimilarityEvaluator, outcome_of
 from jmpq.formats import Choice
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import (
-    Quantizers,
-    calibrate_activations,
-    calibrate_weights,
-    quantized_logits,
-)
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.fake_quant import quantized_logits
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.zoo.bert import Bert
 from tests import helpers

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from experiments.attention import attention_divergence
+from experiments.bert.attention import attention_divergence
 from jmpq.zoo.bert import Bert, attention_weights
 from tests.zoo.bert_reference import TINY, tokens
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.iqp_rivals import Linearized, convex_bound, linearized_bound
+from experiments.quadratic.iqp_rivals import Linearized, convex_bound, linearized_bound
 from jmpq.problem import problem_of
 from jmpq.solvers import BranchAndBound, LocalSearch, lp_bound
 from jmpq.solvers.quadratic.row_bound import row_bound

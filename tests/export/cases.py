@@ -23,12 +23,12 @@ def images(seed=3, batch=8):
     return helpers.images(seed, batch, jnp.float32)[0]
 
 
-def quantizers(spec, w_bits, a_bits=(32,), activations=InputSpec(), of=None):
+def quantizers(spec, w_bits, a_bits=(32,), activations=InputSpec(), of=None, inputs=None):
     return calibrate_quantizers(
         of or network(),
         w_bits,
         a_bits,
-        [images(s) for s in (1, 2)],
+        inputs or [images(s) for s in (1, 2)],
         weights=spec,
         activations=activations,
     )

@@ -19,6 +19,7 @@ from tests.export import cases
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
 
+from jmpq.export import check  # noqa: E402
 from jmpq.export.check import onnx_runner  # noqa: E402
 from jmpq.export.onnx_graph import OnnxOptions, onnx_model, save_onnx  # noqa: E402
 from jmpq.export.onnx_values import NotExportable  # noqa: E402
@@ -69,6 +70,8 @@ MIXED = {
         (3, 9),
         (8, 10),
     ),
+    "stream": (KernelSpec(), InputSpec(placement="stream"), (4, 8), (8,)),
+    "few_bits": (KernelSpec(), InputSpec(placement="stream"), (8,), (4, 8)),
     "columns": (
         KernelSpec(grid="half", granularity="group", group_size=1, along="columns"),
         InputSpec(),
@@ -78,10 +81,13 @@ MIXED = {
 }
 
 
+@pytest.mark.parametrize("overflows", [False, True])
 @pytest.mark.parametrize(
     ("name", "case"), [*(("cnn", case) for case in MIXED), ("bert_tiny", "mixed")]
 )
-def test_codes_are_bit_exact_and_classes_agree(name, case):
+def test_codes_are_bit_exact_and_classes_agree(name, case, overflows, monkeypatch):
+    # On such processors onnxruntime is told to replace signed kernels by unsigned ones.
+    monkeypatch.setattr(check, "overflows", lambda cpuinfo, machine: overflows)
     network, inputs = NETWORKS[name]()
     spec, activations, w_bits, a_bits = MIXED[case]
     arrays = jax.tree.map(jnp.asarray, inputs)
@@ -106,6 +112,39 @@ def test_codes_are_bit_exact_and_classes_agree(name, case):
     assert (got.argmax(1) == want.argmax(1)).all()
     assert np.abs(got - want).mean() < 5e-3 * np.abs(want).max()
     assert model.opset_import[0].version == (25 if 2 in w_bits else 21)
+
+
+def test_integer_kernels_stand_between_integers_on_the_stream():
+    network = cases.network()
+    names = [layer.name for layer in network.layers]
+    made = {}
+    for placement in ("inputs", "stream"):
+        activations = InputSpec(placement=placement)
+        found = cases.quantizers(KernelSpec(), (8,), (8,), activations)
+        coded = take_codes(network, found, Allocation.uniform(names, Choice(8, 8)))
+        made[placement] = onnx_model(coded).graph.node
+    assert outputs_in_integers(made["stream"]) == {"Conv": [True] * 3, "Add": [True]}
+    # the first convolution is read by the addition too, which takes floats
+    assert outputs_in_integers(made["inputs"]) == {"Conv": [False, True, False], "Add": [False]}
+
+
+def outputs_in_integers(nodes):
+    """Of convolutions and sums: whether all data comes from integers and all goes to them."""
+    made = {name: node for node in nodes for name in node.output}
+    readers = {name: [n for n in nodes if name in n.input] for name in made}
+
+    def goes(node):
+        following = readers[node.output[0]]
+        if [n.op_type for n in following] == ["Relu"]:
+            return goes(following[0])
+        return {n.op_type for n in following} == {"QuantizeLinear"}
+
+    def comes(node):
+        count = 1 if node.op_type == "Conv" else 2
+        return all(made[name].op_type == "DequantizeLinear" for name in node.input[:count])
+
+    kinds = {kind: [n for n in nodes if n.op_type == kind] for kind in ("Conv", "Add")}
+    return {k: [goes(n) and comes(n) for n in some] for k, some in kinds.items()}
 
 
 def stored(model):
@@ -178,3 +217,68 @@ def test_pooling_and_joined_channels_are_written():
     x = jax.random.normal(jax.random.key(1), (5, 7, 7, 2), jnp.float32)
     want = np.asarray(jax.jit(network.logits)(x))
     np.testing.assert_allclose(run(onnx_model(unquantized(network)), x), want, atol=1e-4)
+
+
+class Shortcut(nn.Module):
+    """A convolution and a shortcut without parameters: every other position, more channels."""
+
+    sides: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), name="stem")(x))
+        skipped = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), self.sides))
+        x = nn.relu(nn.Conv(8, (3, 3), (2, 2), name="conv")(x) + skipped)
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(("bits", "sides"), [(8, (2, 2)), (5, (1, 3))])
+def test_shortcuts_and_means_stay_integers_on_the_stream(bits, sides):
+    module, example = Shortcut(sides), jnp.zeros((1, 7, 7, 2), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        variables = module.init(jax.random.key(0), example)
+    network = Network.from_linen(module, variables, example)
+    x = jax.random.normal(jax.random.key(1), (5, 7, 7, 2), jnp.float32)
+    want = np.asarray(jax.jit(network.logits)(x))
+    floats = onnx_model(unquantized(network))
+    np.testing.assert_allclose(run(floats, x), want, atol=1e-4)
+    kinds = [node.op_type for node in floats.graph.node]
+    assert {"Pad", "Slice", "GlobalAveragePool"} < {*kinds}
+    assert not {"Div", "Mul"} & {*kinds}
+
+    activations = InputSpec(placement="stream")
+    found = jmpq.calibrate_quantizers(
+        network, (8,), (bits,), [x], weights=KernelSpec(), activations=activations
+    )
+    names = [layer.name for layer in network.layers]
+    allocation = Allocation.uniform(names, Choice(8, bits))
+    model = onnx_model(take_codes(network, found, allocation))
+    arrays = map(jnp.asarray, bit_arrays(names, [allocation])[0])
+    want = np.asarray(jax.jit(corrected_logits)(network, found, *arrays, x, {}))
+    assert np.abs(run(model, x) - want).mean() < 5e-3 * np.abs(want).max()
+    kinds = [node.op_type for node in model.graph.node]
+    assert not {"Pad", "Slice"} & {*kinds}
+    assert kinds.count("Conv") == 3
+
+
+class ClassToken(nn.Module):
+    """A learned token in front of the positions of every example."""
+
+    @nn.compact
+    def __call__(self, x):
+        token = self.param("token", nn.initializers.normal(1.0), (1, 1, x.shape[-1]))
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, x.shape[-1])), x], axis=1)
+        return nn.Dense(3, name="head")(x.reshape(len(x), -1))
+
+
+def test_a_token_is_repeated_for_every_example():
+    module, example = ClassToken(), jnp.zeros((1, 3, 4), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        variables = module.init(jax.random.key(0), example)
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
+    network = Network.from_linen(module, variables, example)
+    model = onnx_model(unquantized(network))
+    for count in (1, 5):
+        x = jax.random.normal(jax.random.key(1), (count, 3, 4), jnp.float32)
+        want = np.asarray(jax.jit(network.logits)(x))
+        np.testing.assert_allclose(run(model, x), want, atol=1e-5)

@@ -36,20 +36,27 @@ def logits(network, found, allocation, inputs, corrections=None):
 
 
 @pytest.mark.parametrize(
-    ("spec", "allocation"),
+    ("spec", "allocation", "placement"),
     [
-        (KernelSpec(), MIXED),
-        (KernelSpec(grid="affine", rounding="gptq"), MIXED),
-        (KernelSpec(grid="half", granularity="tensor"), PARTLY),
-        (KernelSpec(grid="affine", granularity="group", group_size=1), PARTLY),
-        (KernelSpec(), Allocation({})),
+        (KernelSpec(), MIXED, "inputs"),
+        (KernelSpec(grid="affine", rounding="gptq"), MIXED, "inputs"),
+        (KernelSpec(grid="half", granularity="tensor"), PARTLY, "inputs"),
+        (KernelSpec(grid="affine", granularity="group", group_size=1), PARTLY, "stream"),
+        (KernelSpec(), MIXED, "stream"),
+        (KernelSpec(), Allocation({}), "inputs"),
     ],
-    ids=["mixed", "gptq", "tensor", "groups", "float"],
+    ids=["mixed", "gptq", "tensor", "groups", "stream", "float"],
 )
-def test_payload_is_size_bytes_and_logits_are_those_of_evaluation(spec, allocation, tmp_path):
+def test_payload_is_size_bytes_and_logits_are_those_of_evaluation(
+    spec, allocation, placement, tmp_path
+):
     network, inputs = cases.network(), cases.images()
     widths = sorted({c.w_bits for c in allocation.values()} - {32})
-    found = cases.quantizers(spec, widths, (3, 4, 8), InputSpec(granularity="channel"))
+    stream = placement == "stream"
+    activations = InputSpec(
+        granularity="tensor" if stream else "channel", placement=placement, int32_biases=stream
+    )
+    found = cases.quantizers(spec, widths, (3, 4, 8), activations)
     path = tmp_path / "net.safetensors"
     coded = take_codes(network, found, allocation)
     written = save_packed(path, coded)

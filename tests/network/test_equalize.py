@@ -8,7 +8,8 @@ import pytest
 
 from jmpq.network.equalize import equalization_pairs, equalize_ranges, without_caps
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import calibrate_weights, quantize_params
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.fake_quant import quantize_params
 from jmpq.quantizers.spec import KernelSpec
 
 

@@ -10,7 +10,8 @@ from flax import nnx
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
 from jmpq.network.patches import input_rows
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.taylor import EmpiricalFisher

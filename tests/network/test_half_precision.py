@@ -10,10 +10,11 @@ from jmpq.deploy.measure import Evaluator
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.quantizers.uniform import fake_quantize, scale_of_range
 from jmpq.sensitivity.analyse import analyse
+from jmpq.sensitivity.logits.measure import measure_superposed
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.metrics.by_name import make_metric
 from jmpq.sensitivity.moves import MoveNetwork
@@ -144,14 +145,14 @@ def test_losses_are_near_those_of_the_float32_copy(pair, data, name):
 def test_logit_changes_are_stored_as_float32(pair, data, tmp_path):
     network = pair[0]
     moves = MoveNetwork(network=network, quantizers=quantizers(network, data))
-    found = Superposed.measure(
+    found = measure_superposed(
         moves, [data], choice_grid(W_BITS, A_BITS), partial=tmp_path / "p"
     )
     found.save(tmp_path / "superposed.npz")
     loaded = Superposed.load(tmp_path / "superposed.npz")
     assert loaded.changes.dtype == np.float32
     np.testing.assert_array_equal(loaded.changes, found.changes)
-    again = Superposed.measure(
+    again = measure_superposed(
         moves, [data], choice_grid(W_BITS, A_BITS), partial=tmp_path / "p"
     )
     np.testing.assert_array_equal(again.changes, found.changes)

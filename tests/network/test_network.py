@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jmpq.network.equalize import equalization_pairs
 from jmpq.network.layers import layers_from_json, layers_to_json
 from jmpq.network.network import Network
 from jmpq.network.walk import bind
@@ -385,6 +386,49 @@ def test_the_hash_of_the_code_tells_what_is_computed_whatever_the_weights():
     assert code == code_of(lambda x: jax.nn.relu(x))  # written in another way
     others = [code_of(jax.nn.gelu), code_of(jnp.tanh), code_of(jax.nn.relu, shift=1.0)]
     assert len({code, *others}) == 4
+
+
+def test_a_network_that_needs_values_is_told_so():
+    """Stochastic depths that are spread by ``.item()``, as in a public ConvNeXt."""
+    asked = [
+        lambda p, x: (x @ p["w"]) * jnp.linspace(0, 1, 3)[1].item(),
+        lambda p, x: x @ p["w"] if (p["w"] > 0).all() else x,
+        lambda p, x: (x @ p["w"]) * np.asarray(p["w"]).max(),
+        lambda p, x: (x @ p["w"])[x[:, 0] > 0],
+    ]
+    for apply in asked:
+        with pytest.raises(
+            ValueError, match=r"cannot be traced .*jax.jit fails on it too.*NumPy"
+        ):
+            Network.from_function(apply, {"w": jnp.ones((4, 4))}, jnp.ones((1, 4)))
+
+
+def test_patterns_of_a_shell_are_answered_by_regular_expressions():
+    params = {"a": {"w": jnp.ones((4, 4))}, "b": {"w": jnp.ones((4, 4))}}
+    apply = lambda p, x: x @ p["a"]["w"] @ p["b"]["w"]  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"ignore='a/\*' .*It is a regular expression: 'a/.\*'"
+    ):
+        Network.from_function(apply, params, jnp.ones((1, 4)), ignore=["a/*"])
+
+
+def test_a_function_may_close_over_a_random_key():
+    """As a module of Equinox does that is called with one, also where nothing is random."""
+
+    def network(seed):
+        key = jax.random.key(seed)
+
+        def apply(params, x):
+            noise = jax.random.normal(key, (x.shape[1],), x.dtype)
+            hidden = jax.nn.relu((x + 0.0 * noise[None]) @ params["a"])
+            return hidden @ params["b"]
+
+        params = {"a": jnp.ones((4, 3)), "b": jnp.ones((3, 2))}
+        return Network.from_function(apply, params, jnp.ones((1, 4)))
+
+    assert network(0).code_sha256 == network(0).code_sha256 != network(1).code_sha256
+    assert equalization_pairs(network(0)) == [("a", "b")]
+    np.testing.assert_allclose(network(0).logits(jnp.ones((2, 4))), 12.0)
 
 
 def test_a_batch_of_one_is_traced_otherwise_and_evaluated_alike():

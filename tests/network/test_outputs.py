@@ -52,7 +52,7 @@ def test_one_array_is_analysed_and_the_rest_is_left_out(function, output, chosen
             None,
             r"2 arrays: 0 \(3, 3\), 1 \(3, 2\).*output='0'.*--output 0",
         ),
-        (lambda a, b: {"logits": a, "z": b}, None, "output='logits', on the command line"),
+        (lambda a, b: {"logits": a, "z": b}, None, r"from_linen\(..., output='logits'\)"),
         (lambda a, b: (a, b), 2, r"output='2' is not there: the network returns 0 \(3, 3\)"),
         (lambda a, b: {"h": (a, b)}, "h", "output='h' is 2 arrays.*Choose one of these names"),
         (lambda a, b: a, "logits", r"returns one array \(3, 3\). Leave `output` out"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jmpq.network.network import Network
-from jmpq.network.ties import architecture_ties
+from jmpq.network.ties import architecture_ties, nearest_layers
 from jmpq.zoo.architectures import build_module
 from jmpq.zoo.decoder import Decoder, DecoderConfig, example_ids
 
@@ -158,3 +158,25 @@ def test_other_convolutions_are_not_depthwise(groups):
             return nn.Conv(2, (1, 1), name="b")(x).mean((1, 2))
 
     assert architecture_ties(untrained(Grouped(), 5, 5, 4))["depthwise"] == []
+
+
+def test_a_layer_reads_the_nearest_ones_before_it():
+    """Of a residual stream the last outputs that were added; of a concatenation all."""
+
+    def named(network):
+        names = [layer.name for layer in network.layers]
+        return {(names[one], names[other]) for one, other in nearest_layers(network)}
+
+    pairs = named(untrained(build_module("resnet18", 3), 32, 32, 3))
+    assert ("layer1/0/conv1", "layer1/0/conv2") in pairs
+    assert {a for a, b in pairs if b == "layer1/1/conv1"} == {"layer1/0/conv2"}
+    assert {a for a, b in pairs if b == "layer2/1/conv1"} == {
+        "layer2/0/conv2",
+        "layer2/0/downsample/0",
+    }
+    assert {a for a, b in pairs if b == "layer2/0/downsample/0"} == {"layer1/1/conv2"}
+    pairs = named(untrained(build_module("squeezenet1_1", 3), 32, 32, 3))
+    assert {a for a, b in pairs if b == "features/4/squeeze"} == {
+        "features/3/expand1x1",
+        "features/3/expand3x3",
+    }

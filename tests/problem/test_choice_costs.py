@@ -22,17 +22,17 @@ def test_labels_are_read_and_written(text):
     assert str(choice) == choice.label
 
 
-@pytest.mark.parametrize("text", ["", "4", "W4 A8", "A8", "W4A", "int4"])
+@pytest.mark.parametrize("text", ["", "4", "W4 A8", "A8", "W4A", "int17"])
 def test_a_wrong_label_is_refused(text):
-    with pytest.raises(ValueError, match="is no choice of bits"):
+    with pytest.raises(ValueError, match="is not a choice of bits"):
         Choice.parse(text)
 
 
 @pytest.mark.parametrize("bits", [0, 17, 31, 33, -1])
 def test_impossible_bits_are_refused(bits):
-    with pytest.raises(ValueError, match=r"w_bits=.* is no bit-width"):
+    with pytest.raises(ValueError, match=r"w_bits=.* is not a bit-width"):
         Choice(bits)
-    with pytest.raises(ValueError, match=r"a_bits=.* is no bit-width"):
+    with pytest.raises(ValueError, match=r"a_bits=.* is not a bit-width"):
         Choice(4, bits)
 
 
@@ -137,7 +137,7 @@ def test_costs_are_written_with_their_unit():
 
 
 def test_cost_errors_say_what_is_expected():
-    for name in ("activation_bytes", "latency_s"):
+    for name in ("activation_bytes", "energy_pj"):
         with pytest.raises(ValueError, match=rf"'{name}' is not a cost that adds up.*size_by"):
             additive_cost(name)
     with pytest.raises(ValueError, match="scales of 5 layers, the table has 2"):

@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ from jmpq.problem import (
     Overhead,
     Pin,
     build_problem,
-    load_problem,
     problem_of,
-    save_problem,
     solution_from_columns,
 )
 from jmpq.problem.interactions import least_with_interactions
@@ -149,49 +146,6 @@ def test_entries_that_are_not_allowed_may_be_anything():
     assert np.isfinite(problem.reduced(interactions=True).interactions).all()
     solution = solution_from_columns(problem, columns, bound=-np.inf, solver="", wall_s=0.0)
     assert -np.inf < solution.bound <= solution.loss
-
-
-@pytest.mark.parametrize("name", ["tied", "forbidden", "two_budgets"])
-def test_a_saved_problem_comes_back(name, tmp_path):
-    problem = QUADRATIC[name]
-    for saved in (problem, problem.separable()):
-        save_problem(tmp_path / "p.npz", saved)
-        loaded = load_problem(tmp_path / "p.npz")
-        for field in dataclasses.fields(saved):
-            want, got = getattr(saved, field.name), getattr(loaded, field.name)
-            if field.name == "costs":
-                assert list(want) == list(got)
-                want, got = list(want.values()), list(got.values())
-            np.testing.assert_equal(got, want)
-    assert problem.separable().interactions is None
-
-
-def test_a_file_that_is_no_problem_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        load_problem(tmp_path / "none.npz")
-    (tmp_path / "text.npz").write_text("nothing")
-    with pytest.raises(ValueError, match="is no problem file: write it with save_problem"):
-        load_problem(tmp_path / "text.npz")
-    header = '{"schema": "jmpq/problem", "version": 0}'
-    np.savez(tmp_path / "old.npz", header=np.array(header))
-    with pytest.raises(ValueError, match="version 0; this jmpq reads jmpq/problem version 2"):
-        load_problem(tmp_path / "old.npz")
-
-
-def test_a_problem_that_was_changed_is_refused(tmp_path):
-    path = tmp_path / "p.npz"
-    save_problem(path, QUADRATIC["two_budgets"])
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    header = json.loads(str(arrays["header"]))
-    other = np.array(json.dumps(header | {"budgets": dict.fromkeys(header["budgets"], 1.0)}))
-    for name, value in (("losses", 2 * arrays["losses"]), ("header", other)):
-        np.savez(path, **(arrays | {name: value}))
-        named = "budgets" if name == "header" else name
-        with pytest.raises(
-            ValueError, match=rf"changed after it was written \({named}\): write"
-        ):
-            load_problem(path)
 
 
 def test_the_gap_is_measured_on_the_larger_of_loss_and_bound():

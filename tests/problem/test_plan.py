@@ -127,7 +127,7 @@ def test_a_planned_solution_says_who_did_what():
             "version 1; this jmpq reads 'jmpq/plan' version 3: run `jmpq solve .*` again",
         ),
         ({"extra": 1}, "the plan has unknown fields: extra"),
-        ({"choices": ["4"]}, "is no choice of bits"),
+        ({"choices": ["4"]}, "is not a choice of bits"),
         ({"layers": ["a"]}, "disagree on layers: b"),
         ({"budgets": {"bops": {"limit": 1}}}, "budget 'bops' lacks asked, least, most"),
         ({"allocations": [{"name": "x"}]}, "allocation 'x' lacks role, allocation, costs"),
@@ -141,7 +141,7 @@ def test_a_planned_solution_says_who_did_what():
                     {"name": "x", "role": "random", "allocation": {"a": "4"}, "costs": {}}
                 ]
             },
-            "allocation 'x': Layer 'a': '4' is no choice of bits",
+            "allocation 'x': Layer 'a': '4' is not a choice of bits",
         ),
         (
             {"allocations": 3},

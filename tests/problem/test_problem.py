@@ -138,8 +138,8 @@ def test_a_uniform_budget_by_weights_alone():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bops", "is no budget: expected NAME=VALUE"),
-        ("bops=", "is no budget"),
+        ("bops", "is not a valid budget: expected NAME=VALUE"),
+        ("bops=", "is not a valid budget"),
         ("bops=many", "cannot be read: expected a number.*0.13x.*40%.*W4A4"),
         ("bops=12XB", "cannot be read"),
         ("bops=-1", "finite and not negative"),
@@ -252,6 +252,30 @@ def test_evaluate_refuses_a_forbidden_choice():
         problem.evaluate(np.array([0, 0]))
     with pytest.raises(ValueError, match=r"'b' is not named by .*: expected one of W1, W2"):
         problem.columns(Allocation({"a": Choice(1)}))
+
+
+def test_a_forbidden_choice_names_the_rule_or_the_budget_that_forbids_it():
+    problem = built(["pin head=W8A8", "allow stem.*=A8"])
+    for choice, match in (
+        (Choice(4, 8), "'head' may not take W4A8: it allows W8A8, by the rule 'pin head=W8A8'"),
+        (Choice(8, 4), r"'stem/conv' may not take W8A4: .*by the rule 'allow stem.\*=A8'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            problem.evaluate(Allocation.uniform(NAMES, choice))
+    peak = built(budgets=["activation_bytes=0%"])
+    with pytest.raises(ValueError, match=r"may not take .*, by the budget on activation_bytes"):
+        peak.evaluate(Allocation.uniform(NAMES, Choice(8, 8)))
+
+
+def test_a_budget_that_does_not_bind_says_what_is_possible():
+    most = reference_costs(dict.fromkeys(NAMES, Choice(8, 8)), OVERHEAD, 7)["size_bytes"]
+    says = f"not binding: at most {most} possible"
+    for budget in ("size_bytes=120%", "size_bytes=1MB", "size_bytes=W8A8"):
+        problem = built(budgets=[budget])
+        assert problem.room("size_bytes") == says
+        assert says in " ".join(repr(problem).split())
+    least = reference_costs(dict.fromkeys(NAMES, Choice(2, 4)), OVERHEAD, 7)["size_bytes"]
+    assert built(budgets=["size_bytes=99%"]).room("size_bytes") == f"{least} to {most} possible"
 
 
 def solved(columns, bound, **changes):

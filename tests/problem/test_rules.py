@@ -107,17 +107,17 @@ def test_a_tie_with_an_excluded_layer_is_an_error():
 
 @pytest.mark.parametrize("text", ["pin head", "drop head", "", "pin a b=W8", "tie", "exclude"])
 def test_a_line_that_is_no_rule_is_refused(text):
-    with pytest.raises(ValueError, match="is no rule: expected"):
+    with pytest.raises(ValueError, match="is not a valid rule: expected"):
         parse_rule(text)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pin head=8", "is no choice of bits"),
+        ("pin head=8", "is not a choice of bits"),
         ("allow head=W4,,W8", "names no candidates"),
         ("allow head=4", "names no candidates"),
-        ("exclude (head", "is no regular expression"),
+        ("exclude (head", "is not a regular expression"),
     ],
 )
 def test_a_wrong_part_of_a_rule_is_named(text, message):

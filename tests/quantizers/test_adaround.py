@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jmpq.quantizers.adaround import learn_rounding
-from tests.quantizers.test_gptq import LEAST, MOST, error, layer
+from jmpq.quantizers.rounding.adaround import learn_rounding
+from tests.quantizers.test_gptq import LEAST, LINES, MOST, error, layer
 
 
 def every_rounding(matrix, hessian, scale, least, most):
@@ -24,7 +24,7 @@ def test_learned_rounding_is_near_the_best_of_all(seed):
     matrix, hessian, scale = layer(seed, rows=6, columns=10)
     damping = 0.02
     damped = hessian + damping * np.diag(hessian).mean() * np.eye(10)
-    codes = learn_rounding(matrix, hessian, scale, 0 * scale, LEAST, MOST, damping=damping)
+    codes = learn_rounding(matrix, hessian, scale, 0 * scale, LINES, damping=damping)
     exact = matrix / scale
     assert ((codes == np.floor(exact)) | (codes == np.floor(exact) + 1)).all()
     assert (codes >= LEAST).all()
@@ -47,5 +47,5 @@ def test_independent_inputs_and_dead_ones_are_rounded_to_nearest():
     matrix, _, scale = layer(1, columns=6)
     plain = np.clip(np.round(matrix / scale), LEAST, MOST)
     for hessian in (np.diag(np.arange(6.0)), np.zeros((6, 6))):
-        codes = learn_rounding(matrix, hessian, scale, 0 * scale, LEAST, MOST, steps=50)
+        codes = learn_rounding(matrix, hessian, scale, 0 * scale, LINES, steps=50)
         np.testing.assert_array_equal(codes, plain)

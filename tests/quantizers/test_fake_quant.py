@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import (
-    Quantizers,
+from jmpq.quantizers.calibrate import (
     calibrate_activations,
+    calibrate_quantizers,
     calibrate_weights,
     check_inputs,
-    quantized_logits,
 )
+from jmpq.quantizers.fake_quant import quantized_logits
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from tests import helpers
 

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from jmpq.quantizers import gptq
-from jmpq.quantizers.gptq import round_by_hessian
+from jmpq.quantizers.rounding import gptq
+from jmpq.quantizers.rounding.code_lines import CodeLines
+from jmpq.quantizers.rounding.gptq import round_by_hessian
 
 BITS = (2, 4)
 LEAST = np.array([-1.0, -7.0])[:, None, None]
 MOST = -LEAST
+LINES = CodeLines.integers(LEAST, MOST)
 
 
 def layer(seed, rows=5, columns=12, examples=40):
@@ -45,7 +47,7 @@ def textbook(matrix, hessian, scale, least, most):
 def test_codes_are_those_of_the_textbook_or_plain_rounding(seed, block, monkeypatch):
     monkeypatch.setattr(gptq, "BLOCK", block)
     matrix, hessian, scale = layer(seed)
-    got = round_by_hessian(matrix, hessian, scale, 0 * scale, LEAST, MOST, damping=0.02)
+    got = round_by_hessian(matrix, hessian, scale, 0 * scale, LINES, damping=0.02)
     damped = hessian + 0.02 * np.diag(hessian).mean() * np.eye(len(hessian))
     plain = np.clip(np.round(matrix / scale), LEAST, MOST)
     want = np.stack(
@@ -63,7 +65,7 @@ def test_codes_are_those_of_the_textbook_or_plain_rounding(seed, block, monkeypa
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_no_row_is_worse_than_plainly_rounded_and_their_sum_is_far_better(seed):
     matrix, hessian, scale = layer(seed, rows=20, columns=30, examples=100)
-    codes = round_by_hessian(matrix, hessian, scale, 0 * scale, LEAST, MOST, damping=1e-6)
+    codes = round_by_hessian(matrix, hessian, scale, 0 * scale, LINES, damping=1e-6)
     plain = np.clip(np.round(matrix / scale), LEAST, MOST)
     found, rounded = (error(matrix, hessian, scale, c) for c in (codes, plain))
     assert (found <= rounded * (1 + 1e-4)).all()
@@ -73,10 +75,10 @@ def test_no_row_is_worse_than_plainly_rounded_and_their_sum_is_far_better(seed):
 def test_independent_inputs_are_rounded_to_nearest():
     matrix, _, scale = layer(1)
     hessian = np.diag(np.arange(12.0))
-    codes = round_by_hessian(matrix, hessian, scale, 0 * scale, LEAST, MOST)
+    codes = round_by_hessian(matrix, hessian, scale, 0 * scale, LINES)
     np.testing.assert_array_equal(codes, np.clip(np.round(matrix / scale), LEAST, MOST))
     nothing = np.zeros((12, 12))
-    codes = round_by_hessian(matrix, nothing, scale, 0 * scale, LEAST, MOST)
+    codes = round_by_hessian(matrix, nothing, scale, 0 * scale, LINES)
     np.testing.assert_array_equal(codes, np.clip(np.round(matrix / scale), LEAST, MOST))
 
 
@@ -84,7 +86,9 @@ def test_two_inputs_by_brute_force():
     """With two columns the second makes up for the first as well as any code can."""
     matrix, hessian = np.array([[0.6, 0.6]]), np.array([[2.0, 0.99], [0.99, 1.0]])
     scale, top = np.ones((1, 1, 1)), np.full((1, 1, 1), 1.0)
-    codes = round_by_hessian(matrix, hessian, scale, 0 * scale, -top, top, damping=0.0)
+    codes = round_by_hessian(
+        matrix, hessian, scale, 0 * scale, CodeLines.integers(-top, top), damping=0.0
+    )
     grid = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"), -1).reshape(9, 1, 1, 2)
     errors = [error(matrix, hessian, scale, c).item() for c in grid]
     np.testing.assert_array_equal(codes, grid[int(np.argmin(errors))])
@@ -93,6 +97,8 @@ def test_two_inputs_by_brute_force():
 
 def test_a_zero_point_shifts_the_codes():
     matrix, hessian, scale = layer(2)
-    plain = round_by_hessian(matrix, hessian, scale, 0 * scale, LEAST, MOST)
-    shifted = round_by_hessian(matrix, hessian, scale, 0 * scale + 9, LEAST + 9, MOST + 9)
+    plain = round_by_hessian(matrix, hessian, scale, 0 * scale, LINES)
+    shifted = round_by_hessian(
+        matrix, hessian, scale, 0 * scale + 9, CodeLines.integers(LEAST + 9, MOST + 9)
+    )
     np.testing.assert_array_equal(shifted, plain + 9)

@@ -3,12 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.fake_quant import (
-    Quantizers,
-    calibrate_activations,
-    calibrate_weights,
-    quantize_kernel,
-)
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.fake_quant import quantize_kernel
 from jmpq.quantizers.learned import (
     MARGIN,
     ScaleRows,
@@ -18,6 +14,7 @@ from jmpq.quantizers.learned import (
     scale_gradients,
     with_rows,
 )
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.quantizers.uniform import fake_quantize
 from tests import helpers
@@ -94,7 +91,7 @@ def calibrated(network, *, bits=(2, 3, 8), activations=False, **spec):
 
 
 def test_gradient_factors_are_those_of_the_paper(network):
-    weights, activations = gradient_factors(
+    weights, activations, _ = gradient_factors(
         network,
         calibrated(network, activations=True, clipping="minmax"),
         (8, 2, 3, 32),
@@ -117,7 +114,7 @@ def test_a_grid_without_a_positive_code_is_refused_by_name(network):
 
 def test_scaled_gradients_leave_the_values():
     rows = ScaleRows((jnp.array([0.1, 0.2]),), (jnp.array([0.3]),))
-    factors = ([0.5], [3.0])
+    factors = ([0.5], [3.0], [])
     same = scale_gradients(rows, factors)
     for got, want in zip(jax.tree.leaves(same), jax.tree.leaves(rows), strict=True):
         np.testing.assert_array_equal(got, want)

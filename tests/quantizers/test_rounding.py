@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 
 from jmpq.network.network import Network
-from jmpq.quantizers import rounding
-from jmpq.quantizers.fake_quant import (
-    Quantizers,
-    calibrate_weights,
-    quantize_kernel,
-    quantized_logits,
-)
-from jmpq.quantizers.gptq import round_by_hessian
-from jmpq.quantizers.layer_hessian import layer_hessians
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.fake_quant import quantize_kernel, quantized_logits
+from jmpq.quantizers.rounding import codes as rounding
+from jmpq.quantizers.rounding.gptq import round_by_hessian
+from jmpq.quantizers.rounding.layer_hessian import layer_hessians
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import KernelSpec
 from tests import helpers
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.quantizers.calibration import calibrate, from_blocks, to_blocks
+from jmpq.quantizers.clipping import calibrate, from_blocks, to_blocks
 from jmpq.quantizers.spec import InputSpec, KernelSpec, check_bits, read_spec
 from jmpq.quantizers.uniform import fake_quantize, round_ste, scale_of_range
 from tests.problem.tables import dense, embedding
@@ -214,7 +214,7 @@ def test_wrong_options_are_refused():
 def test_kernels_and_inputs_have_the_options_that_mean_something_for_them():
     kernels, inputs = ({f.name for f in dataclasses.fields(s)} for s in (KernelSpec, InputSpec))
     assert kernels - inputs == {"along", "rounding"}
-    assert inputs - kernels == {"decay"}
+    assert inputs - kernels == {"decay", "placement", "int32_biases"}
     clippings = [
         set(typing.get_args(s.__annotations__["clipping"])) for s in (KernelSpec, InputSpec)
     ]

@@ -252,6 +252,13 @@ def evaluation(made, plan_sha256, *, seed=2):
                 "top5_sem": 0.0,
                 "agreement": top1,
             }
+    within = [
+        a["name"]
+        for a in made["allocations"]
+        if a["role"] == "solution"
+        and all(a["costs"][cost] <= b["limit"] for cost, b in made["budgets"].items())
+    ]
+    best = min(within, key=lambda name: measured[name]["calibration"]["kl"], default=None)
     return {
         "plan_sha256": plan_sha256,
         "versions": {"jax": "0"},
@@ -277,7 +284,18 @@ def evaluation(made, plan_sha256, *, seed=2):
             for split in SPLITS
         },
         "measured": measured,
-    }
+        "reference": best,
+        "differences": {
+            name: {
+                **{key: found["evaluation"][key] - measured[best]["evaluation"][key]
+                   for key in ("kl", "increase")},
+                "kl_sem": 0.05 * found["evaluation"]["kl"],
+                "increase_sem": 0.05 * found["evaluation"]["kl"],
+            }
+            for name, found in measured.items()
+            if best not in (None, name)
+        },
+    }  # fmt: skip
 
 
 def layer_table(count=20):

@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -12,10 +14,15 @@ from jmpq.report.figure_gap import gap_figure
 from jmpq.report.figure_prediction import prediction_figure
 from jmpq.report.figure_sensitivity import sensitivity_figure
 from jmpq.report.style import (
+    MARKERS,
+    OTHERS,
+    PALETTE,
     NothingToDrawError,
     layer_labels,
     log_limits,
     metric_colors,
+    signed_scale,
+    solver_markers,
     write_svg,
 )
 from tests.report import synthetic_run
@@ -70,6 +77,17 @@ def test_bits_figure_shares_a_row_between_equal_allocations(plan):
     assert "twin" in axes.get_title("left")
 
 
+def test_bits_figure_names_as_many_equal_allocations_as_fit_the_width(plan):
+    first = next(a for a in plan["allocations"] if a["role"] == "solution")
+    twins = [{**first, "name": f"twin{i}", "asked": f"twin{i}"} for i in range(9)]
+    figure = bits_figure({**plan, "allocations": [first, *twins]})
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    title = axes._left_title
+    assert " more   (" in title.get_text()
+    assert title.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_reference_uniform_is_the_largest_within_the_budget(plan):
     reference = reference_uniform(plan)
     assert reference is not None
@@ -83,19 +101,41 @@ def test_weights_only_plans_have_no_activation_marks(plan):
     assert not [line for line in axes.lines if line.get_marker() == "o"]
 
 
-def test_sensitivity_figure_counts_negative_and_zero_losses(found):
+def test_bits_figure_draws_the_bits_of_a_format_not_its_number(plan):
+    labels = ["Wmxfp4Amxfp8_e4m3", "Wint3_g64A8"]
+    names = dict(zip(plan["layers"], itertools.cycle(labels), strict=False))
+    row = dict(plan["allocations"][0], allocation=names)
+    (axes,) = bits_figure({**plan, "allocations": [row]}).axes
+    tops = [bar.get_y() + bar.get_height() for bar in axes.patches[: len(names)]]
+    want = [4 if name == labels[0] else 3 for name in names.values()]
+    np.testing.assert_allclose(np.exp2(tops), want)
+    (marks,) = [line for line in axes.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(np.exp2(marks.get_ydata()), 8)
+
+
+def test_sensitivity_figure_draws_what_was_predicted_signs_and_all(found):
     result = found["gauss_newton"]
     losses = result.losses.copy()
     losses[2, 7], losses[4, 7], losses[5, 7] = -1e-3, 0.0, 0.0  # W8A8
     changed = synthetic_run.sensitivity("gauss_newton", result.layers, losses, result.sem)
-    figure = sensitivity_figure({"gauss_newton": changed})
-    assert texts(figure.axes[0]) == ["1 negative (open), 2 zero (×)"]
-    weights, activations = figure.axes
-    assert weights.get_yscale() == activations.get_yscale() == "log"
-    drawn = {line.get_label(): line for line in weights.lines}["W3A8"]
-    np.testing.assert_array_equal(drawn.get_ydata(), losses[:, 3])
+    weights, activations = sensitivity_figure({"gauss_newton": changed}).axes
+    assert weights.get_yscale() == activations.get_yscale() == "symlog"  # linear around zero
+    for label, column in (("W3A8", 3), ("W8A8", 7)):
+        drawn = {line.get_label(): line for line in weights.lines}[label]
+        np.testing.assert_array_equal(drawn.get_ydata(), losses[:, column])
     labels = [text.get_text() for text in activations.get_legend().get_texts()]
     assert labels == ["W8A4", "W8A8"]
+    positive = sensitivity_figure({"gauss_newton": result}).axes[0]
+    assert positive.get_yscale() == ("log" if (result.losses > 0).all() else "symlog")
+
+
+def test_sensitivity_figure_shows_every_format_of_as_many_bits(found):
+    result = found["gauss_newton"]
+    names = ["Wint4_g64", "Wmxfp4", "W4", "Wnvfp4", "W8", "Wfp8_e4m3", "W3", "W2"]
+    shown = dataclasses.replace(result, choices=tuple(map(Choice.parse, names)))
+    (axes,) = sensitivity_figure({"gauss_newton": shown}).axes
+    drawn = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(drawn) == sorted(names)
 
 
 def test_sensitivity_figure_survives_all_zeros_one_batch_and_110_layers(found):
@@ -157,7 +197,7 @@ def test_accuracy_axis_is_percent_over_megabytes(plan, evaluation):
 def test_gap_figure_sets_greedy_against_the_exact_bound(plan):
     axes = gap_figure(plan).axes[0]
     drawn = {line.get_label(): line for line in axes.lines}
-    exact, greedy = drawn["exact · Gauss–Newton"], drawn["greedy · Gauss–Newton"]
+    exact, greedy = drawn["exact, Gauss–Newton"], drawn["greedy, Gauss–Newton"]
     np.testing.assert_array_equal(exact.get_ydata(), 0.0)
     rows = {a["name"]: a for a in plan["allocations"] if a["metric"] == "gauss_newton"}
     expected = []
@@ -167,6 +207,16 @@ def test_gap_figure_sets_greedy_against_the_exact_bound(plan):
             gap = 100 * (row["predicted_loss"] - best) / row["predicted_loss"]
             expected.append((row["budgets"]["size_bytes"] / 1e6, gap))
     np.testing.assert_allclose(np.column_stack(greedy.get_data()), sorted(expected), atol=1e-9)
+
+
+def test_gap_figure_shows_the_time_of_every_solver(plan):
+    gaps, seconds = gap_figure(plan).axes
+    assert seconds.get_ylabel() == "time (s)"
+    assert seconds.get_yscale() == "log"
+    assert len(seconds.lines) == len(gaps.lines)
+    times = {a["wall_s"] for a in plan["allocations"] if a["asked"] == "greedy"}
+    drawn = {line.get_label(): line for line in seconds.lines}["greedy, Gauss–Newton"]
+    assert set(drawn.get_ydata()) <= {max(t, 1e-6) for t in times}
 
 
 def test_figures_without_data_say_what_is_missing(plan, evaluation):
@@ -206,9 +256,23 @@ def test_known_metrics_keep_their_colour():
     )
 
 
-def test_log_limits_leave_room_for_what_is_not_positive():
-    low, high, rail = log_limits(np.array([1e-3, 1.0, -2.0, 0.0, math.nan]), rail=True)
-    assert low < rail < 1e-3
+def test_no_two_metrics_and_no_two_solvers_look_alike():
+    metrics = [f"m{i}" for i in range(9)]
+    colors = metric_colors(["gauss_newton", "hawq_trace", *metrics])
+    own = [color for color in colors.values() if color != OTHERS]
+    assert len(set(own)) == len(own) == len(PALETTE) - 1
+    markers = solver_markers(["exact", "greedy", "race", "refine", "core", "local_search"])
+    assert len(set(markers.values())) == 6
+    assert markers["exact"] == MARKERS["exact"]
+
+
+def test_an_axis_is_linear_around_zero_only_where_values_reach_it():
+    assert signed_scale(np.array([1e-3, 1.0])) == {"value": "log"}
+    scale = signed_scale(np.array([-1.0, 0.0, 1e-3, 10.0, math.nan]))
+    assert scale["value"] == "symlog"
+    assert 1e-3 < scale["linthresh"] < 1.0
+    low, high = log_limits(np.array([1e-3, 1.0, -2.0, 0.0, math.nan]))
+    assert low < 1e-3
     assert high > 1.0
 
 

@@ -70,3 +70,20 @@ def test_a_folder_made_for_the_lock_is_removed_if_it_stays_empty(tmp_path):
     with writer_lock(tmp_path / "a" / "b", "layers"):
         (tmp_path / "a" / "b" / "layers.json").write_text("{}")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["layers.json"]
+
+
+def test_a_step_that_fails_leaves_no_folder_that_it_made(tmp_path):
+    """Compiled programs alone are no run; beside an artifact they stay."""
+    run_folder = tmp_path / "runs" / "mine"
+    for artifact in (None, "layers.json"):
+        with writer_lock(run_folder, "layers"):
+            (run_folder / "compilations").mkdir()
+            (run_folder / "compilations" / "program").touch()
+            if artifact:
+                (run_folder / artifact).touch()
+        assert run_folder.parent.exists() == (artifact is not None)
+    assert sorted(p.name for p in run_folder.iterdir()) == ["compilations", "layers.json"]
+    (run_folder / "layers.json").unlink()
+    with writer_lock(run_folder, "layers"):  # it was there before: nobody's to remove
+        pass
+    assert [p.name for p in run_folder.iterdir()] == ["compilations"]

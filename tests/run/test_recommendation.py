@@ -40,14 +40,26 @@ def row(kl, *, kl_sem=0.01, top1=0.9):
             "top1": top1, "top1_sem": 0.01}  # fmt: skip
 
 
-def evaluation(measured, *, chance=0.1):
-    """`measured` has (calibration, evaluation) by name."""
+def evaluation(measured, *, chance=0.1, reference=None, sem=0.01):
+    """`measured` has (calibration, evaluation) by name; the first is the reference."""
+    reference = reference or next(iter(measured))
+    kl = {name: both[1]["kl"] for name, both in measured.items()}
+    differences = {
+        name: {
+            "kl": kl[name] - kl[reference], "kl_sem": sem,
+            "increase": None, "increase_sem": None,
+        }
+        for name in measured
+        if name != reference and None not in (kl[name], kl[reference])
+    }  # fmt: skip
     return types.SimpleNamespace(
         float={split: {"loss": 0.3, "top1": 0.95} for split in ("calibration", "evaluation")},
         splits={"calibration": {"examples": 64}, "evaluation":
                 {"examples": 500, "chance": chance}},
         measured={name: dict(zip(("calibration", "evaluation"), both, strict=True))
                   for name, both in measured.items()},
+        reference=reference,
+        differences=differences,
     )  # fmt: skip
 
 
@@ -70,7 +82,7 @@ def test_calibration_examples_choose_and_the_evaluation_split_never_does():
     small = planned("exact/gauss_newton", W4, W2, gauss=0.2, gap=0.0)
     other = planned("search/composed_kl", W2, W4, gauss=0.3)
     measured = {small.name: (row(0.5), row(0.1)), other.name: (row(0.4), row(0.6))}
-    chosen = recommend(plan(small, other), evaluation(measured))
+    chosen = recommend(plan(small, other), evaluation(measured, reference=other.name))
     assert chosen.name == "search/composed_kl"
     assert chosen.measured.kl == 0.6
     assert chosen.runner_up.name == "exact/gauss_newton"
@@ -81,19 +93,30 @@ def test_calibration_examples_choose_and_the_evaluation_split_never_does():
 @pytest.mark.parametrize(
     ("theirs", "verdict", "words"),
     [
-        (0.10 + 0.027, "level", "not distinguishable from the recommended one"),
-        (0.10 + 0.030, "better", "the recommended one is better"),
-        (0.10 - 0.030, "worse", "use uniform/W4 instead"),
+        (0.10 + 0.003, "level", "not distinguishable from the recommended one"),
+        (0.10 + 0.005, "better", "the recommended one is better"),
+        (0.10 - 0.005, "worse", "use uniform/W4 instead"),
     ],
 )
 def test_uniform_is_told_apart_by_two_standard_errors_of_the_difference(theirs, verdict, words):
-    """Errors of 0.01 each: two of the difference are 2 * sqrt(2) * 0.01 = 0.0283."""
+    """Paired by example it is 0.002, where unpaired it would be sqrt(2) * 0.01 = 0.014."""
     mine = planned("exact/gauss_newton", W4, W2, gauss=0.2, gap=0.0)
     measured = {mine.name: (row(0.1), row(0.1)), "uniform/W4": (row(0.2), row(theirs))}
-    chosen = recommend(plan(mine, UNIFORM, LARGE), evaluation(measured))
+    chosen = recommend(plan(mine, UNIFORM, LARGE), evaluation(measured, sem=0.002))
     assert chosen.uniform.name == "uniform/W4"
     assert chosen.uniform.verdict == verdict
     assert words in str(chosen)
+    assert chosen.uniform.difference == pytest.approx(theirs - 0.1)
+    side = "lower" if theirs < 0.1 else "higher"
+    told = f"KL divergence {abs(theirs - 0.1):.3g} ± 0.002 {side} for uniform/W4, paired by"
+    assert told in str(chosen)
+
+
+def test_a_difference_to_another_allocation_than_the_recommended_one_says_nothing():
+    mine = planned("exact/gauss_newton", W4, W2, gauss=0.2, gap=0.0)
+    measured = {mine.name: (row(0.1), row(0.1)), "uniform/W4": (row(0.2), row(0.3))}
+    found = evaluation(measured, reference="uniform/W4")
+    assert recommend(plan(mine, UNIFORM), found).uniform.verdict == "unknown"
 
 
 def test_the_answer_says_which_at_what_cost_how_sure_and_what_uniform_gives():
@@ -109,14 +132,40 @@ def test_the_answer_says_which_at_what_cost_how_sure_and_what_uniform_gives():
     for words in (
         "Use exact/gauss_newton (the same as greedy/gauss_newton)",
         "size 0.3 kB (budget 0.5 kB)",
-        "layers by bits: 1 W2, 1 W4",
+        "Layers by bits of weights (W) and inputs (A): W2 b; W4 a.",
         "top-1 87.50 ± 1.00 %, KL divergence 0.12 ± 0.01 nats, loss increase 0.12 ± 0.01 nats",
         "float network: top-1 95.00 %",
-        "Uniform W4, the best uniform allocation within the budgets: top-1 80.00 ± 1.00 %",
+        "Uniform W4, the best uniform allocation within the budgets (size 0.4 kB): "
+        "top-1 80.00 ± 1.00 %",
         "no allocation within the budgets has a smaller predicted loss by gauss_newton",
     ):
         assert words in text
-    assert 3 <= len(chosen.lines) <= 6
+    assert 3 <= len(chosen.lines) <= 7
+
+
+def test_layers_are_counted_where_they_are_many():
+    many = Allocation({f"layer{i}": W2 if i % 3 else W8 for i in range(13)})
+    chosen = dataclasses.replace(recommend(plan(EXACT)), allocation=many)
+    assert "inputs (A): 8 W2, 5 W8." in str(chosen)
+
+
+def test_a_uniform_allocation_with_other_layers_says_so():
+    pinned = planned("uniform/W4", W4, W8, "baseline", gauss=0.1)
+    text = str(recommend(plan(EXACT, pinned, limit=900.0)))
+    assert "Uniform W4 but for b (W8), the best uniform" in text
+
+
+@pytest.mark.parametrize(
+    ("mine", "words"),
+    [(W2, "which takes 25.0 % less size"), (W4, "which takes no less: use either")],
+)
+def test_level_with_uniform_it_says_what_is_saved(mine, words):
+    first = planned("exact/gauss_newton", W4, mine, gauss=0.2, gap=0.0)
+    other = planned("uniform/W4", W4, W4, "baseline", gauss=0.4)
+    if mine == W4:  # another allocation of the same size
+        first = dataclasses.replace(first, allocation=Allocation({"a": W2, "b": W8}))
+    level = {first.name: (row(0.1), row(0.1)), other.name: (row(0.1), row(0.1))}
+    assert words in str(recommend(plan(first, other), evaluation(level)))
 
 
 def test_a_gap_that_is_left_is_told_in_percent():
@@ -150,7 +199,7 @@ def test_a_destroyed_network_is_named_with_what_to_do(top1, chance, destroyed):
     assert chosen.destroyed == destroyed
     assert ("This network is destroyed" in str(chosen)) == destroyed
     assert chosen.remedy == ("uniform/W8" if destroyed else None)
-    assert len(chosen.lines) <= 6
+    assert len(chosen.lines) <= 7
 
 
 def test_outputs_that_are_not_finite_are_destroyed():

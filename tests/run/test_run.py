@@ -1,35 +1,41 @@
-"""The steps as functions: the README's ten lines, and the command line that does the same."""
+"""The steps as functions: the lines of the guide, and the command line that does the same."""
 
+import contextlib
 import json
-import pathlib
-import re
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from jmpq import run
+from tests import pages
 from tests.cli.command import works
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+PAGE = pages.ROOT / "docs" / "guides" / "steps.md"
 CLOCK = ("content_sha256", "created", "wall_s", "timing", "plan_sha256", "sensitivity_sha256")
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Two run folders: by the README's lines of Python, and by the command line."""
-    folder = tmp_path_factory.mktemp("runs")
-    (code,) = re.findall(
-        r"<!-- run_lines -->\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL
-    )
-    assert len([line for line in code.splitlines() if line]) <= 10
-    names = {"folder": folder / "python"}
+@contextlib.contextmanager
+def as_users_have_it():
+    """JAX without float64 and without the strictness of the other tests."""
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Two run folders: by the guide's lines of Python, and by the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    (code,) = pages.snippets(PAGE)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    names = {"folder": folder / "python"}
+    with as_users_have_it():
         exec(code, names)
     here = folder / "command"
     works("train", here, "--epochs", 1)
@@ -63,6 +69,25 @@ def test_steps_return_what_they_write(both):
     assert written.planned(None) == written.planned(first.name) == first
     assert written.finetuning is None
     assert written.superposed is None
+
+
+def test_differences_to_the_recommended_allocation_are_paired_by_example(both):
+    """Means are those of the outcomes; measured a second time, their errors are the same."""
+    folder, _, _ = both
+    found = run.RunFolder(folder).evaluation
+    kl = {name: rows["evaluation"]["kl"] for name, rows in found.measured.items()}
+    assert found.reference == found.recommendation.name
+    assert set(found.differences) == set(kl) - {found.reference}
+    for name, row in found.differences.items():
+        assert row["kl"] == pytest.approx(kl[name] - kl[found.reference], rel=1e-4, abs=1e-7)
+    plan, other = run.RunFolder(folder).plan, "uniform/W2A4"
+    chosen = {a.name: a.allocation for a in plan.allocations}
+    options = run.Evaluate(examples=100)
+    with as_users_have_it():
+        again = run.measure(folder, [chosen[found.reference], chosen[other]], options)
+    own, others = again.scores[:, 1]
+    error = (others - own).std(ddof=1) / np.sqrt(100)
+    assert found.differences[other]["kl_sem"] == pytest.approx(error, rel=1e-5)
 
 
 def test_steps_are_quiet_unless_somebody_listens(both, capfd):

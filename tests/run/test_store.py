@@ -8,15 +8,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from jax.core import Tracer
 
 from jmpq import run
 from jmpq.deploy.measure import Evaluator
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers
 from jmpq.run.folder import RunFolder
 from jmpq.run.progress import Reporter
 from jmpq.run.steps import sensitivity as step
-from jmpq.sensitivity.logits import superposed
+from jmpq.sensitivity.logits import measure
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.table import load_arrays, load_sensitivities
 
@@ -71,12 +70,13 @@ def folder(first, tmp_path):
 def counts(monkeypatch):
     """Moves whose logits were computed, batches analysed by metric, allocations measured."""
     seen = {"moves": [], "analysed": [], "measured": []}
-    changes, call, terms = superposed._changes, Evaluator.__call__, step.analyse
+    changes, call, terms = measure._changes, Evaluator.__call__, step.analyse
 
-    def count_moves(moves, inputs):
-        if not isinstance(jax.tree.leaves(inputs)[0], Tracer):  # shapes are asked for too
-            seen["moves"].append([(m.kind, m.bits) for m in moves.moves])
-        return changes(moves, inputs)
+    def count_moves(network, quantizers, bits, *others):
+        least = np.asarray(bits).min(axis=(0, 2))  # 32 of the kind that is not moved
+        made = [(kind, b) for kind, b in zip("wa", least.tolist(), strict=True) if b < 32]
+        seen["moves"].append(made)
+        return changes(network, quantizers, bits, *others)
 
     def count_measured(self, allocations, **others):
         seen["measured"] += [a.label for a in allocations]
@@ -86,7 +86,7 @@ def counts(monkeypatch):
         seen["analysed"].append(metric.about.name)
         return terms(moves, metric, *args, **others)
 
-    monkeypatch.setattr(superposed, "_changes", count_moves)
+    monkeypatch.setattr(measure, "_changes", count_moves)
     monkeypatch.setattr(Evaluator, "__call__", count_measured)
     monkeypatch.setattr(step, "analyse", count_analysed)
     return seen
@@ -123,6 +123,10 @@ def test_bits_that_were_added_are_those_of_a_run_that_had_them_from_the_start(fo
         np.testing.assert_allclose(
             one[metric].losses, other[metric].losses, rtol=1e-4, atol=1e-7
         )
+    # Logit changes come from one program for all bit-widths.
+    made, fresh = (Superposed.load(p / "superposed.npz") for p in (folder, tmp_path / "fresh"))
+    np.testing.assert_array_equal(made.changes, fresh.changes)
+    np.testing.assert_array_equal(one["composed"].losses, other["composed"].losses)
 
 
 def test_bits_that_were_there_before_compute_nothing(folder, first, counts):

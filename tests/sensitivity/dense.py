@@ -6,7 +6,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from jmpq.formats import choice_grid
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.moves import MoveNetwork

@@ -23,11 +23,12 @@ from jmpq.deploy.measure import Evaluator
 from jmpq.devices import device_mesh, is_main_process, join_processes
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.batch_memory import Placement, programs_of
-from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.logits.measure import measure_superposed
 from jmpq.sensitivity.metrics.hawq_eigenvalue import EigenSearch, HawqEigenvalue, QBert
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
 from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
@@ -148,7 +149,7 @@ def main(out: str, names: str, sizes: str, *processes: str) -> None:
                 found[f"{kind}/{name}/flops"] = operations(metric, moves, mesh, batches[0])
     moves, batches = small([int(n) for n in sizes.split(",")])
     for kind, mesh in meshes.items():
-        measured = Superposed.measure(moves, batches, CHOICES, mesh=mesh)
+        measured = measure_superposed(moves, batches, CHOICES, mesh=mesh)
         found[f"{kind}/changes"] = measured.changes
         for correct in ("none", "batch_norm"):
             found[f"{kind}/outcomes/{correct}"] = outcomes(moves, batches, correct, mesh)

@@ -8,13 +8,9 @@ from jax.flatten_util import ravel_pytree
 
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import (
-    Quantizers,
-    calibrate_activations,
-    calibrate_weights,
-    quantize_params,
-    quantized_logits,
-)
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.fake_quant import quantize_params, quantized_logits
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.hawq_eigenvalue import EigenSearch, QBert, block_product

@@ -8,7 +8,8 @@ import pytest
 
 from jmpq.data.stream import Stream
 from jmpq.formats import choice_grid
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.quantizers.widths import restricted
 from jmpq.sensitivity import batch_terms

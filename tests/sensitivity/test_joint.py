@@ -10,7 +10,8 @@ from jmpq.allocation import Allocation
 from jmpq.formats import UNQUANTIZED
 from jmpq.sensitivity.logits.composed import Composed
 from jmpq.sensitivity.logits.joint_predictors import JointPredictor, Quadratic
-from jmpq.sensitivity.logits.superposed import PredictedLoss, Superposed
+from jmpq.sensitivity.logits.measure import measure_superposed
+from jmpq.sensitivity.logits.superposed import PredictedLoss
 from jmpq.sensitivity.metrics.taylor import GaussNewton
 from jmpq.training.losses import cross_entropy
 from tests.sensitivity.test_result import sensitivity
@@ -31,7 +32,7 @@ def named(table, rows):
 def test_every_predictor_has_one_interface(dense):
     data = [(dense.inputs, dense.labels)]
     newton = dense.analyse(GaussNewton(changes="difference"))
-    superposed = Superposed.measure(dense.moves, data, newton.choices)
+    superposed = measure_superposed(dense.moves, data, newton.choices)
     rows = np.random.default_rng(0).integers(0, 4, (7, 4))
     predictors = [
         newton,

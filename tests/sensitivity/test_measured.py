@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jmpq.formats import choice_grid
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.metrics.measured_moves import (

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from jmpq.allocation import Allocation
+from jmpq.data.positions import reference_logits
 from jmpq.deploy.measure import Evaluator
 from jmpq.formats import choice_grid
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.logits.composed import Composed
+from jmpq.sensitivity.logits.measure import measure_superposed
 from jmpq.sensitivity.logits.superposed import Superposed
 from jmpq.sensitivity.metrics.by_name import MetricName, make_metric
 from jmpq.sensitivity.metrics.hawq_eigenvalue import EigenSearch, HawqEigenvalue, QBert
@@ -26,7 +28,7 @@ from jmpq.sensitivity.metrics.taylor import (
     FirstOrder,
     GaussNewton,
 )
-from jmpq.training.losses import squared_error
+from jmpq.training.losses import kl_divergence, squared_error
 from tests.sensitivity import outputs
 from tests.sensitivity.outputs import MASKED, SEGMENTS, Subject
 
@@ -183,7 +185,7 @@ def test_measured_moves_and_composed_logits(subject, kind):
         _, second = terms(s, MeasuredMoves(kind=kind, pairs=pairs, loss=s.loss))
         close(np.diag(second) / 2, want)
     batches = [(s.inputs, s.labels)]
-    superposed = Superposed.measure(s.moves, batches, CHOICES, loss=s.loss)
+    superposed = measure_superposed(s.moves, batches, CHOICES, loss=s.loss)
     made = [s.moves.allocation([m]) for m in range(len(s.deltas))]
     for ridge in (1.0, np.inf):
         composed = Composed(superposed=superposed, ridge=ridge)
@@ -209,7 +211,7 @@ def test_path_attribution_adds_up(subject):
 def test_composed_maps_leave_out_positions_that_do_not_count():
     """Whatever the network says there, maps and predictions are the same."""
     s = SUBJECTS["text"]()
-    found = Superposed.measure(s.moves, [(s.inputs, s.labels)], CHOICES)
+    found = measure_superposed(s.moves, [(s.inputs, s.labels)], CHOICES)
     rubbish = np.where((MASKED == -1)[..., None], 100.0, found.logits)
     changes = np.where((MASKED == -1)[:, None, :, None], -50.0, found.changes)
     other = Superposed(
@@ -219,6 +221,32 @@ def test_composed_maps_leave_out_positions_that_do_not_count():
     table = np.array([[0, 1, 0], [1, 1, 0]])
     one, two = (Composed(superposed=x).predict_columns(table) for x in (found, other))
     close(one, two)
+
+
+@pytest.mark.parametrize("name", ["text", "pixels"])
+def test_divergences_to_the_own_logits_leave_out_positions_that_do_not_count(name):
+    """The loss "kl", whose targets are the float network's logits and not the labels."""
+    s = SUBJECTS[name]()
+    z = np.asarray(s.outputs(s.point))
+    targets = reference_logits(z, s.labels)
+    get = lambda metric: np.asarray(metric(s.moves, s.inputs, jnp.asarray(targets), KEY).second)  # noqa: E731
+    by_labels = terms(s, GaussNewton())[1]  # the same curvature: its residual is zero
+    close(get(GaussNewton(loss=kl_divergence)), by_labels)
+    close(get(ExactHessian(loss=kl_divergence)), by_labels)
+    moved = [s.outputs(s.point + delta) for delta in s.deltas]
+    want = [float(s.divergences(q, z).mean()) for q in moved]
+    for kind in ("loss", "kl"):
+        close(np.diag(get(MeasuredMoves(kind=kind, loss=kl_divergence))) / 2, want)
+    found = measure_superposed(s.moves, [(s.inputs, targets)], CHOICES, loss=kl_divergence)
+    made = [s.moves.allocation([m]) for m in range(len(s.deltas))]
+    for kind in ("loss", "kl"):
+        close(Composed(superposed=found).predict(made, kind, loss="kl"), want)
+        close(found.predict(made, kind, loss="kl"), want)
+    by_label = measure_superposed(s.moves, [(s.inputs, s.labels)], CHOICES)
+    both = (
+        Composed(superposed=x).predict([s.moves.allocation([0, 3])]) for x in (found, by_label)
+    )
+    close(*both)
 
 
 @pytest.mark.parametrize("name", ["text", "pixels"])
@@ -273,6 +301,6 @@ def test_metrics_that_need_classes_are_refused_by_name():
                 analyse(s.moves, metric, batches, CHOICES)
     with pytest.raises(ValueError, match=r"shape \[3\] for .*, one number an example"):
         analyse(s.moves, GaussNewton(), batches, CHOICES)
-    superposed = Superposed.measure(s.moves, batches, CHOICES, loss=squared_error)
+    superposed = measure_superposed(s.moves, batches, CHOICES, loss=squared_error)
     with pytest.raises(ValueError, match=r"two classes or more.*shape \[\]"):
         superposed.predict([Allocation({})])

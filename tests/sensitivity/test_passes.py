@@ -2,7 +2,10 @@
 
 import collections
 import dataclasses
+import json
 import math
+import subprocess
+import sys
 import types
 import typing
 
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 
 from jmpq.formats import choice_grid
+from jmpq.sensitivity import batch_memory
 from jmpq.sensitivity.analyse import analyse, estimate_batch
-from jmpq.sensitivity.batch_memory import Placement, cuts, estimate_memory
+from jmpq.sensitivity.batch_memory import PassMemory, Placement, cuts, estimate_memory
 from jmpq.sensitivity.metric import About, Program, Terms
 from jmpq.sensitivity.metrics.hawq_eigenvalue import HawqEigenvalue, QBert
 from jmpq.sensitivity.metrics.hawq_trace import HawqTrace
@@ -181,6 +185,37 @@ def test_as_many_examples_as_their_own_compilation_allows(
     )
     assert (found.examples, found.bytes) == (examples, needs(examples))
     assert metric.compiled == compiled
+
+
+def test_a_limit_of_the_process_counts_what_is_there_and_what_a_pass_was_seen_to_take(
+    dense, monkeypatch
+):
+    """1000 bytes before, three for every planned byte: 20 examples plan 50 of 150 bytes."""
+    monkeypatch.setattr(batch_memory, "resident_bytes", lambda: 1000)
+    monkeypatch.setattr(batch_memory, "bytes_per_planned", lambda programs: 3.0)
+
+    def estimate(limit, needs=lambda n: 10 + 2 * n):
+        return estimate_memory(
+            Planned(needs, []), Placement(dense.moves, None), dense.inputs, dense.labels,
+            count=100, divisible=True, memory_bytes=limit, of_process=True,
+        )  # fmt: skip
+
+    assert estimate(1150) == PassMemory(bytes=50, examples=20, resident=1150)
+    assert estimate(1630) == PassMemory(bytes=210, examples=100, resident=1630)
+    match = r"3.6e-05 MB for 1 example on a device beside 0.001 MB that the process has, more"
+    with pytest.raises(ValueError, match=match):
+        estimate(1035)
+
+
+@pytest.mark.slow
+def test_the_process_stays_within_its_limit():
+    """Resident memory at its peak, read from the system; a tenth above is allowed."""
+    command = [sys.executable, "-m", "tests.sensitivity.within_memory"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    found = json.loads(done.stdout)
+    assert 1 <= found["examples"] < found["all"]  # it would take more otherwise
+    assert found["plan_bytes"] > 0.1 * found["limit"]
+    assert found["peak_bytes"] < 1.1 * found["limit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

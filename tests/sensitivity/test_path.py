@@ -6,7 +6,7 @@ import pytest
 
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
-from jmpq.quantizers.fake_quant import Quantizers
+from jmpq.quantizers.scales import Quantizers
 from jmpq.sensitivity.metrics.path_attribution import PathAttribution, path_attribution
 from tests.sensitivity.dense import Dense
 

@@ -8,7 +8,7 @@ import pytest
 from jmpq.network.network import Network
 from jmpq.network.piecewise import piecewise_linear
 from jmpq.network.tap import Tap
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_activations, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.metrics.taylor import ExactHessian
 from jmpq.sensitivity.moves import MoveNetwork
@@ -18,16 +18,13 @@ from tests import helpers
 KEY = jax.random.key(0)
 
 
-def move_network(network, inputs):
+def move_network(network, inputs, placement):
     kernels = KernelSpec(granularity="tensor", clipping="minmax")
-    inputs_spec = InputSpec(grid="symmetric", clipping="minmax")
-    return MoveNetwork(
-        network=network,
-        quantizers=Quantizers(
-            weights=calibrate_weights(network, kernels, [2, 4]),
-            activations=calibrate_activations(network, inputs_spec, [3], [inputs], key=KEY),
-        ),
+    spec = InputSpec(grid="symmetric", clipping="minmax", placement=placement)
+    quantizers = calibrate_quantizers(
+        network, [2, 4], [3], [inputs], weights=kernels, activations=spec
     )
+    return MoveNetwork(network=network, quantizers=quantizers)
 
 
 def tied_network():
@@ -55,11 +52,15 @@ def convolutions():
     return helpers.residual_cnn(3, activation="relu"), inputs, labels
 
 
-@pytest.mark.parametrize(("make", "micro_batch"), [(convolutions, 5), (tied_network, 3)])
-def test_tangents_give_the_whole_hessian_of_a_relu_network(make, micro_batch):
+@pytest.mark.parametrize(
+    ("make", "micro_batch", "placement"),
+    [(convolutions, 5, "inputs"), (convolutions, 5, "stream"), (tied_network, 3, "inputs")],
+)
+def test_tangents_give_the_whole_hessian_of_a_relu_network(make, micro_batch, placement):
     network, inputs, labels = make()
     assert piecewise_linear(network.tap)
-    moves = move_network(network, inputs)
+    moves = move_network(network, inputs, placement)
+    assert (moves.quantizers.stream is None) == (placement == "inputs")
 
     def mean_loss(epsilon):
         z = moves.logits(epsilon, inputs)

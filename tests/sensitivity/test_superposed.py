@@ -1,6 +1,7 @@
 """Superposed logits: exact single moves, sums by hand, second order, files, errors."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,13 @@ import pytest
 
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice, choice_grid
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import KernelSpec
+from jmpq.sensitivity import batch_memory
 from jmpq.sensitivity.analyse import analyse
-from jmpq.sensitivity.logits.superposed import SAFE_ROWS, Superposed, changes_bytes
+from jmpq.sensitivity.logits.measure import measure_superposed
+from jmpq.sensitivity.logits.superposed import Superposed, changes_bytes
 from jmpq.sensitivity.metrics.measured_moves import measured_increases
 from jmpq.sensitivity.metrics.taylor import GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
@@ -25,7 +29,7 @@ CHOICES = choice_grid((2, 4, 32), (3, 8, 32))  # nine; the last changes nothing
 @pytest.fixture(scope="module")
 def superposed(dense):
     data = [(dense.inputs[:2], dense.labels[:2]), (dense.inputs[2:], dense.labels[2:])]
-    return Superposed.measure(dense.moves, data, CHOICES, provenance={"seed": 1})
+    return measure_superposed(dense.moves, data, CHOICES, provenance={"seed": 1})
 
 
 def alone(layer, choice):
@@ -75,7 +79,6 @@ def test_joint_allocations_are_the_loss_of_added_changes(dense, superposed, kind
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-13)
     one = superposed.logits.nbytes * 4
     assert superposed.allocations_per_chunk(3 * one + 1) == 3
-    assert superposed.allocations_per_chunk() * len(superposed.logits) <= SAFE_ROWS
     chunked = superposed.predict_columns(table, kind, memory_bytes=3 * one)
     np.testing.assert_allclose(chunked, got, rtol=1e-12)
     assert superposed.predict_columns(table[:0], kind).shape == (0,)
@@ -139,11 +142,30 @@ def test_files_that_are_none_are_refused(superposed, tmp_path):
 def test_memory_limits(dense, superposed):
     assert changes_bytes(16, 3, 3, itemsize=8) == superposed.changes.nbytes
     with pytest.raises(ValueError, match="take 1152 bytes, more than memory_bytes=1151"):
-        Superposed.measure(
+        measure_superposed(
             dense.moves, [(dense.inputs, dense.labels)], CHOICES, memory_bytes=1151
         )
     with pytest.raises(ValueError, match="One allocation takes about 288 bytes"):
         superposed.predict_columns(np.zeros((1, 4), int), memory_bytes=287)
+
+
+def test_a_limit_of_the_process_cuts_batches_and_changes_nothing(
+    dense, superposed, monkeypatch
+):
+    """As if the process had nothing before, and took what is planned."""
+    monkeypatch.setattr(batch_memory, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(batch_memory, "bytes_per_planned", lambda programs: 1.0)
+    batches = [(jnp.concatenate([dense.inputs] * 8), np.concatenate([dense.labels] * 8))]
+    measure = functools.partial(measure_superposed, dense.moves, batches, CHOICES)
+    whole, told = measure(), []
+    measure(process_bytes=10**9, announce=told.append)
+    limit = told[0].resident // 2 + whole.changes.nbytes
+    found = measure(process_bytes=limit, announce=told.append)
+    assert [x.examples == len(batches[0][1]) for x in told] == [True, False]
+    np.testing.assert_allclose(found.changes, whole.changes, rtol=1e-9, atol=1e-13)
+    np.testing.assert_allclose(found.logits, whole.logits, rtol=1e-14)
+    with pytest.raises(ValueError, match=r"'composed' takes .* for 1 example"):
+        measure(process_bytes=whole.changes.nbytes + 10)
 
 
 def test_wrong_tables_are_refused(superposed):
@@ -169,15 +191,15 @@ def test_what_was_not_calibrated_is_refused(dense, superposed):
     with pytest.raises(
         ValueError, match=r"W2A4: layer 'stem' .* its activations; calibrated are 3, 8"
     ):
-        Superposed.measure(dense.moves, data, (Choice(2, 4),))
+        measure_superposed(dense.moves, data, (Choice(2, 4),))
     with pytest.raises(ValueError, match="Nothing to measure: 0 batches, 16 moves"):
-        Superposed.measure(dense.moves, [], CHOICES)
+        measure_superposed(dense.moves, [], CHOICES)
     none = Quantizers(
         weights=calibrate_weights(dense.network, KernelSpec(), ()), activations=None
     )
     moves = MoveNetwork(network=dense.network, quantizers=none)
     with pytest.raises(ValueError, match="Nothing to measure: 1 batches, 0 moves"):
-        Superposed.measure(moves, data, (Choice(32),))
+        measure_superposed(moves, data, (Choice(32),))
 
 
 def test_logits_that_are_not_finite_are_refused_by_layer(dense):
@@ -189,12 +211,12 @@ def test_logits_that_are_not_finite_are_refused_by_layer(dense):
     )
     moves = MoveNetwork(network=dense.network, quantizers=spoilt)
     with pytest.raises(ValueError, match="NaN or infinite when layer 'conv1' is at w4"):
-        Superposed.measure(moves, [(dense.inputs, dense.labels)], CHOICES)
+        measure_superposed(moves, [(dense.inputs, dense.labels)], CHOICES)
 
 
 def test_progress_is_told_and_losses_default_to_cross_entropy(dense):
     done = []
-    found = Superposed.measure(
+    found = measure_superposed(
         dense.moves,
         [(dense.inputs, dense.labels)],
         CHOICES,
@@ -203,4 +225,5 @@ def test_progress_is_told_and_losses_default_to_cross_entropy(dense):
     assert done == [(0, 1), (1, 1)]
     table = np.array([[0, 1, 2, 3]])
     got = found.predict_columns(table, "loss")
-    np.testing.assert_array_equal(got, found.predict_columns(table, "loss", loss=cross_entropy))
+    own = found.predict_columns(table, "loss", loss=cross_entropy)
+    np.testing.assert_allclose(got, own, rtol=1e-12)

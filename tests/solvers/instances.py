@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import pathlib
 
 import numpy as np
 
@@ -175,9 +176,15 @@ QUADRATIC = {
 }
 
 
-def published(folder):
+def hawq_v3():
+    """The public numbers of HAWQ-V3's ResNet-18."""
+    folder = pathlib.Path(__file__).parents[2] / "experiments" / "published"
+    return json.loads((folder / "hawq_v3_resnet18.json").read_text(encoding="utf-8"))
+
+
+def published():
     """The nine HAWQ-V3 instances of ResNet-18 with their published assignments."""
-    data = json.loads((folder / "hawq_v3_resnet18.json").read_text())
+    data = hawq_v3()
     choices = [Choice(bits, bits) for bits in data["bits"]]
     for instance in data["instances"]:
         name = instance["constraint"]

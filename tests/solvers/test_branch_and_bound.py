@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 import time
 
 import numpy as np
@@ -8,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jmpq.problem import problem_of, with_budgets
-from jmpq.solvers import BranchAndBound, Exact, LocalSearch
+from jmpq.solvers import BranchAndBound, Exact, LocalSearch, QuadraticProgram
+from jmpq.solvers.quadratic import semidefinite
 from jmpq.solvers.quadratic.lifted import Lifted
 from jmpq.solvers.quadratic.row_bound import row_bound
 from jmpq.solvers.quadratic.semidefinite import Relaxation, onto_simplex
+from jmpq.solvers.quadratic.triangles import Triangles
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 
 # so small that the relaxation and the division into parts do the work, not the enumeration
@@ -69,11 +72,16 @@ def test_every_multiplier_bounds_every_allocation(name):
         draw = scale * rng.normal(size=(size, size))
         multipliers += [draw + draw.T, -draw @ draw.T]
     multipliers.append(relaxation.solve(max_iterations=200).last.multiplier)
-    for multiplier in multipliers:
-        bound, needs = relaxation.certify(multiplier)
+    product = relaxation.solve(max_iterations=20).last.product
+    triangles = Triangles.none(size).renewed(relaxation.lifted, product, rng)
+    prices = rng.exponential(size=len(triangles.prices))
+    priced = triangles.at(prices)
+    for multiplier, cuts in itertools.product(multipliers, (None, priced)):
+        bound, needs = relaxation.certify(multiplier, cuts)
         assert bound <= best
         for _, loss, taken in allocations:
             assert (needs[taken] <= loss + 1e-12 * abs(loss)).all()
+    bound = relaxation.certify(multipliers[-1])[0]
     assert bound > relaxation.certify(multipliers[0])[0] or bound == pytest.approx(best)
 
 
@@ -88,6 +96,72 @@ def test_products_of_allocations_are_in_both_sets_of_the_relaxation(name):
         np.testing.assert_allclose(basis @ (basis.T @ y), y, atol=1e-12)
         trace = np.trace(product)
         assert relaxation.least_trace - 1e-9 <= trace <= relaxation.trace + 1e-9
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_allocation_below_the_limit_takes_a_barred_pair(name):
+    problem = QUADRATIC[name]
+    relaxation = Relaxation(Lifted.of_problem(problem.reduced(interactions=True)))
+    last = relaxation.solve(max_iterations=100).last
+    allocations = list(vectors(problem))
+    losses = sorted(loss for _, loss, _ in allocations)
+    for limit in (losses[0] * (1 + 1e-9), losses[len(losses) // 4], losses[-1]):
+        barred = relaxation.barred(last, limit)
+        for _, loss, taken in allocations:
+            if loss < limit:
+                assert not barred[np.ix_(taken, taken)].any()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_triangles_hold_at_every_allocation_and_in_every_part(name):
+    problem = QUADRATIC[name]
+    lifted = Lifted.of_problem(problem.reduced(interactions=True))
+    rng = np.random.default_rng(2)
+    product = Relaxation(lifted).solve(max_iterations=20).last.product
+    triangles = Triangles.none(len(lifted.matrix)).renewed(lifted, product, rng)
+    assert (triangles.excess(product) > 0).all()
+    prices = rng.exponential(size=len(triangles.prices))
+    matrix = triangles.matrix(prices)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    keep = np.ones(len(lifted.of), dtype=bool)
+    keep[np.flatnonzero(lifted.of == 0)[1:]] = False  # the first group takes its first option
+    rest, to = lifted.restrict(keep)
+    part = triangles.at(prices).restrict(to)
+    assert part.size == len(rest.matrix)
+    for y, _, taken in vectors(problem):
+        excess = triangles.excess(np.outer(y, y))
+        assert (excess <= 1e-12).all()
+        assert y @ matrix @ y == pytest.approx(prices @ excess, abs=1e-9)
+        if keep[taken].all():
+            assert (part.excess(np.outer(y[to.rows], y[to.rows])) <= 1e-12).all()
+
+
+def test_triangles_of_three_groups_that_cannot_agree_are_found():
+    """Three pairs that never agree, at half each: no distribution over triples has them."""
+    problem = quadratic_problem(0, "indefinite", layers=3, choices=2, budgets=0)
+    lifted = Lifted.of_problem(problem.reduced(interactions=True))
+    product = np.full((7, 7), 0.5)
+    product[0, 0] = 1.0
+    for a, b in itertools.product(range(3), repeat=2):
+        product[1 + 2 * a : 3 + 2 * a, 1 + 2 * b : 3 + 2 * b] = (
+            0.5 * np.eye(2) if a == b else 0.5 - 0.5 * np.eye(2)
+        )
+    found = Triangles.none(7).renewed(lifted, product, np.random.default_rng(0))
+    assert found.excess(product).max() == pytest.approx(0.5)
+
+
+def test_bounds_of_whole_losses_are_whole():
+    rng = np.random.default_rng(0)
+    matrix = 3.0 * rng.integers(-9, 10, size=(27, 27))
+    interactions = (matrix + matrix.T).reshape(9, 3, 9, 3)
+    interactions[np.arange(9), :, np.arange(9)] = 0.0
+    problem = problem_of(np.zeros((9, 3)), {}, {}, interactions=interactions)
+    best = optimum(problem)
+    cut_short = dataclasses.replace(DIVIDE, max_parts=1)(problem)
+    assert cut_short.bound % 3 == 0
+    assert cut_short.bound <= best
+    solution = DIVIDE(problem)
+    assert (solution.loss, solution.bound, solution.status) == (best, best, "optimal")
 
 
 @pytest.mark.parametrize("name", ["psd1", "two_budgets_indefinite"])
@@ -159,6 +233,28 @@ def test_branch_and_bound_is_the_enumerated_optimum(name):
         assert solution.bound <= best + 1e-12 * abs(best)
         assert solution.status == "optimal"
         assert not problem.violated(solution.costs)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "four_choices", "tight", "loose", "single_layer"])
+def test_cuts_kept_in_all_parts_leave_the_optimum(name, monkeypatch):
+    monkeypatch.setattr(semidefinite, "_WORTH", -math.inf)
+    monkeypatch.setattr(semidefinite, "_RENEWED", semidefinite._CHUNK)
+    problem = QUADRATIC[name]
+    best, solution = optimum(problem), DIVIDE(problem)
+    assert solution.loss == pytest.approx(best, rel=1e-9, abs=1e-12)
+    assert solution.bound <= best + 1e-12 * abs(best)
+    assert solution.status == "optimal"
+
+
+@pytest.mark.parametrize("name", QUADRATIC)
+def test_scip_on_the_quadratic_program_agrees(name):
+    pytest.importorskip("pyscipopt")
+    problem, best = QUADRATIC[name], optimum(QUADRATIC[name])
+    solution = QuadraticProgram(time_limit_s=20.0)(problem)
+    assert solution.loss == pytest.approx(best, rel=1e-6, abs=1e-9)
+    assert solution.bound <= best + 1e-6 * (1 + abs(best))
+    assert solution.gap < 1e-4
+    assert not problem.violated(solution.costs)
 
 
 @pytest.mark.parametrize("name", ["integer0", "mixed_signs", "opposed_costs", "one_choice"])

@@ -1,11 +1,15 @@
+import time
+
 import numpy as np
 import pytest
 
-from jmpq.problem import with_budgets
+from jmpq.problem import problem_of, solution_from_columns, with_budgets
 from jmpq.solvers import BruteForce, Exact, Greedy, LocalSearch, uniform
-from jmpq.solvers.quadratic.neighbourhood import Neighbourhood
+from jmpq.solvers.knapsack.feasibility import cheapest_allocation
+from jmpq.solvers.measured.loss_field import LossField
+from jmpq.solvers.measured.neighbourhood import Neighbourhood
+from jmpq.solvers.quadratic.priced_walk import Options, PricedWalk
 from jmpq.solvers.quadratic.row_bound import row_bound
-from jmpq.solvers.quadratic.tabu_search import LossField
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 from tests.solvers.test_solvers import best_of
 
@@ -53,15 +57,27 @@ def test_separable_solvers_refuse_interactions():
         solve(problem.separable())
 
 
+def test_a_start_may_be_given_and_conflicts_are_named():
+    problem = QUADRATIC["two_budgets"]
+    best = optimum(problem)
+    given = LocalSearch(start=Greedy())(problem)
+    assert given.loss == pytest.approx(best, rel=1e-9)
+    opposed = with_budgets(SHORT["opposed_costs"], {"a": 6.0, "b": 6.0})
+    with pytest.raises(ValueError, match="can each be met but not together"):
+        LocalSearch(time_limit_s=0.5)(opposed)
+
+
 def test_search_depends_on_its_seed_alone_and_stops_in_time():
     problem = quadratic_problem(3, "indefinite", layers=30, choices=4)
     first = LocalSearch(restarts=3, seed=1)(problem)
     np.testing.assert_array_equal(
         first.columns, LocalSearch(restarts=3, seed=1)(problem).columns
     )
-    short = LocalSearch(time_limit_s=1e-6)(problem)
+    endless = LocalSearch(time_limit_s=0.2, restarts=10**9)
+    started = time.perf_counter()
+    short = endless(problem)
+    assert time.perf_counter() - started < 5.0
     assert short.loss <= problem.evaluate(Greedy()(problem.separable()).columns)[0]
-    assert short.loss > first.loss
     assert short.status == "feasible"
 
 
@@ -74,6 +90,110 @@ def test_fields_are_kept_up_to_date():
         fresh = LossField.of(reduced, state.columns)
         np.testing.assert_allclose(state.field, fresh.field, atol=1e-12)
         assert state.value == pytest.approx(fresh.value, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["tied", "forbidden", "two_budgets_indefinite", "no_budget"])
+def test_a_walk_keeps_the_effect_of_every_change_up_to_date(name):
+    problem = QUADRATIC[name]
+    reduced = problem.reduced(interactions=True)
+    options, rng = Options.of_problem(reduced), np.random.default_rng(0)
+    start = BruteForce()(problem).columns
+    walk = PricedWalk(options, reduced.collapse(start))
+    for option in rng.integers(len(options.of), size=40):
+        walk.change(int(option))
+        columns = reduced.expand(walk.columns)
+        assert walk.loss == pytest.approx(loss_of(problem, columns), rel=1e-9, abs=1e-12)
+        assert walk.fits == (not problem.violated(problem.evaluate(columns)[1]))
+        change, priced = walk.changes()
+        for other in rng.integers(len(options.of), size=5):
+            after = columns.copy()
+            after[reduced.groups == options.of[other]] = options.choice[other]
+            want = loss_of(problem, after) - loss_of(problem, columns)
+            assert change[other] == pytest.approx(want, rel=1e-9, abs=1e-9)
+            used = reduced.used(reduced.collapse(after))
+            if (used <= reduced.limits).all():
+                assert priced[other] == pytest.approx(change[other], abs=1e-9)
+            else:
+                assert priced[other] > change[other]
+
+
+def test_prices_rise_while_a_budget_is_exceeded_and_fall_while_it_is_not():
+    reduced = QUADRATIC["two_budgets"].reduced(interactions=True)
+    walk = PricedWalk(Options.of_problem(reduced), reduced.losses.argmin(axis=1))
+    before, over = walk.prices.copy(), walk.over > 0
+    assert over.any()
+    walk.reprice()
+    assert ((walk.prices > before) == over).all()
+    for _ in range(1000):
+        walk.reprice()
+    assert np.isfinite(walk.prices).all()
+    assert (walk.prices > 0).all()
+
+
+def test_a_path_leads_to_the_other_allocation():
+    problem = quadratic_problem(5, layers=12, budgets=2)
+    reduced = problem.reduced(interactions=True)
+    here, goal = np.random.default_rng(1).integers(0, 3, (2, 12))
+    walk = PricedWalk(Options.of_problem(reduced), here)
+    apart = int((here != goal).sum())
+    walk.towards(goal, 3)
+    assert (walk.columns != goal).sum() == apart - 3
+    walk.towards(goal, 100)
+    np.testing.assert_array_equal(walk.columns, goal)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_walk_from_outside_of_the_budgets_comes_back(seed):
+    problem = quadratic_problem(seed, "indefinite", layers=10, budgets=3, fraction=0.3)
+    reduced = problem.reduced(interactions=True)
+    walk = PricedWalk(Options.of_problem(reduced), np.full(10, 2))  # the dearest everywhere
+    assert not walk.fits
+    found = walk.search(
+        np.inf, patience=60, tenure=2, rng=np.random.default_rng(0), stop=lambda: False
+    )
+    assert reduced.fits(found[0])
+    assert loss_of(problem, found[0]) == pytest.approx(found[1], rel=1e-9)
+
+
+def test_where_walks_meet_no_budget_an_integer_program_finds_an_allocation():
+    problem = SHORT["opposed_costs"]
+    reduced = problem.reduced()
+    asked = []
+
+    def fallback():
+        asked.append(1)
+        return cheapest_allocation(problem, reduced)
+
+    search = LocalSearch(restarts=0, patience=1)
+    columns, _ = search.search(reduced, np.zeros(4, int), np.inf, fallback)
+    assert reduced.fits(columns)
+    assert asked == [1]
+
+
+def test_a_walk_crosses_budgets_that_no_swap_of_two_can():
+    """Only three changes at once lead from one allocation within the budgets to another."""
+    losses = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.5]])
+    costs = np.array([[0.0, 2.0], [0.0, 2.0], [3.0, 0.0]])
+    other = np.array([[0.0, 2.0], [0.0, 2.0], [4.0, 0.0]])
+    problem = problem_of(
+        losses,
+        {"a": costs, "b": np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 4.0]]), "c": other},
+        {"a": 4.0, "b": 4.0, "c": 4.0},
+    )
+    near = [
+        columns
+        for columns in np.ndindex(2, 2, 2)
+        if sum(columns) in (1, 2)
+        and not problem.violated(problem.evaluate(np.array(columns))[1])
+    ]
+    assert near == []
+    assert LocalSearch(start=lambda _: solution_from(problem, [0, 0, 0]))(problem).loss == 1.5
+
+
+def solution_from(problem, columns):
+    return solution_from_columns(
+        problem, np.array(columns), bound=-np.inf, solver="given", wall_s=0.0
+    )
 
 
 def test_every_pair_is_priced_as_the_sum_of_two_changes():
@@ -105,8 +225,6 @@ def test_a_large_problem_looks_at_promising_pairs_only():
     options = near.promising(columns, change)
     assert len(options) == 20
     assert change.ravel()[options].mean() < change.mean()
-    few = LocalSearch(max_options=20, restarts=1)(problem)
-    assert few.loss <= problem.evaluate(columns)[0]
 
 
 def test_kicks_hold_the_budgets():
@@ -125,3 +243,18 @@ def test_a_budget_that_cannot_be_met_is_an_error():
     for solve in (LocalSearch(), BruteForce()):
         with pytest.raises(ValueError, match=r"Budget cost0=.* cannot be met"):
             solve(with_budgets(problem, {"cost0": 0.5 * least}))
+
+
+def test_equal_changes_are_taken_in_all_groups(monkeypatch):
+    problem = problem_of(np.zeros((30, 2)), {}, {}, interactions=np.zeros((30, 2, 30, 2)))
+    options = Options.of_problem(problem.reduced(interactions=True))
+    walk, moved = PricedWalk(options, np.zeros(30, dtype=np.int64)), set()
+
+    def change(option):
+        moved.add(int(options.of[option]))
+        PricedWalk.change(walk, option)
+
+    monkeypatch.setattr(walk, "change", change)
+    rng = np.random.default_rng(0)
+    walk.search(np.inf, patience=60, tenure=1, rng=rng, stop=lambda: False)
+    assert len(moved) > 15

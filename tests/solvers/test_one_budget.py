@@ -63,8 +63,8 @@ def test_dynamic_programming_takes_the_first_of_the_optimal_allocations(name):
     np.testing.assert_array_equal(solution.columns, BruteForce()(SHORT[name]).columns)
 
 
-def test_published_instances_are_solved(shared_data):
-    for problem, assignment, best in published(shared_data):
+def test_published_instances_are_solved():
+    for problem, assignment, best in published():
         solution = CoreSearch()(problem)
         assert solution.allocation == assignment
         assert solution.loss == pytest.approx(best, rel=1e-12)
@@ -253,6 +253,8 @@ def test_the_solver_that_suits_the_problem_is_chosen():
     assert several == SeveralBudgets(time_limit_s=5.0)
     assert make_solver(SHORT["random0"], "SCIP") == Exact(solver="SCIP")
     assert make_solver(SHORT["integer0"], "dynamic_programming") == DynamicProgramming()
+    dual = make_solver(SHORT["two_budgets0"], "greedy_dual_prices")
+    assert dual == Greedy(weights="dual_prices")
     assert solve(SHORT["random0"]).solver == "core"
     assert solve(SHORT["two_budgets0"]).solver == "several_budgets"
 

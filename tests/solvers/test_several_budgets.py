@@ -1,10 +1,10 @@
 import itertools
-import json
 
 import numpy as np
 import pytest
 from scipy import optimize, sparse
 
+from experiments.mpq_lib.public import public
 from jmpq.problem import Infeasible, problem_of, with_budgets
 from jmpq.problem.problem import Reduced
 from jmpq.solvers import Greedy, SeveralBudgets, lp_bound
@@ -308,53 +308,41 @@ def test_a_hundred_thousand_groups_under_three_budgets():
     assert not problem.violated(solution.costs)
 
 
-def public(folder):
-    """The public instances by name, as losses, with the best known value and who proved it."""
-    index = json.loads((folder / "solvers" / "index.json").read_text())
-    for suite in ("mmkp", "hiremath_hill"):
-        with np.load(folder / "solvers" / f"{suite}.npz") as file:
-            for row in index:
-                if f"{row['name']}/sizes" not in file:
-                    continue
-                groups, choices = row["groups"], row["choices"][1]
-                table = file[f"{row['name']}/rows"].astype(float).reshape(-1, groups, choices)
-                names = [f"cost{k}" for k in range(len(table))]
-                problem = problem_of(
-                    -file[f"{row['name']}/linear"].astype(float).reshape(groups, choices),
-                    dict(zip(names, table, strict=True)),
-                    dict(zip(names, file[f"{row['name']}/rhs"].astype(float), strict=True)),
-                )
-                yield row["name"], problem, row["best_known"], row["optimal"]
+def capacitated(folder, names=()):
+    """The public instances with several capacities: name, problem, what is known."""
+    for given in public(folder, ("mmkp", "hiremath_hill"), names):
+        assert given.known is not None
+        yield given.name, given.problem, given.known
 
 
 SMALL = ("I01", "I02", "I05", "I06", "HH5_01", "HH5_02", "HH5_03")
 
 
 def test_public_instances_come_to_their_exact_values(shared_data):
-    for name, problem, best, _ in public(shared_data):
-        if name in SMALL:
-            solution = SeveralBudgets()(problem)
-            assert solution.status == "optimal", name
-            assert -solution.loss == pytest.approx(best, rel=1e-12), name
+    for name, problem, known in capacitated(shared_data, SMALL):
+        solution = SeveralBudgets()(problem)
+        assert solution.status == "optimal", name
+        assert solution.loss == pytest.approx(known.loss, rel=1e-12), name
 
 
 def test_the_search_alone_is_near_the_best_known_values(shared_data):
-    for name, problem, best, optimal in public(shared_data):
-        if optimal is None:
+    for name, problem, known in capacitated(shared_data):
+        if not known.optimal:
             solution = SeveralBudgets(integer_program=False, time_limit_s=2.0)(problem)
-            assert -solution.loss >= best * (1 - 3e-3), name
+            assert -solution.loss >= -known.loss * (1 - 3e-3), name
 
 
 @pytest.mark.slow
 def test_public_instances_come_to_the_best_known_values(shared_data):
-    for name, problem, best, optimal in public(shared_data):
+    for name, problem, known in capacitated(shared_data):
         solution = SeveralBudgets(time_limit_s=60.0)(problem)
-        assert -solution.loss >= best * (1 - 1e-12), name
-        if optimal is None:
-            assert solution.gap <= (3e-4 if len(problem.layers) >= 200 else 1e-3), name
-        else:
+        assert -solution.loss >= -known.loss * (1 - 1e-12), name
+        if known.optimal:
             assert solution.status == "optimal", name
-            assert -solution.loss == pytest.approx(best, rel=1e-12), name
+            assert solution.loss == pytest.approx(known.loss, rel=1e-12), name
+        else:
+            many = len(problem.layers) >= 200
+            assert solution.gap <= (3e-4 if many else 1e-3), name
 
 
 def test_refusals():
@@ -367,7 +355,7 @@ def test_refusals():
 
 def test_dual_prices_weigh_the_greedy_steps_better(shared_data):
     gaps = []
-    for _, problem, _, _ in public(shared_data):
+    for _, problem, _ in capacitated(shared_data):
         paper, dual = Greedy()(problem), Greedy(weights="dual_prices")(problem)
         assert dual.solver == "greedy/dual_prices"
         gaps.append((paper.gap, dual.gap))

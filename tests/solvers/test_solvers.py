@@ -25,7 +25,7 @@ from jmpq.solvers.knapsack import integer_program as exact
 from jmpq.solvers.knapsack.frontier import convex_frontiers, undominated
 from jmpq.solvers.knapsack.frontier_steps import longest_prefix
 from jmpq.solvers.knapsack.relaxation_bounds import lagrangian_bound
-from tests.solvers.instances import SHORT, optimum, published, random_problem
+from tests.solvers.instances import SHORT, hawq_v3, optimum, published, random_problem
 
 SEARCHES = {
     **{
@@ -101,8 +101,29 @@ def test_uniform_is_the_best_of_the_uniform_allocations(name):
             uniform(problem)
 
 
-def test_exact_equals_the_nine_published_assignments(shared_data):
-    for problem, assignment, best in published(shared_data):
+def test_published_instances_follow_from_the_columns_of_the_notebook():
+    data = hawq_v3()
+    columns = {name: np.array(values) for name, values in data["notebook"].items()}
+    errors = [columns[f"delta_weights_{bits}bit_square"] for bits in data["bits"]]
+    bits = np.array(data["bits"])
+    expected = {
+        "size_MB": columns["parameters"][:, None] * bits / 8 / 1024**2,
+        "bops_G": columns["bops"][:, None] * bits**2 / 1e6 / 32**2,
+        "latency_ms": np.array(data["costs"]["latency_ms"]),
+    }
+    losses = columns["Hutchinson_trace"][:, None] * np.stack(errors, axis=1)
+    np.testing.assert_allclose(data["losses"], losses, rtol=1e-12)
+    for name, table in expected.items():
+        np.testing.assert_allclose(data["costs"][name], table, rtol=1e-12)
+    wanted = [(name, fraction) for name in expected for fraction in (0.25, 0.5, 0.75)]
+    assert [(i["constraint"], i["fraction"]) for i in data["instances"]] == wanted
+    for instance, (name, fraction) in zip(data["instances"], wanted, strict=True):
+        low, high = expected[name].sum(axis=0)
+        assert instance["budget"] == pytest.approx(low + fraction * (high - low), rel=1e-12)
+
+
+def test_exact_equals_the_nine_published_assignments():
+    for problem, assignment, best in published():
         solution = Exact()(problem)
         assert solution.allocation == assignment
         assert solution.loss == pytest.approx(best, rel=1e-12)

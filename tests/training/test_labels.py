@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 
 from jmpq.data.dataset import Normalization, whole_split
+from jmpq.data.positions import IGNORED
 from jmpq.deploy.finetune import FinetuneConfig, finetune
 from jmpq.deploy.measure import Evaluator
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
-from jmpq.quantizers.fake_quant import Quantizers, calibrate_weights
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
-from jmpq.sensitivity.logits.superposed import Superposed
+from jmpq.sensitivity.logits.measure import measure_superposed
 from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
 from jmpq.sensitivity.metrics.squared_error import SquaredError
 from jmpq.sensitivity.metrics.taylor import FirstOrder
 from jmpq.sensitivity.moves import MoveNetwork
-from jmpq.training.labels import IGNORED, check_labels
+from jmpq.training.labels import check_labels, check_unnormalised
 from jmpq.training.losses import cross_entropy, squared_error
 from jmpq.training.train import train
 from tests.cli.networks import Tiny
@@ -120,11 +122,11 @@ def test_analyses_refuse_labels_before_they_start(moves, tmp_path):
 
 def test_logit_changes_are_not_measured_for_wrong_labels(moves):
     batches, choices = [(INPUTS, ONE_MORE)], choice_grid([2])
-    Superposed.measure(moves, batches, choices)
+    measure_superposed(moves, batches, choices)
     with pytest.raises(ValueError, match="Label 3 of example 2"):
-        Superposed.measure(moves, batches, choices, loss=cross_entropy)
+        measure_superposed(moves, batches, choices, loss=cross_entropy)
     with pytest.raises(ValueError, match="4 inputs and 3 labels"):
-        Superposed.measure(moves, [(INPUTS, ONE_MORE[:3])], choices)
+        measure_superposed(moves, [(INPUTS, ONE_MORE[:3])], choices)
 
 
 def test_evaluations_refuse_labels_but_not_those_of_another_loss(moves):
@@ -153,3 +155,32 @@ def test_training_and_fine_tuning_refuse_labels(moves):
 def test_traced_losses_refuse_shapes_and_types():
     with pytest.raises(ValueError, match=r"float64\[3\].*whole numbers of shape \[\]"):
         jax.jit(cross_entropy)(jnp.zeros(3), jnp.zeros(3))
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused():
+    z = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    for logits in (
+        z,
+        np.log(p),
+        np.abs(z),
+        np.where(p < p.max(), p, 2 * p),
+        p[:, :1] / p[:, :1],
+    ):
+        check_unnormalised(logits, "these")
+    match = r"outputs for these are probabilities.*4 classes.*leave the softmax out of the netw"
+    with pytest.raises(ValueError, match=match):
+        check_unnormalised(p, "these")
+    with pytest.raises(ValueError, match="outputs for these are probabilities"):
+        check_unnormalised(p.reshape(2, 3, 4), "these")
+
+
+def test_probabilities_are_refused_where_they_are_measured():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    apply = lambda params, x: jax.nn.softmax(x @ params["w"])  # noqa: E731
+    network = Network.from_function(apply, {"w": jnp.ones((3, 4)).at[0].set(2.0)}, x[:1])
+    scales = calibrate_weights(network, KernelSpec(), (4,), [x])
+    quantizers = Quantizers(weights=scales, activations=None)
+    with pytest.raises(ValueError, match="for the examples are probabilities"):
+        Evaluator(network, quantizers, [(x, np.zeros(6, int))]).float_outcome()
+    Evaluator(network, quantizers, [(x, np.ones((6, 4)))], loss=squared_error).float_outcome()

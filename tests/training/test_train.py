@@ -118,7 +118,6 @@ def test_checkpoints_keep_states_with_empty_arrays(tmp_path):
     assert found["empty"].shape == (2, 0)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax
 def test_spoilt_checkpoints_are_named_or_give_what_was_kept(tmp_path):
     state = {"full": jnp.arange(300.0)}
     store = Checkpoints(tmp_path, {})
@@ -138,7 +137,7 @@ def test_spoilt_checkpoints_are_named_or_give_what_was_kept(tmp_path):
     expected = f"The checkpoint {tmp_path / '4'} cannot be read: "
     assert messages
     assert all(message.startswith(expected) for message in messages)
-    gc.collect()  # what orbax left: its warning is ignored in this test alone
+    gc.collect()  # what orbax left of them
     for text in ("", "[]", "{"):
         (tmp_path / "origin.json").write_text(text)
         with pytest.raises(
