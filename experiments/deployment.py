@@ -436,7 +436,7 @@ def main() -> None:
     """Run and write the result."""
     given = tyro.cli(Arguments, description=__doc__)
     output = given.result("deployment")
-    run(SMOKE if given.smoke else Config(), None if given.smoke else given.data_dir, output)
+    run(SMOKE if given.smoke else Config(), given.data(), output)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import numpy as np
 import tyro
 from jaxtyping import Int
 
+from experiments.common.arguments import RESULTS, data_folder
 from experiments.common.networks import examples_of, load_trained
 from experiments.common.provenance import made_by, weights_of
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, column_table
 
 if TYPE_CHECKING:
@@ -763,7 +763,7 @@ def _device() -> str:
 
 def main(
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     folder: pathlib.Path = pathlib.Path("runs/fidelity"),
     output: pathlib.Path = RESULTS,
     networks: tuple[str, ...] = (),
@@ -781,7 +781,7 @@ def main(
 
     config = SMOKE if smoke else Config()
     for name in networks or config.networks:
-        result = run(config, name, folder / name, None if smoke else data_dir)
+        result = run(config, name, folder / name, data_folder(data_dir, smoke))
         write_json(output / f"fidelity_{name}.json", result, compact=True)
         print(f"Wrote {output / f'fidelity_{name}.json'}")
 

@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from experiments.common.arguments import check_output
+from experiments.common.arguments import RESULTS, check_output, data_folder
 from experiments.common.networks import examples_of, load_trained, set_aside
 from experiments.common.provenance import machine, made_by, versions, weights_of
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays
 from jmpq.deploy.correction import Correct
 from jmpq.files import json_sha256
@@ -478,7 +477,7 @@ def _finetuned(
 def main(
     smoke: bool = False,
     schedule: Literal["short", "full"] = "short",
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     folder: pathlib.Path = pathlib.Path("runs/finetune"),
     output: pathlib.Path = RESULTS,
     devices: int | None = None,
@@ -515,7 +514,7 @@ def main(
     end = "" if name == "short" else f"_{name}"
     path = output / f"finetune_{config.model}{end}.json"
     check_output(path, dataclasses.asdict(config))
-    write_json(path, run(config, folder / name, None if smoke else data_dir, mesh))
+    write_json(path, run(config, folder / name, data_folder(data_dir, smoke), mesh))
     print(f"Wrote {path}")
 
 

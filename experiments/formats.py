@@ -400,7 +400,7 @@ def main() -> None:
     """Run, and write the result after every cell."""
     given = tyro.cli(FormatsArguments, description=__doc__)
     config = given.config()
-    data_dir = None if given.smoke else given.data_dir
+    data_dir = given.data()
     run(config, given.work("formats"), data_dir, given.result("formats"))
 
 

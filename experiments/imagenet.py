@@ -346,7 +346,7 @@ def main() -> None:
         write_json(output, merged(old, result))
         print(f"Wrote {output}: {', '.join(result['networks'])}")
 
-    data_dir = None if given.smoke else given.data_dir
+    data_dir = given.data()
     run(config, given.work("imagenet"), data_dir, done=keep)
 
 

@@ -377,7 +377,7 @@ def main() -> None:
         write_json(output, whole | {"summary": summary(whole)})
         print(f"Wrote {output}: {', '.join(result['networks'])}")
 
-    data_dir = None if given.smoke else given.data_dir
+    data_dir = given.data()
     run(config, given.work("latency"), data_dir, done=keep)
 
 

@@ -27,10 +27,9 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 
-from experiments.common.arguments import check_output
+from experiments.common.arguments import RESULTS, check_output, data_folder
 from experiments.common.networks import examples_of, load_trained, set_aside
 from experiments.common.provenance import made_by, weights_of
-from experiments.resnet20_cifar10 import RESULTS
 from jmpq.allocation import Allocation, bit_arrays, translate_columns
 
 if TYPE_CHECKING:
@@ -508,7 +507,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 def main(
     study: Annotated[Literal["hessian", "nearest"], tyro.conf.Positional] = "hessian",
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     folder: pathlib.Path = pathlib.Path("runs/outcome"),
     output: pathlib.Path = RESULTS,
     networks: tuple[str, ...] = (),
@@ -546,7 +545,7 @@ def main(
         path = output / f"outcome_{name}{end}.json"
         check_output(path, dataclasses.asdict(config))
         write = functools.partial(write_json, path, compact=True)
-        run(config, name, folder / name, None if smoke else data_dir, mesh, write)
+        run(config, name, folder / name, data_folder(data_dir, smoke), mesh, write)
         print(f"Wrote {path}")
 
 

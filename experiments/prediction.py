@@ -261,7 +261,7 @@ def result_of(config: Config, found: Mapping[str, Any], source: str) -> dict[str
 def main(arguments: ResumableArguments) -> None:
     config = SMOKE if arguments.smoke else Config()
     name = f"prediction_{config.fidelity.networks[0]}"
-    data_dir = None if arguments.smoke else arguments.data_dir
+    data_dir = arguments.data()
     result = run(config, arguments.work(name), data_dir)
     write_json(arguments.result(name), result, compact=True)
     print(f"Wrote {arguments.result(name)}")

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 import tyro
 
+from experiments.common.arguments import RESULTS, data_folder
 from experiments.common.provenance import made_by
 from jmpq import run as steps
 from jmpq.run.folder import EVALUATION, PLAN, SENSITIVITY, WEIGHTS
 from jmpq.sensitivity.metrics.by_name import MetricName
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 Source = Literal["train", "heldout"]
 
 
@@ -199,7 +199,7 @@ def _mean(values: list[float]) -> float | None:
 
 def main(
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     folder: pathlib.Path = pathlib.Path("runs/resnet20_cifar10"),
     output: pathlib.Path = RESULTS / "resnet20_cifar10.json",
 ) -> None:
@@ -214,7 +214,7 @@ def main(
     from jmpq.files import write_json
 
     config = SMOKE if smoke else Config()
-    result = run(config, folder, None if smoke else data_dir)
+    result = run(config, folder, data_folder(data_dir, smoke))
     write_json(output, result)
     print(f"Wrote {output}")
 

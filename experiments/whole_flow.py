@@ -330,7 +330,7 @@ def main() -> None:
         write_json(output, merged(old, result))
         print(f"Wrote {output}: {list(result['cells'])[-1]}")
 
-    data_dir = None if given.smoke else given.data_dir
+    data_dir = given.data()
     run(config, given.work("whole_flow"), data_dir, done=keep)
 
 

@@ -23,9 +23,9 @@ import numpy as np
 import tyro
 from jaxtyping import Array, Float
 
+from experiments.common.arguments import RESULTS
 from experiments.common.provenance import machine, made_by, versions
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
 Convolution = Callable[[Float[Array, "n h w c"], Float[Array, "kh kw c d"]], Array]
 
 

@@ -28,8 +28,8 @@ import numpy as np
 import tyro
 
 from experiments.bench.part import Side, Work, run_part
+from experiments.common.arguments import RESULTS, data_folder
 from experiments.common.provenance import made_by
-from experiments.resnet20_cifar10 import RESULTS
 
 CACHE = "compiled"  # programs that several parts need are compiled by the first
 PEERS = ("torch", "pyhessian", "curvlinops")
@@ -344,7 +344,7 @@ def _with_others(result: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
 
 def main(
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     folder: pathlib.Path = pathlib.Path("runs/bench_curvature"),
     output: pathlib.Path = RESULTS / "bench_curvature.json",
     threads: tuple[int, ...] = (),
@@ -364,7 +364,7 @@ def main(
     config = SMOKE if smoke else Config()
     if threads:
         config = dataclasses.replace(config, threads=threads)
-    result = run(config, folder.resolve(), None if smoke else data_dir)
+    result = run(config, folder.resolve(), data_folder(data_dir, smoke))
     write_json(output, _with_others(result, output))
     print(f"Wrote {output}")
 

@@ -320,7 +320,7 @@ def main() -> None:
     given = tyro.cli(Arguments, description=__doc__)
     config = SMOKE if given.smoke else Config()
     pin(config.threads)
-    result = run(config, None if given.smoke else given.data_dir)
+    result = run(config, given.data())
     write_json(given.result("bench_evaluation_formats"), result)
 
 

@@ -29,11 +29,11 @@ from unittest import mock
 
 import tyro
 
+from experiments.common.arguments import RESULTS
 from experiments.common.provenance import made_by
 from jmpq.problem import Overhead, Problem, build_problem, problem_of, with_budgets
 from jmpq.solvers import Solver
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
 T = TypeVar("T")
 
 

@@ -33,6 +33,7 @@ import numpy as np
 import tyro
 
 from experiments.bench.iqp import network_problem
+from experiments.common.arguments import RESULTS, data_folder
 from experiments.common.provenance import machine, made_by, versions
 from experiments.water_filling import fit_bit_model, water_filling
 from jmpq.allocation import Allocation
@@ -50,7 +51,6 @@ from jmpq.solvers import (
 )
 from jmpq.solvers.knapsack.mixed_integer import dual_bound, options
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
 PACKAGES = ("numpy", "cvxpy", "highspy", "pyscipopt", "pulp")
 # Parameters of the 20 weight layers of ResNet-20 for CIFAR-10, first and last included.
 RESNET20 = (432, *[2304] * 6, 4608, *[9216] * 5, 18432, *[36864] * 5, 640)
@@ -501,7 +501,7 @@ def run(
 
 def main(
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     output: pathlib.Path = RESULTS / "bench_solvers.json",
 ) -> None:
     """Run the bench.
@@ -515,7 +515,7 @@ def main(
         with contextlib.suppress(FileNotFoundError):
             output.unlink()
     config = SMOKE if smoke else Config()
-    write_json(output, run(config, None if smoke else data_dir, output))
+    write_json(output, run(config, data_folder(data_dir, smoke), output))
     print(f"Wrote {output}")
 
 

@@ -5,7 +5,6 @@ import hashlib
 import importlib
 import json
 import math
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +12,10 @@ import numpy as np
 from scipy import stats
 
 from experiments.claims import MODULES
+from experiments.common.arguments import RESULTS
 from jmpq.study.source import source_sha256
 from jmpq.study.statistics import Estimate, two_level_mean
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
 Json = dict[str, Any]
 Path = tuple[str | int, ...]
 COMPOSED = (

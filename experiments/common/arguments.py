@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.resnet20_cifar10 import RESULTS
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,14 @@ class Arguments:
     """Run the small configuration, on data that are made or embedded."""
     output: pathlib.Path | None = None
     """File of the result; default experiments/results/NAME.json, or NAME_smoke.json."""
+
+    def data(self) -> pathlib.Path | None:
+        """The folder of the data; None for the small configuration.
+
+        Raises:
+            SystemExit: Without a folder, where one is needed.
+        """
+        return data_folder(self.data_dir, self.smoke)
 
     def result(self, name: str) -> pathlib.Path:
         """The file of the result of an experiment."""
@@ -38,6 +46,24 @@ class ResumableArguments(Arguments):
     def work(self, name: str) -> pathlib.Path:
         """The folder of an experiment's finished parts."""
         return self.folder or pathlib.Path("runs") / self._run(name)
+
+
+def data_folder(data_dir: pathlib.Path | None, smoke: bool) -> pathlib.Path | None:
+    """The folder of the data; None for the small configuration, which needs none.
+
+    Raises:
+        SystemExit: Without a folder, where one is needed.
+    """
+    if smoke:
+        return None
+    if data_dir is None:
+        raise SystemExit(
+            "--data-dir: the folder of the data and weights is needed. The small configuration "
+            "(--smoke) runs without one."
+        )
+    if not data_dir.is_dir():
+        raise SystemExit(f"--data-dir {data_dir}: there is no such folder.")
+    return data_dir
 
 
 def check_output(

@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from experiments.common.arguments import ResumableArguments
+from experiments.common.arguments import ResumableArguments, data_folder
 from experiments.common.provenance import machine, made_by, versions
 from jmpq.allocation import Allocation
 from jmpq.files import write_json
@@ -191,10 +191,10 @@ def _row(
 def main() -> None:
     """Run, and write the result after every draw."""
     given = tyro.cli(ResumableArguments, description=__doc__)
-    if given.data_dir is None:
-        raise SystemExit("--data-dir: the folder of the text and the weights is needed.")
     config = SMOKE if given.smoke else Config()
-    run(config, given.work("kv_cache"), given.data_dir, given.result("kv_cache"))
+    folder = data_folder(given.data_dir, smoke=False)  # there is no embedded text
+    assert folder is not None
+    run(config, given.work("kv_cache"), folder, given.result("kv_cache"))
 
 
 if __name__ == "__main__":

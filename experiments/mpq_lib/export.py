@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.common.arguments import data_folder
 from experiments.mpq_lib.networks import networks
 from experiments.mpq_lib.public import public
 from jmpq.problem import Instance, write_instance, write_program
@@ -29,7 +30,7 @@ def every(data_dir: pathlib.Path | None, names: tuple[str, ...] = ()) -> Iterato
 def main(
     folder: Annotated[pathlib.Path, tyro.conf.Positional],
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     kind: Literal["json", "npz", "lp", "mps"] = "npz",
 ) -> None:
     """Write the files.
@@ -40,7 +41,7 @@ def main(
         data_dir: Folder with `solvers/`.
         kind: Format.
     """
-    for instance in every(None if smoke else data_dir, SMOKE if smoke else ()):
+    for instance in every(data_folder(data_dir, smoke), SMOKE if smoke else ()):
         path = folder / f"{instance.name}.{kind}"
         if kind in ("lp", "mps"):
             write_program(path, instance.problem)

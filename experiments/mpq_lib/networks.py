@@ -11,14 +11,13 @@
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Callable, Iterator
 
 from experiments.bench.iqp import network_problem
 from experiments.bench.several_budgets.instances import scaled
+from experiments.common.arguments import RESULTS
 from jmpq.problem import Instance, Known, Problem
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
 MATRICES = ("resnet20@25%", "resnet20@50%", "resnet32@50%", "resnet44@50%")
 # Layers, candidates, budgets and seed of `scaled`.
 TABLES = ((20, 12, 1, 0), (20, 12, 2, 0), (100, 12, 4, 0), (1000, 12, 4, 0))

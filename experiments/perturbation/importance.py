@@ -154,7 +154,7 @@ def main() -> None:
 
     given = tyro.cli(ResumableArguments, description=__doc__)
     config = SMOKE if given.smoke else Config()
-    result = run(config, given.work("importance"), given.data_dir)
+    result = run(config, given.work("importance"), given.data())
     write_json(given.result("importance"), result)
 
 

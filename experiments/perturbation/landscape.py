@@ -205,7 +205,7 @@ def main() -> None:
 
     given = tyro.cli(ResumableArguments, description=__doc__)
     config = SMOKE if given.smoke else Config()
-    result = run(config, given.work("landscape"), given.data_dir)
+    result = run(config, given.work("landscape"), given.data())
     write_json(given.result("landscape"), result, compact=True)
 
 

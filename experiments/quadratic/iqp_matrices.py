@@ -16,7 +16,7 @@ import pathlib
 
 import tyro
 
-RESULTS = pathlib.Path(__file__).parents[1] / "results"
+from experiments.common.arguments import RESULTS, data_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run(config: Config, folder: pathlib.Path, data_dir: pathlib.Path | None) -> 
 
 def main(
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     folder: pathlib.Path = RESULTS,
 ) -> None:
     """Write the matrices.
@@ -118,7 +118,7 @@ def main(
         data_dir: Folder with the data set and the weights.
         folder: Folder of the files.
     """
-    run(SMOKE if smoke else Config(), folder, None if smoke else data_dir)
+    run(SMOKE if smoke else Config(), folder, data_folder(data_dir, smoke))
 
 
 if __name__ == "__main__":

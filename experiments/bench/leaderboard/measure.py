@@ -27,13 +27,13 @@ from unittest import mock
 import tyro
 
 from experiments.bench.leaderboard.rivals import rivals
+from experiments.common.arguments import RESULTS, data_folder
 from experiments.common.provenance import machine, made_by, versions
 from experiments.mpq_lib.networks import networks
 from experiments.mpq_lib.public import public
 from jmpq.files import write_json
 from jmpq.problem import Infeasible, Instance
 
-RESULTS = pathlib.Path(__file__).parents[2] / "results"
 BY_THE_WALL = ("HiGHS by cvxpy", "HiGHS, linearized")  # solvers that know no other clock
 PACKAGES = ("numpy", "cvxpy", "highspy", "pyscipopt", "pulp", "pymoo")
 
@@ -170,7 +170,7 @@ def processor_s() -> float:
 
 def main(
     smoke: bool = False,
-    data_dir: pathlib.Path = pathlib.Path("../shared/data"),
+    data_dir: pathlib.Path | None = None,
     output: pathlib.Path = RESULTS / "leaderboard.json",
 ) -> None:
     """Run the leaderboard.
@@ -181,7 +181,7 @@ def main(
         output: JSON file of the result.
     """
     config = SMOKE if smoke else Config()
-    write_json(output, run(config, None if smoke else data_dir, output))
+    write_json(output, run(config, data_folder(data_dir, smoke), output))
     print(f"Wrote {output}")
 
 

@@ -1,15 +1,14 @@
 """Problems with several budgets: real tables of sensitivity scaled up to many layers."""
 
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from experiments.common.arguments import RESULTS
 from jmpq.problem import Problem, problem_of
 
-RESULTS = pathlib.Path(__file__).parents[2] / "results"
 # Of ResNet-20 for CIFAR-10, layer by layer: parameters, output positions, input elements.
 PARAMETERS = np.array([432, *[2304] * 6, 4608, *[9216] * 5, 18432, *[36864] * 5, 640.0])
 POSITIONS = np.array([*[1024] * 7, *[256] * 6, *[64] * 6, 1.0])

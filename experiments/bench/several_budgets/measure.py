@@ -26,13 +26,12 @@ import tyro
 
 from experiments.bench.several_budgets.instances import scaled
 from experiments.bench.solvers import plain_highs
+from experiments.common.arguments import RESULTS
 from experiments.common.provenance import machine, made_by, versions
 from experiments.mpq_lib.public import public
 from jmpq.files import write_json
 from jmpq.problem import Problem
 from jmpq.solvers import Greedy, SeveralBudgets, lp_bound
-
-RESULTS = pathlib.Path(__file__).parents[2] / "results"
 
 
 @dataclasses.dataclass(frozen=True)
