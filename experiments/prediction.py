@@ -8,8 +8,9 @@ calibration images to the float logits of many others (`jmpq.sensitivity.logits.
 which cost one forward pass each.
 
 Run:     python -m experiments.prediction --data-dir DIR      (10 min on 2 cores, resumable)
+         --network resnet32, resnet44: networks that transferring was not found on
 Smoke:   python -m experiments.prediction --smoke             (half a minute, digits)
-Writes:  experiments/results/prediction_resnet20.json
+Writes:  experiments/results/prediction_NETWORK.json
 Claims:  experiments/claims/predicting/prediction.py
 """
 
@@ -18,7 +19,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -258,14 +259,30 @@ def result_of(config: Config, found: Mapping[str, Any], source: str) -> dict[str
     }
 
 
-def main(arguments: ResumableArguments) -> None:
-    config = SMOKE if arguments.smoke else Config()
+@dataclasses.dataclass(frozen=True)
+class PredictionArguments(ResumableArguments):
+    """Predict random allocations from few images, and score it on those and on others."""
+
+    network: Literal["resnet20", "resnet32", "resnet44"] = "resnet20"
+    """Network on CIFAR-10. ResNet-20 is the one that transferring was found on."""
+
+    def config(self) -> Config:
+        """What is run."""
+        if self.smoke:
+            return SMOKE
+        fidelity = dataclasses.replace(RESNET20, networks=(self.network,))
+        return dataclasses.replace(Config(), fidelity=fidelity)
+
+
+def main() -> None:
+    """Run, and write the result."""
+    given = tyro.cli(PredictionArguments, description=__doc__)
+    config = given.config()
     name = f"prediction_{config.fidelity.networks[0]}"
-    data_dir = arguments.data()
-    result = run(config, arguments.work(name), data_dir)
-    write_json(arguments.result(name), result, compact=True)
-    print(f"Wrote {arguments.result(name)}")
+    result = run(config, given.work(name), given.data())
+    write_json(given.result(name), result, compact=True)
+    print(f"Wrote {given.result(name)}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ResumableArguments))
+    main()

@@ -20,6 +20,7 @@ from experiments.common.older import mark_of, notes
 from experiments.deployment import deployment_table, float_table
 from experiments.figures.bert.minilm import minilm_figures, minilm_tables
 from experiments.figures.bert.sst2 import sst2_tables
+from experiments.figures.confirmation import confirmation_table
 from experiments.figures.curvature import curvature_table
 from experiments.figures.equalization import equalization_table
 from experiments.figures.fidelity import (
@@ -261,6 +262,8 @@ def tables() -> dict[str, Callable[[], str]]:
         "sst2": of(sst2_tables, "sst2"),
         "outcome": of_all(outcome_tables, OUTCOMES),
         "outcome_curse": of_all(lambda r: "\n\n".join(map(curse_table, r)), OUTCOMES),
+        "confirmation_kl": of(lambda r: confirmation_table(r, "kl"), "confirmation"),
+        "confirmation_top1": of(lambda r: confirmation_table(r, "top1"), "confirmation"),
         "imagenet": of(imagenet_table, "imagenet"),
         "finetune": of(finetune_table, "finetune_resnet20"),
         "formats": of(formats_table, "formats"),
