@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.common.arguments import ResumableArguments
+from experiments.common.arguments import NetworksArguments
 from experiments.common.provenance import machine, made_by, versions
 from jmpq.files import write_json
 from jmpq.quantizers.spec import Rounding
@@ -269,11 +269,8 @@ def _estimate(found: Estimate) -> dict[str, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConfirmationArguments(ResumableArguments):
+class ConfirmationArguments(NetworksArguments):
     """Confirm the default on other networks. Parts that are not run stay in the result."""
-
-    networks: tuple[str, ...] = ()
-    """Networks to run; all by default."""
 
     def config(self) -> Config:
         """What is run.
@@ -282,10 +279,8 @@ class ConfirmationArguments(ResumableArguments):
             ValueError: If there is no such network.
         """
         config = SMOKE if self.smoke else Config()
-        if unknown := sorted({*self.networks} - {*config.networks}):
-            known = ", ".join(config.networks)
-            raise ValueError(f"networks={unknown[0]!r}: the experiment has {known}.")
-        return dataclasses.replace(config, networks=self.networks or config.networks)
+        chosen = self.chosen({name: name for name in config.networks})
+        return dataclasses.replace(config, networks=chosen)
 
 
 def main() -> None:

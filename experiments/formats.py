@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
-from experiments.common.arguments import ResumableArguments
+from experiments.common.arguments import NetworksArguments
 from experiments.common.provenance import machine, made_by, versions
 from jmpq.allocation import Allocation
 from jmpq.files import write_json
@@ -374,13 +374,10 @@ def mean_of(rows: list[Any], name: str) -> tuple[float, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class FormatsArguments(ResumableArguments):
+class FormatsArguments(NetworksArguments):
     """Compare number formats. Networks that are in the file of the result and are not run
     stay there.
     """  # noqa: D205
-
-    networks: tuple[str, ...] = ()
-    """Those to run, by name; all by default."""
 
     def config(self) -> Config:
         """What is run.
@@ -389,19 +386,14 @@ class FormatsArguments(ResumableArguments):
             ValueError: If there is no such network.
         """
         config = SMOKE if self.smoke else Config()
-        known = [subject.model for subject in config.subjects]
-        if unknown := [name for name in self.networks if name not in known]:
-            raise ValueError(f"networks={unknown[0]!r}: the experiment has {', '.join(known)}.")
-        chosen = tuple(s for s in config.subjects if s.model in (self.networks or known))
+        chosen = self.chosen({subject.model: subject for subject in config.subjects})
         return dataclasses.replace(config, subjects=chosen)
 
 
 def main() -> None:
     """Run, and write the result after every cell."""
     given = tyro.cli(FormatsArguments, description=__doc__)
-    config = given.config()
-    data_dir = given.data()
-    run(config, given.work("formats"), data_dir, given.result("formats"))
+    run(given.config(), given.work("formats"), given.data(), given.result("formats"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from experiments.common.arguments import ResumableArguments
+from experiments.common.arguments import NetworksArguments
 from experiments.common.provenance import machine, made_by
 from experiments.common.steps import Step
 from jmpq.quantizers.spec import KernelSpec, Rounding
@@ -306,13 +306,11 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagenetArguments(ResumableArguments):
+class ImagenetArguments(NetworksArguments):
     """Allocate bits to ImageNet networks and measure the outcome. Networks that are in the
     file of the result and are not run stay there.
     """  # noqa: D205
 
-    networks: tuple[str, ...] = ()
-    """Those to run, by name; all by default. The others' results stay as they are."""
     rounding: Rounding = "nearest"
     """How weights are rounded; every one has a table of its own."""
     examples: int | None = None
@@ -327,10 +325,7 @@ class ImagenetArguments(ResumableArguments):
         config = dataclasses.replace(SMOKE if self.smoke else Config(), rounding=self.rounding)
         if self.examples is not None:
             config = dataclasses.replace(config, examples=self.examples)
-        known = dict(config.networks)
-        if unknown := [name for name in self.networks if name not in known]:
-            raise ValueError(f"networks={unknown[0]!r}: the experiment has {', '.join(known)}.")
-        chosen = tuple((n, f) for n, f in config.networks if n in (self.networks or known))
+        chosen = self.chosen({network[0]: network for network in config.networks})
         return dataclasses.replace(config, networks=chosen)
 
 
@@ -346,8 +341,7 @@ def main() -> None:
         write_json(output, merged(old, result))
         print(f"Wrote {output}: {', '.join(result['networks'])}")
 
-    data_dir = given.data()
-    run(config, given.work("imagenet"), data_dir, done=keep)
+    run(config, given.work("imagenet"), given.data(), done=keep)
 
 
 if __name__ == "__main__":

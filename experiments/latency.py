@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import tyro
 
-from experiments.common.arguments import ResumableArguments
+from experiments.common.arguments import NetworksArguments
 from experiments.common.provenance import machine, made_by
 from experiments.common.steps import Step
 from jmpq.problem import Infeasible
@@ -336,13 +336,11 @@ def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class LatencyArguments(ResumableArguments):
+class LatencyArguments(NetworksArguments):
     """Measure and predict latency. Networks that are in the file of the result and are not run
     stay there.
     """  # noqa: D205
 
-    networks: tuple[str, ...] = ()
-    """Those to run, by name; all by default."""
     runtimes: tuple[RuntimeName, ...] = ()
     """Runtimes to run in; all by default."""
 
@@ -353,12 +351,9 @@ class LatencyArguments(ResumableArguments):
             ValueError: If there is no such network.
         """
         config = SMOKE if self.smoke else Config()
-        known = {network[0]: network for network in config.networks}
-        if unknown := [name for name in self.networks if name not in known]:
-            raise ValueError(f"networks={unknown[0]!r}: the experiment has {', '.join(known)}.")
         return dataclasses.replace(
             config,
-            networks=tuple(known[name] for name in self.networks or known),
+            networks=self.chosen({network[0]: network for network in config.networks}),
             runtimes=self.runtimes or config.runtimes,
         )
 
@@ -377,8 +372,7 @@ def main() -> None:
         write_json(output, whole | {"summary": summary(whole)})
         print(f"Wrote {output}: {', '.join(result['networks'])}")
 
-    data_dir = given.data()
-    run(config, given.work("latency"), data_dir, done=keep)
+    run(config, given.work("latency"), given.data(), done=keep)
 
 
 if __name__ == "__main__":

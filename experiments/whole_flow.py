@@ -26,7 +26,7 @@ from typing import Any
 
 import tyro
 
-from experiments.common.arguments import ResumableArguments
+from experiments.common.arguments import NetworksArguments
 from experiments.common.provenance import machine, made_by
 from experiments.common.steps import Step
 from jmpq.files import write_json
@@ -290,13 +290,11 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeFlowArguments(ResumableArguments):
+class WholeFlowArguments(NetworksArguments):
     """Allocate bits to networks of other kinds and measure the outcome. Cells that are in the
     file of the result and are not run stay there.
     """  # noqa: D205
 
-    networks: tuple[str, ...] = ()
-    """Networks to run, by name; all by default."""
     draws: tuple[int, ...] = ()
     """Draws to run; all by default."""
     roundings: tuple[Rounding, ...] = ()
@@ -309,12 +307,9 @@ class WholeFlowArguments(ResumableArguments):
             ValueError: If there is no such network.
         """
         config = SMOKE if self.smoke else Config()
-        known = [subject.model for subject in config.subjects]
-        if unknown := [name for name in self.networks if name not in known]:
-            raise ValueError(f"networks={unknown[0]!r}: the experiment has {', '.join(known)}.")
         return dataclasses.replace(
             config,
-            subjects=tuple(s for s in config.subjects if s.model in (self.networks or known)),
+            subjects=self.chosen({subject.model: subject for subject in config.subjects}),
             draws=self.draws or config.draws,
             roundings=self.roundings or config.roundings,
         )
@@ -330,8 +325,7 @@ def main() -> None:
         write_json(output, merged(old, result))
         print(f"Wrote {output}: {list(result['cells'])[-1]}")
 
-    data_dir = given.data()
-    run(config, given.work("whole_flow"), data_dir, done=keep)
+    run(config, given.work("whole_flow"), given.data(), done=keep)
 
 
 if __name__ == "__main__":

@@ -293,8 +293,8 @@ def test_study_runs_on_a_small_configuration_and_goes_on(name, tmp_path):
 
     import jax
 
-    from experiments.figures import fidelity as figure_fidelity
     from experiments.figures import outcome as figure_outcome
+    from experiments.figures.predicting import fidelity as figure_fidelity
 
     study = importlib.import_module(f"experiments.{name}")
     with (

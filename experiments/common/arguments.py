@@ -4,9 +4,10 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,24 @@ class ResumableArguments(Arguments):
     def work(self, name: str) -> pathlib.Path:
         """The folder of an experiment's finished parts."""
         return self.folder or pathlib.Path("runs") / self._run(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworksArguments(ResumableArguments):
+    """As above, and which networks are run; what the result has of others stays."""
+
+    networks: tuple[str, ...] = ()
+    """Networks to run, by name; all by default."""
+
+    def chosen(self, known: Mapping[str, T]) -> tuple[T, ...]:
+        """The networks to run, in the order of the experiment.
+
+        Raises:
+            ValueError: If there is no such network.
+        """
+        if unknown := [name for name in self.networks if name not in known]:
+            raise ValueError(f"networks={unknown[0]!r}: the experiment has {', '.join(known)}.")
+        return tuple(x for name, x in known.items() if name in (self.networks or known))
 
 
 def data_folder(data_dir: pathlib.Path | None, smoke: bool) -> pathlib.Path | None:

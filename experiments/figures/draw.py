@@ -23,13 +23,6 @@ from experiments.figures.bert.sst2 import sst2_tables
 from experiments.figures.confirmation import confirmation_table
 from experiments.figures.curvature import curvature_table
 from experiments.figures.equalization import equalization_table
-from experiments.figures.fidelity import (
-    closer_table,
-    cost_table,
-    fidelity_details,
-    fidelity_figures,
-    fidelity_table,
-)
 from experiments.figures.finetune import finetune_figures, finetune_table
 from experiments.figures.formats import formats_figures, formats_table
 from experiments.figures.imagenet import imagenet_figures, imagenet_table
@@ -48,6 +41,14 @@ from experiments.figures.perturbation import (
     landscape_table,
 )
 from experiments.figures.post_training import post_training_table
+from experiments.figures.predicting.fidelity import (
+    closer_table,
+    cost_table,
+    fidelity_details,
+    fidelity_figures,
+    fidelity_table,
+)
+from experiments.figures.predicting.prediction import prediction_table
 from experiments.figures.readme import READ_BY_README, readme_figure, readme_table
 from experiments.figures.solving.iqp import iqp_table
 from experiments.figures.solving.leaderboard import leaderboard_table, summary_table
@@ -68,6 +69,7 @@ from jmpq.report.style import metric_name, write_svg
 
 HERE = pathlib.Path(__file__).parents[1]
 OUTCOMES = ("outcome_resnet20", "outcome_resnet20_nearest")
+PREDICTION = ("prediction_resnet20", "prediction_resnet32")
 FIDELITY = ("fidelity_resnet20", "fidelity_resnet32", "fidelity_resnet44")
 COMPARED = (
     "gauss_newton",
@@ -270,6 +272,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "kv_cache": of(kv_cache_table, "kv_cache"),
         "latency": of(latency_table, "latency"),
         "latency_error": of(latency_error_table, "latency"),
+        "prediction": of_all(prediction_table, PREDICTION),
         "importance": of(importance_table, "importance"),
         "landscape": of(landscape_table, "landscape"),
     }
