@@ -319,7 +319,8 @@ def _normalisation(view: _View, node: onnx.NodeProto) -> _One | None:
         name, inverse = step.output[0], inverse or step.op_type == "Reciprocal"
     if view.extent(name) != kept:
         return None
-    dtype = view.graph.arrays[epsilons[0]].dtype
+    if view.graph.arrays[epsilons[0]].dtype != np.float32:  # ONNX computes it in float32
+        return None
     ended = _scaled(view, name, found, inverse=inverse)
     if ended is None:
         return None
@@ -329,7 +330,7 @@ def _normalisation(view: _View, node: onnx.NodeProto) -> _One | None:
         "LayerNormalization",
         found.source,
         result,
-        [view.graph.array(np.asarray(array, dtype), stem) for array, stem in arrays],
+        [view.graph.array(np.asarray(array, np.float32), stem) for array, stem in arrays],
         {"axis": first - len(kept), "epsilon": view.number(epsilons[0])},
     )
 
