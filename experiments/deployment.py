@@ -146,6 +146,9 @@ def run(
         old = old if old["config"] == record else None
     rows: list[dict[str, Any]] = [] if old is None else old["rows"]
     made = made_by("experiments.deployment", old=old)
+    packages = "jax", "flax", "numpy", "onnx", *config.runtimes, "ai_edge_litert"
+    here = {name: version for name, version in versions(*packages).items() if version}
+    known_versions = {} if old is None else old["versions"]  # of a runtime that is not here
 
     def result() -> dict[str, Any]:
         return {
@@ -153,9 +156,7 @@ def run(
             "config": record,
             **made,
             "machine": machine() | {"cuts_sums_off": overflows_here()},
-            "versions": versions(
-                "jax", "flax", "numpy", "onnx", *config.runtimes, "ai_edge_litert"
-            ),
+            "versions": known_versions | here,
             "rows": rows,
         }
 
