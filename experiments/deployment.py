@@ -2,7 +2,8 @@
 
 For every network the float file and files of W8A8, with activations quantized at the inputs of
 layers and on the stream, are run on the same examples and timed in turn; of ResNet-20 files of
-7-bit and of mixed weights too. Calibration examples are not among them.
+7-bit and of mixed weights too. Calibration examples are not among them. MiniLM has random
+weights and reads random sentences: only differences of outputs and times say something there.
 
 Run:     python -m experiments.deployment --data-dir DIR    (40 min on one core)
 Smoke:   python -m experiments.deployment --smoke           (a minute, random weights)
@@ -43,6 +44,9 @@ NAMES = {
 }
 
 
+VOCABULARY = 1000  # of random tokens
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """One network.
@@ -50,10 +54,11 @@ class Subject:
     Attributes:
         model: Built-in network.
         weights: Published weights, below the data folder; None for random ones.
-        data: Data set; None for random inputs, with which only the float file is checked.
-        examples: Examples that files are run on.
+        data: Data set; None for random inputs.
+        examples: Examples that files are run on; none: only the float file is checked.
         litert: Whether LiteRT runs it too, one example a call.
         widths: Whether files of all weights of the experiment are written, or the first alone.
+        length: Tokens of a random sentence, where the network reads text.
     """
 
     model: str
@@ -62,6 +67,7 @@ class Subject:
     examples: int
     litert: bool = False
     widths: bool = False
+    length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +104,7 @@ class Config:
                 ("efficientnet_lite0", "efficientnet_lite0"),
             )
         ),
-        Subject("minilm_l6", None, None, 0),
+        Subject("minilm_l6", None, None, 256, length=128),
         Subject("vit_ti16", None, None, 0),
     )
     placements: tuple[Placement, ...] = ("inputs", "stream")
@@ -115,7 +121,7 @@ class Config:
 SMOKE = Config(
     subjects=(
         Subject("digits_resnet", None, "digits", 32),
-        Subject("bert_tiny", None, None, 0),
+        Subject("bert_tiny", None, None, 32, length=16),
     ),
     weights=((8,),),
     runtimes=("onnxruntime",),
@@ -140,6 +146,9 @@ def run(
         old = old if old["config"] == record else None
     rows: list[dict[str, Any]] = [] if old is None else old["rows"]
     made = made_by("experiments.deployment", old=old)
+    packages = "jax", "flax", "numpy", "onnx", *config.runtimes, "ai_edge_litert"
+    here = {name: version for name, version in versions(*packages).items() if version}
+    known_versions = {} if old is None else old["versions"]  # of a runtime that is not here
 
     def result() -> dict[str, Any]:
         return {
@@ -147,9 +156,7 @@ def run(
             "config": record,
             **made,
             "machine": machine() | {"cuts_sums_off": overflows_here()},
-            "versions": versions(
-                "jax", "flax", "numpy", "onnx", *config.runtimes, "ai_edge_litert"
-            ),
+            "versions": known_versions | here,
             "rows": rows,
         }
 
@@ -180,7 +187,7 @@ def _files(
         for placement in config.placements
         for bits in config.weights[: None if subject.widths else 1]
     }
-    wanted = ["float", *(names.values() if subject.data else ())]
+    wanted = ["float", *(names.values() if subject.examples else ())]
     if all((subject.model, file) in known for file in wanted):
         return
     network, dataset = _network(config, subject, data_dir)
@@ -330,18 +337,21 @@ def _network(
     import jax
     import jax.numpy as jnp
 
+    from jmpq.data.dataset import Dataset
     from jmpq.data.load import load_dataset
     from jmpq.network.network import Network
     from jmpq.zoo.architectures import PREPROCESSINGS, architecture, build_module
+    from jmpq.zoo.bert import example_tokens
     from jmpq.zoo.weights import load_weights
 
     known, dataset = architecture(subject.model), None
-    if subject.data is None and subject.model.startswith(("bert", "minilm")):
-        module = build_module(subject.model, 2, 1000)
-        tokens = jnp.zeros((1, 32), jnp.int32)
-        example: Any = {
-            "input_ids": tokens, "attention_mask": tokens, "token_type_ids": tokens
-        }  # fmt: skip
+    if subject.length:
+        module = build_module(subject.model, 2, VOCABULARY)
+        example: Any = example_tokens(1, subject.length)
+        count = config.calibration + subject.examples
+        sentences = _sentences(count, subject.length, config.seed)
+        labels = np.zeros(count, np.float32)  # of no class
+        dataset = Dataset.from_arrays(sentences, labels, name="random_tokens")
     elif subject.data is None:
         module, example = build_module(subject.model, 1000), jnp.zeros((1, 224, 224, 3))
     else:
@@ -350,11 +360,36 @@ def _network(
         module = build_module(subject.model, len(dataset.classes))
         example = jnp.zeros((1, *dataset.heldout.inputs.shape[1:]), jnp.float32)
     if subject.weights is None:
-        variables = module.init(jax.random.key(config.seed), example)
+        variables = _shaken(module.init(jax.random.key(config.seed), example), config.seed)
     else:
         assert data_dir is not None
         variables = load_weights(data_dir / subject.weights, module, architecture=subject.model)
     return Network.from_linen(module, variables, example, tied=known.tied), dataset
+
+
+def _sentences(count: int, length: int, seed: int) -> dict[str, np.ndarray]:
+    """Sentences of random tokens, the second half of each padded to a random length."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, VOCABULARY, (count, length)).astype(np.int32)
+    lengths = rng.integers(length // 2, length + 1, (count, 1))
+    mask = (np.arange(length) < lengths).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def _shaken(variables: Any, seed: int) -> Any:
+    """Random weights with scales that are not one and biases that are not zero.
+
+    Files leave out those that are, and would be faster than those of trained networks.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(seed)
+
+    def moved(x: Any) -> Any:
+        return jnp.asarray(x + 0.1 * rng.normal(size=x.shape), x.dtype) if x.ndim == 1 else x
+
+    return {**variables, "params": jax.tree.map(moved, variables["params"])}
 
 
 def _inputs(config: Config, network: "Network", dataset: Any) -> Any:
@@ -366,16 +401,10 @@ def _inputs(config: Config, network: "Network", dataset: Any) -> Any:
 
     count = config.float_examples
     if dataset is not None:
-        return jnp.asarray(batches(dataset.heldout.take(np.arange(count)), count)[0].inputs)
-    rng = np.random.default_rng(config.seed)
-
-    def drawn(x: Any) -> Any:
-        shape = (count, *x.shape[1:])
-        if np.issubdtype(x.dtype, np.integer):
-            return jnp.asarray(rng.integers(0, 2, shape), x.dtype)
-        return jnp.asarray(rng.normal(size=shape), x.dtype)
-
-    return jax.tree.map(drawn, network.tap.inputs)
+        (batch,) = batches(dataset.heldout.take(np.arange(count)), count)
+        return jax.tree.map(jnp.asarray, batch.inputs)
+    shape = count, *network.tap.inputs.shape[1:]
+    return jnp.asarray(np.random.default_rng(config.seed).normal(size=shape), jnp.float32)
 
 
 def _label(bits: Sequence[int]) -> str:
@@ -405,14 +434,21 @@ def deployment_table(result: dict[str, Any]) -> str:
                 NAMES.get(row["network"], row["network"]),
                 row["file"],
                 runtime,
-                f"{agreement['same_class']:.3f}",
-                f"{agreement['top1']:.3f}, {agreement['top1_jmpq']:.3f}",
+                *_classes(agreement),
                 f"{agreement['mean']:.2g}, {agreement['largest']:.2g}",
                 f"{row['file_bytes'][runtime] / row['size_bytes']:.3f}",
                 *(f"{t['exported']:.3g}, {t['float'] / t['exported']:.2f}×" for t in times),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _classes(agreement: dict[str, Any]) -> tuple[str, str]:
+    """Cells of what only trained networks say: the same class, and top-1."""
+    if agreement["top1"] is None:
+        return "–", "–"
+    both = f"{agreement['top1']:.3f}, {agreement['top1_jmpq']:.3f}"
+    return f"{agreement['same_class']:.3f}", both
 
 
 def float_table(result: dict[str, Any]) -> str:

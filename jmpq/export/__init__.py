@@ -21,8 +21,9 @@ corrections.
 - `packed`: packed safetensors, with a loader that unpacks inside the compiled program.
 - `stablehlo`: the same as a program of `jax.export`, which runs without jmpq.
 - `onnx_graph`: ONNX, by the walk that evaluates the network. `onnx_ops`: one rule per
-  primitive. `onnx_values`: the values of the walk. `onnx_fusion`: fusion of operations after a
-  product into it, which integer kernels need.
+  primitive. `onnx_values`: the values of the walk. `onnx_patterns`: one node for softmax, layer
+  normalisation and GELU. `onnx_fusion`: fusion of operations after a product into it, which
+  integer kernels need.
 - `litert`: LiteRT, by its own converter and quantizer. `litert_file`: our codes in its file.
   `matching`: identification of layers in a file that another program wrote.
 - `exchange`: small files that tell other tools the bits of every layer.

@@ -21,6 +21,7 @@ from onnx import helper
 from jmpq.export.codes import Coded, InputGrid, check_no_cache, code_ends
 from jmpq.export.onnx_fusion import fuse
 from jmpq.export.onnx_ops import RULES, elementwise, full
+from jmpq.export.onnx_patterns import merge
 from jmpq.export.onnx_values import CodedKernel, Constant, Graph, NotExportable, Tensor, Value
 from jmpq.files import atomic_file, versions
 from jmpq.network.network import Network
@@ -81,7 +82,7 @@ def onnx_model(coded: Coded, options: OnnxOptions = OnnxOptions()) -> onnx.Model
     leaves, tree = jax.tree.flatten(network.tap.inputs)
     names = [path or "inputs" for path in leaf_paths(network.tap.inputs)]
     inputs = [
-        Tensor(n, shape, shape, np.dtype(x.dtype), tuple(range(len(shape))))
+        graph.known(Tensor(n, shape, shape, np.dtype(x.dtype), tuple(range(len(shape)))))
         for n, x in zip(names, leaves, strict=True)
         for shape in [(batch, *x.shape[1:])]
     ]
@@ -94,6 +95,7 @@ def onnx_model(coded: Coded, options: OnnxOptions = OnnxOptions()) -> onnx.Model
     result = graph.whole(result) if isinstance(result, Tensor) else result
     graph.node("Identity", [graph.name_of(result, range(len(result.shape)))])
     graph.nodes[-1].output[0] = OUTPUT
+    merge(graph, {OUTPUT})
     fuse(graph, {OUTPUT})
     return _model(coded, graph, inputs, result)
 
@@ -268,7 +270,7 @@ class _Emitter:
             name = self.graph.node("Clip", [name, *grid.ends])
         name = self.graph.node("DequantizeLinear", [name, *grid.names])
         self.on_grid[name] = grid
-        return dataclasses.replace(x, name=name)
+        return self.graph.known(dataclasses.replace(x, name=name))
 
     def _written_out(
         self, x: Tensor, scale: np.ndarray, low: np.ndarray, high: np.ndarray

@@ -127,6 +127,8 @@ def _select(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
     which, *cases = ins
     if len(cases) != 2 or which.dtype != bool:
         raise NotExportable("it selects among more than two values")
+    if isinstance(which, Constant) and which.array.size == 1:  # as in jax.numpy.var
+        return [cases[int(which.array.item())]]
     return [elementwise(graph, "Where", [which, cases[1], cases[0]], cases[0].dtype)]
 
 
@@ -170,9 +172,11 @@ def _broadcast(graph: Graph, eqn: Any, ins: Sequence[Tensor]) -> list[Value]:
         own[axis] = size
     if len(shape) == len(x.shape):
         return [dataclasses.replace(x, shape=tuple(shape), own=tuple(own))]
-    x = graph.ordered(x, range(len(x.shape)))
-    name = graph.node("Reshape", [x.name, graph.array(np.array(graph.sizes(own), np.int64))])
-    return [Tensor(name, tuple(shape), tuple(own), x.dtype, tuple(range(len(shape))))]
+    order = [axes[axis] for axis in x.order]
+    for axis in range(len(shape)):  # each new one behind the one before it
+        if axis not in axes:
+            order.insert(order.index(axis - 1) + 1 if axis else 0, axis)
+    return [graph.resized(x, shape, own, order)]
 
 
 def _reshape(graph: Graph, eqn: Any, ins: Sequence[Tensor]) -> list[Value]:
@@ -205,7 +209,7 @@ def _sliced(
 
 def _split(graph: Graph, eqn: Any, ins: Sequence[Tensor]) -> list[Value]:
     (x,), axis, start, outs = ins, eqn.params["axis"], 0, []
-    for size in eqn.params["sizes"]:
+    for size in map(int, eqn.params["sizes"]):
         starts, ends = [0] * len(x.shape), list(x.shape)
         starts[axis], ends[axis] = start, start + size
         outs.append(_sliced(graph, x, starts, ends, None))
@@ -374,14 +378,29 @@ def _product(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:
         [a for a in range(len(x.shape)) if a not in (*c, *b)]
         for x, c, b in zip(ins, contract, batch, strict=True)
     ]
-    if not isinstance(left, Tensor) and not batch[0]:  # a kernel goes to the right
-        swapped = _matrices(
-            graph, right, left, (contract[1], contract[0]), ((), ()), free[::-1]
-        )
-        count = len(free[1])
-        axes = [*range(count, len(shape)), *range(count)]
+    if _swapped(left, right, contract, batch, free):
+        swapped = _matrices(graph, right, left, contract[::-1], batch[::-1], free[::-1])
+        lead, count = len(batch[0]), len(free[1])
+        axes = [*range(lead), *range(lead + count, len(shape)), *range(lead, lead + count)]
         return [permuted(swapped, axes)]
     return [_matrices(graph, left, right, contract, batch, free)]
+
+
+def _swapped(left: Value, right: Value, contract: Any, batch: Any, free: Any) -> bool:
+    """Whether operands change sides: a kernel goes right, and fewer are transposed."""
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return not isinstance(left, Tensor) and not batch[0]
+
+    def moved(one: int, two: int) -> int:
+        """Number of operands to transpose with operand `one` on the left."""
+        ins = (left, right)
+        axes = (
+            (*batch[one], *free[one], *contract[one]),
+            (*batch[two], *contract[two], *free[two]),
+        )
+        return (ins[one].order != axes[0]) + (ins[two].order != axes[1])
+
+    return moved(1, 0) < moved(0, 1)
 
 
 def _matrices(
@@ -483,7 +502,7 @@ def _looked_up(graph: Graph, array: np.ndarray, taken: Callable[..., Tensor]) ->
     if not (array == array[:, :1]).all():
         return whole
     few = taken(graph.array(array[:, :1], "kernel/scale"), np.float32)
-    return dataclasses.replace(few, own=(*whole.own[:-1], 1))
+    return graph.known(dataclasses.replace(few, own=(*whole.own[:-1], 1)))
 
 
 def _iota(graph: Graph, eqn: Any, ins: Sequence[Value]) -> list[Value]:

@@ -109,6 +109,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.arrays: dict[str, np.ndarray] = {}
         self.codes: dict[str, onnx.TensorProto] = {}
+        self.extents: dict[str, tuple[int, ...]] = {}  # of tensors, axes as in the graph
         self.opset = 21
         self._known: dict[Any, Any] = {}
         self._count = 0
@@ -181,6 +182,11 @@ class Graph:
 
     # Tensors in the order, shape and extent that an operation needs.
 
+    def known(self, x: Tensor) -> Tensor:
+        """The same tensor, its sizes in the graph noted."""
+        self.extents[x.name] = tuple(x.own[axis] for axis in x.order)
+        return x
+
     def emit(
         self,
         kind: str,
@@ -192,12 +198,14 @@ class Graph:
         **attributes: Any,
     ) -> Tensor:
         """Write a node; by default `order` is the identity and `own` the whole shape."""
-        return Tensor(
-            self.node(kind, inputs, **attributes),
-            tuple(shape),
-            tuple(shape if own is None else own),
-            np.dtype(dtype),
-            tuple(range(len(shape)) if order is None else order),
+        return self.known(
+            Tensor(
+                self.node(kind, inputs, **attributes),
+                tuple(shape),
+                tuple(shape if own is None else own),
+                np.dtype(dtype),
+                tuple(range(len(shape)) if order is None else order),
+            )
         )
 
     def ordered(self, x: Tensor, order: Sequence[int]) -> Tensor:
@@ -207,7 +215,7 @@ class Graph:
             return x
         axes = [x.order.index(axis) for axis in order]
         name = self.node("Transpose", [x.name], perm=axes)
-        return dataclasses.replace(x, name=name, order=order)
+        return self.known(dataclasses.replace(x, name=name, order=order))
 
     def whole(self, x: Tensor, order: Sequence[int] | None = None) -> Tensor:
         """The same tensor with broadcasting applied and axes in the function's order."""
@@ -221,15 +229,21 @@ class Graph:
                 raise NotExportable("a value is repeated for every example of the batch")
             sizes.append(x.shape[axis] if repeated else 1)
         name = self.node("Expand", [x.name, self.array(np.array(sizes, np.int64))])
-        return dataclasses.replace(x, name=name, own=x.shape)
+        return self.known(dataclasses.replace(x, name=name, own=x.shape))
 
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Reshape a tensor, elements in the function's order."""
         x = self.whole(x)
         if x.shape == tuple(shape):
             return x
-        name = self.node("Reshape", [x.name, self.array(np.array(self.sizes(shape), np.int64))])
-        return Tensor(name, tuple(shape), tuple(shape), x.dtype, tuple(range(len(shape))))
+        return self.resized(x, shape, shape, range(len(shape)))
+
+    def resized(
+        self, x: Tensor, shape: Sequence[int], own: Sequence[int], order: Sequence[int]
+    ) -> Tensor:
+        """Write a Reshape of the elements as they are in the graph, to the sizes `own`."""
+        sizes = self.array(np.array(self.sizes([own[axis] for axis in order]), np.int64))
+        return self.emit("Reshape", [x.name, sizes], shape, x.dtype, order, own)
 
     def sizes(self, shape: Sequence[int]) -> list[int]:
         """Sizes for a Reshape; -1 for the size that depends on the batch."""
