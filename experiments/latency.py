@@ -65,7 +65,7 @@ class Config:
         batch_size: Calibration images per batch.
         evaluation_examples: Images measured on; None for all others.
         evaluation_batch: Images measured on per batch.
-        draws: Draws of calibration images.
+        draws: Draws of calibration images; 0 for predictions of latency alone.
         epochs: Epochs of training where there are no weights.
     """
 
@@ -197,7 +197,7 @@ def prepared(
         Step("train", folder, Train(model=name, data=data, epochs=config.epochs))()
     layers = Layers(model=name, weights=weights, data=data, data_dir=data_dir)
     sensitivity = Sensitivity(
-        metrics=(config.metric,),
+        metrics=(config.metric if config.draws else "squared_error",),  # which takes no pass
         w_bits=(8, 32),
         a_bits=(8, 32),
         examples=config.examples,
@@ -305,6 +305,8 @@ def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for key, found in result["networks"].items():
         latency, draws = found["latency"], found["draws"]
+        if not draws:
+            continue
 
         def mean(read: Callable[[Any], float], draws: Any = draws) -> float:
             return statistics.mean(read(draw["latency"]) for draw in draws)
@@ -343,6 +345,8 @@ class LatencyArguments(NetworksArguments):
 
     runtimes: tuple[RuntimeName, ...] = ()
     """Runtimes to run in; all by default."""
+    draws: int | None = None
+    """Draws of calibration images; 0 predicts and times networks, and chooses none."""
 
     def config(self) -> Config:
         """What is run.
@@ -355,6 +359,7 @@ class LatencyArguments(NetworksArguments):
             config,
             networks=self.chosen({network[0]: network for network in config.networks}),
             runtimes=self.runtimes or config.runtimes,
+            draws=config.draws if self.draws is None else self.draws,
         )
 
 

@@ -41,7 +41,7 @@ def latency_figures(result: Json) -> dict[str, str]:
 
 def latency_figure(result: Json) -> Figure:
     """KL of every draw against its measured latency, as a share of float."""
-    networks = result["networks"]
+    networks = _with_draws(result)
     with style():
         figure = new_figure(2.6)
         panels = figure.subplots(1, len(networks), squeeze=False)[0]
@@ -68,7 +68,7 @@ def latency_figure(result: Json) -> Figure:
 
 def latency_table(result: Json) -> str:
     """Milliseconds predicted and measured, KL and top-1 under the budgets."""
-    networks = result["networks"]
+    networks = _with_draws(result)
     lines = [
         "One image, one thread, processor time, means of the draws; KL and top-1 with their "
         "standard deviation over the draws.",
@@ -109,16 +109,28 @@ def latency_error_table(result: Json) -> str:
     for key, found in result["networks"].items():
         record = found["latency"]
         held_out = sum(each["role"] == "held_out" for each in record["networks"])
-        limits = [draw["latency"]["limits"]["latency_s"] for draw in found["draws"]]
-        solutions = outcomes(found, *SHOWN["chosen, latency"])
-        over = [100 * (row["cpu_s"] / limit - 1)
-                for row, limit in zip(solutions, limits, strict=True)]  # fmt: skip
         lines.append(
             f"| {_title(key)} | {len(record['networks']) - held_out} | {held_out} | "
             f"{100 * record['held_out_error']:.1f} | {100 * record['repeatability']:.1f} | "
-            f"{1e3 * np.mean(limits):.3g} | {np.mean(over):+.1f} |"
+            f"{_budget(found)} |"
         )
     return "\n".join(lines)
+
+
+def _budget(found: Json) -> str:
+    """The budget in milliseconds, and how far the measured solutions are above it."""
+    if not found["draws"]:
+        return "– | –"
+    limits = [draw["latency"]["limits"]["latency_s"] for draw in found["draws"]]
+    solutions = outcomes(found, *SHOWN["chosen, latency"])
+    over = [100 * (row["cpu_s"] / limit - 1)
+            for row, limit in zip(solutions, limits, strict=True)]  # fmt: skip
+    return f"{1e3 * np.mean(limits):.3g} | {np.mean(over):+.1f}"
+
+
+def _with_draws(result: Json) -> dict[str, Json]:
+    """Networks that a budget was solved for."""
+    return {key: found for key, found in result["networks"].items() if found["draws"]}
 
 
 def _title(key: str) -> str:
