@@ -86,7 +86,7 @@ class Config:
             weights="tinystories/stories260K.safetensors",
             data="text",
             data_dir="tinystories/stories.txt",
-            evaluation=128,
+            evaluation=64,
             class_samples=8,
         ),
         Subject(
