@@ -54,7 +54,7 @@ class Config:
 
     Attributes:
         networks: Built-in networks.
-        data: Their data.
+        data: Data set of the networks.
         weights: Folder of the weights below the data folder; empty to train them here.
         parts: Candidates and budgets by name.
         metrics: Sensitivities, the default first.

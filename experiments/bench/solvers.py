@@ -35,7 +35,7 @@ import tyro
 from experiments.bench.iqp import network_problem
 from experiments.common.arguments import RESULTS, data_folder
 from experiments.common.provenance import machine, made_by, versions
-from experiments.water_filling import fit_bit_model, water_filling
+from experiments.common.water_filling import fit_bit_model, water_filling
 from jmpq.allocation import Allocation
 from jmpq.files import write_json
 from jmpq.formats import Choice

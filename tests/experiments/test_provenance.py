@@ -11,7 +11,7 @@ from experiments.common import provenance
 from experiments.common.provenance import STAMP, UNKNOWN, made_by, weights_of
 from jmpq.study import source
 
-MODULE = "experiments.water_filling"
+MODULE = "experiments.common.water_filling"
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from experiments.water_filling import BitModel, fit_bit_model, water_filling
+from experiments.common.water_filling import BitModel, fit_bit_model, water_filling
 from jmpq.formats import choice_grid
 from jmpq.problem import problem_of
 from jmpq.solvers import Exact
