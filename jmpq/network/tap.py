@@ -91,8 +91,9 @@ def called_on(example: PyTree) -> Iterator[None]:
     except NEEDS_VALUES as error:
         raise ValueError(
             f"The network cannot be traced ({type(error).__name__}): it needs the value of an "
-            "array where only shapes are known, as `.item()`, `int(x)` and `if x > 0` do, so "
-            "that jax.jit fails on it too. Compute such numbers with NumPy, or before the call."
+            "array where only shapes are known, as `.item()`, `int(x)` and `if x > 0` do on "
+            "what depends on inputs or parameters, so that jax.jit fails on it too. Compute "
+            "such numbers with NumPy, or before the call."
         ) from error
     except (flax_errors.FlaxError, TypeError, ValueError) as error:
         shapes = some([str(tuple(x.shape)) for x in jax.tree.leaves(example)], 4)
@@ -263,7 +264,7 @@ class Tap:
 
     def _taken_apart(self, inputs: PyTree) -> Any:
         """The function of pieces and inputs: loops over stacks unrolled, nothing dead."""
-        closed = without_dead_code(jax.make_jaxpr(self.apply)(self.params, inputs))
+        closed = without_dead_code(_jaxpr(self.apply, self.params, inputs))
         stacks = find_stacks(closed, len(jax.tree.leaves(self.params)))
         self.pieces = self.given or stacks.pieces
         if not self.pieces.stacked:
@@ -300,6 +301,18 @@ class Tap:
         read.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
         analysis.unread = [i for i, v in enumerate(jaxpr.invars[:count]) if v not in read]
         return analysis
+
+
+def _jaxpr(apply: Callable[..., Array], params: PyTree, inputs: PyTree) -> Any:
+    """The jaxpr of a function, also of one that reads values that depend on neither argument.
+
+    Stochastic depths are often spread by ``[x.item() for x in jnp.linspace(...)]``, which fails
+    under ``jit``: the second attempt computes everything of the kind while it traces.
+    """
+    try:
+        return jax.make_jaxpr(apply)(params, inputs)
+    except NEEDS_VALUES:
+        return jax.make_jaxpr(jax.ensure_compile_time_eval()(apply))(params, inputs)
 
 
 def bodies_of(places: Iterable[Path]) -> set[Path]:
