@@ -68,6 +68,12 @@ NOT_EVALUATING = (
     flax_errors.InvalidRngError,
 )
 
+NOT_ITS_VARIABLES = (
+    flax_errors.ScopeCollectionNotFound,
+    flax_errors.ScopeParamNotFoundError,
+    flax_errors.ScopeParamShapeError,
+)
+
 NEEDS_VALUES = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -97,11 +103,14 @@ def called_on(example: PyTree) -> Iterator[None]:
         ) from error
     except (flax_errors.FlaxError, TypeError, ValueError) as error:
         shapes = some([str(tuple(x.shape)) for x in jax.tree.leaves(example)], 4)
+        foreign = isinstance(error, NOT_ITS_VARIABLES)
+        also = "the variables of this very network" if foreign else (
+            "by name what else the call needs, as train=False"
+        )  # fmt: skip
         raise ValueError(
             f"The network cannot be called on the example, of shape {shapes} "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Pass a batch of "
-            "inputs, as images[:1] or image[None], and by name what else the call needs, as "
-            "train=False."
+            f"inputs, as images[:1] or image[None], and {also}."
         ) from error
 
 

@@ -425,6 +425,23 @@ def test_a_network_that_reads_values_of_its_own_arrays_is_followed():
     assert network.code_sha256 != other.code_sha256
 
 
+def test_the_variables_of_another_network_are_named_as_the_fault():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4)(nn.relu(nn.Dense(8)(x)))
+
+    own = Net().init(jax.random.key(0), ones(1, 6))["params"]
+    wide = Net().init(jax.random.key(0), ones(1, 9))
+    for other, reason in (
+        (wide, r"\(6, 8\).*\(9, 8\)"),
+        (None, '"kernel" in scope "/Dense_1"'),
+    ):
+        variables = other or {"params": {"Dense_0": own["Dense_0"]}}
+        with pytest.raises(ValueError, match=rf"{reason}.*variables of this very network"):
+            Network.from_linen(Net(), variables, ones(1, 6))
+
+
 def test_patterns_of_a_shell_are_answered_by_regular_expressions():
     params = {"a": {"w": jnp.ones((4, 4))}, "b": {"w": jnp.ones((4, 4))}}
     apply = lambda p, x: x @ p["a"]["w"] @ p["b"]["w"]  # noqa: E731
