@@ -62,6 +62,10 @@ class NotEvaluatingError(ValueError):
     """The network is not in evaluation mode."""
 
 
+class NotOneOutputError(ValueError):
+    """The array to analyse is not chosen, or is not there."""
+
+
 NOT_EVALUATING = (
     NotEvaluatingError,
     flax_errors.ModifyScopeVariableError,
@@ -92,7 +96,7 @@ def called_on(example: PyTree) -> Iterator[None]:
     """
     try:
         yield
-    except NOT_EVALUATING:
+    except (*NOT_EVALUATING, NotOneOutputError):
         raise
     except NEEDS_VALUES as error:
         raise ValueError(
@@ -353,7 +357,7 @@ def with_output(
 def _chosen(tree: PyTree, output: str | int | None) -> Array:
     leaves, paths = jax.tree.leaves(tree), leaf_paths(tree)
     if not leaves:
-        raise ValueError(
+        raise NotOneOutputError(
             "The network returns no array; expected one row of outputs per example."
         )
     listed = ", ".join(
@@ -364,7 +368,7 @@ def _chosen(tree: PyTree, output: str | int | None) -> Array:
         if len(leaves) > 1:
             last = "0" if "0" in paths else paths[-1]
             likely = next((path for path in paths if "logit" in path), last)
-            raise ValueError(
+            raise NotOneOutputError(
                 f"The network returns {len(leaves)} arrays: {listed}. Pass the one to analyse "
                 f"where the network is made, as in from_linen(..., output={likely!r}). Or "
                 f"write `def network(output=None)`, pass output=output there, and give "
@@ -375,7 +379,7 @@ def _chosen(tree: PyTree, output: str | int | None) -> Array:
     found = [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}/")]
     if len(found) != 1:
         many = f"is {len(found)} arrays" if found else "is not there"
-        raise ValueError(
+        raise NotOneOutputError(
             f"output={name!r} {many}: the network returns {listed}. "
             + ("Choose one of these names." if paths[0] else "Leave `output` out.")
         )
