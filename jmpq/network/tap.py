@@ -62,10 +62,20 @@ class NotEvaluatingError(ValueError):
     """The network is not in evaluation mode."""
 
 
+class NotOneOutputError(ValueError):
+    """The array to analyse is not chosen, or is not there."""
+
+
 NOT_EVALUATING = (
     NotEvaluatingError,
     flax_errors.ModifyScopeVariableError,
     flax_errors.InvalidRngError,
+)
+
+NOT_ITS_VARIABLES = (
+    flax_errors.ScopeCollectionNotFound,
+    flax_errors.ScopeParamNotFoundError,
+    flax_errors.ScopeParamShapeError,
 )
 
 NEEDS_VALUES = (
@@ -86,21 +96,25 @@ def called_on(example: PyTree) -> Iterator[None]:
     """
     try:
         yield
-    except NOT_EVALUATING:
+    except (*NOT_EVALUATING, NotOneOutputError):
         raise
     except NEEDS_VALUES as error:
         raise ValueError(
             f"The network cannot be traced ({type(error).__name__}): it needs the value of an "
-            "array where only shapes are known, as `.item()`, `int(x)` and `if x > 0` do, so "
-            "that jax.jit fails on it too. Compute such numbers with NumPy, or before the call."
+            "array where only shapes are known, as `.item()`, `int(x)` and `if x > 0` do on "
+            "what depends on inputs or parameters, so that jax.jit fails on it too. Compute "
+            "such numbers with NumPy, or before the call."
         ) from error
     except (flax_errors.FlaxError, TypeError, ValueError) as error:
         shapes = some([str(tuple(x.shape)) for x in jax.tree.leaves(example)], 4)
+        foreign = isinstance(error, NOT_ITS_VARIABLES)
+        also = "the variables of this very network" if foreign else (
+            "by name what else the call needs, as train=False"
+        )  # fmt: skip
         raise ValueError(
             f"The network cannot be called on the example, of shape {shapes} "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Pass a batch of "
-            "inputs, as images[:1] or image[None], and by name what else the call needs, as "
-            "train=False."
+            f"inputs, as images[:1] or image[None], and {also}."
         ) from error
 
 
@@ -263,7 +277,7 @@ class Tap:
 
     def _taken_apart(self, inputs: PyTree) -> Any:
         """The function of pieces and inputs: loops over stacks unrolled, nothing dead."""
-        closed = without_dead_code(jax.make_jaxpr(self.apply)(self.params, inputs))
+        closed = without_dead_code(_jaxpr(self.apply, self.params, inputs))
         stacks = find_stacks(closed, len(jax.tree.leaves(self.params)))
         self.pieces = self.given or stacks.pieces
         if not self.pieces.stacked:
@@ -302,6 +316,18 @@ class Tap:
         return analysis
 
 
+def _jaxpr(apply: Callable[..., Array], params: PyTree, inputs: PyTree) -> Any:
+    """The jaxpr of a function, also of one that reads values that depend on neither argument.
+
+    Stochastic depths are often spread by ``[x.item() for x in jnp.linspace(...)]``, which fails
+    under ``jit``: the second attempt computes everything of the kind while it traces.
+    """
+    try:
+        return jax.make_jaxpr(apply)(params, inputs)
+    except NEEDS_VALUES:
+        return jax.make_jaxpr(jax.ensure_compile_time_eval()(apply))(params, inputs)
+
+
 def bodies_of(places: Iterable[Path]) -> set[Path]:
     """Paths of the equations in whose bodies, at any depth, some places are."""
     return {path[:i] for path in places for i in range(1, len(path))}
@@ -331,7 +357,7 @@ def with_output(
 def _chosen(tree: PyTree, output: str | int | None) -> Array:
     leaves, paths = jax.tree.leaves(tree), leaf_paths(tree)
     if not leaves:
-        raise ValueError(
+        raise NotOneOutputError(
             "The network returns no array; expected one row of outputs per example."
         )
     listed = ", ".join(
@@ -342,7 +368,7 @@ def _chosen(tree: PyTree, output: str | int | None) -> Array:
         if len(leaves) > 1:
             last = "0" if "0" in paths else paths[-1]
             likely = next((path for path in paths if "logit" in path), last)
-            raise ValueError(
+            raise NotOneOutputError(
                 f"The network returns {len(leaves)} arrays: {listed}. Pass the one to analyse "
                 f"where the network is made, as in from_linen(..., output={likely!r}). Or "
                 f"write `def network(output=None)`, pass output=output there, and give "
@@ -353,7 +379,7 @@ def _chosen(tree: PyTree, output: str | int | None) -> Array:
     found = [i for i, path in enumerate(paths) if path == name or path.startswith(f"{name}/")]
     if len(found) != 1:
         many = f"is {len(found)} arrays" if found else "is not there"
-        raise ValueError(
+        raise NotOneOutputError(
             f"output={name!r} {many}: the network returns {listed}. "
             + ("Choose one of these names." if paths[0] else "Leave `output` out.")
         )

@@ -389,9 +389,7 @@ def test_the_hash_of_the_code_tells_what_is_computed_whatever_the_weights():
 
 
 def test_a_network_that_needs_values_is_told_so():
-    """Stochastic depths that are spread by ``.item()``, as in a public ConvNeXt."""
     asked = [
-        lambda p, x: (x @ p["w"]) * jnp.linspace(0, 1, 3)[1].item(),
         lambda p, x: x @ p["w"] if (p["w"] > 0).all() else x,
         lambda p, x: (x @ p["w"]) * np.asarray(p["w"]).max(),
         lambda p, x: (x @ p["w"])[x[:, 0] > 0],
@@ -401,6 +399,47 @@ def test_a_network_that_needs_values_is_told_so():
             ValueError, match=r"cannot be traced .*jax.jit fails on it too.*NumPy"
         ):
             Network.from_function(apply, {"w": jnp.ones((4, 4))}, jnp.ones((1, 4)))
+
+
+class SpreadDepths(nn.Module):
+    """Depths spread by ``.item()`` of an array of its own, as in public vision networks."""
+
+    rate: float = 0.4
+
+    @nn.compact
+    def __call__(self, x):
+        for scale in [x.item() for x in jnp.linspace(0, self.rate, 3)]:
+            x = x + (1 - scale) * nn.relu(nn.Dense(4)(x))
+        return x * jnp.ones((len(x), 1))
+
+
+def test_a_network_that_reads_values_of_its_own_arrays_is_followed():
+    module, x = SpreadDepths(), jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), "f4")
+    with jax.numpy_dtype_promotion("standard"):
+        variables = module.init(jax.random.key(0), x)
+        network = Network.from_linen(module, variables, x[:1])
+        expected = module.apply(variables, x)
+    assert [layer.name for layer in network.layers] == ["Dense_0", "Dense_1", "Dense_2"]
+    np.testing.assert_allclose(network.logits(x), expected, rtol=1e-6)
+    other = Network.from_linen(SpreadDepths(rate=0.2), variables, x[:1])
+    assert network.code_sha256 != other.code_sha256
+
+
+def test_the_variables_of_another_network_are_named_as_the_fault():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4)(nn.relu(nn.Dense(8)(x)))
+
+    own = Net().init(jax.random.key(0), ones(1, 6))["params"]
+    wide = Net().init(jax.random.key(0), ones(1, 9))
+    for other, reason in (
+        (wide, r"\(6, 8\).*\(9, 8\)"),
+        (None, '"kernel" in scope "/Dense_1"'),
+    ):
+        variables = other or {"params": {"Dense_0": own["Dense_0"]}}
+        with pytest.raises(ValueError, match=rf"{reason}.*variables of this very network"):
+            Network.from_linen(Net(), variables, ones(1, 6))
 
 
 def test_patterns_of_a_shell_are_answered_by_regular_expressions():

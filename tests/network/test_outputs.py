@@ -107,3 +107,16 @@ def test_the_command_line_takes_the_output_and_names_what_is_unused(tmp_path):
     ]
     assert table["network"]["output"] == "logits"
     assert table["unused"] == ["aux/bias", "aux/kernel"]
+
+
+def test_only_the_choice_of_an_output_is_asked_for():
+    def apply(params, x):
+        return {"features": x, "fc": x @ params["w"]}
+
+    arguments = apply, {"w": jnp.ones((4, 3))}, jnp.ones((1, 4))
+    with pytest.raises(
+        ValueError, match=r"^The network returns 2 arrays: .*Pass the one to analyse"
+    ):
+        Network.from_function(*arguments)
+    with pytest.raises(ValueError, match=r"^output='head' is not there: "):
+        Network.from_function(*arguments, output="head")
