@@ -507,7 +507,7 @@ def test_flow_benchmark_runs_on_a_small_configuration_and_goes_on(tmp_path):
 
 def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
     from experiments.bench import flow as bench_flow
-    from experiments.bench.flow_part import RandomImages
+    from experiments.bench.flow_part import RandomImages, measure
     from jmpq import load_dataset
     from jmpq.zoo.architectures import PREPROCESSINGS
 
@@ -516,6 +516,7 @@ def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
     found = bench_flow._measured(config, tmp_path, "images", step)
     assert 1e6 < found["peak_rss_bytes"] < 1e9
     data = load_dataset("imagenet_sample", tmp_path / "images", PREPROCESSINGS["torchvision"])
+    json.dumps(measure(lambda: data))  # what a step returns need not be JSON
     assert data.heldout.labels.tolist() == [0, 1, 2]
     assert data.heldout.inputs[np.arange(3)].shape == (3, 224, 224, 3)
 

@@ -75,8 +75,8 @@ def measure(stage: Callable[[], Any]) -> dict[str, Any]:
 
     Returns:
         Wall and processor seconds, the process's peak resident memory in bytes, what the stage
-        returned, and, where the stage printed one, the memory that XLA planned for a pass:
-        bytes, and examples at a time.
+        returned if that is a dict, and, where the stage printed one, the memory that XLA
+        planned for a pass: bytes, and examples at a time.
     """
     printed = io.StringIO()
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -86,7 +86,7 @@ def measure(stage: Callable[[], Any]) -> dict[str, Any]:
         "wall_s": time.perf_counter() - start,
         "cpu_s": time.process_time() - start_cpu,
         "peak_rss_bytes": peak_rss_bytes(),
-        "value": value,
+        "value": value if isinstance(value, dict) else None,  # a step returns its artifact
         "planned": None,
     }
     if said := ESTIMATE.search(printed.getvalue()):

@@ -9,7 +9,7 @@ MADE = {
     NAME: Made(
         sha256="a0f76016bc50faa0",
         modules=("experiments.latency",),
-        stale="ResNet-20 made before the others; other parts of the project have changed since.",
+        stale="ResNet-20 was made first; other parts of the project have changed since.",
     )
 }
 
