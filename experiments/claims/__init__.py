@@ -32,6 +32,7 @@ MODULES = (
     "imagenet",
     "latency",
     "minilm",
+    "choosing.confirmation",
     "choosing.outcome",
     "choosing.outcome_nearest",
     "post_training",
