@@ -18,8 +18,16 @@ MADE = {
         modules=("experiments.bench.several_budgets.measure",),
         stale="Made at commit 5d669bf, before the public problems were read by MPQ-Lib.",
     ),
-    QUADRATIC: Made(sha256="9c04d3fb8506c3ec", modules=("experiments.bench.iqp",), stale=OLD),
+    QUADRATIC: Made(
+        sha256="2ad294b326c05e7c",
+        modules=("experiments.bench.iqp",),
+        stale="Made beside other work on the machine; other parts of the project have changed "
+        "since.",
+    ),
 }
+
+
+RESNET44 = 3  # its place among the instances
 
 
 def check(results: Mapping[str, Json]) -> list[Claim]:
@@ -59,11 +67,22 @@ def check(results: Mapping[str, Json]) -> list[Claim]:
         ),
         Claim(
             id="bench.iqp.proven",
-            says="Branch and bound proves 10 of 14 quadratic instances within a minute.",
+            says="Branch and bound proves 11 of 14 quadratic instances within a minute of "
+            "the processor.",
             value=len(proven),
-            least=10,
-            most=10,
+            least=11,
+            most=11,
             decides=(QUADRATIC, "instances", 0, "branch_and_bound", "status"),
+        ),
+        Claim(
+            id="bench.iqp.left",
+            says="Of the other three ResNet-44 keeps a gap of 8 %, and both random problems "
+            "of 60 layers one of 11 to 15 %.",
+            value=max(each["local_gap"] for each in instances)
+            if 0.05 < instances[RESNET44]["local_gap"] < 0.085
+            else 1.0,
+            most=0.155,
+            decides=(QUADRATIC, "instances", RESNET44, "local_gap"),
         ),
         Claim(
             id="bench.iqp.local_search",
