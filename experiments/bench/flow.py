@@ -66,7 +66,7 @@ class Config:
         w_bits: Candidate bits of weights.
         class_samples: Random directions of the logits (gauss_newton).
         batch_size: Images per batch.
-        memory: Most that a pass may take, as --memory.
+        memory: Most that the process may take, as --memory.
         random: Random allocations among those that are evaluated.
         rival: The network on which PyTorch's product is timed.
         in_process: Stages in this process, where peak memory does not matter.

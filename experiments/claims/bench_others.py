@@ -9,9 +9,9 @@ FLOW, EVALUATION, CONVOLUTION = "bench_flow", "bench_evaluation", "bench_convolu
 FORMATS = "bench_evaluation_formats"
 MADE = {
     FLOW: Made(
-        sha256="d2c0ba2b00e841d8",
+        sha256="f725d36c823aa1b2",
         modules=("experiments.bench.flow",),
-        stale="Made at commit 49620e2; not made again.",
+        stale="Made beside other work on the machine; the project has changed since.",
     ),
     EVALUATION: Made(
         sha256="c26d8188c4548822",
@@ -37,6 +37,12 @@ def check(results: Mapping[str, Json]) -> list[Claim]:
     sides = results[EVALUATION]["sides"]
     median = {name: statistics.median(side["seconds_per_candidate"])
               for name, side in sides.items()}  # fmt: skip
+    most = max(
+        (at["peak_rss_bytes"], ("networks", name, "stages", metric))
+        for name, found in results[FLOW]["networks"].items()
+        for metric, at in found["stages"].items()
+        if at["planned"]
+    )
     stage = ("networks", "mobilenet_v2", "stages", "gauss_newton")
     peak = results[FLOW]
     for key in stage:
@@ -97,11 +103,11 @@ def check(results: Mapping[str, Json]) -> list[Claim]:
         ),
         Claim(
             id="bench.flow.memory",
-            says="The limit of --memory is that of one pass as XLA plans it: the process of "
-            "MobileNetV2 took more than twice the 4 GB at its peak.",
-            value=peak["peak_rss_bytes"] / 4e9,
-            least=2,
-            decides=(FLOW, *stage, "peak_rss_bytes"),
+            says="Asked for 4 GB, the process of every sensitivity had at most 4.4 GB "
+            "resident; MobileNetV2's had less than 3 GB.",
+            value=most[0] / 1e9 if peak["peak_rss_bytes"] < 3e9 else 9.0,
+            most=4.4,
+            decides=(FLOW, *most[1], "peak_rss_bytes"),
         ),
         Claim(
             id="bench.convolution.forms",
