@@ -15,6 +15,8 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: floa
     " Did you mean 'gauss_newton'?"
     >>> did_you_mean("x", ["gauss_newton"])
     ''
+    >>> did_you_mean("resnet21", ["resnet20", "resnet32"])  # as like; the longer beginning
+    " Did you mean 'resnet20'?"
 
     Args:
         name: Name that was asked for.
@@ -22,11 +24,16 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, cutoff: floa
         most: Names to tell.
         cutoff: Least similarity, 0 to 1.
     """
-    by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=cutoff)
-    if not close:
-        return ""
-    return f" Did you mean {' or '.join(repr(by_lower[other]) for other in close)}?"
+    asked = name.lower()
+    ranks = {}
+    for other in known:
+        lower = other.lower()
+        alike = difflib.SequenceMatcher(None, lower, asked).ratio()
+        if alike >= cutoff:
+            begins = sum(asked.startswith(lower[:n]) for n in range(1, len(lower) + 1))
+            ranks[other] = (-alike, -begins, lower)
+    close = sorted(ranks, key=ranks.__getitem__)[:most]
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def some(names: Sequence[str], most: int = 12) -> str:

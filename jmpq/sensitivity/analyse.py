@@ -16,6 +16,7 @@ from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal
 from jmpq.formats import Choice
 from jmpq.kinds import check_kinds
+from jmpq.network.softmax import ends_in_softmax
 from jmpq.sensitivity.batch_memory import PassMemory, Placement, estimate_memory
 from jmpq.sensitivity.batch_terms import BatchTerms, of_choices
 from jmpq.sensitivity.calibration_batches import batch_sizes, checked_batches
@@ -23,6 +24,8 @@ from jmpq.sensitivity.metric import Metric, Prepares
 from jmpq.sensitivity.metrics.by_name import check_output
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.sensitivity.table import Sensitivity
+from jmpq.training.labels import WITHOUT_SOFTMAX
+from jmpq.training.losses import cross_entropy
 
 
 @check_kinds
@@ -72,7 +75,8 @@ def analyse(
             that `Prepares`, with its own steps.
 
     Raises:
-        ValueError: If there is no example or no move, labels do not fit the network's output
+        ValueError: If there is no example or no move, the network ends in a softmax where
+            logits are asked for, labels do not fit its output
             (`jmpq.training.labels.check_labels`), not even one example fits into the memory, a
             term is NaN or infinite (the layer is named), or there is one batch where the
             metric asks for a spread over them.
@@ -93,6 +97,8 @@ def analyse(
         output = moves.network.output_shape(batches[0][0], "the calibration examples")
         check_output(about.name, output)
     loss = None if about.kl else getattr(metric, "loss", None)
+    if (about.kl or loss is cross_entropy) and ends_in_softmax(moves.network.tap):
+        raise ValueError(f"The network's outputs are those of a softmax. {WITHOUT_SOFTMAX}")
     batches = checked_batches(batches, moves.network, loss)
     moves.quantizers.check_network(moves.network)
     layers = tuple(layer.name for layer in moves.network.layers)

@@ -89,6 +89,12 @@ def check_label(label: Any, logits: tuple[int, ...]) -> None:
         )
 
 
+WITHOUT_SOFTMAX = (
+    "Cross-entropy takes logits: leave the softmax out of the network, or return the logarithm "
+    "of its output."
+)
+
+
 def check_unnormalised(outputs: Any, where: str) -> None:
     """Refuse outputs that are class probabilities already, as cross-entropy takes logits.
 
@@ -107,8 +113,7 @@ def check_unnormalised(outputs: Any, where: str) -> None:
     if np.abs(array.sum(axis=-1, dtype=np.float64) - 1).max() < 1e-3:
         raise ValueError(
             f"The network's outputs for {where} are probabilities: none is negative, and over "
-            f"the {array.shape[-1]} classes they sum to 1. Cross-entropy takes logits: leave "
-            "the softmax out of the network, or return the logarithm of its output."
+            f"the {array.shape[-1]} classes they sum to 1. {WITHOUT_SOFTMAX}"
         )
 
 

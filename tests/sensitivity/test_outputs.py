@@ -11,6 +11,11 @@ from jmpq.allocation import Allocation
 from jmpq.data.positions import reference_logits
 from jmpq.deploy.measure import Evaluator
 from jmpq.formats import choice_grid
+from jmpq.network.network import Network
+from jmpq.network.softmax import ends_in_softmax
+from jmpq.quantizers.calibrate import calibrate_weights
+from jmpq.quantizers.scales import Quantizers
+from jmpq.quantizers.spec import KernelSpec
 from jmpq.sensitivity.analyse import analyse
 from jmpq.sensitivity.logits.composed import Composed
 from jmpq.sensitivity.logits.measure import measure_superposed
@@ -28,6 +33,7 @@ from jmpq.sensitivity.metrics.taylor import (
     FirstOrder,
     GaussNewton,
 )
+from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import kl_divergence, squared_error
 from tests.sensitivity import outputs
 from tests.sensitivity.outputs import MASKED, SEGMENTS, Subject
@@ -304,3 +310,42 @@ def test_metrics_that_need_classes_are_refused_by_name():
     superposed = measure_superposed(s.moves, batches, CHOICES, loss=squared_error)
     with pytest.raises(ValueError, match=r"two classes or more.*shape \[\]"):
         superposed.predict([Allocation({})])
+
+
+def by_hand(z):
+    e = jnp.exp(z - z.max(-1, keepdims=True))
+    return e / jnp.sum(e, axis=-1)[..., None]
+
+
+def ending_in(last):
+    inputs = jnp.ones((2, 3))
+    apply = lambda params, x: last(x @ params["w"])  # noqa: E731
+    network = Network.from_function(apply, {"w": jnp.ones((3, 4)).at[0].set(2.0)}, inputs[:1])
+    scales = calibrate_weights(network, KernelSpec(), outputs.W_BITS, [inputs])
+    quantizers = Quantizers(weights=scales, activations=None)
+    return MoveNetwork(network=network, quantizers=quantizers), inputs
+
+
+@pytest.mark.parametrize("last", [jax.nn.softmax, by_hand, jax.jit(by_hand)])
+def test_a_softmax_at_the_end_is_refused_before_anything_is_computed(last):
+    moves, inputs = ending_in(last)
+    choices = choice_grid((*outputs.W_BITS, 32), (32,))
+    for metric in (GaussNewton(), EmpiricalFisher(), make_metric("measured_kl")):
+        with pytest.raises(ValueError, match=r"those of a softmax.*leave the softmax out"):
+            analyse(moves, metric, [(inputs, np.zeros(2, int))], choices)
+    own = FirstOrder(loss=squared_error)
+    assert np.isfinite(analyse(moves, own, [(inputs, np.ones((2, 4)))], choices).first).all()
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        jax.nn.log_softmax,
+        jax.nn.sigmoid,
+        lambda z: jax.nn.softmax(z) * 2,
+        lambda z: jnp.exp(z) / jnp.exp(z + 1).sum(-1, keepdims=True),
+        lambda z: jnp.exp(z[:, :, None] * jnp.ones(4)) / jnp.exp(z).sum(-1)[:, None, None],
+    ],
+)
+def test_what_is_no_softmax_at_the_end_is_not_taken_for_one(last):
+    assert not ends_in_softmax(ending_in(last)[0].network.tap)
