@@ -1,4 +1,4 @@
-"""The whole flow on networks of other kinds: EfficientNet-Lite0, and a Llama-type decoder.
+"""The whole flow on other kinds of networks: a decoder, EfficientNet-Lite0 and a small ViT.
 
 Weights of 2, 3, 4, 6 and 8 bits at the size of uniform 3, 4 and 6 bits, with inputs at 8 bits
 and with float ones; kernels rounded to nearest and by GPTQ; several draws of calibration
@@ -26,7 +26,7 @@ from typing import Any
 
 import tyro
 
-from experiments.common.arguments import NetworksArguments
+from experiments.common.arguments import RESULTS, NetworksArguments
 from experiments.common.provenance import machine, made_by
 from experiments.common.steps import Step
 from jmpq.files import write_json
@@ -45,7 +45,8 @@ class Subject:
 
     Attributes:
         model: Built-in network.
-        weights: File below the data folder; None to train it here.
+        weights: File below `experiments/results`, or below the data folder; None to train it
+            here.
         data: Data set.
         data_dir: Folder of the data, below the data folder.
         examples: Calibration examples.
@@ -94,8 +95,17 @@ class Config:
             weights="imagenet/efficientnet_lite0.safetensors",
             data="imagenet_sample",
             data_dir="imagenet",
-            evaluation=400,
+            evaluation=200,
             class_samples=8,
+        ),
+        Subject(
+            model="vit_cifar",
+            weights="vit_cifar.safetensors",
+            data="cifar10",
+            data_dir="cifar10",
+            examples=256,
+            batch_size=64,
+            evaluation=1000,
         ),
     )
     metrics: tuple[MetricName, ...] = ("gauss_newton", "hawq_trace")
@@ -179,7 +189,8 @@ def run_cell(
     weights = folder / WEIGHTS
     if subject.weights is not None:
         assert data_dir is not None
-        weights = data_dir / subject.weights
+        published = RESULTS / subject.weights
+        weights = published if published.is_file() else data_dir / subject.weights
     elif not weights.is_file():
         step("train", Train(model=subject.model, data=subject.data, epochs=config.epochs))
     data = None if data_dir is None else data_dir / subject.data_dir

@@ -11,6 +11,7 @@ Json = Mapping[str, Any]
 TITLES = {
     "stories260k": "stories260K, a Llama-type decoder",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "vit_cifar": "vit_cifar, a small vision transformer",
     "digits_resnet": "a small residual network",
 }
 TEXT = ("text", "documents")  # data sets whose quality is perplexity
