@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from experiments.common.arguments import Arguments
+from experiments.common.networks import weights_file
 from experiments.common.provenance import machine, made_by, versions, weights_of
 from jmpq.allocation import Allocation
 from jmpq.formats import Choice
@@ -39,6 +40,7 @@ NAMES = {
     "mobilenet_v1_0.75": "MobileNetV1-0.75",
     "squeezenet1_1": "SqueezeNet 1.1",
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "vit_cifar": "small ViT (CIFAR-10)",
     "minilm_l6": "MiniLM-L6 (random weights)",
     "vit_ti16": "ViT-Ti/16 (random weights)",
 }
@@ -53,7 +55,7 @@ class Subject:
 
     Attributes:
         model: Built-in network.
-        weights: Published weights, below the data folder; None for random ones.
+        weights: Published weights (`weights_file`); None for random ones.
         data: Data set; None for random inputs.
         examples: Examples that files are run on; none: only the float file is checked.
         litert: Whether LiteRT runs it too, one example a call.
@@ -104,6 +106,7 @@ class Config:
                 ("efficientnet_lite0", "efficientnet_lite0"),
             )
         ),
+        Subject("vit_cifar", "vit_cifar.safetensors", "cifar10", 1000),
         Subject("minilm_l6", None, None, 256, length=128),
         Subject("vit_ti16", None, None, 0),
     )
@@ -362,8 +365,8 @@ def _network(
     if subject.weights is None:
         variables = _shaken(module.init(jax.random.key(config.seed), example), config.seed)
     else:
-        assert data_dir is not None
-        variables = load_weights(data_dir / subject.weights, module, architecture=subject.model)
+        path = weights_file(subject.weights, data_dir)
+        variables = load_weights(path, module, architecture=subject.model)
     return Network.from_linen(module, variables, example, tied=known.tied), dataset
 
 

@@ -1,14 +1,14 @@
 """Does mixing number formats pay? Integers, floats and all, at equal effective bits.
 
-Kernels of ResNet-20 (CIFAR-10), a Llama-type decoder (stories260K), EfficientNet-Lite0
-(ImageNet images) and MiniLM (STS-B) take integers with a scale a channel or a group, small
-floats, Microscaling formats and NVFP4; inputs stay float. Candidates are the integers, the
-floats, or all; budgets are effective bits, scales included. Exact, greedy and reversed
-allocations by Gauss-Newton beside every uniform format: KL divergence, accuracy and loss
-(perplexity is its exponential), and which formats were chosen. MiniLM has no classes: its loss
-is ½(similarity − that of the float network)², the KL divergence of normal distributions of
-unit variance, and its accuracy the rank correlation with people's scores. All layers are
-searched, first and last too; kernels are rounded to nearest.
+Kernels of ResNet-20 and a small vision transformer (CIFAR-10), a Llama-type decoder
+(stories260K), EfficientNet-Lite0 (ImageNet images) and MiniLM (STS-B) take integers with a
+scale a channel or a group, small floats, Microscaling formats and NVFP4; inputs stay float.
+Candidates are the integers, the floats, or all; budgets are effective bits, scales included.
+Exact, greedy and reversed allocations by Gauss-Newton beside every uniform format: KL
+divergence, accuracy and loss (perplexity is its exponential), and which formats were chosen.
+MiniLM has no classes: its loss is ½(similarity − that of the float network)², the KL
+divergence of normal distributions of unit variance, and its accuracy the rank correlation with
+people's scores. All layers are searched, first and last too; kernels are rounded to nearest.
 
 Run:     python -m experiments.formats --data-dir DIR    (2 h on a core, resumable)
          --networks resnet20 replaces its part of the result alone
@@ -28,6 +28,7 @@ import numpy as np
 import tyro
 
 from experiments.common.arguments import NetworksArguments
+from experiments.common.networks import weights_file
 from experiments.common.provenance import machine, made_by, versions
 from jmpq.allocation import Allocation
 from jmpq.files import write_json
@@ -52,7 +53,8 @@ class Subject:
 
     Attributes:
         model: Built-in network.
-        weights: File below the data folder; None to train it here.
+        weights: File below `experiments/results`, or below the data folder; None to train it
+            here.
         data: Data set.
         data_dir: Folder of the data, below the data folder.
         examples: Calibration examples.
@@ -97,6 +99,7 @@ class Config:
         Subject(
             MINILM, None, "stsb", "glue/stsb", examples=32, batch_size=16, evaluation=512,
         ),
+        Subject("vit_cifar", "vit_cifar.safetensors", "cifar10"),
     )  # fmt: skip
     budgets: tuple[float, ...] = (3.0, 3.5, 4.25, 4.5, 6.0, 8.0)
     draws: tuple[int, ...] = (0, 1, 2)
@@ -183,8 +186,7 @@ def _built_in(
 
     weights = folder / WEIGHTS
     if subject.weights is not None:
-        assert data_dir is not None
-        weights = data_dir / subject.weights
+        weights = weights_file(subject.weights, data_dir)
     elif not weights.is_file():
         steps.train(folder, Train(model=subject.model, data=subject.data, epochs=config.epochs))
     data = None if data_dir is None else data_dir / (subject.data_dir or subject.data)

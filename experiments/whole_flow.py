@@ -26,7 +26,8 @@ from typing import Any
 
 import tyro
 
-from experiments.common.arguments import RESULTS, NetworksArguments
+from experiments.common.arguments import NetworksArguments
+from experiments.common.networks import weights_file
 from experiments.common.provenance import machine, made_by
 from experiments.common.steps import Step
 from jmpq.files import write_json
@@ -188,9 +189,7 @@ def run_cell(
 
     weights = folder / WEIGHTS
     if subject.weights is not None:
-        assert data_dir is not None
-        published = RESULTS / subject.weights
-        weights = published if published.is_file() else data_dir / subject.weights
+        weights = weights_file(subject.weights, data_dir)
     elif not weights.is_file():
         step("train", Train(model=subject.model, data=subject.data, epochs=config.epochs))
     data = None if data_dir is None else data_dir / subject.data_dir

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.common.arguments import RESULTS
+
 if TYPE_CHECKING:
     from jmpq.data.dataset import Dataset, Split
     from jmpq.network.network import Network
@@ -24,7 +26,7 @@ def load_trained(
     Args:
         name: Name of the network.
         data: Name of the data set.
-        weights: File below the data folder, {} standing for the network's name; None to train
+        weights: File (`weights_file`), {} standing for the network's name; None to train
             it here, once.
         folder: Folder of weights that are trained here.
         data_dir: The data folder; None for embedded data.
@@ -39,8 +41,7 @@ def load_trained(
             run.train(folder, options, reporter=run.TERMINAL)
         path = folder / WEIGHTS
     else:
-        assert data_dir is not None
-        path = data_dir / weights.format(name)
+        path = weights_file(weights.format(name), data_dir)
     spec = run.NetworkSpec(
         model=name,
         weights=str(path.resolve()),
@@ -49,6 +50,15 @@ def load_trained(
     )
     dataset = run.load_data(spec)
     return run.load_network(spec, folder, dataset), dataset
+
+
+def weights_file(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
+    """File of weights: made by the project, in `experiments/results`, or in the data folder."""
+    published = RESULTS / name
+    if published.is_file():
+        return published
+    assert data_dir is not None
+    return data_dir / name
 
 
 def set_aside(
