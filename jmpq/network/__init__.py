@@ -20,8 +20,8 @@ How it works, from the bottom up:
 - `network`: layers by name, sites, runs.
 
 Rules of the same walk read the graph: `ties` (layers that should share bits), `channels`
-(layers between which channels may be scaled), `piecewise` (no curvature but by products),
-`softmax` (outputs that are probabilities).
+(layers between which channels may be scaled), `piecewise` (no curvature but by products,
+outputs that are probabilities).
 Transforms give another network: `fold` (batch normalisation), `equalize` (ranges of channels,
 caps); `precision` runs the products in a lower precision. `patches` writes a layer as a
 matrix product. `layers` is the layer table by itself, which needs no JAX; `tree_paths` names

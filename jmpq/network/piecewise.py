@@ -1,4 +1,8 @@
-"""Whether a network is piecewise linear between its kernels: no curvature but by products."""
+"""What a traced network tells of its curvature and its output before it is evaluated.
+
+Whether it is piecewise linear between its kernels (no curvature but by products), whether it
+has derivatives in reverse mode alone, whether it ends in a softmax.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jmpq.network.tap import Tap
-from jmpq.network.walk import Path, equations, walk
+from jmpq.network.walk import LAYOUT, Path, equations, walk
 
 # Linear in all operands together, or piecewise so (max, select, clamp, sort).
 PIECEWISE = {
@@ -46,6 +50,7 @@ PIECEWISE = {
 PRODUCTS = {"mul", "dot_general", "conv_general_dilated"}
 # Constant almost everywhere: what is computed from them has no derivative.
 STEPS = {"eq", "ne", "ge", "gt", "le", "lt", "sign", "floor", "ceil", "round", "is_finite"}
+_Part = tuple[str, Path] | None  # "exp", "sum" or "softmax", and where the exponential is
 
 
 def piecewise_linear(tap: Tap) -> bool:
@@ -85,6 +90,31 @@ def reverse_only(tap: Tap) -> bool:
     (``jax.custom_vjp``), to which JAX applies no other; its body may tell another derivative.
     """
     return any(eqn.primitive.name.startswith("custom_vjp_call") for eqn in equations(tap.jaxpr))
+
+
+def ends_in_softmax(tap: Tap) -> bool:
+    """Whether the output is exponentials over their sum along the last axis.
+
+    Nothing is evaluated. Conservative: probabilities that are made in another way are not seen.
+    """
+
+    def part(eqn: Any, ins: Sequence[_Part], path: Path) -> list[_Part]:
+        name, found = eqn.primitive.name, None
+        if name == "exp":
+            found = ("exp", path)
+        elif name in LAYOUT or name == "stop_gradient":
+            found = ins[0]
+        elif name == "reduce_sum" and ins[0] is not None and ins[0][0] == "exp":
+            if tuple(eqn.params["axes"]) == (eqn.invars[0].aval.ndim - 1,):
+                found = ("sum", ins[0][1])
+        elif name == "div" and ins[0] is not None and ins[1] == ("sum", ins[0][1]):
+            found = ("softmax", ins[0][1])
+        return [found] * len(eqn.outvars)
+
+    (output,) = walk(
+        tap.jaxpr, tap.consts, [None] * len(tap.jaxpr.invars), part, constant=lambda array: None
+    )
+    return output is not None and output[0] == "softmax"
 
 
 def _is_piecewise(name: str, ins: Sequence[bool]) -> bool:

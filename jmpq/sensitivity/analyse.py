@@ -16,7 +16,7 @@ from jmpq.data.stream import Stream
 from jmpq.devices import shared_journal
 from jmpq.formats import Choice
 from jmpq.kinds import check_kinds
-from jmpq.network.softmax import ends_in_softmax
+from jmpq.network.piecewise import ends_in_softmax
 from jmpq.sensitivity.batch_memory import PassMemory, Placement, estimate_memory
 from jmpq.sensitivity.batch_terms import BatchTerms, of_choices
 from jmpq.sensitivity.calibration_batches import batch_sizes, checked_batches

@@ -12,7 +12,7 @@ from jmpq.data.positions import reference_logits
 from jmpq.deploy.measure import Evaluator
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
-from jmpq.network.softmax import ends_in_softmax
+from jmpq.network.piecewise import ends_in_softmax
 from jmpq.quantizers.calibrate import calibrate_weights
 from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import KernelSpec
