@@ -14,6 +14,7 @@ TITLES = {
     "vit_cifar": "vit_cifar, a small vision transformer",
     "digits_resnet": "a small residual network",
 }
+METRIC = "gauss_newton"
 TEXT = ("text", "documents")  # data sets whose quality is perplexity
 
 
@@ -45,8 +46,8 @@ def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
         f"{TITLES.get(network, network)}, kernels rounded by {rounding}: {count} of "
         f"{examples[0]} calibration examples, measured on {examples[1]} others; float "
         f"{_unit(text)} {_spread([_quality(f, text) for f in floats], 2)}. KL in nats per "
-        f"example, mean ± standard deviation over draws. Most memory of a step's process, MB: "
-        f"{memory}.",
+        "example, mean ± standard deviation over draws; in brackets what Gauss-Newton "
+        f"predicts. Most memory of a step's process, MB: {memory}.",
         "",
         f"| allocation | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
@@ -56,22 +57,27 @@ def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
     for name in names:
         shown = []
         for budget, inputs in plans:
-            at = [_found(cell, name, budget, inputs) for cell in cells]
-            shown += [
-                _spread([np.mean([m["kl"] for m in rows]) for rows in at if rows], 4),
-                _spread([np.mean([_quality(m, text) for m in rows]) for rows in at if rows], 2),
-            ]
+            at = [rows for cell in cells if (rows := _found(cell, name, budget, inputs))]
+            kl = [np.mean([_measured(row)["kl"] for row in rows]) for rows in at]
+            predicted = [np.mean([row["predictions"][METRIC] for row in rows]) for rows in at]
+            quality = [np.mean([_quality(_measured(r), text) for r in rows]) for rows in at]
+            bracket = f" ({np.mean(predicted):.2g})" if predicted else ""
+            shown += [_spread(kl, 4) + bracket, _spread(quality, 2)]
         lines.append(f"| {_label(name)} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
 def _found(cell: Json, name: str, budget: int, inputs: str) -> list[Json]:
-    """Outcomes of the allocations of a group, within one budget."""
+    """The allocations of a group, within one budget."""
     return [
-        row["measured"]["evaluation"]
+        row
         for row in cell["allocations"]
         if (_group(row), row["budget"], row["inputs"]) == (name, budget, inputs)
     ]
+
+
+def _measured(row: Json) -> Json:
+    return row["measured"]["evaluation"]
 
 
 def _group(row: Json) -> str:
