@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,17 @@ class Outcome:
         return cls(**values)
 
 
+class Reference(NamedTuple):
+    """The float network's answer to a batch: `logits` and the class of the `greatest` (None
+    without classes), the loss of every example in float64, and which examples count.
+    """  # noqa: D205
+
+    logits: Float[Array, "batch *output"]
+    greatest: Int[Array, "batch ..."] | None
+    losses: Float[np.ndarray, " batch"]
+    counts: Bool[np.ndarray, " batch"]
+
+
 @check_kinds
 class Evaluator:
     """Measures allocations of one network.
@@ -162,7 +173,7 @@ class Evaluator:
         self.float_network = network if reference is None else reference
         self._placed: dict[int, tuple[Network, Network, Quantizers]] = {}  # by shards
         self._journal = Journal(None, None) if journal is None else journal
-        self._reference: list[tuple[Array, np.ndarray, np.ndarray]] | None = None
+        self._reference: list[Reference] | None = None
 
     def __repr__(self) -> str:
         devices = 1 if self.mesh is None else self.mesh.size
@@ -197,8 +208,8 @@ class Evaluator:
         network, _, _ = self._models(self.examples)
         return jax.block_until_ready(output_moments(network, self._place(self.examples)))
 
-    def reference(self) -> list[tuple[Array, np.ndarray, np.ndarray]]:
-        """Per batch: float logits, float losses, and which examples count."""
+    def reference(self) -> list[Reference]:
+        """The float network's answer to every batch."""
         if self._reference is None:
             self._reference = []
             left = REFERENCE_BYTES
@@ -222,8 +233,8 @@ class Evaluator:
                     losses = to_host(_losses(self.loss, z, labels)).astype(np.float64)
                     if (left := left - z.nbytes) >= 0:
                         self._journal.keep(key, arrays={"z": to_host(z), "losses": losses})
-                self._reference.append((z, losses, counts))
-            if not any(counts.any() for *_, counts in self._reference):
+                self._reference.append(Reference(z, _greatest(z), losses, counts))
+            if not any(known.counts.any() for known in self._reference):
                 raise ValueError(
                     "There are no examples to measure on: give batches of one or more."
                 )
@@ -232,10 +243,14 @@ class Evaluator:
     def float_outcome(self) -> Outcome:
         """The float network itself (the `reference`)."""
         rows = []
-        for batch, (z, losses, counts) in zip(self.batches(), self.reference(), strict=True):
+        for batch, known in zip(self.batches(), self.reference(), strict=True):
             own = self._place(jnp.asarray(batch.labels))
-            classes = to_host(_class_scores(z, z, own)).astype(np.float64)
-            rows.append(np.stack([losses, *classes, losses])[:, counts])
+            classes = _class_scores(known.logits, known.logits, known.greatest, own)
+            rows.append(
+                np.stack([known.losses, *to_host(classes).astype(np.float64), known.losses])[
+                    :, known.counts
+                ]
+            )
         return outcome_of(np.concatenate(rows, axis=1))
 
     @check_kinds
@@ -328,7 +343,7 @@ class Evaluator:
             Loss, KL, whether the label is among the top one and the top five, whether the
             greatest logit is the float network's, and the float network's loss.
         """
-        z, losses, counts = self.reference()[number]
+        known = self.reference()[number]
         inputs, labels = self._place((batch.inputs, batch.labels))
         network, _, quantizers = self._models(inputs)
         scores = _scores(
@@ -340,11 +355,12 @@ class Evaluator:
             jax.tree.map(self._padded, corrections),
             inputs,
             labels,
-            z,
+            known.logits,
+            known.greatest,
         )
         scores = to_host(scores)[: len(bits)].astype(np.float64)
-        base = np.broadcast_to(losses, (len(bits), 1, len(losses)))
-        return np.concatenate([scores, base], axis=1)[:, :, counts]
+        base = np.broadcast_to(known.losses, (len(bits), 1, len(known.losses)))
+        return np.concatenate([scores, base], axis=1)[:, :, known.counts]
 
 
 def _unpadded(batches: Sequence[tuple[PyTree, Any]]) -> Iterator[Batch]:
@@ -391,6 +407,7 @@ def _scores(
     inputs: PyTree,
     labels: Array,
     z: Float[Array, "batch *output"],
+    top: Int[Array, "batch ..."] | None,
 ) -> Float[Array, "candidates 5 batch"]:
     """Loss, KL, in the top one and five, agrees, of the first candidates and every example."""
 
@@ -398,7 +415,7 @@ def _scores(
         (w_bits, a_bits), corrections = candidate
         q = corrected_logits(network, quantizers, w_bits, a_bits, inputs, corrections)
         return jnp.stack(
-            [jax.vmap(loss)(q, labels).astype(q.dtype), *_class_scores(q, z, labels)]
+            [jax.vmap(loss)(q, labels).astype(q.dtype), *_class_scores(q, z, top, labels)]
         )
 
     return _map_first(score, count, (bits, corrections))
@@ -406,19 +423,31 @@ def _scores(
 
 @jax.jit
 def _class_scores(
-    q: Float[Array, "batch *output"], z: Float[Array, "batch *output"], labels: Array
+    q: Float[Array, "batch *output"],
+    z: Float[Array, "batch *output"],
+    top: Int[Array, "batch ..."] | None,
+    labels: Array,
 ) -> Float[Array, "4 batch"]:
     """KL, in the top one and five, agrees, of every example; NaN where undefined."""
     undefined = jnp.full((q.shape[0],), jnp.nan, q.dtype)
-    if not has_classes(q.shape[1:]):
+    if top is None:
         return jnp.stack([undefined] * 4)
-    mean = jax.vmap(position_mean)
+
+    def share(classes: Array, count: int) -> Float[Array, " batch"]:
+        among_them = among(q, classes, count).astype(q.dtype)
+        return jax.vmap(position_mean)(among_them, labels)
+
     divergence = jax.vmap(functools.partial(increase, "kl", cross_entropy))(q, z, labels)
-    agrees = mean((greatest(q) == greatest(z)).astype(q.dtype), labels)
-    top = [undefined, undefined]
+    right = [undefined, undefined]
     if labels.shape == q.shape[:-1] and jnp.issubdtype(labels.dtype, jnp.integer):
-        top = [mean(among(q, labels, k).astype(q.dtype), labels) for k in (1, 5)]
-    return jnp.stack([divergence, *top, agrees])
+        right = [share(labels, 1), share(labels, 5)]
+    return jnp.stack([divergence, *right, share(top, 1)])
+
+
+@jax.jit
+def _greatest(z: Float[Array, "batch *output"]) -> Int[Array, "batch ..."] | None:
+    """Class of the greatest logit of every example or position; None without classes."""
+    return greatest(z) if has_classes(z.shape[1:]) else None
 
 
 def greatest(logits: Float[Array, "*batch classes"]) -> Int[Array, "*batch"]:
