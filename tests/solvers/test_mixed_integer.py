@@ -1,5 +1,7 @@
 """What the solvers behind cvxpy say of themselves, and what is made of it."""
 
+import subprocess
+import sys
 import types
 
 import cvxpy
@@ -93,3 +95,21 @@ def test_without_a_dual_bound_nothing_is_called_optimal(monkeypatch, bound):
     assert solution.loss == pytest.approx(best, rel=1e-9)
     assert solution.status == "feasible"
     assert Greedy()(problem).bound <= solution.bound < best
+
+
+def test_highs_prints_nothing_of_itself():
+    code = (
+        "import pathlib, tempfile\n"
+        "from jmpq.problem import write_program\n"
+        "from jmpq.solvers.knapsack.integer_program import Exact\n"
+        "from tests.solvers.instances import random_problem\n"
+        "problem = random_problem(3, layers=6, choices=3, budgets=2)\n"
+        "print(Exact(solver='HIGHS')(problem).status)\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    write_program(pathlib.Path(folder) / 'p.lp', problem)\n"
+        "print('end')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["optimal", "end", ""]), (
+        done.stderr
+    )

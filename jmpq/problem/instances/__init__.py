@@ -15,6 +15,7 @@ terms are a quadratic objective there.
 
 - `instance`: the documented format, JSON or npz, with what is known of the best value.
 - `program_file`: the same problem as an integer program, LP or MPS.
+- `highs`: HiGHS without its lines on standard output.
 
 ``jmpq instance RUN`` writes the problems of a run here; `experiments.mpq_lib` reads the public
 sets into them. To add a format of other solvers, write a function of a path and a `Problem` in

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jmpq.files import atomic_file
+from jmpq.problem.instances.highs import quiet_highs
 from jmpq.problem.problem import Problem
 
 
@@ -81,6 +82,7 @@ def highs_model(problem: Problem) -> Any:
         hessian.dim_, hessian.format_ = count, highspy.HessianFormat.kTriangular
         hessian.start_ = np.searchsorted(first, np.arange(count + 1))
         hessian.index_, hessian.value_ = second, cross[first, second]
+    quiet_highs()
     highs = highspy.Highs()
     highs.setOptionValue("output_flag", False)
     highs.passModel(model)

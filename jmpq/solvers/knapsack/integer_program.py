@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmpq.kinds import check_kinds
 from jmpq.problem.exact_sum import exact_sum
+from jmpq.problem.instances.highs import quiet_highs
 from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.knapsack.frontier import undominated
@@ -312,6 +313,8 @@ class _Program:
         """The best allocation that the solver finds, or None, and its dual bound."""
         import cvxpy
 
+        if self.solver == "HIGHS":
+            quiet_highs()
         started = time.perf_counter()
         take = cvxpy.Variable(len(self.rows), boolean=True)
         program = cvxpy.Problem(
