@@ -96,7 +96,9 @@ class Config:
             weights="imagenet/efficientnet_lite0.safetensors",
             data="imagenet_sample",
             data_dir="imagenet",
-            evaluation=200,
+            examples=32,
+            batch_size=8,
+            evaluation=100,
             class_samples=8,
         ),
         Subject(
