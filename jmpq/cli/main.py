@@ -9,7 +9,9 @@ import io
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 DESCRIPTION = """Mixed-precision quantization: bits per layer with a proven bound.
 
@@ -80,7 +82,19 @@ def _run(args: list[str]) -> None:
         step = _parsed(args)
     except ValueError as error:
         raise ArgumentError(str(error)) from error
-    step()
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+        step()
+
+
+def _show_warning(
+    others: Callable[..., None], message: Warning | str, kind: type[Warning], *where: Any
+) -> None:
+    """A warning for people in one line; those for programmers as Python prints them."""
+    if issubclass(kind, UserWarning):
+        print(f"jmpq: {' '.join(str(message).split())}", file=sys.stderr)
+    else:
+        others(message, kind, *where)
 
 
 def _parsed(args: list[str]) -> Callable[[], None]:

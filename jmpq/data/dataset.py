@@ -269,6 +269,8 @@ def _numbers(values: Any, what: str) -> Shaped[np.ndarray, "..."]:
         raise ValueError(
             f"The {what} are no array: {error}. Give rows of one shape."
         ) from error
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)  # NumPy has no arithmetic of it
     if array.dtype.kind not in "iuf" or not array.ndim:
         raise ValueError(
             f"The {what} are {array.dtype} of shape {array.shape}: give an array of floats or "

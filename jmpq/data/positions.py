@@ -1,5 +1,6 @@
 """Positions of an example: which of them count, by their labels. No JAX."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,3 +42,16 @@ def reference_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if (counts := counted(labels, logits.shape[:-1] if logits.ndim > 2 else ())) is None:
         return logits
     return np.where(counts[..., None], logits, np.finfo(logits.dtype).min)
+
+
+def check_target(target: tuple[int, ...], output: tuple[int, ...]) -> None:
+    """Refuse the target of an example that has not as many numbers as its output.
+
+    Raises:
+        ValueError: If the counts differ.
+    """
+    if math.prod(target) != math.prod(output):
+        raise ValueError(
+            f"a target has shape {list(target)} and its output {list(output)}: squared error "
+            "takes them number by number, class numbers are for cross_entropy"
+        )

@@ -37,6 +37,7 @@ from jmpq.training.evaluate import standard_error
 from jmpq.training.labels import check_labels, check_unnormalised, label_array
 from jmpq.training.losses import (
     ExampleLoss,
+    check_loss,
     cross_entropy,
     has_classes,
     increase,
@@ -81,14 +82,22 @@ class Outcome:
     agreement: float
 
     def __repr__(self) -> str:
-        return printed(
-            f"Outcome on {plural(self.examples, 'example')}: loss {self.loss:.4g} ± "
-            f"{self.loss_sem:.2g}, increase {self.increase:.4g} ± {self.increase_sem:.2g}, KL "
-            f"divergence {self.kl:.4g} ± {self.kl_sem:.2g} nats per example",
-            f"top-1 {100 * self.top1:.2f} ± {100 * self.top1_sem:.2f} %, top-5 "
-            f"{100 * self.top5:.2f} %, agrees with the float network on "
-            f"{100 * self.agreement:.2f} %",
-        )
+        facts = [
+            f"loss {self.loss:.4g} ± {self.loss_sem:.2g}",
+            f"increase {self.increase:.4g} ± {self.increase_sem:.2g}",
+            f"KL divergence {self.kl:.4g} ± {self.kl_sem:.2g}",
+        ]
+        shares = [
+            f"top-1 {100 * self.top1:.2f} ± {100 * self.top1_sem:.2f} %",
+            f"top-5 {100 * self.top5:.2f} %",
+            f"agrees with the float network on {100 * self.agreement:.2f} %",
+        ]
+        if math.isnan(self.agreement):  # no classes
+            del facts[2], shares[:]
+        elif math.isnan(self.top1):
+            del shares[:2]
+        title = f"Outcome on {plural(self.examples, 'example')}"
+        return printed(f"{title}: {', '.join(facts)} nats per example", ", ".join(shares))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN and infinite numbers (a destroyed network) become None."""
@@ -226,10 +235,12 @@ class Evaluator:
                     _, network, _ = self._models(inputs)
                     network.output_shape(inputs, "the examples")
                     z = _float_logits(network, inputs)
-                    _check_logits(z, counts)
-                    if classes := self.loss is cross_entropy:
-                        check_unnormalised(to_host(z)[counts], "the examples")
+                    classes = self.loss is cross_entropy
                     check_labels(batch.labels, z.shape, "the examples", classes=classes)
+                    _check_logits(z, counts)
+                    if classes:
+                        check_unnormalised(to_host(z)[counts], "the examples")
+                    check_loss(self.loss, z[0], batch.labels[0])
                     losses = to_host(_losses(self.loss, z, labels)).astype(np.float64)
                     if (left := left - z.nbytes) >= 0:
                         self._journal.keep(key, arrays={"z": to_host(z), "losses": losses})

@@ -1,13 +1,18 @@
 """The loss of a run: ready-made by its name, or a function of the user's."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jmpq.run.network import imported
 from jmpq.text import did_you_mean
-from jmpq.training.losses import ExampleLoss, cross_entropy, kl_divergence, squared_error
+from jmpq.training.losses import (
+    ExampleLoss,
+    check_loss,
+    cross_entropy,
+    kl_divergence,
+    squared_error,
+)
 
 READY = {"cross_entropy": cross_entropy, "squared_error": squared_error, "kl": kl_divergence}
 # Their gradient is zero where the network still equals its reference: so are their terms.
@@ -44,7 +49,7 @@ def measured_loss(name: str) -> str:
     return "cross_entropy" if name == "kl" else name
 
 
-def check_loss(
+def try_loss(
     name: str, loss: ExampleLoss, logits: Float[Array, "batch *output"], targets: Array
 ) -> None:
     """Try a loss on a first batch, before hours are spent on it.
@@ -53,20 +58,7 @@ def check_loss(
         ValueError: If it fails, returns no real scalar, or is NaN or infinite where the
             logits are finite (logits that are not, the metrics report by layer).
     """
-    call = (
-        f"It is called with the logits of one example, {list(logits.shape[1:])}, and its label."
-    )
-    try:
-        value = jax.eval_shape(loss, logits[0], targets[0])
-    except Exception as error:  # someone else's code
-        first = str(error).partition("\n")[0]
-        raise ValueError(
-            f"Loss {name!r} failed with {type(error).__name__}: {first}. {call}"
-        ) from error
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        what = type(value).__name__ if shape is None else f"{dtype}{list(shape)}"
-        raise ValueError(f"Loss {name!r} returned {what}; expected one real number. {call}")
+    check_loss(loss, logits[0], targets[0], name)
     values = np.asarray(jax.jit(jax.vmap(loss))(logits, targets))
     finite = np.isfinite(np.asarray(logits).reshape(len(values), -1)).all(axis=1)
     if bad := int(np.sum(finite & ~np.isfinite(values))):

@@ -152,7 +152,8 @@ def network_of(folder: RunFolder) -> tuple[Network, Dataset]:
     if weights_sha256((network.params, network.state)) != table.weights_sha256:
         raise ValueError(
             f"The weights of {table.network.model!r} are not those of {folder.path / LAYERS}: "
-            f"run `jmpq layers {folder.path}` again, and the steps after it."
+            f"run `jmpq layers {folder.path}` again, and the steps after it. A function that "
+            "draws weights at random must draw the same ones every time."
         )
     if tuple(network.layers) != table.layers:
         named = {layer.name: layer for layer in table.layers}

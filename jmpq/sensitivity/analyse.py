@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -141,6 +142,13 @@ def analyse(
             done += 1
             progress(done, total)
     weight = sum(sums.examples)
+    if not (sums.first.any() or sums.second.any()):
+        warnings.warn(
+            f"Metric {about.name!r} is zero for every candidate of every layer: allocations "
+            "chosen by it are arbitrary. Check the weights, and the loss: one without a slope, "
+            "such as the number of errors, needs a metric that measures.",
+            stacklevel=2,
+        )
     return Sensitivity(
         metric=about.name,
         unit=about.unit,

@@ -208,8 +208,8 @@ def _check_terms(metric: Metric, moves: Sequence[Move], *by_move: np.ndarray) ->
     bad = ~np.all(finite, axis=0)
     if bad.all():
         raise ValueError(
-            f"Metric {name!r} is NaN or infinite for every layer, as the network's own logits "
-            f"are. {CHECK_LOGITS}"
+            f"Metric {name!r} is NaN or infinite for every layer: the network's own logits or "
+            f"its loss are. {CHECK_LOGITS}"
         )
     if bad.any():
         move = moves[int(np.argmax(bad))]

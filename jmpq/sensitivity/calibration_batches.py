@@ -11,7 +11,7 @@ from jmpq.data.batches import check_pairs
 from jmpq.data.stream import Stream
 from jmpq.network.network import Network
 from jmpq.training.labels import check_labels
-from jmpq.training.losses import ExampleLoss, cross_entropy
+from jmpq.training.losses import ExampleLoss, check_loss, cross_entropy
 
 Batches = Sequence[tuple[PyTree, Any]]  # (inputs, labels) of every batch
 
@@ -31,12 +31,13 @@ def checked_batches(batches: Batches, network: Network, loss: ExampleLoss | None
     Args:
         batches: The batches.
         network: The network.
-        loss: Loss of one example; where it is cross-entropy, labels must be classes. None
-            where labels are not looked at.
+        loss: Loss of one example, which must take them; where it is cross-entropy, labels
+            must be classes. None where labels are not looked at.
 
     Raises:
         ValueError: If they are no pairs, the network does not take the inputs, or labels do
-            not fit (`jmpq.training.labels.check_labels`).
+            not fit (`jmpq.training.labels.check_labels`), or the loss is none of one example
+            (`jmpq.training.losses.check_loss`).
     """
     shapes: dict[Any, tuple[int, ...]] = {}  # of an example's output, by those of the inputs
 
@@ -45,10 +46,15 @@ def checked_batches(batches: Batches, network: Network, loss: ExampleLoss | None
         leaves = jax.tree.leaves(inputs)
         key = tuple(np.shape(x)[1:] for x in leaves)
         where = "the calibration examples"
-        if key not in shapes:
+        new = key not in shapes
+        if new:
             shapes[key] = network.output_shape(inputs, where)
         output = (len(leaves[0]), *shapes[key])
-        return inputs, check_labels(labels, output, where, classes=loss is cross_entropy)
+        labels = check_labels(labels, output, where, classes=loss is cross_entropy)
+        if new and loss is not None:
+            dtype = network.tap.jaxpr.outvars[0].aval.dtype
+            check_loss(loss, jax.ShapeDtypeStruct(output[1:], dtype), labels[0])
+        return inputs, labels
 
     check_pairs(batches)
     if isinstance(batches, list | tuple):

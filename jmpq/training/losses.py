@@ -8,13 +8,13 @@ computed in float32 or wider, whatever the type of the output.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from jmpq.data.positions import counted
+from jmpq.data.positions import check_target, counted
 from jmpq.network.precision import widened
 from jmpq.training.labels import check_label
 
@@ -120,6 +120,46 @@ def squared_error(
     own outputs as targets it needs no labels: its gradient is zero there, its Hessian is the
     Gauss-Newton matrix mean uuᵀ, and the empirical Fisher, which has the residual as a factor,
     is zero. With labels that matrix is the same and the Fisher is not.
+
+    Raises:
+        ValueError: If the target has not as many numbers as the output; while it is traced.
     """
+    check_target(target.shape, outputs.shape)
     outputs = widened(outputs)
-    return 0.5 * jnp.square(outputs - target.astype(outputs.dtype)).sum()
+    target = target.astype(outputs.dtype).reshape(outputs.shape)
+    return 0.5 * jnp.square(outputs - target).sum()
+
+
+def check_loss(
+    loss: ExampleLoss,
+    output: Any,
+    target: Any,
+    name: str | None = None,
+) -> None:
+    """Whether a loss takes the output and the target of one example and returns one number.
+
+    Shapes and types alone; nothing is computed.
+
+    Args:
+        loss: The loss.
+        output: Output of one example, or its shape and type.
+        target: Its label or target.
+        name: Name of the loss, for the message; its own by default.
+
+    Raises:
+        ValueError: If it fails, or returns no real scalar.
+    """
+    name = name or getattr(loss, "__name__", repr(loss))
+    shape = list(output.shape)
+    call = f"It is called with the logits of one example, {shape}, and its label."
+    try:
+        value = jax.eval_shape(loss, output, target)
+    except Exception as error:  # someone else's code
+        first = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Loss {name!r} failed with {type(error).__name__}: {first}. {call}"
+        ) from error
+    got, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if got != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        what = type(value).__name__ if got is None else f"{dtype}{list(got)}"
+        raise ValueError(f"Loss {name!r} returned {what}; expected one real number. {call}")

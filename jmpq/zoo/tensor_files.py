@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,9 @@ from jmpq.network.tree_paths import leaf_paths
 SCHEMA, VERSION = "jmpq/weights", 1
 FIELDS = {"architecture": str, "metadata": dict}  # of the header
 PICKLED = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")  # PyTorch's own files
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")  # as Hugging Face numbers files
 FOREIGN = (*PICKLED, ".npz", ".msgpack", ".json")  # of others than jmpq, for certain
+AGAIN = "It may be cut off, or of another kind than its name says: get the file again."
 ADVICE = "Choose the architecture and the number of classes of the file."
 
 
@@ -168,13 +171,25 @@ def read_tensors(path: pathlib.Path | str) -> tuple[dict[str, np.ndarray], dict[
         ValueError: If it cannot be read.
     """
     if not (path := pathlib.Path(path)).is_file():
-        raise FileNotFoundError(f"There is no weights file {path}. Give a .safetensors file.")
+        raise FileNotFoundError(f"There is no weights file {path}.")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
+        raise ValueError(
+            f"{path} is not a readable safetensors file: {error}. {AGAIN}"
+        ) from error
+
+
+def shard_advice(path: pathlib.Path | str) -> str:
+    """What to do where a file, by its name, is one of several that hold a network's weights."""
+    if not (found := SHARD.search(pathlib.Path(path).name)):
+        return ""
+    return (
+        f"The file is number {int(found[1])} of {int(found[2])}: give their folder, or their "
+        "index. "
+    )
 
 
 def check_tensors(
@@ -197,7 +212,7 @@ def check_tensors(
         said = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
         raise ValueError(
             f"{path} does not fit the network ({len(shapes)} tensors, {len(tensors)} in the "
-            f"file). Tensors {said}. {advice}"
+            f"file). Tensors {said}. {shard_advice(path)}{advice}"
         )
     check_real(tensors, path)
     _check_finite(tensors, path)

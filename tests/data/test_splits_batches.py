@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -124,3 +125,12 @@ def test_batch_errors():
         batches(toy_split(), 0)
     with pytest.raises(ValueError, match="leaves no batch of 10"):
         batches(toy_split(), 11, last="drop")
+
+
+def test_inputs_in_bfloat16_become_float32_and_float16_stays():
+    values = np.linspace(0, 1, 12).reshape(4, 3)
+    for dtype, kept in {jnp.bfloat16: np.float32, np.float16: np.float16}.items():
+        inputs = np.asarray(values, dtype)
+        split = Dataset.from_arrays(inputs, np.arange(4)).heldout
+        assert split.inputs.dtype == kept
+        np.testing.assert_array_equal(split.inputs, inputs.astype(np.float32))

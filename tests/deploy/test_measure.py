@@ -12,12 +12,13 @@ import scipy.special
 from jmpq.allocation import Allocation
 from jmpq.data.batches import Batch
 from jmpq.deploy import measure as measured
-from jmpq.deploy.measure import Evaluator, among, greatest
+from jmpq.deploy.measure import Evaluator, Outcome, among, greatest
 from jmpq.formats import Choice
 from jmpq.journal import Journal
 from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
 from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
+from jmpq.training.losses import squared_error
 from tests import helpers
 
 W_BITS, A_BITS = (2, 3, 8), (3, 8)
@@ -320,3 +321,34 @@ def test_float_logits_beyond_the_limit_are_not_kept(network, quantizers, tmp_pat
     journal = Journal(tmp_path / "store", "of")
     Evaluator(network, quantizers, lambda: data(6), journal=journal).reference()
     assert Journal(tmp_path / "store", "of").keys == ["float logits 6 0"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_fewer_or_more_labels_than_inputs_are_refused_in_one_line(network, quantizers, count):
+    ((x, labels),) = [(b.inputs, b.labels) for b in data(6)][:1]
+    labels = np.resize(labels, count)
+    with pytest.raises(ValueError, match=rf"There are 6 inputs and {count} labels in the ex"):
+        Evaluator(network, quantizers, [(x, labels)]).float_outcome()
+
+
+def test_a_loss_that_is_none_of_one_example_is_refused(network, quantizers):
+    def by_class(logits, label):
+        return logits
+
+    with pytest.raises(
+        ValueError, match=r"Loss 'by_class' returned float\d+\[\d+\]; expected one"
+    ):
+        Evaluator(network, quantizers, lambda: data(4), loss=by_class).float_outcome()
+    match = r"Loss 'squared_error' failed .*target has shape \[\] and its output \[\d+\]"
+    with pytest.raises(ValueError, match=match):
+        Evaluator(network, quantizers, lambda: data(4), loss=squared_error).float_outcome()
+
+
+def test_an_outcome_without_classes_prints_none():
+    outcome = Outcome(
+        examples=3, loss=1.0, loss_sem=0.1, increase=0.2, increase_sem=0.1,
+        kl=np.nan, kl_sem=np.nan, top1=np.nan, top1_sem=np.nan, top5=np.nan, top5_sem=np.nan,
+        agreement=np.nan,
+    )  # fmt: skip
+    assert "nan" not in repr(outcome)
+    assert "loss 1 ± 0.1, increase 0.2 ± 0.1 nats" in repr(outcome)

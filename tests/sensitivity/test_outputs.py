@@ -320,7 +320,9 @@ def by_hand(z):
 def ending_in(last):
     inputs = jnp.ones((2, 3))
     apply = lambda params, x: last(x @ params["w"])  # noqa: E731
-    network = Network.from_function(apply, {"w": jnp.ones((3, 4)).at[0].set(2.0)}, inputs[:1])
+    network = Network.from_function(
+        apply, {"w": jnp.sin(jnp.arange(12.0)).reshape(3, 4)}, inputs[:1]
+    )
     scales = calibrate_weights(network, KernelSpec(), outputs.W_BITS, [inputs])
     quantizers = Quantizers(weights=scales, activations=None)
     return MoveNetwork(network=network, quantizers=quantizers), inputs
@@ -349,3 +351,24 @@ def test_a_softmax_at_the_end_is_refused_before_anything_is_computed(last):
 )
 def test_what_is_no_softmax_at_the_end_is_not_taken_for_one(last):
     assert not ends_in_softmax(ending_in(last)[0].network.tap)
+
+
+def test_losses_that_are_all_zero_are_told():
+    moves, inputs = ending_in(lambda z: z)
+    errors = lambda logits, label: (logits.argmax() != label).astype(logits.dtype)  # noqa: E731
+    with pytest.warns(UserWarning, match=r"'first_order' is zero for every .*arbitrary.*slope"):
+        analyse(
+            moves, FirstOrder(loss=errors), [(inputs, np.zeros(2, int))],
+            choice_grid((*outputs.W_BITS, 32), (32,)),
+        )  # fmt: skip
+
+
+def test_a_loss_that_is_none_of_one_example_is_refused():
+    moves, inputs = ending_in(lambda z: z)
+    batch, choices = (inputs, np.zeros(2, int)), choice_grid((*outputs.W_BITS, 32), (32,))
+    for loss, match in {
+        (lambda logits, label: logits): r"Loss '<lambda>' returned float\d+\[4\]; expected one",
+        squared_error: r"Loss 'squared_error' failed .*\[\] and its output \[4\]",
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            analyse(moves, FirstOrder(loss=loss), [batch], choices)

@@ -179,11 +179,11 @@ def test_files_that_are_something_else_are_refused(tmp_path):
         with pytest.raises(ValueError, match=said):
             read_published(tmp_path / name)
     for name, said in {
-        "d.pth": "not a readable PyTorch state dict",
+        "d.pth": "not a readable PyTorch state dict.*cut off.*get the file again",
         "e.npz": "not a readable .npz file",
         "f.msgpack": "not a readable tree of flax",
         "g.index.json": "not an index of shards",
-        "h.safetensors": "not a readable safetensors file",
+        "h.safetensors": "not a readable safetensors file.*cut off.*get the file again",
     }.items():
         (tmp_path / name).write_bytes(b"weights")
         with pytest.raises(ValueError, match=said):

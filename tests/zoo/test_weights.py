@@ -99,6 +99,14 @@ def test_weights_that_are_not_finite_are_named(tmp_path, value):
         load_published(path, TINY)
 
 
+def test_one_of_several_files_is_told_from_a_wrong_one(tmp_path):
+    tensors = published()
+    half = dict(list(tensors.items())[: len(tensors) // 2])
+    path = write(tmp_path / "model-00001-of-00002.safetensors", half)
+    with pytest.raises(ValueError, match=r"missing: .*number 1 of 2: give their folder"):
+        load_published(path, TINY)
+
+
 def test_missing_file_and_other_format(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights file .*none\.safetensors"):
         load_published(tmp_path / "none.safetensors", TINY)

@@ -31,7 +31,7 @@ from jmpq.run.compute import join_devices, parse_bytes
 from jmpq.run.float_quality import FloatQuality, float_quality, guessing
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
 from jmpq.run.lock import writer_lock
-from jmpq.run.loss import ZERO_FOR_KL, check_loss, find_loss, measured_loss
+from jmpq.run.loss import ZERO_FOR_KL, find_loss, measured_loss, try_loss
 from jmpq.run.network import check_targets, network_of
 from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
@@ -149,7 +149,7 @@ def _sensitivity(
         ]
         data = Stream(inputs.sizes, lambda i: (inputs[i], own[i]))
     first, targets = data[0]
-    check_loss(options.loss, loss, float_logits(network, first), jnp.asarray(targets))
+    try_loss(options.loss, loss, float_logits(network, first), jnp.asarray(targets))
     reporter.say(
         f"{len(network.layers)} layers, {len(choices)} choices, {len(moves.moves)} moves; "
         f"{len(split)} examples of the {split.source} split in {len(data)} batches"

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from jmpq.data.positions import counted
+from jmpq.data.positions import check_target, counted
 from jmpq.text import did_you_mean
 
 Kind = Literal["loss", "kl"]
@@ -83,7 +83,8 @@ def _cross_entropy(q: Logits, labels: Shaped[np.ndarray, "examples ..."]) -> Per
 
 
 def _squared_error(q: Logits, targets: Shaped[np.ndarray, "examples ..."]) -> PerExample:
-    error = (q - targets.astype(q.dtype)).reshape(*q.shape[:2], -1)
+    check_target(targets.shape[1:], q.shape[2:])
+    error = (q - targets.astype(q.dtype).reshape(q.shape[1:])).reshape(*q.shape[:2], -1)
     return 0.5 * np.einsum("...c,...c->...", error, error)
 
 

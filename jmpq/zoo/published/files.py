@@ -9,7 +9,7 @@ import numpy as np
 
 from jmpq.zoo.published.pickles import read_pickled
 from jmpq.zoo.published.vit_names import from_big_vision, is_big_vision
-from jmpq.zoo.tensor_files import PICKLED, flatten, read_tensors
+from jmpq.zoo.tensor_files import AGAIN, PICKLED, flatten, read_tensors
 
 INDEX = ".index.json"
 # Files of a folder, the first that is there is read.
@@ -140,7 +140,7 @@ def _readable(
         return read(path)
     except Exception as error:  # of many kinds, by what the file is instead
         first = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(f"{path} is not a readable {what}: {first}.") from error
+        raise ValueError(f"{path} is not a readable {what}: {first}. {AGAIN}") from error
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

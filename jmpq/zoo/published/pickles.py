@@ -13,6 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jmpq.zoo.tensor_files import AGAIN
+
 MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file from before PyTorch 1.6
 STORAGES = {
     "DoubleStorage": np.float64,
@@ -43,7 +45,9 @@ def read_pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
         stored, read = _zipped(path) if zipfile.is_zipfile(path) else _legacy(path)
     except Exception as error:  # of many kinds, by what the file is instead
         first = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ValueError(f"{path} is not a readable PyTorch state dict: {first}.") from error
+        raise ValueError(
+            f"{path} is not a readable PyTorch state dict: {first}. {AGAIN}"
+        ) from error
     while isinstance(stored, Mapping) and (inner := [k for k in NESTED if k in stored]):
         stored = stored[inner[0]]
     if not isinstance(stored, Mapping) or not stored:
