@@ -35,6 +35,7 @@ MODULES = (
     "choosing.confirmation",
     "choosing.outcome",
     "choosing.outcome_nearest",
+    "choosing.whole_flow",
     "post_training",
     "predicting.importance",
     "predicting.landscape",

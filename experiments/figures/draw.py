@@ -61,6 +61,7 @@ from experiments.figures.solving.solvers import (
     time_table,
     water_filling_figure,
 )
+from experiments.figures.whole_flow import whole_flow_tables
 from jmpq.files import write_text
 from jmpq.report.figure_accuracy import accuracy_figure
 from jmpq.report.figure_bits import bits_figure
@@ -266,6 +267,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "outcome_curse": of_all(lambda r: "\n\n".join(map(curse_table, r)), OUTCOMES),
         "confirmation_kl": of(lambda r: confirmation_table(r, "kl"), "confirmation"),
         "confirmation_top1": of(lambda r: confirmation_table(r, "top1"), "confirmation"),
+        "whole_flow": of(whole_flow_tables, "whole_flow"),
         "imagenet": of(imagenet_table, "imagenet"),
         "finetune": of(finetune_table, "finetune_resnet20"),
         "formats": of(formats_table, "formats"),
