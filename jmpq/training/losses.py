@@ -143,7 +143,7 @@ def check_loss(
     Args:
         loss: The loss.
         output: Output of one example, or its shape and type.
-        target: Its label or target.
+        target: Label or target of that example.
         name: Name of the loss, for the message; its own by default.
 
     Raises:

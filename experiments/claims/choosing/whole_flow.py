@@ -115,7 +115,7 @@ def check(results: Mapping[str, Json]) -> list[Claim]:
             value=statistics.median(hawq := decoder.ratios(EXACT, HAWQ, [*three, *four, *six])),
             least=0.92,
             most=0.94 if len(hawq) == 36 and max(hawq) < 1 and min(hawq) < 1 / 3 else 0,
-            decides=decoder.path(HAWQ, first),
+            decides=decoder.path(EXACT, first),
         ),
         Claim(
             id="whole_flow.decoder_foretold",
