@@ -77,8 +77,9 @@ class Layers:
     (ImageNet); vit_cifar (CIFAR-10); bert_tiny, bert_mini, minilm_l6, bert_base (sentences);
     stories260k (text). Or package.module:function, which returns a jmpq.Network."""
     output: str | None = None
-    """Name or position of the array to analyse, where the network returns several: the
-    function of --model takes it as output=... and hands it to jmpq.Network."""
+    """Array to analyse, where the network returns several: its name in a dictionary, its
+    position in a tuple or list. The function of --model takes it as output=... and hands it to
+    jmpq.Network."""
     weights: pathlib.Path | None = None
     """File of the weights: safetensors, PyTorch's (.pth, .pth.tar, .bin), .npz, .msgpack, an
     index of shards, or a folder with one of them or of orbax; RUN/weights.safetensors where it
