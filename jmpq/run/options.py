@@ -161,7 +161,7 @@ class Sensitivity:
     """Examples per batch; a smaller last batch is kept."""
     loss: str = "cross_entropy"
     """Loss whose increase is predicted: cross_entropy; kl, the KL divergence to the float
-    network's own logits, which needs no labels; squared_error, of a regression; or
+    network's own logits, whatever the labels; squared_error, of a regression; or
     package.module:function, of the logits of one example and its label, in nats."""
     class_samples: int | None = None
     """Backward passes per example of gauss_newton with many classes, in random directions of
