@@ -103,9 +103,10 @@ class Network:
             params: Pytree of float arrays, NumPy's too. Half precision is held in float32, the
                 same values, and so is the output: the function itself computes as before.
             example: Inputs of any batch size, batch axis first in every leaf.
-            output: Name or position of the array to analyse, where the function returns
-                several: its path in what is returned, as ``"logits"``, ``1``, ``"heads/1"``.
-                Computations that do not reach it are left out.
+            output: Array to analyse, where the function returns several: its name in a
+                dictionary or its position in a tuple or list, as ``"logits"`` or ``1``; one
+                inside another by its path, as ``"heads/1"``. Computations that do not reach
+                it are left out.
             state: Other arrays the function closes over (for hashes only).
             tied: Regular expressions (fullmatch) of kernel paths that the function uses
                 several times: such a kernel is one layer, quantized once.

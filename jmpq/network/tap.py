@@ -340,8 +340,9 @@ def with_output(
 
     Args:
         apply: Function of parameters and inputs that returns any pytree of arrays.
-        output: Name or position of the array: its path in the tree, '/'-joined, or the path of
-            a part that holds no other array. None where there is one array only.
+        output: Path of the array in the tree, '/'-joined, or that of a part that holds no other
+            array: names in dictionaries, positions in tuples and lists. None where there is one
+            array only.
 
     Raises:
         ValueError: When the function is called, if `output` does not choose exactly one array;

@@ -77,8 +77,9 @@ class Layers:
     (ImageNet); vit_cifar (CIFAR-10); bert_tiny, bert_mini, minilm_l6, bert_base (sentences);
     stories260k (text). Or package.module:function, which returns a jmpq.Network."""
     output: str | None = None
-    """Name or position of the array to analyse, where the network returns several: the
-    function of --model takes it as output=... and hands it to jmpq.Network."""
+    """Array to analyse, where the network returns several: its name in a dictionary, its
+    position in a tuple or list. The function of --model takes it as output=... and hands it to
+    jmpq.Network."""
     weights: pathlib.Path | None = None
     """File of the weights: safetensors, PyTorch's (.pth, .pth.tar, .bin), .npz, .msgpack, an
     index of shards, or a folder with one of them or of orbax; RUN/weights.safetensors where it
@@ -160,7 +161,7 @@ class Sensitivity:
     """Examples per batch; a smaller last batch is kept."""
     loss: str = "cross_entropy"
     """Loss whose increase is predicted: cross_entropy; kl, the KL divergence to the float
-    network's own logits, which needs no labels; squared_error, of a regression; or
+    network's own logits, whatever the labels; squared_error, of a regression; or
     package.module:function, of the logits of one example and its label, in nats."""
     class_samples: int | None = None
     """Backward passes per example of gauss_newton with many classes, in random directions of
