@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.dtypes import canonicalize_dtype
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
@@ -191,7 +192,9 @@ def bytes_per_planned(programs: Sequence[Program]) -> float:
     for program in programs:
         leaves, tree = jax.tree.flatten(program.args)
         zeros = [
-            jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+            jnp.zeros(x.shape, canonicalize_dtype(x.dtype, allow_extended_dtype=True))
+            if isinstance(x, jax.ShapeDtypeStruct)
+            else x
             for x in leaves
         ]
         jax.block_until_ready(program.function(*jax.tree.unflatten(tree, zeros)))

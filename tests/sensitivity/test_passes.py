@@ -210,7 +210,13 @@ def test_a_limit_of_the_process_counts_what_is_there_and_what_a_pass_was_seen_to
 @pytest.mark.slow
 def test_the_process_stays_within_its_limit():
     """Resident memory at its peak, read from the system; a tenth above is allowed."""
-    command = [sys.executable, "-m", "tests.sensitivity.within_memory"]
+    command = [
+        sys.executable,
+        "-W",
+        "error::UserWarning",
+        "-m",
+        "tests.sensitivity.within_memory",
+    ]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     found = json.loads(done.stdout)
     assert 1 <= found["examples"] < found["all"]  # it would take more otherwise

@@ -38,7 +38,7 @@ def watch(peaks, done):
 def main():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(EXAMPLES, 64, 64, 3)).astype(np.float32)
-    labels = np.zeros(EXAMPLES, np.int32)
+    labels = np.zeros(EXAMPLES, np.int64)  # as NumPy counts; JAX computes with int32
     variables = Depthwise().init(jax.random.key(0), jnp.asarray(images[:1]))
     network = jmpq.Network.from_linen(Depthwise(), variables, images[:1])
     bits, spec = [2, 3, 4, 6, 8], jmpq.KernelSpec(clipping="minmax")

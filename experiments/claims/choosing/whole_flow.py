@@ -162,6 +162,6 @@ def check(results: Mapping[str, Json]) -> list[Claim]:
             says="The reversed order has at least five times the KL of the optimum.",
             value=max(decoder.ratios(EXACT, "reversed", [*three, *four, *six])),
             most=0.2,
-            decides=decoder.path("reversed", first),
+            decides=decoder.path(EXACT, first),
         ),
     ]
