@@ -7,7 +7,7 @@ known value of a problem is the least that anybody knows: its source, or any run
 Seconds are of the processor, so that what else the machine does counts for nobody. HiGHS by
 cvxpy ends by the clock on the wall; where that comes first, it has had less than its limit.
 
-Run:     python -m experiments.bench.leaderboard.measure --data-dir DIR     (12 min of one core)
+Run:     python -m experiments.bench.leaderboard.measure --data-dir DIR     (35 min of one core)
 Smoke:   python -m experiments.bench.leaderboard.measure --smoke    (seconds, no data)
 Needs:   pyscipopt and pulp (group `bench-solvers`) and pymoo (extra `bench`); without one its
          solver is left out
@@ -35,6 +35,10 @@ from jmpq.files import write_json
 from jmpq.problem import Infeasible, Instance
 
 BY_THE_WALL = ("HiGHS by cvxpy", "HiGHS, linearized")  # solvers that know no other clock
+QPLIB = tuple(
+    f"QPLIB_{number}"
+    for number in (3587, 3709, 3750, 3751, 3815, 3865, 3931, 3980, 6487, 6647, 6757, 6799, 7127)
+)
 PACKAGES = ("numpy", "cvxpy", "highspy", "pyscipopt", "pulp", "pymoo")
 
 
@@ -43,8 +47,8 @@ class Config:
     """What is run; every field is in the result.
 
     The selection: of every kind and origin in MPQ-Lib at least one problem that is closed at
-    once and one that is not. `long` are problems that not everybody closes in the shorter
-    limits, for solvers that prove something.
+    once and one that is not, and all quadratic ones of QPLIB. `long` are problems that not
+    everybody closes in the shorter limits.
 
     Attributes:
         names: Problems of MPQ-Lib.
@@ -56,13 +60,12 @@ class Config:
 
     names: tuple[str, ...] = (
         *("resnet20_table_20x12x1_0", "resnet20_table_20x12x2_0", "resnet20_table_1000x12x4_0"),
-        *("resnet20_25_full", "resnet44_50_full", "I06", "I13"),
-        *("QPLIB_3587", "QPLIB_3709", "QPLIB_3865", "QPLIB_3931", "QPLIB_6757", "QPLIB_7127"),
+        *("resnet20_25_full", "resnet44_50_full", "I06", "I13", *QPLIB),
     )
     limits_s: tuple[float, ...] = (1.0, 10.0)
-    long: tuple[str, ...] = ("QPLIB_3709",)
+    long: tuple[str, ...] = QPLIB
     long_s: float = 60.0
-    long_solvers: tuple[str, ...] = ("jmpq local search", "SCIP")
+    long_solvers: tuple[str, ...] = ("jmpq",)
 
 
 SMOKE = Config(
