@@ -99,7 +99,7 @@ class Config:
         Subject(
             MINILM, None, "stsb", "glue/stsb", examples=32, batch_size=16, evaluation=512,
         ),
-        Subject("vit_cifar", "vit_cifar.safetensors", "cifar10"),
+        Subject("vit_cifar", "vit_cifar.safetensors", "cifar10", evaluation=1000),
     )  # fmt: skip
     budgets: tuple[float, ...] = (3.0, 3.5, 4.25, 4.5, 6.0, 8.0)
     draws: tuple[int, ...] = (0, 1, 2)

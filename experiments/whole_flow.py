@@ -106,9 +106,9 @@ class Config:
             weights="vit_cifar.safetensors",
             data="cifar10",
             data_dir="cifar10",
-            examples=256,
+            examples=128,
             batch_size=64,
-            evaluation=1000,
+            evaluation=500,
         ),
     )
     metrics: tuple[MetricName, ...] = ("gauss_newton", "hawq_trace")
