@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import warnings
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jmpq.cli.main import main
 from jmpq.data.dataset import Normalization
 from jmpq.data.load import load_dataset
 from jmpq.run.folder import RunFolder
@@ -578,3 +580,14 @@ def test_debugging_shows_the_traceback(run, monkeypatch):
     monkeypatch.setenv("JMPQ_DEBUG", "1")
     with pytest.raises(ValueError, match="not a valid rule"):
         jmpq("solve", run, "--rule", "freeze body")
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    def step():
+        warnings.warn("two\n  lines", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr("jmpq.cli.main._parsed", lambda args: step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        main(["report", "run"])
+    assert capsys.readouterr().err == "jmpq: two lines\n"
