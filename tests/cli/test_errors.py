@@ -582,6 +582,11 @@ def test_debugging_shows_the_traceback(run, monkeypatch):
         jmpq("solve", run, "--rule", "freeze body")
 
 
+def test_squared_error_of_class_numbers_is_refused(digits):
+    match = r"'squared_error' failed .*target has shape \[\] and its output \[10\]"
+    refuses(digits, ("sensitivity", digits, *FEW, "--loss", "squared_error"), match)
+
+
 def test_a_warning_is_one_line(monkeypatch, capsys):
     def step():
         warnings.warn("two\n  lines", UserWarning, stacklevel=2)
