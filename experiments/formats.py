@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 
 from experiments.common.arguments import NetworksArguments
-from experiments.common.networks import weights_file
+from experiments.common.networks import Subject, weights_file
 from experiments.common.provenance import machine, made_by, versions
 from jmpq.allocation import Allocation
 from jmpq.files import write_json
@@ -48,32 +48,6 @@ SETS = {"integers": INTEGERS, "floats": FLOATS, "all": (*INTEGERS, *FLOATS)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """A network, its data and how many of them are used.
-
-    Attributes:
-        model: Built-in network.
-        weights: File below `experiments/results`, or below the data folder; None to train it
-            here.
-        data: Data set.
-        data_dir: Folder of the data, below the data folder.
-        examples: Calibration examples.
-        batch_size: Calibration examples per batch.
-        evaluation: Evaluation examples, the first so many.
-        class_samples: Random directions of the logits of Gauss-Newton; None for all classes.
-    """
-
-    model: str
-    weights: str | None
-    data: str
-    data_dir: str = ""
-    examples: int = 256
-    batch_size: int = 64
-    evaluation: int = 2000
-    class_samples: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """What is run; every field is in the result.
 
@@ -85,7 +59,10 @@ class Config:
     """
 
     subjects: tuple[Subject, ...] = (
-        Subject("resnet20", "cifar10/resnet20.safetensors", "cifar10"),
+        Subject(
+            "resnet20", "cifar10/resnet20.safetensors", "cifar10", examples=256, batch_size=64,
+            evaluation=2000,
+        ),
         Subject(
             "stories260k", "tinystories/stories260K.safetensors", "text",
             "tinystories/stories.txt", examples=64, batch_size=16, evaluation=256,
@@ -99,7 +76,10 @@ class Config:
         Subject(
             MINILM, None, "stsb", "glue/stsb", examples=32, batch_size=16, evaluation=512,
         ),
-        Subject("vit_cifar", "vit_cifar.safetensors", "cifar10", evaluation=1000),
+        Subject(
+            "vit_cifar", "vit_cifar.safetensors", "cifar10", examples=256, batch_size=64,
+            evaluation=1000,
+        ),
     )  # fmt: skip
     budgets: tuple[float, ...] = (3.0, 3.5, 4.25, 4.5, 6.0, 8.0)
     draws: tuple[int, ...] = (0, 1, 2)

@@ -27,7 +27,7 @@ from typing import Any
 import tyro
 
 from experiments.common.arguments import NetworksArguments
-from experiments.common.networks import weights_file
+from experiments.common.networks import Subject, weights_file
 from experiments.common.provenance import machine, made_by
 from experiments.common.steps import Step
 from jmpq.files import write_json
@@ -38,32 +38,6 @@ from jmpq.sensitivity.metrics.by_name import MetricName
 
 FLOAT = 32  # bits of inputs that are not quantized
 PROCESSES = multiprocessing.get_context("spawn")  # nothing of the parent is inherited
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A network, its data and how many of them are used.
-
-    Attributes:
-        model: Built-in network.
-        weights: File below `experiments/results`, or below the data folder; None to train it
-            here.
-        data: Data set.
-        data_dir: Folder of the data, below the data folder.
-        examples: Calibration examples.
-        batch_size: Calibration examples per batch.
-        evaluation: Evaluation examples; None for all that are left.
-        class_samples: Random directions of the logits of Gauss-Newton; None for all classes.
-    """
-
-    model: str
-    weights: str | None
-    data: str
-    data_dir: str = ""
-    examples: int = 64
-    batch_size: int = 16
-    evaluation: int | None = None
-    class_samples: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Networks, data sets and draws of examples that the studies share."""
 
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,31 @@ from experiments.common.arguments import RESULTS
 if TYPE_CHECKING:
     from jmpq.data.dataset import Dataset, Split
     from jmpq.network.network import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network, its data and how many of them are used.
+
+    Attributes:
+        model: Built-in network.
+        weights: File (`weights_file`); None to train it here.
+        data: Data set.
+        data_dir: Folder of the data, below the data folder.
+        examples: Calibration examples.
+        batch_size: Calibration examples per batch.
+        evaluation: Evaluation examples; None for all that are left.
+        class_samples: Random directions of the logits of Gauss-Newton; None for all classes.
+    """
+
+    model: str
+    weights: str | None
+    data: str
+    data_dir: str = ""
+    examples: int = 64
+    batch_size: int = 16
+    evaluation: int | None = None
+    class_samples: int | None = None
 
 
 def load_trained(
