@@ -178,6 +178,12 @@ def resident_bytes() -> int:
     return _status("VmRSS")
 
 
+def _zeros(like: jax.ShapeDtypeStruct) -> Array:
+    """Zeros of a shape, in the type that JAX makes of the one asked for."""
+    dtype: Any = canonicalize_dtype(like.dtype, allow_extended_dtype=True)
+    return jnp.zeros(like.shape, dtype)
+
+
 def bytes_per_planned(programs: Sequence[Program]) -> float:
     """What programs add to the process while they run, per byte that XLA planned to add.
 
@@ -191,12 +197,7 @@ def bytes_per_planned(programs: Sequence[Program]) -> float:
     before = resident_bytes()
     for program in programs:
         leaves, tree = jax.tree.flatten(program.args)
-        zeros = [
-            jnp.zeros(x.shape, canonicalize_dtype(x.dtype, allow_extended_dtype=True))
-            if isinstance(x, jax.ShapeDtypeStruct)
-            else x
-            for x in leaves
-        ]
+        zeros = [_zeros(x) if isinstance(x, jax.ShapeDtypeStruct) else x for x in leaves]
         jax.block_until_ready(program.function(*jax.tree.unflatten(tree, zeros)))
     return max(1.0, (_status("VmHWM") - before) / planned)
 
