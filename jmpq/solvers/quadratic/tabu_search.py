@@ -31,8 +31,8 @@ class LocalSearch:
 
     Attributes:
         restarts: Walks in a row without a better allocation that end the search.
-        patience: Steps without a better allocation that end a walk; None for twice the number
-            of options.
+        patience: Steps without a better allocation that end a walk; None for half as many as
+            there are options, at least 50: many short walks find more than a few long ones.
         tenure: Least number of steps for which a group may not return to a choice; None for a
             number drawn for every walk, at most a quarter of the groups.
         seed: Seed of starts and tenures.
@@ -102,7 +102,7 @@ class LocalSearch:
             bound: Lower bound on the loss; the search ends when it is reached.
         """
         options, rng = Options.of_problem(reduced), np.random.default_rng(self.seed)
-        patience = 2 * len(options.of) if self.patience is None else self.patience
+        patience = max(50, len(options.of) // 2) if self.patience is None else self.patience
         walk, pool, failed = PricedWalk(options, columns), [], -1
         late = functools.partial(_is_past, deadline)
         while failed < self.restarts:
