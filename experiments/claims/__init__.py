@@ -42,4 +42,5 @@ MODULES = (
     "predicting.prediction",
     "choosing.resnet20_cifar10",
     "sst2",
+    "vit_cifar",
 )
