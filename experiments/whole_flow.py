@@ -53,6 +53,8 @@ class Config:
         roundings: Roundings of kernels.
         draws: Seeds of the calibration examples and of random allocations.
         random: Random allocations at each budget.
+        probes: Random probes a batch of HAWQ-V2's traces, where the network is not piecewise
+            linear.
         epochs: Epochs of training where there are no weights.
     """
 
@@ -92,6 +94,7 @@ class Config:
     roundings: tuple[Rounding, ...] = ("nearest", "gptq")
     draws: tuple[int, ...] = (0, 1, 2)
     random: int = 3
+    probes: int = 25
     epochs: int = 15
 
 
@@ -102,6 +105,7 @@ SMOKE = Config(
     roundings=("nearest",),
     draws=(0,),
     random=2,
+    probes=1,
     epochs=1,
 )
 
@@ -178,6 +182,7 @@ def run_cell(
         Sensitivity(
             metrics=config.metrics,
             class_samples=subject.class_samples,
+            probes=config.probes,
             w_bits=config.w_bits,
             a_bits=(config.a_bits, FLOAT),
             examples=subject.examples,

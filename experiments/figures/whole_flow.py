@@ -41,13 +41,14 @@ def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
         f"{step} {max(cell['memory_bytes'][step] for cell in cells) / 1e6:,.0f}"
         for step in cells[0]["memory_bytes"]
     )
+    probes = asked.get("probes", 1) * -(-asked["examples"] // asked["batch_size"])
     count = f"{len(cells)} draw" + ("s" if len(cells) > 1 else "")
     lines = [
         f"{TITLES.get(network, network)}, kernels rounded by {rounding}: {count} of "
         f"{examples[0]} calibration examples, measured on {examples[1]} others; float "
         f"{_unit(text)} {_spread([_quality(f, text) for f in floats], 2)}. KL in nats per "
         "example, mean ± standard deviation over draws; in brackets what Gauss-Newton "
-        f"predicts. Most memory of a step's process, MB: {memory}.",
+        f"predicts. HAWQ-V2's traces by {probes} probes. Most memory of a step's process, MB: {memory}.",
         "",
         f"| allocation | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
