@@ -96,7 +96,7 @@ def test_train_refuses(tmp_path, args, match):
     ("args", "match"),
     [
         (DIGITS, "No weights for 'digits_resnet': give --weights FILE.*jmpq train"),
-        ((*DIGITS, "--weights", "no.safetensors"), "There is no weights file no.safetensors"),
+        ((*DIGITS, "--weights", "no.safetensors"), "There is no weights file .*no.safetensors"),
         (("--model", "resnet21", "--data", "digits"), "'resnet21'.*digits_resnet.*resnet20"),
         (("--model", "no.such:network"), "No module named 'no'.*package.module:function"),
         (("--model", ":network"), "package.module:function"),
