@@ -239,9 +239,10 @@ def run_cell(
 
 
 def _rows(folder: pathlib.Path, plan: str, budget: int, inputs: str) -> list[dict[str, Any]]:
-    """The allocations of one plan, prediction beside measurement."""
+    """The allocations of one plan, prediction beside measurement; uniform ones of its size."""
     run = RunFolder(folder, plan=plan)
     measured = run.evaluation.measured
+    other = re.compile(rf"uniform/(?!W{budget}{inputs}$)")
     return [
         {
             "budget": budget,
@@ -256,7 +257,7 @@ def _rows(folder: pathlib.Path, plan: str, budget: int, inputs: str) -> list[dic
             "measured": measured[each.name],
         }
         for each in run.plan.allocations
-        if each.name in measured
+        if each.name in measured and not other.match(each.name)
     ]
 
 

@@ -55,7 +55,6 @@ def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
         f"| --- |{' --- |' * len(columns)}",
     ]
     names = dict.fromkeys(_group(row) for cell in cells for row in cell["allocations"])
-    names.pop("other uniform", None)  # of other sizes
     for name in names:
         shown = []
         for budget, inputs in plans:
@@ -83,11 +82,9 @@ def _measured(row: Json) -> Json:
 
 
 def _group(row: Json) -> str:
-    """Random allocations are one row, and so is the uniform one of the budget."""
-    first, _, rest = row["name"].partition("/")
-    if first == "uniform":
-        return "uniform" if rest == f"W{row['budget']}{row['inputs']}" else "other uniform"
-    return first if first in ("random", "reversed") else row["name"]
+    """Random allocations are one row, and so are the uniform ones of all budgets."""
+    first = row["name"].partition("/")[0]
+    return first if first in ("random", "reversed", "uniform") else row["name"]
 
 
 def _label(name: str) -> str:
