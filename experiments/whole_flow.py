@@ -10,7 +10,7 @@ Run:     python -m experiments.whole_flow --data-dir DIR    (hours on 2 cores, r
          --networks stories260k --draws 0 1 replace their part of the result alone
 Smoke:   python -m experiments.whole_flow --smoke           (a minute, digits)
 Writes:  experiments/results/whole_flow.json
-Expect:  the exact sum is at most the greedy one at every budget
+Claims:  experiments/claims/choosing/whole_flow.py
 """
 
 import concurrent.futures

@@ -240,7 +240,8 @@ class Evaluator:
                     _check_logits(z, counts)
                     if classes:
                         check_unnormalised(to_host(z)[counts], "the examples")
-                    check_loss(self.loss, z[0], batch.labels[0])
+                    output = jax.ShapeDtypeStruct(z.shape[1:], z.dtype)
+                    check_loss(self.loss, output, batch.labels[0])
                     losses = to_host(_losses(self.loss, z, labels)).astype(np.float64)
                     if (left := left - z.nbytes) >= 0:
                         self._journal.keep(key, arrays={"z": to_host(z), "losses": losses})
