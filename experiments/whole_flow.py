@@ -53,8 +53,6 @@ class Config:
         roundings: Roundings of kernels.
         draws: Seeds of the calibration examples and of random allocations.
         random: Random allocations at each budget.
-        probes: Random probes a batch of HAWQ-V2's traces, where the network is not piecewise
-            linear.
         epochs: Epochs of training where there are no weights.
     """
 
@@ -76,6 +74,7 @@ class Config:
             batch_size=8,
             evaluation=100,
             class_samples=8,
+            probes=3,
         ),
         Subject(
             model="vit_cifar",
@@ -94,18 +93,16 @@ class Config:
     roundings: tuple[Rounding, ...] = ("nearest", "gptq")
     draws: tuple[int, ...] = (0, 1, 2)
     random: int = 3
-    probes: int = 25
     epochs: int = 15
 
 
 SMOKE = Config(
-    subjects=(Subject("digits_resnet", None, "digits", examples=32, evaluation=100),),
+    subjects=(Subject("digits_resnet", None, "digits", examples=32, evaluation=100, probes=1),),
     w_bits=(2, 4, 8),
     budgets=(4,),
     roundings=("nearest",),
     draws=(0,),
     random=2,
-    probes=1,
     epochs=1,
 )
 
@@ -182,7 +179,7 @@ def run_cell(
         Sensitivity(
             metrics=config.metrics,
             class_samples=subject.class_samples,
-            probes=config.probes,
+            probes=subject.probes,
             w_bits=config.w_bits,
             a_bits=(config.a_bits, FLOAT),
             examples=subject.examples,

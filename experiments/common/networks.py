@@ -26,6 +26,8 @@ class Subject:
         batch_size: Calibration examples per batch.
         evaluation: Evaluation examples; None for all that are left.
         class_samples: Random directions of the logits of Gauss-Newton; None for all classes.
+        probes: Random probes a batch of HAWQ-V2's traces, where the network is not piecewise
+            linear.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Subject:
     batch_size: int = 16
     evaluation: int | None = None
     class_samples: int | None = None
+    probes: int = 25
 
 
 def load_trained(
