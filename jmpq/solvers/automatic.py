@@ -56,8 +56,8 @@ def make_solver(problem: Problem, name: str = "exact", *, time_limit_s: float = 
         problem: Problem to solve.
         name: Name in `SOLVERS`, or cvxpy's name of a mixed-integer solver, such as ``HIGHS``
             or ``SCIP``. ``exact`` means ``core`` for up to one budget, else
-            ``several_budgets``. With cross-layer terms it means ``branch_and_bound``, or
-            ``local_search``, which proves little, if there are too many options.
+            ``several_budgets``. With cross-layer terms it means ``branch_and_bound``, or, if
+            there are too many options, ``local_search`` until time is up, which proves little.
         time_limit_s: Seconds for the whole call; ``greedy``, ``greedy_dual_prices`` and
             ``dynamic_programming`` ignore it.
 
@@ -68,8 +68,9 @@ def make_solver(problem: Problem, name: str = "exact", *, time_limit_s: float = 
     crossed = problem.interactions is not None
     if name == "exact":
         if crossed:
-            small = int(problem.allowed.sum()) <= _BRANCHED
-            name = "branch_and_bound" if small else "local_search"
+            if int(problem.allowed.sum()) > _BRANCHED:
+                return LocalSearch(time_limit_s=time_limit_s, restarts=None)
+            name = "branch_and_bound"
         else:
             name = "core" if len(problem.budgets) <= 1 else "several_budgets"
     check_solver(name)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jmpq.problem import problem_of, with_budgets
 from jmpq.solvers import BranchAndBound, Exact, LocalSearch, QuadraticProgram
 from jmpq.solvers.quadratic import semidefinite
+from jmpq.solvers.quadratic.branch_and_bound import _Tree
 from jmpq.solvers.quadratic.lifted import Lifted
 from jmpq.solvers.quadratic.row_bound import row_bound
 from jmpq.solvers.quadratic.semidefinite import Relaxation, onto_simplex
@@ -311,6 +312,16 @@ def test_no_counterexample_among_generated_quadratic_problems(
     exact = DIVIDE(problem)
     assert exact.loss == pytest.approx(best, rel=1e-9, abs=1e-12)
     assert exact.bound <= best + 1e-12 * abs(best)
+
+
+def test_the_search_goes_on_while_the_bound_is_made(monkeypatch):
+    problem = quadratic_problem(2, "indefinite", layers=14, budgets=2)
+    weak = LocalSearch(restarts=0, patience=1)
+    best = LocalSearch()(problem).loss
+    assert weak(problem).loss > best
+    monkeypatch.setattr(_Tree, "_round", lambda *_: None)  # which would find it too
+    one_part = BranchAndBound(search=weak, max_parts=1)(problem)
+    assert one_part.loss == pytest.approx(best, rel=1e-12)
 
 
 def test_out_of_time_and_parts_is_feasible_with_a_real_bound():

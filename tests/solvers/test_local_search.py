@@ -10,6 +10,7 @@ from jmpq.solvers.measured.loss_field import LossField
 from jmpq.solvers.measured.neighbourhood import Neighbourhood
 from jmpq.solvers.quadratic.priced_walk import Options, PricedWalk
 from jmpq.solvers.quadratic.row_bound import row_bound
+from jmpq.solvers.quadratic.tabu_search import Walks
 from tests.solvers.instances import QUADRATIC, SHORT, loss_of, optimum, quadratic_problem
 from tests.solvers.test_solvers import best_of
 
@@ -73,7 +74,7 @@ def test_search_depends_on_its_seed_alone_and_stops_in_time():
     np.testing.assert_array_equal(
         first.columns, LocalSearch(restarts=3, seed=1)(problem).columns
     )
-    endless = LocalSearch(time_limit_s=0.2, restarts=10**9)
+    endless = LocalSearch(time_limit_s=0.2, restarts=None)
     started = time.perf_counter()
     short = endless(problem)
     assert time.perf_counter() - started < 5.0
@@ -164,9 +165,9 @@ def test_where_walks_meet_no_budget_an_integer_program_finds_an_allocation():
         asked.append(1)
         return cheapest_allocation(problem, reduced)
 
-    search = LocalSearch(restarts=0, patience=1)
-    columns, _ = search.search(reduced, np.zeros(4, int), np.inf, fallback)
-    assert reduced.fits(columns)
+    walks = Walks(LocalSearch(patience=1), reduced, np.zeros(4, int), fallback)
+    walks.go_on(np.inf, restarts=0)
+    assert reduced.fits(walks.best)
     assert asked == [1]
 
 

@@ -262,7 +262,7 @@ def test_the_solver_that_suits_the_problem_is_chosen():
 def test_cross_layer_terms_are_solved_or_refused_but_never_left_out():
     small, large = QUADRATIC["psd0"], quadratic_problem(0, layers=126, choices=8)
     assert make_solver(small, time_limit_s=5.0) == BranchAndBound(time_limit_s=5.0)
-    assert make_solver(large) == LocalSearch(time_limit_s=60.0)
+    assert make_solver(large) == LocalSearch(time_limit_s=60.0, restarts=None)
     assert make_solver(small, "local_search") == LocalSearch(time_limit_s=60.0)
     assert make_solver(small.separable(), "branch_and_bound") == BranchAndBound()
     for name in ("core", "dynamic_programming", "HIGHS"):

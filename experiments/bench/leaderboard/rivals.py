@@ -51,7 +51,7 @@ def rivals(problem: Problem) -> dict[str, Rival]:
         "jmpq": lambda p, s: ours(make_solver(p, time_limit_s=s), p),
         "jmpq greedy": None if cross else lambda p, s: ours(Greedy(), p),
         "jmpq local search": (
-            (lambda p, s: ours(LocalSearch(time_limit_s=s, restarts=10**9, bound=False), p))
+            (lambda p, s: ours(LocalSearch(time_limit_s=s, restarts=None, bound=False), p))
             if cross
             else None
         ),

@@ -1,6 +1,7 @@
 """The optimum of a loss with cross-layer terms: branch and bound on a semi-definite bound."""
 
 import dataclasses
+import functools
 import heapq
 import itertools
 import math
@@ -14,11 +15,13 @@ from jmpq.problem.problem import Problem, Reduced
 from jmpq.problem.solution import OPTIMALITY, Solution, solution_from_columns
 from jmpq.solvers.quadratic.lifted import Lifted
 from jmpq.solvers.quadratic.priced_walk import Columns
+from jmpq.solvers.quadratic.row_bound import row_bound
 from jmpq.solvers.quadratic.semidefinite import Iterate, Relaxation
-from jmpq.solvers.quadratic.tabu_search import LocalSearch
+from jmpq.solvers.quadratic.tabu_search import LocalSearch, Walks
 from jmpq.solvers.solver import check_options
 
 _PATIENCE, _PATIENCE_OF_PARTS = 0.02, 0.1  # progress below which dividing is better
+_WALKS = 5e-4  # steps of the walks per iteration and squared size: a quarter of the time
 _OFF_GRID = 1e-6  # distance from the grid that bounds may have, in its units
 _EXACT = 2.0**53  # below this, sums of whole numbers are exact
 
@@ -32,7 +35,8 @@ class BranchAndBound:
     its multiplier rules out every option, and every pair of options, whose own bound reaches
     the loss of that allocation.
     The rest is divided by the choices of one group, the part of least bound first, until parts
-    are small enough to enumerate. A part starts from the multiplier of its parent.
+    are small enough to enumerate. A part starts from the multiplier of its parent. The local
+    search goes on meanwhile, by steps in proportion to the work on the bound.
 
     The bound is the least bound of all open parts. Where all terms of the loss are whole
     numbers, losses lie on a grid, and bounds are rounded up to it. When time runs out, the best
@@ -42,7 +46,7 @@ class BranchAndBound:
         time_limit_s: Seconds for the whole call, including the local search.
         max_parts: Largest number of parts examined; 1 for the relaxation's bound alone.
         enumerate_up_to: Largest number of allocations of a part that is enumerated.
-        search: Local search; it gets at most a third of `time_limit_s`.
+        search: Local search; before the first bound it gets at most a third of `time_limit_s`.
     """
 
     time_limit_s: float = 60.0
@@ -64,15 +68,17 @@ class BranchAndBound:
         started = time.perf_counter()
         reduced = problem.reduced(interactions=True)
         seconds = min(self.search.time_limit_s, self.time_limit_s / 3)
-        first = dataclasses.replace(self.search, time_limit_s=seconds, bound=True)(problem)
+        walks, bound = self.search.walks(problem, reduced), row_bound(reduced)
+        walks.go_on(started + seconds, restarts=self.search.restarts, bound=bound)
         tree = _Tree(
             reduced=reduced,
-            best=reduced.collapse(first.columns),
+            walks=walks,
+            best=walks.best,
             enumerate_up_to=self.enumerate_up_to,
             deadline=started + self.time_limit_s,
             grid=_grid(reduced),
         )
-        tree.grow(Lifted.of_problem(reduced), first.bound, self.max_parts)
+        tree.grow(Lifted.of_problem(reduced), bound, self.max_parts)
         return solution_from_columns(
             problem,
             reduced.expand(tree.best),
@@ -102,6 +108,7 @@ class _Tree:
     """
 
     reduced: Reduced
+    walks: Walks
     best: Columns
     enumerate_up_to: int
     deadline: float
@@ -109,13 +116,14 @@ class _Tree:
     loss: float = math.inf
     closed: float = math.inf  # the least bound of the parts that were closed
     parts: int = 0
+    owed: float = 0.0  # steps that the walks may have taken by now
     heap: list[tuple[float, int, Lifted, Iterate | None]] = dataclasses.field(
         default_factory=list
     )
     count: itertools.count = dataclasses.field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
-        self.loss = self._loss(self.best)
+        self.loss, self.owed = self._loss(self.best), self.walks.steps
 
     @property
     def bound(self) -> float:
@@ -148,14 +156,18 @@ class _Tree:
         """Close a part, divide it, or put it back with a better bound when time is up."""
         while part.allocations > self.enumerate_up_to:
             relaxation = Relaxation(part)
+            walk_on = functools.partial(self._walk_on, len(part.matrix))
             proof = relaxation.solve(
                 start,
                 upper=self.enough,
                 deadline=self.deadline,
                 patience=_PATIENCE if start is None else _PATIENCE_OF_PARTS,
+                meanwhile=walk_on,
             )
             if self.parts == 1:  # those of the whole problem decide for all of its parts
-                proof = relaxation.tighten(proof, upper=self.enough, deadline=self.deadline)
+                proof = relaxation.tighten(
+                    proof, upper=self.enough, deadline=self.deadline, meanwhile=walk_on
+                )
             bound, start = max(bound, proof.bound), proof.last
             self._round(part, start)
             if bound >= self.enough:
@@ -211,17 +223,26 @@ class _Tree:
                 break
 
     def _round(self, part: Lifted, last: Iterate) -> None:
-        """An allocation next to the relaxed one, improved by a short local search."""
+        """An allocation next to the relaxed one, and what a walk from there finds."""
         # Of every group the option of largest share, the first row of the relaxed y yᵀ.
         shares = last.product[0, 1 : 1 + len(part.of)]
         order = np.lexsort((-shares, part.of))
         taken = order[np.searchsorted(part.of[order], np.arange(part.groups))]
-        columns = part.columns(taken, *self.reduced.losses.shape[::-1])
-        if self.reduced.fits(columns):
-            short = LocalSearch(restarts=0, patience=10)
-            self._offer(
-                short.search(self.reduced, columns, self.deadline, lambda: self.best)[0]
-            )
+        self.walks.start_from(part.columns(taken, *self.reduced.losses.shape[::-1]))
+        self.walks.go_on(self.deadline, restarts=0)
+        self._offer(self.walks.best)
+
+    def _walk_on(self, size: int, iterations: int) -> float:
+        """Let the walks have their share of the time; return what is `enough` then.
+
+        Args:
+            size: Size of the matrices of a part.
+            iterations: Iterations on them since the last call.
+        """
+        self.owed += _WALKS * size**2 * iterations
+        self.walks.go_on(self.deadline, steps=int(self.owed))
+        self._offer(self.walks.best)
+        return self.enough
 
     def _offer(self, columns: Columns) -> None:
         if (loss := self._loss(columns)) < self.loss:

@@ -107,10 +107,11 @@ class PricedWalk:
         taken: Option of every group.
         loss: Loss of the allocation, nats per example.
         prices: Price of one unit of excess, per budget.
+        steps: Steps of `search`.
     """
 
     def __init__(self, options: Options, columns: Columns) -> None:
-        self.options = options
+        self.options, self.steps = options, 0
         self.taken = options.taken(columns)
         self.field = options.losses.copy()  # what every option adds, or would add, to the loss
         if options.cross is not None:
@@ -259,6 +260,7 @@ class PricedWalk:
                 banned[self.taken[options.of[each]]] = step + draws[step % 4096]
                 self.change(each)
             self.reprice()
+            self.steps += 1
             idle += 1
             # Budgets are added up step by step here; `Reduced.fits` adds exactly.
             if self.fits and below(self.loss, lowest) and options.reduced.fits(self.columns):

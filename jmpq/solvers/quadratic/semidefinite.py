@@ -28,6 +28,7 @@ References:
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -231,6 +232,7 @@ class Relaxation:
         deadline: float = np.inf,
         patience: float = 0.02,
         max_iterations: int = 100_000,
+        meanwhile: Callable[[int], float] | None = None,
     ) -> Certificate:
         """Improve the multiplier until the bound reaches `upper` or stalls.
 
@@ -241,6 +243,8 @@ class Relaxation:
             patience: Least part of the gap to `upper` (or to the primal value) that 200
                 iterations must close; otherwise the run stops.
             max_iterations: Largest number of iterations.
+            meanwhile: Function that is called after every few iterations, with their number;
+                it returns `upper` anew.
 
         Returns:
             The certificate. Cuts are added only if `start` has some, or an empty list of them.
@@ -248,7 +252,7 @@ class Relaxation:
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):  # matrices this small are slower on several threads
-            return self._solve(start, upper, deadline, patience, max_iterations)
+            return self._solve(start, upper, deadline, patience, max_iterations, meanwhile)
 
     def _solve(
         self,
@@ -257,6 +261,7 @@ class Relaxation:
         deadline: float,
         patience: float,
         max_iterations: int,
+        meanwhile: Callable[[int], float] | None,
     ) -> Certificate:
         raw = self.lifted.matrix
         # In units of the matrix, so that one first penalty suits all problems.
@@ -317,6 +322,7 @@ class Relaxation:
             proven, its_needs = self.certify(multiplier.astype(np.float64) * unit, triangles)
             needs, bound = np.maximum(needs, its_needs), max(bound, proven)
             history.append(bound)
+            upper = upper if meanwhile is None else meanwhile(_CHUNK)
             # A penalty too low leaves the two apart, one too high hardly lets them move.
             penalty *= 1.3 if primal > 3 * dual else 1 / 1.3 if dual > 3 * primal else 1.0
             if len(history) > _LOOKS:
@@ -338,6 +344,7 @@ class Relaxation:
         upper: float = np.inf,
         deadline: float = np.inf,
         patience: float = 0.02,
+        meanwhile: Callable[[int], float] | None = None,
     ) -> Certificate:
         """Go on with triangle inequalities; their bounds, and their cuts where they pay.
 
@@ -349,13 +356,16 @@ class Relaxation:
             upper: Loss of a known allocation, as in `solve`.
             deadline: Time limit, as in `solve`.
             patience: Least progress, as in `solve`.
+            meanwhile: Function that is called after every few iterations, as in `solve`.
         """
         if plain.bound >= upper:
             return plain
         start = dataclasses.replace(
             plain.last, triangles=Triangles.none(len(self.lifted.matrix))
         )
-        cut = self.solve(start, upper=upper, deadline=deadline, patience=patience)
+        cut = self.solve(
+            start, upper=upper, deadline=deadline, patience=patience, meanwhile=meanwhile
+        )
         goal = upper if np.isfinite(upper) else max(plain.value, plain.bound)
         pays = cut.bound - plain.bound > _WORTH * (goal - plain.bound)
         return dataclasses.replace(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -30,7 +31,8 @@ class LocalSearch:
     limit the answer depends only on the seed.
 
     Attributes:
-        restarts: Walks in a row without a better allocation that end the search.
+        restarts: Walks in a row without a better allocation that end the search; None to
+            search until time is up.
         patience: Steps without a better allocation that end a walk; None for half as many as
             there are options, at least 50: many short walks find more than a few long ones.
         tenure: Least number of steps for which a group may not return to a choice; None for a
@@ -43,7 +45,7 @@ class LocalSearch:
             that of `solution_from_columns`.
     """
 
-    restarts: int = 100
+    restarts: int | None = 100
     patience: int | None = None
     tenure: int | None = None
     seed: int = 0
@@ -52,8 +54,13 @@ class LocalSearch:
     bound: bool = True
 
     def __post_init__(self) -> None:
-        counts = [name for name in ("patience", "tenure") if getattr(self, name) is not None]
-        check_options(self, above_0=("time_limit_s",), from_0=("restarts",), from_1=counts)
+        given = {name for name in vars(self) if getattr(self, name) is not None}
+        check_options(
+            self,
+            above_0=("time_limit_s",),
+            from_0=[name for name in ("restarts",) if name in given],
+            from_1=[name for name in ("patience", "tenure") if name in given],
+        )
 
     @check_kinds
     def __call__(self, problem: Problem) -> Solution:
@@ -64,6 +71,27 @@ class LocalSearch:
         """
         started = time.perf_counter()
         reduced = problem.reduced(interactions=True)
+        walks = self.walks(problem, reduced)
+        bound = row_bound(reduced) if self.bound else -np.inf
+        walks.go_on(started + self.time_limit_s, restarts=self.restarts, bound=bound)
+        return solution_from_columns(
+            problem,
+            reduced.expand(walks.best),
+            bound=bound,
+            solver="local_search",
+            wall_s=time.perf_counter() - started,
+        )
+
+    def walks(self, problem: Problem, reduced: Reduced) -> "Walks":
+        """The walks of this search, none of which has begun.
+
+        Args:
+            problem: Problem to solve.
+            reduced: The problem over groups.
+
+        Raises:
+            Infeasible: If no allocation meets one of the budgets.
+        """
         fallback = functools.partial(cheapest_allocation, problem, reduced)
         if (cheapest_costs(reduced).sum(axis=1) > reduced.limits).any():
             fallback()  # which says what cannot be met
@@ -72,63 +100,99 @@ class LocalSearch:
         else:
             plain = dataclasses.replace(reduced, interactions=None)
             columns = priced_losses(plain, lp_bound(plain)[1])[0].argmin(axis=1)
-        bound = row_bound(reduced) if self.bound else -np.inf
-        deadline = started + self.time_limit_s
-        best, _ = self.search(reduced, columns, deadline, fallback, bound)
-        return solution_from_columns(
-            problem,
-            reduced.expand(best),
-            bound=bound,
-            solver="local_search",
-            wall_s=time.perf_counter() - started,
-        )
+        return Walks(self, reduced, columns, fallback)
 
-    def search(
+
+class Walks:
+    """The walks of a `LocalSearch`, which go on where they stopped.
+
+    Attributes:
+        options: Options of the problem.
+        pool: The best allocations with their losses, by rising loss; paths are laid between
+            them.
+        steps: Steps that were taken.
+    """
+
+    def __init__(
         self,
+        search: LocalSearch,
         reduced: Reduced,
         columns: Columns,
-        deadline: float,
         fallback: Callable[[], Columns],
-        bound: float = -np.inf,
-    ) -> tuple[Columns, float]:
-        """The best allocation found from `columns`, and its loss.
+    ) -> None:
+        """Prepare the first walk.
 
         Args:
+            search: The search, whose options hold.
             reduced: The problem over groups.
             columns: First allocation; it may exceed the budgets.
-            deadline: Time on the clock of `time.perf_counter`.
             fallback: Function that finds an allocation within the budgets, in case no walk
                 does.
-            bound: Lower bound on the loss; the search ends when it is reached.
         """
-        options, rng = Options.of_problem(reduced), np.random.default_rng(self.seed)
-        patience = max(50, len(options.of) // 2) if self.patience is None else self.patience
-        walk, pool, failed = PricedWalk(options, columns), [], -1
-        late = functools.partial(_is_past, deadline)
-        while failed < self.restarts:
-            tenure = self.tenure or int(rng.integers(1, 3 + len(columns) // 4))
-            least = pool[0][0] if pool else np.inf
-            found = walk.search(least, patience=patience, tenure=tenure, rng=rng, stop=late)
-            failed += 1
+        self.options, self.fallback = Options.of_problem(reduced), fallback
+        self.pool: list[tuple[float, Columns]] = []
+        self.steps = 0
+        half = max(50, len(self.options.of) // 2)
+        self._patience = half if search.patience is None else search.patience
+        self._tenure, self._rng = search.tenure, np.random.default_rng(search.seed)
+        self._next: PricedWalk | None = PricedWalk(self.options, columns)
+
+    @property
+    def best(self) -> Columns:
+        """The best allocation so far."""
+        return self.pool[0][1]
+
+    def start_from(self, columns: Columns) -> None:
+        """Let the next walk start from an allocation; it may exceed the budgets."""
+        self._next = PricedWalk(self.options, columns)
+
+    def go_on(
+        self,
+        deadline: float,
+        *,
+        restarts: int | None = None,
+        steps: int | None = None,
+        bound: float = -math.inf,
+    ) -> None:
+        """Walk until one of the limits is reached; afterwards there is an allocation.
+
+        Args:
+            deadline: Time on the clock of `time.perf_counter`.
+            restarts: Walks in a row without a better allocation, after the first one; None
+                for any number.
+            steps: Number of steps, counted from the very first one; None for any number.
+            bound: Lower bound on the loss; an allocation that reaches it is not improved.
+        """
+        late, failed, last = functools.partial(_is_past, deadline), -1, None
+        most = math.inf if restarts is None else restarts
+        while failed < most and (steps is None or self.steps < steps or not self.pool):
+            walk = last = self._next or self._start(last)
+            least = self.pool[0][0] if self.pool else np.inf
+            self._next, failed = None, failed + 1
+            found = walk.search(
+                least,
+                patience=self._patience,
+                tenure=self._tenure or int(self._rng.integers(1, 3 + len(walk.taken) // 4)),
+                rng=self._rng,
+                stop=late,
+            )
+            self.steps += walk.steps
             if found is not None:
-                if below(found[1], least):
-                    failed = 0
-                pool = _kept(pool, *found)
-                if not below(bound, pool[0][0]):
+                failed = 0 if below(found[1], least) else failed
+                self.pool = _kept(self.pool, *found)
+                if not below(bound, self.pool[0][0]):
                     break
-            elif not pool and (failed >= min(_TRIES, self.restarts) or late()):
-                walk = PricedWalk(options, fallback())
-                pool = _kept(pool, walk.columns, walk.loss)
+            elif not self.pool and (failed >= min(_TRIES, most) or late()):
+                self._next = first = PricedWalk(self.options, self.fallback())
+                self.pool = [(first.loss, first.columns)]
                 continue
             if late():
                 break
-            walk = self._start(options, pool or [(walk.loss, walk.columns)], rng)
-        return pool[0][1], pool[0][0]
 
-    def _start(
-        self, options: Options, pool: list[tuple[float, Columns]], rng: np.random.Generator
-    ) -> PricedWalk:
+    def _start(self, last: PricedWalk | None) -> PricedWalk:
         """A walk from the path between two of the best allocations, or from a kick of one."""
+        rng, options = self._rng, self.options
+        pool = self.pool or ([] if last is None else [(last.loss, last.columns)])
         picks = rng.permutation(len(pool))
         walk = PricedWalk(options, pool[picks[0]][1])
         if len(pool) > 1 and rng.random() < 0.5:
