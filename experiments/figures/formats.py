@@ -16,6 +16,7 @@ NETWORKS = {
     "stories260k": "decoder (stories260K)",
     "efficientnet_lite0": "EfficientNet-Lite0",
     "minilm_l6": "MiniLM (STS-B)",
+    "vit_cifar": "small ViT (CIFAR-10)",
 }
 EXAMPLES = {"stories260k": "windows of text", "minilm_l6": "pairs of sentences"}
 # Accuracy, and divergence from the float network, of networks without classes.
@@ -30,7 +31,8 @@ LABELS = {
 SETS = {"integers": PALETTE[0], "floats": PALETTE[1], "all": PALETTE[2]}
 HEAT_BITS = 4.5  # budget of F19
 OVER = 1.01  # of a budget, for uniform formats: short blocks at the ends of rows cost more
-PARTS = ("embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
+PARTS = ("patch_embed/proj", "q", "k", "v", "attn/proj", "fc1", "fc2", "head",
+         "embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
          "down_proj", "conv_stem", "expand_conv", "depthwise_conv", "project_conv", "conv_head",
          "fc")  # fmt: skip
 
@@ -89,8 +91,7 @@ def mix_figure(result: Json) -> Figure:
     colors = _format_colors(result)
     with style():
         figure = new_figure(2.4 * _rows(result) + 0.5)
-        grid = figure.subplots(_rows(result), _columns(result), sharey=True, squeeze=False)
-        panels = grid.ravel()
+        panels = _panels(figure, result, sharey=True)
         for axes, model in zip(panels, models(result), strict=True):
             budgets = result["config"]["budgets"]
             below = np.zeros(len(budgets))
@@ -107,7 +108,7 @@ def mix_figure(result: Json) -> Figure:
             axes.set_xlabel("budget (effective bits a weight)")
             axes.set_title(NETWORKS.get(model, model), loc="left")
             axes.grid(visible=False, axis="x")
-        for axes in grid[:, 0]:
+        for axes in panels[:: _columns(result)]:
             axes.set_ylabel("share of the weights (%)")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="outside right center")
@@ -121,7 +122,7 @@ def parts_figure(result: Json) -> Figure:
     with style():
         figure = new_figure(2.7 * _rows(result) + 0.3)
         shares = {m: _part_shares(result, m, names, budget) for m in models(result)}
-        panels = figure.subplots(_rows(result), _columns(result), squeeze=False).ravel()
+        panels = _panels(figure, result)
         for axes, (model, (parts, table)) in zip(panels, shares.items(), strict=True):
             axes.imshow(100 * table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
             for i, j in np.argwhere(table > 0):
@@ -131,7 +132,7 @@ def parts_figure(result: Json) -> Figure:
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
             axes.set_yticks(range(len(parts)), parts, fontsize=6.5)
             axes.grid(visible=False)
-            title = f"{NETWORKS.get(model, model)}, {budget:g} bits: % of layers"
+            title = f"{NETWORKS.get(model, model)}: % of layers"
             axes.set_title(title, loc="left", fontsize=7)
     return figure
 
@@ -152,12 +153,21 @@ def accuracy_figure(result: Json) -> Figure:
                                   for n, c in result["cells"].items()
                                   if n.split("/")[0] == model])  # fmt: skip
             top.axhline(line, color="black", lw=0.8, ls="--", label="float")
-            top.set_title(NETWORKS.get(model, model), loc="left")
+            top.set_title(NETWORKS.get(model, model), loc="left", fontsize=6.5)
             bottom.set_yscale("log")
             bottom.set_xlabel("effective bits a weight")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def _panels(figure: Figure, result: Json, *, sharey: bool = False) -> Sequence[Axes]:
+    """A panel for every network, row by row; places that are left stay empty."""
+    grid = figure.subplots(_rows(result), _columns(result), sharey=sharey, squeeze=False)
+    panels = grid.ravel()
+    for axes in panels[len(models(result)) :]:
+        axes.set_axis_off()
+    return panels[: len(models(result))]
 
 
 def _columns(result: Json) -> int:
@@ -213,7 +223,9 @@ def part_of(layer: str) -> str:
     path = layer.removesuffix("/dense").split("/")
     if path[0].startswith("layer") and path[0] != "layers":
         return path[0]
-    return "attention output" if path[-2:] == ["attention", "output"] else path[-1]
+    if path[-2:] == ["attention", "output"]:
+        return "attention output"
+    return "/".join(path[-2:]) if path[-1] == "proj" else path[-1]
 
 
 def weights_name(label: str) -> str:
