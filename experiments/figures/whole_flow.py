@@ -41,14 +41,13 @@ def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
         f"{step} {max(cell['memory_bytes'][step] for cell in cells) / 1e6:,.0f}"
         for step in cells[0]["memory_bytes"]
     )
-    probes = asked.get("probes", 1) * -(-asked["examples"] // asked["batch_size"])
     count = f"{len(cells)} draw" + ("s" if len(cells) > 1 else "")
     lines = [
         f"{TITLES.get(network, network)}, kernels rounded by {rounding}: {count} of "
         f"{examples[0]} calibration examples, measured on {examples[1]} others; float "
         f"{_unit(text)} {_spread([_quality(f, text) for f in floats], 2)}. KL in nats per "
         "example, mean ± standard deviation over draws; in brackets what Gauss-Newton "
-        f"predicts. HAWQ-V2's traces by {probes} probes. Most memory of a step's process, MB: "
+        f"predicts. HAWQ-V2's traces by {_probes(cells)} probes. Most memory of a step's process, MB: "
         f"{memory}.",
         "",
         f"| allocation | {' | '.join(columns)} |",
@@ -66,6 +65,14 @@ def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
             shown += [_spread(kl, 4) + bracket, _spread(quality, 2)]
         lines.append(f"| {_label(name)} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def _probes(cells: Sequence[Json]) -> str:
+    """How many probes the traces of a network had, least and most over its draws."""
+    asked = [cell["asked"] for cell in cells]
+    counts = [a.get("probes", 1) * -(-a["examples"] // a["batch_size"]) for a in asked]
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _found(cell: Json, name: str, budget: int, inputs: str) -> list[Json]:
