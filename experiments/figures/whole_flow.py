@@ -47,8 +47,8 @@ def _table(network: str, rounding: str, cells: Sequence[Json]) -> str:
         f"{examples[0]} calibration examples, measured on {examples[1]} others; float "
         f"{_unit(text)} {_spread([_quality(f, text) for f in floats], 2)}. KL in nats per "
         "example, mean ± standard deviation over draws; in brackets what Gauss-Newton "
-        f"predicts. HAWQ-V2's traces by {_probes(cells)} probes. Most memory of a step's process, MB: "
-        f"{memory}.",
+        f"predicts. HAWQ-V2's traces by {_probes(cells)} probes. Most memory of a step's "
+        f"process, MB: {memory}.",
         "",
         f"| allocation | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
