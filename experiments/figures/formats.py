@@ -164,7 +164,7 @@ def accuracy_figure(result: Json) -> Figure:
 def _panels(figure: Figure, result: Json, *, sharey: bool = False) -> Sequence[Axes]:
     """A panel for every network, row by row; places that are left stay empty."""
     grid = figure.subplots(_rows(result), _columns(result), sharey=sharey, squeeze=False)
-    panels = grid.ravel()
+    panels = list(grid.ravel())
     for axes in panels[len(models(result)) :]:
         axes.set_axis_off()
     return panels[: len(models(result))]

@@ -164,7 +164,8 @@ def check(results: Mapping[str, Json]) -> list[Claim]:
             says="Every uniform format of up to 4.51 bits ruins EfficientNet-Lite0; integers "
             "by layer at 4.5 effective bits have at most a twentieth of the KL of the best.",
             value=max(
-                kl(exact(images, d, "integers", 4.5)) / best_uniform(images, d, 4.51) for d in draws
+                kl(exact(images, d, "integers", 4.5)) / best_uniform(images, d, 4.51)
+                for d in draws
             ),
             most=1 / 20,
             decides=decides(images, 4.5, "integers"),
