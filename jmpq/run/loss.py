@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jmpq.run.network import imported
+from jmpq.run.network import imported, module_sha256
 from jmpq.text import did_you_mean
 from jmpq.training.losses import (
     ExampleLoss,
@@ -42,6 +42,12 @@ def find_loss(name: str) -> ExampleLoss:
             f"{', '.join(READY)} or package.module:function."
         )
     return imported(name, "a loss", "of the logits of one example and its label")
+
+
+def loss_code(name: str) -> dict[str, str]:
+    """What identifies a loss of one's own beside its name: a hash of its module's file."""
+    digest = module_sha256(name)
+    return {} if digest is None else {"loss_sha256": digest}
 
 
 def measured_loss(name: str) -> str:

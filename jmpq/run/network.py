@@ -1,7 +1,7 @@
 """The network and the data of a run, from built-in names or the user's functions."""
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import pathlib
 import sys
@@ -17,7 +17,7 @@ from jmpq.data.dataset import Dataset, Split
 from jmpq.data.image_folder import HOW_TO_LIST
 from jmpq.data.load import ANY_SIZE, TEXT_LENGTH, TEXTS, load_dataset
 from jmpq.data.text.tokens import Tokenizer, read_tokenizer
-from jmpq.files import versions
+from jmpq.files import file_sha256, versions
 from jmpq.network.equalize import equalize_ranges, without_caps
 from jmpq.network.fold import fold_batch_norm
 from jmpq.network.network import Network
@@ -242,6 +242,21 @@ def check_classes(network: Network, asked: str, instead: str) -> None:
             f"{asked} takes class probabilities, and the network's output for one example has "
             f"shape {list(output)}. {instead}"
         )
+
+
+def module_sha256(text: str) -> str | None:
+    """Hash of the module's file of ``package.module:function``; None of any other name."""
+    name, _, function = text.partition(":")
+    sys.path.insert(0, str(pathlib.Path.cwd()))
+    try:
+        found = importlib.util.find_spec(name) if function else None
+    except (ImportError, ValueError):  # `imported` says what is wrong
+        found = None
+    finally:
+        sys.path.pop(0)
+    if found is None or not found.origin or not pathlib.Path(found.origin).is_file():
+        return None
+    return file_sha256(pathlib.Path(found.origin))
 
 
 def imported(text: str, what: str, call: str) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from jmpq.deploy.measure import Evaluator, Outcome
 from jmpq.files import versions
 from jmpq.journal import Journal
 from jmpq.run.folder import RunFolder
+from jmpq.run.loss import loss_code
 from jmpq.run.subject import Subject
 
 FLOAT, SECONDS = "float", "seconds per allocation"  # keys beside those of allocations
@@ -58,6 +59,7 @@ class Measured:
             "network": folder.layers.identity,
             "examples": split.sha256,
             "loss": subject.loss,
+            **loss_code(subject.loss),
             "correct": correct,
             "corrected": None if corrected is None else corrected.sha256,
             "versions": versions("jax", "jaxlib", "flax"),

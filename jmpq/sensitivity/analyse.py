@@ -1,8 +1,12 @@
 """The loop over batches that serves all metrics."""
 
 import dataclasses
+import functools
+import hashlib
+import inspect
 import pathlib
 import time
+import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -245,7 +249,27 @@ def _options(metric: Metric) -> dict[str, Any]:
 def _plain(option: Any) -> Any:
     if dataclasses.is_dataclass(option) and not isinstance(option, type):
         return dataclasses.asdict(option)
-    return f"{option.__module__}.{option.__qualname__}" if callable(option) else option
+    if isinstance(option, functools.partial):
+        given = {name: _plain(value) for name, value in option.keywords.items()}
+        return [_plain(option.func), [_plain(value) for value in option.args], given]
+    if callable(option):
+        named = option if hasattr(option, "__qualname__") else type(option)
+        code = getattr(inspect.unwrap(option), "__code__", None)  # tells two lambdas apart
+        made = "" if code is None else f" {hashlib.sha256(_code(code)).hexdigest()}"
+        return f"{named.__module__}.{named.__qualname__}{made}"
+    return option
+
+
+def _code(code: types.CodeType) -> bytes:
+    """The instructions of a function and their constants, those of functions in it too."""
+    parts = [code.co_code, repr(code.co_names).encode()]
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            parts.append(_code(constant))
+        else:  # sets have no order of their own
+            plain = sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
+            parts.append(repr(plain).encode())
+    return b"\0".join(parts)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """The loop over batches: interruptions, weights of batches, errors; by a stand-in metric."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -18,8 +19,9 @@ from jmpq.sensitivity.metric import About, Terms
 from jmpq.sensitivity.metrics.by_name import TITLES, MetricName, make_metric
 from jmpq.sensitivity.metrics.hawq_eigenvalue import QBert
 from jmpq.sensitivity.metrics.measured_moves import MeasuredMoves
-from jmpq.sensitivity.metrics.taylor import ExactHessian, GaussNewton
+from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, ExactHessian, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
+from jmpq.training.losses import cross_entropy, smoothed_cross_entropy
 from tests import helpers
 
 CHOICES = choice_grid((2, 4), (8,))
@@ -145,6 +147,20 @@ def test_options_are_told_apart_by_name_not_by_address(moves, data):
     found = analyse(moves, GaussNewton(), data[:1], CHOICES)
     assert " at 0x" not in repr(found.provenance)
     assert "cross_entropy" in repr(found.provenance)
+
+
+def test_a_loss_may_be_partial_or_an_object_and_two_lambdas_are_two(moves, data, tmp_path):
+    smoothed = functools.partial(smoothed_cross_entropy, smoothing=0.1)
+    assert analyse(moves, GaussNewton(loss=smoothed), data[:1], CHOICES).losses.min() >= 0
+    journal = {"partial": tmp_path / "journal", "of": {"network": 1}}
+    once, twice = (
+        analyse(moves, EmpiricalFisher(loss=loss), data[:1], CHOICES, **journal).losses
+        for loss in (
+            lambda z, t: cross_entropy(z, t),
+            lambda z, t: 2 * cross_entropy(z, t),
+        )
+    )
+    np.testing.assert_allclose(twice, 4 * once, rtol=1e-9)
 
 
 def cut(data):

@@ -31,7 +31,7 @@ from jmpq.run.compute import join_devices, parse_bytes
 from jmpq.run.float_quality import FloatQuality, float_quality, guessing
 from jmpq.run.folder import SENSITIVITY, SUPERPOSED, RunFolder
 from jmpq.run.lock import writer_lock
-from jmpq.run.loss import ZERO_FOR_KL, find_loss, measured_loss, try_loss
+from jmpq.run.loss import ZERO_FOR_KL, find_loss, loss_code, measured_loss, try_loss
 from jmpq.run.network import check_targets, network_of
 from jmpq.run.options import Compute
 from jmpq.run.options import Sensitivity as Options
@@ -138,6 +138,7 @@ def _sensitivity(
         },
         "batch_size": options.batch_size,
         "loss": options.loss,
+        **loss_code(options.loss),
         "versions": versions("jax", "jaxlib", "flax"),
     }
     alone = all(choice.activations.is_none for choice in of_kernels(choices))
@@ -202,7 +203,8 @@ def _say_float_quality(
     """Say what the float network does on the calibration examples, and what to doubt."""
     options = work.options
     loss = find_loss(measured_loss(options.loss))
-    of = work.identity(provenance) | {"loss": measured_loss(options.loss)}
+    named = measured_loss(options.loss)
+    of = work.identity(provenance) | {"loss": named, **loss_code(named)}
     journal = Journal(work.run.store("float", of), of)
     if (known := journal.get("quality")) is not None:
         found = FloatQuality(**known.value)
@@ -277,7 +279,8 @@ def _analysed(
         qbert_spread=work.options.qbert_spread,
         class_samples=work.class_samples,
     )
-    seed, of = work.options.seed, work.identity(provenance) | {"loss": work.options.loss}
+    of = work.identity(provenance) | {"loss": work.options.loss, **loss_code(work.options.loss)}
+    seed = work.options.seed
     known = journal_identity(metric, batch_sizes(data), seed=seed, of=of)
     with work.reporter.bar(f"{name:24s}", "batches") as progress:
         return analyse(
