@@ -9,10 +9,10 @@ links to what it is made from and is finished when ``cell.json`` is there.
 
 import dataclasses
 import functools
-import importlib.util
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -94,12 +94,34 @@ def network_cell(network: StudiedNetwork) -> Cell:
     inputs = {}
     if weights is not None and weights.is_file():
         inputs["weights"] = file_sha256(weights)
-    module, _, function = network.layers.model.partition(":")
-    if function and (found := importlib.util.find_spec(module)) and found.origin:
-        inputs["model"] = file_sha256(pathlib.Path(found.origin))
+    inputs |= code_of(model=network.layers.model, data=network.layers.data)
+    if ":" in network.layers.model and network.train is None:
+        inputs |= dict(_as_made(network.layers))
     train = None if network.train is None else options_json(network.train)
     options = {"layers": options_json(network.layers), "train": train}
     return Cell("network", options, (), inputs)
+
+
+def code_of(**names: str) -> dict[str, str]:
+    """Hashes of the files of the modules in which functions of the user's own are.
+
+    Args:
+        names: Names of functions, as ``package.module:function``; other names are left out.
+    """
+    from jmpq.run.network import module_sha256
+
+    found = {what: module_sha256(name) for what, name in names.items()}
+    return {what: digest for what, digest in found.items() if digest is not None}
+
+
+@functools.cache
+def _as_made(options: o.Layers) -> Mapping[str, str]:
+    """Hashes of a network that the user's function makes, which may read files."""
+    from jmpq.run.steps.layers import layers
+
+    with tempfile.TemporaryDirectory() as folder:
+        table = layers(pathlib.Path(folder), options)
+    return {"weights": table.weights_sha256, "code": table.code_sha256}
 
 
 def done(cell: Cell, root: pathlib.Path, reporter: Reporter = QUIET) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from jmpq.text import did_you_mean
 
 Baseline = Literal["uniform", "reversed", "random"]
 SEARCH = "search"  # solver of metric composed: the search on composed logits
-_BITS = re.compile(r"W([\d,]+)(?: ?A([\d,]+))?")
+_BITS = re.compile(r"W(\d+(?:,\d+)*)(?: ?A(\d+(?:,\d+)*))?")
 T = TypeVar("T")
 
 
@@ -133,9 +133,8 @@ def parse_bits(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
             f"{text!r} does not name candidates: expected bits of weights, and of activations "
             "where they are quantized, as 'W2,4,8' or 'W2,4,8 A4,8'."
         )
-    w, a = (
-        tuple(map(int, part.strip(",").split(","))) if part else () for part in found.groups()
-    )
+    parts = [part.split(",") if part else [] for part in found.groups()]
+    w, a = (tuple(map(int, part)) for part in parts)
     return w, a or (FLOAT_BITS,)
 
 

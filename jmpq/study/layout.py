@@ -11,7 +11,7 @@ from jmpq.problem import Plan, PlannedAllocation
 from jmpq.problem.plan import read_plan
 from jmpq.run.folder import PLAN
 from jmpq.run.options import Comparison
-from jmpq.study.cells import Cell, network_cell
+from jmpq.study.cells import Cell, code_of, network_cell
 from jmpq.study.grid import SEARCH, Study, options_json, parse_bits
 
 BASELINE = "baseline"  # solver of the lines that no solver made
@@ -74,7 +74,7 @@ def _calibrated(study: Study, base: Cell, axes: Mapping[str, Any]) -> Iterator[L
 
     def tables(metric: Any, *parents: Cell) -> Cell:
         options = options_json(dataclasses.replace(given, metrics=(metric,)))
-        return Cell("sensitivity", options, (base, *parents))
+        return Cell("sensitivity", options, (base, *parents), code_of(loss=given.loss))
 
     quantizers = tables("squared_error")  # the metric that takes no pass
     of = {

@@ -146,7 +146,12 @@ def tabulate(table: StudyTable, down: str, across: str, value: str = "kl") -> Pi
         )
     if down == across:
         raise ValueError(f"A table of {down} by {across} has one axis: choose two.")
-    rows = [row for row in table.rows if row.get(value) is not None]
+    rows = list(table.rows)
+    if any(row.get(value) is not None for row in rows):  # else no network has such a value
+        # What was measured and is not finite is no number in a file.
+        rows = [row for row in rows if row.get("evaluated") is not None]
+    else:
+        rows = []
     others = [
         name
         for name in AXES
@@ -164,6 +169,7 @@ def tabulate(table: StudyTable, down: str, across: str, value: str = "kl") -> Pi
         compared = _compared(table, here, value)
         for key in groups:
             filled[key].append(compared.get(key))
+    spoilt = sum(row[value] is None for row in rows)
     draws, counts = ({row[k] for row in rows} for k in ("draw", "evaluated"))
     examples = "–".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else "0"
     caption = (
@@ -171,6 +177,8 @@ def tabulate(table: StudyTable, down: str, across: str, value: str = "kl") -> Pi
         f"examples and {examples} test examples. Best of a column bold; in italics what is not "
         f"told from it at {100 * ALPHA:g} % (paired t, Holm)."
     )
+    if spoilt:
+        caption += f" NaN: of {spoilt} outcomes the value is not finite."
     return Pivot(
         value=value,
         down=names,
@@ -200,7 +208,7 @@ class _Sample:
 def _sample(table: StudyTable, rows: Sequence[Mapping[str, Any]], value: str) -> _Sample:
     found = [table.examples(row, value) for row in rows]
     if any(each is None for each in found):
-        values = np.array([row[value] for row in rows], float)
+        values = np.array([row[value] for row in rows], float)  # None is NaN
         return _Sample(values, np.arange(len(rows)), np.zeros(len(rows), int), whole=True)
     parts = [each for each in found if each is not None]
     # Random allocations of one draw are draws too: another one might have been taken.
@@ -219,9 +227,11 @@ def _compared(
     samples = {key: _sample(table, rows, value) for key, rows in here.items()}
     means = {key: sample.estimate.mean for key, sample in samples.items()}
     sign = -1 if value in GREATER else 1
-    best = min(means, key=lambda key: sign * means[key])
+    finite = [key for key in samples if math.isfinite(means[key])]
+    best = min(finite, key=lambda key: sign * means[key], default=None)
     p_values: dict[tuple[str, ...], float] = {}
-    for key in samples:
+    for key in finite:
+        assert best is not None, "it is one of the finite ones"
         one, other = samples[key], samples[best]
         if key == best or one.whole or other.whole or not _paired(here[key], here[best]):
             continue

@@ -101,6 +101,9 @@ def two_level_mean(
     if len(n_b) == n:  # no example twice: its variance is part of the rest
         rows[0][1] = rows[2][1] = 0.0
         rows[1] = [0.0, 1.0, 0.0]
+    if len(n_a) == n:  # no draw twice
+        rows[1][0] = rows[2][0] = 0.0
+        rows[0] = [1.0, 0.0, 0.0]
     draw, example, rest = np.maximum(np.linalg.solve(rows, sums), 0.0).tolist()
     of_draws, of_examples = draw * share_a + rest / n, example * share_b
     variance = of_draws + of_examples

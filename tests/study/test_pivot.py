@@ -120,3 +120,18 @@ def test_figures_have_the_width_of_a_column_and_are_the_same_bytes_again(tmp_pat
         assert len(one.read_bytes()) > 1000
     with pytest.raises(NothingToDrawError, match="measured nothing"):
         study_figure(StudyTable(rows=(), scores={}))
+
+
+def test_a_method_with_a_destroyed_draw_is_not_best():
+    table = made()
+    rows = [dict(row) for row in table.rows]
+    spoilt = next(row for row in rows if row["metric"] == "gauss_newton")
+    spoilt["kl"] = None  # as a value that is not finite comes back from a file
+    table.scores[spoilt["outcomes"]]["kl"][spoilt["row"]] = np.nan
+    shown = tabulate(StudyTable(rows=tuple(rows), scores=table.scores), "metric", "budget")
+    column = shown.across.index(spoilt["budget"])
+    entry = shown.rows[("gauss_newton",)][column]
+    assert np.isnan(entry.estimate.mean)
+    assert not entry.best
+    assert shown.rows[("alike",)][column].best
+    assert "of 1 outcomes the value is not finite" in shown.caption
