@@ -123,6 +123,12 @@ def build_problem(
     allowed = ruling.allowed[~ruling.excluded]
     if any(layer.kind == "cache" for layer in layers):
         allowed = allowed & _own_choices(searched, choices)
+    for name, given in tables.items():
+        if np.shape(given) != (len(searched), len(choices)):
+            raise ValueError(
+                f"Cost {name!r} has a table of shape {np.shape(given)}: expected [layers, "
+                f"candidates], {(len(searched), len(choices))}."
+            )
     for name in both:
         _check_known(name, tables[name], outside[name], allowed, searched, choices)
     full = {n: _unquantized(cost, outside[n], searched, kept) for n, cost in both.items()}

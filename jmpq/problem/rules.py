@@ -217,7 +217,16 @@ def first_and_last(
         near = [c for c in sorted(choices) if (c.w_bits, c.a_bits) == wanted]
         choice = near[0] if near else choice
     ends = dict.fromkeys(name for name in (*layers[:1], *layers[-1:]))
-    return tuple(Pin(re.escape(name), choice) for name in ends)
+    return tuple(Pin(literal(name), choice) for name in ends)
+
+
+def literal(name: str) -> str:
+    r"""The pattern that a layer's name alone matches; blanks are written as rules write them.
+
+    >>> literal("first layer")
+    'first\\slayer'
+    """
+    return re.sub(r"\\\s", lambda _: r"\s", re.escape(name))
 
 
 def of_kernels(choices: Sequence[Choice]) -> tuple[Choice, ...]:

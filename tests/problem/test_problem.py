@@ -21,6 +21,8 @@ from jmpq.problem import (
     with_budgets,
 )
 from jmpq.problem.budgets import limit_of, parse_budget
+from jmpq.problem.costs import COSTS, Cost
+from jmpq.problem.rules import apply_rules
 from jmpq.problem.solution import infeasible
 from jmpq.quantizers.spec import KernelSpec
 from tests.problem.tables import GRID, LAYERS, NAMES, losses_of, reference_costs
@@ -326,3 +328,20 @@ def test_infeasible_tells_target_range_and_cheapest():
     assert error.cheapest["size_bytes"]["head"] == ("W2A4", 16.0)
     asked = infeasible(with_budgets(problem, ["bops=0.001x"]), ("bops",))
     assert "(asked: 0.001x)" in str(asked)
+
+
+def test_a_cost_of_ones_own_has_a_table_of_layers_and_candidates():
+    by_layer = Cost(
+        name="mine", title="mine", unit="", table=lambda layers, *_: np.ones(len(layers))
+    )
+    message = r"Cost 'mine' has a table of shape \(5,\): expected \[layers, candidates\]"
+    with pytest.raises(ValueError, match=message):
+        build_problem(
+            LAYERS, losses_of(), overhead=KernelSpec(), costs={**COSTS, "mine": by_layer}
+        )
+
+
+def test_the_default_rule_pins_layers_with_blanks_in_their_names():
+    names = ("first layer", "middle", "last layer")
+    ruling = apply_rules(first_and_last(names, GRID), names, GRID)
+    assert ruling.allowed.sum(axis=1).tolist() == [1, len(GRID), 1]

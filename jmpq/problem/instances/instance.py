@@ -184,7 +184,7 @@ def read_instance(path: pathlib.Path) -> Instance:
         return _instance(record, path.stem)
     except KeyError as error:
         raise ValueError(f"{path} has no {error}.") from error
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} states no valid problem: {error}") from error
 
 
@@ -242,7 +242,10 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return record, {}
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         arrays = dict(stored)
-    return json.loads(str(arrays.pop("header"))), arrays
+    record = json.loads(str(arrays.pop("header")))
+    if not isinstance(record, dict):
+        raise ValueError(f"its header is a JSON {type(record).__name__}, not an object")
+    return record, arrays
 
 
 def _suffix(path: pathlib.Path) -> str:
@@ -252,21 +255,29 @@ def _suffix(path: pathlib.Path) -> str:
 
 
 def _instance(record: dict[str, Any], stem: str) -> Instance:
-    losses = np.array(record["losses"], dtype=np.float64)
+    losses = _numbers(record["losses"], "losses")
     if losses.ndim != 2:
         raise ValueError(f"losses have shape {losses.shape}: expected [layers, candidates].")
     rows, columns = losses.shape
-    allowed = record.get("allowed")
     labels = record.get("candidates", [str(k) for k in range(columns)])
+    names = record.get("layers", [f"layer{i}" for i in range(rows)])
+    for what, texts in (("layers", names), ("candidates", labels)):
+        if isinstance(texts, str):
+            raise ValueError(f"{what} is the text {texts!r}: expected a list of texts.")
+    allowed = ~np.isnan(losses)
+    if (given := record.get("allowed")) is not None:
+        allowed = np.array(given)
+        if allowed.dtype != bool:
+            raise ValueError(f"allowed holds {allowed.dtype}: expected true and false.")
     problem = Problem(
-        layers=tuple(record.get("layers", [f"layer{i}" for i in range(rows)])),
+        layers=tuple(names),
         choices=tuple(candidate(label) for label in labels),
         losses=losses,
-        costs={k: np.array(v, dtype=np.float64) for k, v in record["costs"].items()},
+        costs={k: _numbers(v, f"costs {k!r}") for k, v in record["costs"].items()},
         budgets={k: float(v) for k, v in record.get("budgets", {}).items()},
         constants={k: float(v) for k, v in record.get("constants", {}).items()},
-        allowed=~np.isnan(losses) if allowed is None else np.array(allowed, dtype=bool),
-        groups=np.array(record.get("groups", range(rows)), dtype=np.int64),
+        allowed=allowed,
+        groups=_whole(record.get("groups", range(rows)), "groups"),
         asked=record.get("asked", {}),
         float_costs=record.get("float_costs", {}),
         interactions=_interactions(record, losses.shape),
@@ -278,7 +289,7 @@ def _instance(record: dict[str, Any], stem: str) -> Instance:
             loss=float(known["loss"]),
             source=str(known.get("source", "")),
             bound=-math.inf if bound is None else float(bound),
-            columns=None if best is None else np.array(best, dtype=np.int64),
+            columns=None if best is None else _whole(best, "known columns"),
         )
     return Instance(name=record.get("name", stem), problem=problem, known=known)
 
@@ -287,8 +298,8 @@ def _interactions(record: dict[str, Any], shape: tuple[int, int]) -> np.ndarray 
     """The table of cross terms, from every pair once."""
     if (pairs := record.get("pairs")) is None:
         return None
-    pairs = np.array(pairs, dtype=np.int64).reshape(-1, 4)
-    values = np.array(record["pair_values"], dtype=np.float64)
+    pairs = _whole(pairs, "pairs").reshape(-1, 4)
+    values = _numbers(record["pair_values"], "pair_values")
     if len(values) != len(pairs):
         raise ValueError(f"there are {len(pairs)} pairs and {len(values)} pair_values.")
     if (outside := (pairs < 0) | (pairs >= np.tile(shape, 2))).any():
@@ -302,3 +313,18 @@ def _interactions(record: dict[str, Any], shape: tuple[int, int]) -> np.ndarray 
     cross = np.zeros((*shape, *shape))
     cross[tuple(pairs.T)] = cross[tuple(pairs[:, [2, 3, 0, 1]].T)] = values
     return cross
+
+
+def _numbers(table: Any, what: str) -> np.ndarray:
+    """A table of float64; null is NaN."""
+    if np.iscomplexobj(table):
+        raise ValueError(f"{what} are complex: expected real numbers.")
+    return np.array(table, dtype=np.float64)
+
+
+def _whole(table: Any, what: str) -> np.ndarray:
+    """A table of int64, which nothing is cut off for."""
+    array = np.array(table)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{what} hold {array.dtype}: expected whole numbers.")
+    return array.astype(np.int64)
