@@ -138,18 +138,23 @@ def calibrate(
         floats: Whether `bits` numbers a float format whose scales are free.
 
     Returns:
-        Scale and zero point per block. ``mse`` tries the multiples `FRACTIONS` of the
-        min-max range and keeps, per block, the one of least mean squared error.
+        Scale and zero point per block. ``percentile`` keeps the min-max range of blocks
+        whose percentiles are the same, such as sparse ones. ``mse`` tries the multiples
+        `FRACTIONS` of the min-max range and keeps, per block, the one of least mean squared
+        error.
     """
     tail = 1 - spec.percentile / 100
-    match spec.clipping:
-        case "percentile" if spec.grid == "affine" and not floats:
-            low, high = jnp.quantile(blocks, jnp.array([tail, 1 - tail], blocks.dtype), axis=1)
-        case "percentile":
-            high = jnp.quantile(jnp.abs(blocks), 1 - tail, axis=1)
-            low = -high
-        case _:
-            low, high = blocks.min(axis=1), blocks.max(axis=1)
+    low, high = blocks.min(axis=1), blocks.max(axis=1)
+    if spec.clipping == "percentile":
+        if spec.grid == "affine" and not floats:
+            ends = jnp.array([tail, 1 - tail], blocks.dtype)
+            kept_low, kept_high = jnp.quantile(blocks, ends, axis=1)
+        else:
+            kept_high = jnp.quantile(jnp.abs(blocks), 1 - tail, axis=1)
+            kept_low = -kept_high
+        # Of sparse values the percentile can be zero: they all keep their range then.
+        empty = kept_low == kept_high
+        low, high = jnp.where(empty, low, kept_low), jnp.where(empty, high, kept_high)
     full = scale_of_range(low, high, bits, spec.grid, floats=floats)
     if spec.clipping != "mse":
         return full

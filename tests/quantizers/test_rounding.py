@@ -227,3 +227,20 @@ def test_interrupted_rounding_goes_on_with_the_layers_left(
     assert len(rounded_layers(partial)) == 4
     calibrate_weights(network, GPTQ, (2, 3), batches, partial=partial)  # another work
     assert len(rounded) == 2 + 4
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "adaround"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda x: x.at[0, 0, 0, 0].set(jnp.nan),
+            "1 of .* in a batch of the calib.*NaN",
+        ),
+        (lambda x: x[:0], "The calibration batches hold no example"),
+    ],
+)
+def test_inputs_that_say_nothing_are_refused(network, batches, rounding, spoil, message):
+    spec = KernelSpec(rounding=rounding)
+    with pytest.raises(ValueError, match=message):
+        calibrate_weights(network, spec, [3], [spoil(jnp.asarray(batches[0]))])

@@ -112,6 +112,15 @@ def test_percentile_clipping_is_numpys_quantile():
         np.testing.assert_allclose(scale, want)
 
 
+@pytest.mark.parametrize("grid", ["symmetric", "affine"])
+def test_of_sparse_values_percentile_clipping_keeps_the_range(grid):
+    x = jnp.zeros((1, 5000), jnp.float64).at[0, 7].set(0.3)
+    spec = KernelSpec(grid=grid, granularity="tensor", clipping="percentile")
+    plain = dataclasses.replace(spec, clipping="minmax")
+    np.testing.assert_array_equal(quantized(x, 8, spec)[0], quantized(x, 8, plain)[0])
+    assert quantized(x, 8, spec)[0][0, 7] == pytest.approx(0.3, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("options", "blocks"),
     [

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jmpq.data.batches import check_finite
 from jmpq.network.network import Network
 from jmpq.network.patches import input_rows
 from jmpq.network.precision import widened
@@ -35,8 +36,16 @@ def layer_hessians(
     Yields:
         Layer and its Hessians, float64: one per group of the kernel's rows that has its own
         inputs (see `input_rows`), such as the groups of a grouped convolution.
+
+    Raises:
+        ValueError: If the batches hold no example, or a value that is not finite.
     """
-    examples = sum(jax.tree.leaves(batch)[0].shape[0] for batch in batches)
+    examples = 0
+    for batch in batches:
+        check_finite(batch, "the calibration inputs")
+        examples += jax.tree.leaves(batch)[0].shape[0]
+    if not examples:
+        raise ValueError("The calibration batches hold no example: give one or more.")
     for layers in _passes(network, batches[0], most_bytes):
         sums: dict[int, np.ndarray] = {}
         for inputs in batches:
