@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree, Shaped
 
@@ -114,8 +115,9 @@ def check_finite(examples: PyTree, where: str) -> None:
     """
     for leaf in jax.tree.leaves(examples):
         array = np.asarray(leaf)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = int(np.sum(~np.isfinite(array)))
+        if not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 is, NumPy does not know
+            continue
+        if bad := int(np.sum(~np.isfinite(array.astype(np.promote_types(array.dtype, "f4"))))):
             raise ValueError(
                 f"{bad} of {array.size} values in a batch of {where} are NaN or infinite. "
                 "Check the data and how they are normalised."

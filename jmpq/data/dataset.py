@@ -17,6 +17,7 @@ from jmpq.kinds import check_kinds
 from jmpq.zoo.architectures import InputKind
 
 Source = Literal["train", "heldout"]
+MOST_CLASSES = 100_000  # classes that are numbered; a larger label is taken for a mistake
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,6 +214,12 @@ class Dataset:
         for source, pair in given.items():
             if pair is not None:
                 what = f"of the {source} examples of {name!r}"
+                if len(pair) != 2:
+                    raise ValueError(
+                        f"{source} has {len(pair)} parts: expected (inputs, labels)."
+                    )
+                if not jax.tree.leaves(pair[0]):
+                    raise ValueError(f"There are no inputs {what}: give an array or several.")
                 arrays = jax.tree.map(
                     lambda x, what=what: _numbers(x, f"inputs {what}"), pair[0]
                 )
@@ -225,8 +232,9 @@ class Dataset:
         }
         if classes is None:
             whole = [own for _, own in parts.values() if own.dtype.kind in "iu"]
-            most = max((int(own.max()) for own in whole), default=-1)
-            classes = tuple(map(str, range(most + 1)))
+            most = max((int(own.max()) for own in whole if own.size), default=-1)
+            # Whole numbers beyond are no classes, or are refused against the network's.
+            classes = tuple(map(str, range(most + 1))) if most < MOST_CLASSES else ()
 
         def read(source: Source) -> Split:
             if source not in splits:

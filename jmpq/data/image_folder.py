@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jmpq.data.dataset import Dataset, Normalization, Source, Split
+from jmpq.data.dataset import MOST_CLASSES, Dataset, Normalization, Source, Split
 from jmpq.data.images import EncodedImages, EncodedLabels
 from jmpq.kinds import check_kinds
 from jmpq.zoo.architectures import Preprocessing
@@ -200,6 +200,11 @@ def _numbering(
             )
         return tuple(names), {name: i for i, name in enumerate(names)}
     count = 1 + max(label for label in labels if isinstance(label, int))
+    if count > MOST_CLASSES:
+        raise ValueError(
+            f"An image of {path} would be of class {count - 1}: the number and '_' before a "
+            "name are its class. Put the images into a folder per class."
+        )
     return tuple(map(str, range(count))), {i: i for i in range(count)}
 
 

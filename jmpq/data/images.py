@@ -85,7 +85,13 @@ class EncodedImages:
         sizes = [self.preprocessing.resize, self.preprocessing.crop]
         digest.update(f"encoded {len(self)} {sizes}".encode())
         for index in self.indices:
-            data = self.read(int(index))
+            try:
+                data = self.read(int(index))
+            except Exception as error:  # whatever an archive raises where it is spoilt
+                raise ValueError(
+                    f"{self.name(int(index))} cannot be read: {str(error).rstrip('.')}. Copy "
+                    "or download the images again."
+                ) from error
             digest.update(f"{len(data)}:".encode())
             digest.update(data)
 

@@ -176,6 +176,8 @@ class Evaluator:
         if not callable(batches):
             check_pairs(batches)
         self.batches = batches if callable(batches) else lambda: _unpadded(batches)
+        if candidates_per_call < 1:
+            raise ValueError(f"candidates_per_call={candidates_per_call}: give at least 1.")
         self.loss, self.candidates_per_call = loss, candidates_per_call
         self.correct, self.examples, self.mesh = correct, examples, mesh
         self.fixed = corrections or {}

@@ -575,6 +575,13 @@ def _matching(named: Sequence[tuple[str, str]], **option: Sequence[str]) -> set[
     ((name, expressions),) = option.items()
     found: set[int] = set()
     for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise ValueError(
+                f"{name}={expression!r} is not a regular expression: {error}. Write a "
+                "backslash before its special characters."
+            ) from error
         own = {
             i
             for i, names in enumerate(named)

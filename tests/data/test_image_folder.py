@@ -72,6 +72,12 @@ def test_numbered_files_without_parts_are_all_held_out(tmp_path):
         _ = data.train
 
 
+def test_names_of_cameras_are_no_classes(tmp_path):
+    path = write(tmp_path / "camera", ("20240101_120000.jpg", "20240102_120000.jpg"))
+    with pytest.raises(ValueError, match="of class 20240102: the number and '_' before a name"):
+        image_folder(path, RULE)
+
+
 def test_listed_classes_number_a_part_of_them(tmp_path):
     listed = "0\tn01\ttench\n1\tn02\tgoldfish\n2\tn03\tshark\n"
     path = write(tmp_path / "some.zip", ("n03/1.png", "n01/2.png"))

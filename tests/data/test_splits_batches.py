@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmpq.data.batches import batches, count_batches
+from jmpq.data.batches import batches, check_finite, count_batches
 from jmpq.data.dataset import Dataset, Normalization, Split, whole_split
 from jmpq.data.splits import calibration_split
 
@@ -134,3 +134,17 @@ def test_inputs_in_bfloat16_become_float32_and_float16_stays():
         split = Dataset.from_arrays(inputs, np.arange(4)).heldout
         assert split.inputs.dtype == kept
         np.testing.assert_array_equal(split.inputs, inputs.astype(np.float32))
+
+
+def test_values_of_half_precision_are_looked_at_too():
+    spoilt = np.array([1.0, np.nan], jnp.bfloat16)
+    with pytest.raises(ValueError, match="1 of 2 values in a batch of the examples are NaN"):
+        check_finite(spoilt, "the examples")
+    check_finite(np.array([1.0, 2.0], jnp.bfloat16), "the examples")
+
+
+def test_a_label_that_is_no_class_makes_no_names():
+    data = Dataset.from_arrays(np.zeros((2, 3), np.float32), np.array([0, 30_000_000]))
+    assert data.classes == ()
+    with pytest.raises(ValueError, match="There are no inputs of the heldout examples"):
+        Dataset.from_arrays({}, np.zeros(2, int))

@@ -62,6 +62,13 @@ def test_long_sentences_are_cut_with_a_notice(vocabulary):
     np.testing.assert_array_equal(got["input_ids"], [[2, 5, 6, 3], [2, 5, 3, 0]])
 
 
+def test_a_token_may_be_a_character_that_divides_lines_elsewhere(tmp_path):
+    words = [*WORDS, "\u2028", "\x0b", "cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    tokenizer = read_tokenizer(tmp_path / "vocab.txt", kind="sentences", max_length=8)
+    assert words.index("cat") in tokenizer(["a cat"])["input_ids"][0]
+
+
 def test_wrong_vocabularies_are_refused(vocabulary, tmp_path):
     with pytest.raises(ValueError, match="knows 11 tokens, the network's 'embeddings/word_emb"):
         read_tokenizer(vocabulary).check_vocabulary(30522, "embeddings/word_embeddings")

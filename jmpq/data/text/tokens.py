@@ -142,8 +142,9 @@ def read_tokenizer(
             saved = tokenizers.Tokenizer.from_file(str(path))
             vocabulary = saved.get_vocab()
         else:
-            saved, lines = None, path.read_text(encoding="utf-8").splitlines()
-            vocabulary = {token: i for i, token in enumerate(lines)}
+            # Of the characters that `str.splitlines` divides at, some are tokens.
+            saved, text = None, path.read_text(encoding="utf-8").removesuffix("\n")
+            vocabulary = {token: i for i, token in enumerate(text.split("\n"))}
     except Exception as error:  # of the package, of no class of its own
         raise ValueError(f"{path} is not a valid tokenizer: {error}.") from error
     if kind == "text" and saved is not None:

@@ -163,11 +163,15 @@ def _documents(
 def _ids(path: pathlib.Path) -> Int[np.ndarray, " _"]:
     try:
         ids = np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is not a readable .npy file: {error}.") from error
+    if not isinstance(ids, np.ndarray):
+        raise ValueError(f"{path} is an archive of arrays: expected one array, as .npy.")
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.size and ids.min() < 0):
         raise ValueError(
             f"{path} holds {ids.dtype}{list(ids.shape)}; expected token ids, one row of whole "
             "numbers from 0."
         )
+    if ids.size and ids.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{path} holds the token id {ids.max()}: expected ids below 2³¹.")
     return ids.astype(np.int32)
