@@ -40,11 +40,13 @@ class ArtifactKind:
         name: Name of the schema, without ``jmpq/``.
         version: Version that this jmpq writes and reads.
         step: Step of the command line that writes it.
+        flags: Options that the step has to be given to write it.
     """
 
     name: str
     version: int
     step: str
+    flags: tuple[str, ...] = ()
 
     @property
     def header(self) -> dict[str, Any]:
@@ -214,7 +216,7 @@ class ArtifactKind:
         solves = self.step == "solve"
         words = ["jmpq", self.step, str(run)]
         words += ["--name" if solves else "--plan", plan] if plan else []
-        words += ["--replace"] if solves and anew else []
+        words += [*self.flags, *(["--replace"] if solves and anew else [])]
         return f"run `{' '.join(words)}`"
 
 

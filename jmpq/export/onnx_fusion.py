@@ -154,7 +154,8 @@ def _scaled_kernel(graph: Graph, node: onnx.NodeProto, factor: np.ndarray) -> bo
     name = node.input[1]
     if name in graph.arrays:
         kernel = graph.arrays[name]
-        node.input[1] = graph.array(kernel * factor[:, None, None, None], "kernel")
+        factor = factor.reshape(-1, *[1] * (kernel.ndim - 1))
+        node.input[1] = graph.array(kernel * factor, "kernel")
         return True
     source = _producer(graph, name)
     assert source is not None

@@ -14,7 +14,7 @@ from jmpq.latency.design import Terms
 from jmpq.latency.fit import LatencyModel
 
 LATENCY = ArtifactKind("latency", 1, "latency")
-CHECK = ArtifactKind("latency_check", 1, "latency")
+CHECK = ArtifactKind("latency_check", 2, "latency", ("--check",))
 Role = Literal["uniform", "designed", "held_out"]
 
 
@@ -164,6 +164,8 @@ class LatencyCheck:
     Attributes:
         plan_sha256: Hash of the plan.
         table_sha256: Hash of the table of latencies that the plan counts by, if there is one.
+        weights_sha256: Hash of the float weights.
+        quantizers_sha256: Hash of the quantizers of the exported networks.
         runtime: Program with its version.
         clock: Clock of the table: ``cpu`` or ``wall``.
         batch_size: Examples of a call.
@@ -177,6 +179,8 @@ class LatencyCheck:
 
     plan_sha256: str
     table_sha256: str | None
+    weights_sha256: str
+    quantizers_sha256: str
     runtime: str
     clock: Literal["cpu", "wall"]
     batch_size: int

@@ -108,29 +108,34 @@ class LatencyTable:
         """
         seconds: dict[str, dict[Choice, float]] = {}
         whole: dict[Choice | None, float] = {}
-        with pathlib.Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns = set(reader.fieldnames or ())
-            if not ({"layer", "seconds"} <= columns and columns & {"choice", "w_bits"}):
-                raise ValueError(
-                    f"{path} has the columns {', '.join(sorted(columns)) or 'none'}: expected "
-                    "layer, choice (as W4A8; or w_bits and a_bits) and seconds."
-                )
-            for row in reader:
-                try:
-                    choice, value = _choice(row), float(row["seconds"])
-                    kept = seconds.setdefault(row["layer"], {}) if row["layer"] else whole
-                    if choice in kept:
-                        raise ValueError("it gives the seconds of a choice a second time")
-                    if choice is None and row["layer"]:
-                        raise ValueError(f"layer {row['layer']!r} has no choice")
-                    kept[choice] = value  # type: ignore[index]
-                except (TypeError, ValueError) as error:
-                    reason = str(error).rstrip(".")
+        try:  # spreadsheets begin UTF-8 with a mark of their own
+            with pathlib.Path(path).open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                columns = set(reader.fieldnames or ())
+                if not ({"layer", "seconds"} <= columns and columns & {"choice", "w_bits"}):
                     raise ValueError(
-                        f"{path}, line {reader.line_num}, cannot be read ({reason}): expected "
-                        "layer, choice as W4A8, and seconds."
-                    ) from error
+                        f"{path} has the columns {', '.join(sorted(columns)) or 'none'}: "
+                        "expected layer, choice (as W4A8; or w_bits and a_bits) and seconds."
+                    )
+                for row in reader:
+                    try:
+                        choice, value = _choice(row), float(row["seconds"])
+                        kept = seconds.setdefault(row["layer"], {}) if row["layer"] else whole
+                        if choice in kept:
+                            raise ValueError("it gives the seconds of a choice a second time")
+                        if choice is None and row["layer"]:
+                            raise ValueError(f"layer {row['layer']!r} has no choice")
+                        kept[choice] = value  # type: ignore[index]
+                    except (TypeError, ValueError) as error:
+                        reason = str(error).rstrip(".")
+                        raise ValueError(
+                            f"{path}, line {reader.line_num}, cannot be read ({reason}): "
+                            "expected layer, choice as W4A8, and seconds."
+                        ) from error
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path} is not a CSV table ({error}): expected layer, choice, seconds."
+            ) from error
         if other := [c for c in whole if c not in (None, UNQUANTIZED)]:
             raise ValueError(
                 f"{path} has a row without a layer at {labels(c for c in other if c)}: give "

@@ -140,11 +140,12 @@ class RunFolder:
         """Where the table of latencies comes from, if `jmpq latency` wrote it."""
         if not self.file(LATENCY).is_file():
             return None
+        table = self.file(LATENCY_TABLE)
         made = self._read(LATENCY, LatencyRecord.read)
+        if not table.is_file() or made.table_sha256 != file_sha256(table):
+            return None  # the table is another tool's
         if made.weights_sha256 != self.layers.weights_sha256:
             raise self._stale(LATENCY, LAYERS, "weights", records.LATENCY)
-        if self.latency_table is None or made.table_sha256 != self.sha256(LATENCY_TABLE):
-            return None  # the table is another tool's
         return made
 
     @property

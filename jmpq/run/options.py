@@ -596,6 +596,10 @@ class Export:
 
     def __post_init__(self) -> None:
         not_empty(self, "runtimes")
+        if self.native and self.format != "onnx":
+            raise ValueError(f"native=True is for ONNX files, not for {self.format}.")
+        if self.smallest is not None and self.format not in ("onnx", "litert"):
+            raise ValueError(f"smallest is for ONNX and LiteRT files, not for {self.format}.")
         counts(self, "check", least=0)
         counts(self, "batch_size", "repeats")
         if self.finetuned and self.allocation is not None:

@@ -47,7 +47,7 @@ def test_a_table_survives_its_file_and_another_tool_may_write_bits(tmp_path):
     assert (read.seconds, read.fixed, read.unquantized) == (made.seconds, 0.002, 0.0055)
     assert read.choices == CHOICES
     text = "layer,w_bits,a_bits,seconds\nconv,4,8,1e-3\nconv,32,,2e-3\n,,,5e-4\n"
-    (tmp_path / "other.csv").write_text(text)
+    (tmp_path / "other.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets do
     other = LatencyTable.read(tmp_path / "other.csv")
     assert other.seconds == {"conv": {Choice(4, 8): 1e-3, UNQUANTIZED: 2e-3}}
     assert (other.fixed, other.unquantized) == (5e-4, None)
@@ -185,3 +185,10 @@ def test_published_t4_latencies_of_resnet18_are_a_table(tmp_path):
             ties=data["ties"],
         )
         assert Exact()(problem).loss == pytest.approx(instance["optimum"], rel=1e-9)
+
+
+@pytest.mark.parametrize("row", [b"conv,W4A8,\xff\n", b'conv,W4A8,"' + b"1" * 200_000])
+def test_what_is_no_table_is_named(row, tmp_path):
+    (tmp_path / "latency.csv").write_bytes(b"layer,choice,seconds\n" + row)
+    with pytest.raises(ValueError, match=r"latency\.csv is not a CSV table"):
+        LatencyTable.read(tmp_path / "latency.csv")

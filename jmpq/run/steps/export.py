@@ -88,6 +88,7 @@ def export(
         smallest=options.smallest,
         examples=_calibration(subject) if target.calibrates else (),
     )
+    known = _known(run, reporter)
     file, written = job.path, target.write(job)
     checks = {}
     if options.check and runtimes:
@@ -116,7 +117,6 @@ def export(
         placement=coded.activations.placement,
         checks=checks,
     )
-    known = {} if run.exports is None else dict(run.exports.files)
     Exports(
         weights_sha256=run.layers.weights_sha256,
         device=jax.devices()[0].device_kind,
@@ -125,6 +125,15 @@ def export(
     ).write(run.file(EXPORT))
     reporter.say(f"Wrote {file} and {run.file(EXPORT)}")
     return record
+
+
+def _known(run: RunFolder, reporter: Reporter) -> dict[str, Exported]:
+    """The files that were written before; none where the record of them is stale or spoilt."""
+    try:
+        return {} if run.exports is None else dict(run.exports.files)
+    except ValueError as error:
+        reporter.say(f"{error} It is begun anew.")
+        return {}
 
 
 def _calibration(subject: Subject) -> list[PyTree]:

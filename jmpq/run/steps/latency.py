@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from jmpq.allocation import Allocation
 from jmpq.data.batches import batches
@@ -30,9 +31,13 @@ from jmpq.run.lock import writes
 from jmpq.run.options import Latency
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import Subject, first_examples, load_subject
+from jmpq.text import plural
 
 FLOAT = "float"  # name of the unquantized network
 _MODEL = "model:"
+
+# What a measurement is made under, apart from the machine.
+CONDITIONS = ("runtime", "clock", "batch_size", "threads")
 
 
 @writes
@@ -132,12 +137,17 @@ def _around(run: RunFolder, name: str, reporter: Reporter) -> LatencyRecord:
     return anew
 
 
+def _conditions(values: tuple[Any, ...]) -> str:
+    program, clock, batch_size, threads = values
+    return f"{program}, {clock} time, batch {batch_size}, {plural(threads, 'thread')}"
+
+
 def _seconds(run: RunFolder, record: LatencyRecord, planned: PlannedAllocation) -> float | None:
     """What was measured of an allocation, under the conditions of the fit."""
     if not (path := run.file(LATENCY_CHECK)).is_file():
         return None
     check = LatencyCheck.read(path)  # of whatever plan: a measurement is of its allocation
-    same = ("runtime", "clock", "batch_size", "threads")
+    same = (*CONDITIONS, "weights_sha256", "quantizers_sha256")
     timed = check.allocations.get(planned.name)
     if timed is None or timed.allocation != planned.allocation:
         return None
@@ -218,6 +228,15 @@ def _checked(
 ) -> LatencyCheck:
     """The plan's solutions and uniform baselines as whole networks, beside the float one."""
     plan, record = run.plan, run.latency
+    if record is not None and record.model is not None:
+        asked = (program.version, options.clock, options.batch_size, options.threads)
+        fitted = tuple(getattr(record, name) for name in CONDITIONS)
+        if asked != fitted:
+            raise ValueError(
+                f"{run.file(LATENCY)} is of {_conditions(fitted)}, and the check asks for "
+                f"{_conditions(asked)}: give the same options, so that what is measured can be "
+                "held against what is predicted."
+            )
     planned = [a for a in plan.allocations if _is_checked(a)]
     named = {FLOAT: Allocation({})} | {a.name: a.allocation for a in planned}
     different = list(dict.fromkeys(named.values()))
@@ -243,6 +262,8 @@ def _checked(
     check = LatencyCheck(
         plan_sha256=run.sha256(PLAN),
         table_sha256=plan.latency_sha256,
+        weights_sha256=run.layers.weights_sha256,
+        quantizers_sha256=subject.quantizers.sha256,
         runtime=program.version,
         clock=options.clock,
         batch_size=options.batch_size,
