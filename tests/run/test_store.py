@@ -1,9 +1,11 @@
 """The stores of a run folder: only what is missing is computed, nothing measured is lost."""
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -353,3 +355,57 @@ def test_a_plan_that_changed_meanwhile_is_not_written_over(folder):
     with pytest.raises(ValueError, match="was changed while this step worked"):
         here.add_to_plan(first)
     assert (folder / "plan.json").read_bytes() == before
+
+
+LOSS = """
+from jmpq.training.losses import cross_entropy
+
+def loss(logits, label):
+    return {} * cross_entropy(logits, label)
+"""
+
+
+def test_a_loss_that_was_edited_is_computed_again(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "superposed.npz").unlink()  # of another loss
+    found = []
+    for scale in (1, 10):
+        (tmp_path / "edited_loss.py").write_text(LOSS.format(scale))
+        sys.modules.pop("edited_loss", None)
+        importlib.invalidate_caches()
+        asked = options(metrics=("empirical_fisher",), loss="edited_loss:loss")
+        run.sensitivity(folder, asked)
+        run.solve(folder, solving("size_bytes=50%", replace=True))
+        run.evaluate(folder, run.Evaluate(examples=20, roles=("solution",)))
+        table = load_sensitivities(folder / "sensitivity.npz")["empirical_fisher"]
+        found.append((table.losses, RunFolder(folder).evaluation.float["evaluation"]["loss"]))
+    (one, before), (ten, after) = found
+    np.testing.assert_allclose(ten, 100 * one, rtol=1e-4)
+    assert after == pytest.approx(10 * before, rel=1e-5)
+
+
+def test_what_was_added_to_a_plan_is_counted_by_a_new_latency_table(folder):
+    names = RunFolder(folder).layers.names
+    (folder / "given.json").write_text(json.dumps(dict.fromkeys(names, "W8A8")))
+    for seconds in (0.001, 0.002):
+        rows = [f"{n},{c},{seconds}" for n in names for c in ("W2A8", "W8A8")]
+        (folder / "latency.csv").write_text("\n".join(["layer,choice,seconds", *rows]) + "\n")
+        run.solve(folder, solving("size_bytes=50%", replace=seconds == 0.001))
+        if seconds == 0.001:
+            run.evaluate(folder, run.Evaluate(examples=20, allocation=folder / "given.json"))
+    planned = RunFolder(folder).planned("given/given")
+    assert planned.costs["latency_s"] == pytest.approx(0.002 * len(names))
+
+
+def test_weights_of_a_network_that_makes_itself_are_refused(tmp_path):
+    own = run.Layers(model="tests.cli.networks:tiny", data="digits", weights=tmp_path / "w")
+    with pytest.raises(ValueError, match="is for built-in networks"):
+        run.layers(tmp_path / "run", own)
+
+
+def test_the_problem_of_logit_changes_has_the_losses_of_the_plan(folder):
+    made = run.instance(folder)["composed"]
+    planned = next(a for a in RunFolder(folder).plan.allocations if a.metric == "composed")
+    assert planned.predicted_loss > 0
+    loss, _ = made.problem.evaluate(planned.allocation)
+    assert loss == pytest.approx(planned.predicted_loss, rel=1e-12)

@@ -18,6 +18,7 @@ from typing import cast
 from jmpq.allocation import Allocation
 from jmpq.problem import PlannedAllocation
 from jmpq.run.folder import RunFolder
+from jmpq.run.planning.problems import planned_tables
 from jmpq.sensitivity.logits.composed import Composed, ridge_for
 from jmpq.sensitivity.logits.increases import READY, Loss, Ready
 from jmpq.sensitivity.logits.joint_predictors import JointPredictor, Quadratic
@@ -104,8 +105,14 @@ def with_predictions(
     allocations: Sequence[PlannedAllocation],
     tables: Mapping[str, Sensitivity] | None = None,
 ) -> tuple[PlannedAllocation, ...]:
-    """Allocations of a plan with the predictions of every predictor of a run."""
-    predictors = all_predictors(folder, tables)
+    """Allocations of a plan with the predictions of every predictor of a run.
+
+    Args:
+        folder: The run folder.
+        allocations: The allocations.
+        tables: Sensitivities by metric; as the folder's plan counts them by default.
+    """
+    predictors = all_predictors(folder, planned_tables(folder) if tables is None else tables)
     rows = predict_all(predictors, [planned.allocation for planned in allocations])
     return tuple(
         dataclasses.replace(planned, predictions=row)

@@ -19,7 +19,7 @@ from jmpq.problem import (
     first_and_last,
     parse_rule,
 )
-from jmpq.problem.rules import Rule, apply_rules, of_kernels, rules_from_json
+from jmpq.problem.rules import Rule, apply_rules, literal, of_kernels, rules_from_json
 from jmpq.run.folder import LAYERS, SENSITIVITY, RunFolder
 from jmpq.run.options import Solve
 from jmpq.sensitivity.table import Sensitivity
@@ -119,12 +119,20 @@ def table_named(folder: RunFolder, metric: str) -> Sensitivity:
     return tables[metric]
 
 
+def planned_tables(folder: RunFolder) -> dict[str, Sensitivity]:
+    """The sensitivities by metric, with first-order terms where the plan counts them."""
+    tables = folder.sensitivities.tables
+    if not folder.plan.options.get("first_order", False):
+        return dict(tables)
+    return {k: dataclasses.replace(table, use_first=True) for k, table in tables.items()}
+
+
 def table_of(folder: RunFolder, metric: str | None) -> Sensitivity:
     """The sensitivities behind an allocation's metric, which may name a prediction.
 
     The leading ones where there are none of that name.
     """
-    tables = folder.sensitivities.tables
+    tables = planned_tables(folder)
     plain = re.sub("_(full|kl|loss)$", "", metric or "")
     return next(
         (tables[n] for n in (metric, plain) if n in tables), next(iter(tables.values()))
@@ -184,7 +192,7 @@ def _ready_made(
                 f"layers apart; it has {known} ({folder.path / LAYERS})."
             )
         for group in groups:
-            yield Tie(tuple(map(re.escape, group)))
+            yield Tie(tuple(map(literal, group)))
 
 
 def default_budgets(choices: Sequence[Choice]) -> tuple[str, ...]:

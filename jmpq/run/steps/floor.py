@@ -12,7 +12,7 @@ from jmpq.run.network import check_classes
 from jmpq.run.options import Compute, Floor
 from jmpq.run.outcomes import Measured
 from jmpq.run.planning.predictions import with_predictions
-from jmpq.run.planning.problems import planned_problem, table_named, table_of
+from jmpq.run.planning.problems import planned_problem, planned_tables, table_named, table_of
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import load_subject
 from jmpq.solvers import cheapest_above, pareto_hull
@@ -46,7 +46,8 @@ def floor(
     if options.metric is None:
         table = table_of(run, run.planned(None).metric)
     else:
-        table = table_named(run, options.metric)
+        _ = table_named(run, options.metric)  # refused early
+        table = planned_tables(run)[options.metric]
     run.check_writable(PLAN)
     problem = planned_problem(run, table, {})
     hull = pareto_hull(problem, cost)

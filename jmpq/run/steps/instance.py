@@ -9,7 +9,7 @@ from jmpq.problem import Instance, Known, Plan, Problem, write_instance, write_p
 from jmpq.run.folder import INSTANCES, RunFolder
 from jmpq.run.lock import writes
 from jmpq.run.options import Instance as Options
-from jmpq.run.planning.problems import planned_problem, table_named
+from jmpq.run.planning.problems import planned_problem, planned_tables, table_named
 from jmpq.run.progress import QUIET, Reporter
 
 
@@ -41,8 +41,8 @@ def instance(
     plan, made = run.plan, {}
     limits = {name: budget.limit for name, budget in plan.budgets.items()}
     for metric in options.metrics or run.sensitivities.tables:
-        first = plan.options.get("first_order", False)
-        table = dataclasses.replace(table_named(run, metric), use_first=first)
+        _ = table_named(run, metric)  # refused early
+        table = planned_tables(run)[metric]
         problem = planned_problem(run, table, limits, interactions=table.has_interactions)
         asked = {name: budget.asked for name, budget in plan.budgets.items()}
         problem = dataclasses.replace(problem, asked=asked)

@@ -40,9 +40,14 @@ def layers(
         FileNotFoundError: If the weights or the data are not there.
     """
     run = RunFolder(folder)
+    if ":" in options.model and options.weights is not None:
+        raise ValueError(
+            f"--weights {options.weights} is for built-in networks: {options.model!r} reads "
+            "its own. Leave the option out."
+        )
     spec = NetworkSpec(
         model=options.model,
-        weights=_weights(run, options.weights),
+        weights=None if ":" in options.model else _weights(run, options.weights),
         data=options.data,
         data_dir=str(options.data_dir.resolve()) if options.data_dir else None,
         preprocessing=options.preprocessing,

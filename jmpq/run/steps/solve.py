@@ -1,5 +1,6 @@
 """Solving: allocations for any budget, with bounds, from sensitivities alone."""
 
+import dataclasses
 import datetime
 import functools
 import itertools
@@ -66,7 +67,7 @@ def solve(
     run = RunFolder(folder, plan=options.name)
     layers = run.layers
     tables = chosen_tables(run, options)
-    _ = run.superposed  # refused early
+    _ = run.superposed, run.latency  # refused early
     metric, lead = next(iter(tables.items()))
     additive_cost(inverse.minimize)  # refused early
     asked_costs = (*(b.name for b in parse_budgets(options.budget)), inverse.minimize)
@@ -100,7 +101,18 @@ def solve(
     _report_budgets(problem, reporter)
     asked = _as_json(options, comparison, inverse)
     earlier = None if options.replace else _earlier(run, asked)
+
+    def counted(name: str | None, predicted: float | None) -> Problem | None:
+        """The problem that an added allocation is counted by; None if it has none by now."""
+        if name in problems or predicted is None:
+            return problems.get(name or "", problem)
+        if (table := run.sensitivities.tables.get(name or "")) is None:
+            return None
+        table = dataclasses.replace(table, use_first=options.first_order)
+        return run_problem(run, table, rules=rules, budgets=budgets)
+
     added = () if earlier is None else _added(run, earlier, problem, lead)
+    kept = [_counted_again(each, counted(each.metric, each.predicted_loss)) for each in added]
     search = None
     if options.search_evaluations > 0 and "composed" in tables:
         search = composed_search(run, options, reporter)
@@ -119,7 +131,11 @@ def solve(
             done = sum(each.role in ("solution", "sweep") for each in drafts)
             progress(done, max(done, total))
         progress(total, total)  # budgets that conflict in the sweep have no solution
-    drafts += added
+    for each, again in zip(added, kept, strict=True):
+        if again is None:
+            reporter.say(f"{each.name} is over its budgets by now, or of a metric left out.")
+        else:
+            drafts.append(again)
     plan = Plan(
         jmpq=versions()["jmpq"],
         versions=versions("cvxpy", "highspy"),
@@ -194,6 +210,25 @@ def _added(
             "it with --replace."
         )
     return added
+
+
+def _counted_again(
+    planned: PlannedAllocation, problem: Problem | None
+) -> PlannedAllocation | None:
+    """An allocation of an earlier plan by the present costs and losses; None if it is over its
+    budgets, or nothing is known of its metric.
+    """  # noqa: D205
+    if problem is None:
+        return None
+    loss, costs = problem.evaluate(planned.allocation)
+    if any(costs.get(name, 0.0) > limit for name, limit in planned.budgets.items()):
+        return None
+    return dataclasses.replace(
+        planned,
+        costs=costs,
+        predicted_loss=None if planned.predicted_loss is None else loss,
+        objective_value=costs.get(planned.objective or "", planned.objective_value),
+    )
 
 
 def _number_of_solutions(
