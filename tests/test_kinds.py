@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import pathlib
+import typing
 from typing import Any
 
 import flax.linen as nn
@@ -173,7 +174,8 @@ def wrong(name, parameter, right):
         "network": things()["network"],
     }
     takes = {kind for kind, names in TAKES.items() if parameter.name in names}
-    if right is None or parameter.default is None:
+    optional = type(None) in typing.get_args(parameter.annotation)
+    if right is None or parameter.default is None or optional:
         takes.add("none")
     if isinstance(right, TEXTS):
         takes.add("text")
