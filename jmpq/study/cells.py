@@ -114,7 +114,6 @@ def code_of(**names: str) -> dict[str, str]:
     return {what: digest for what, digest in found.items() if digest is not None}
 
 
-@functools.cache
 def _as_made(options: o.Layers) -> Mapping[str, str]:
     """Hashes of a network that the user's function makes, which may read files."""
     from jmpq.run.steps.layers import layers

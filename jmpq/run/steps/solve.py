@@ -108,7 +108,8 @@ def solve(
             return problems.get(name or "", problem)
         if (table := run.sensitivities.tables.get(name or "")) is None:
             return None
-        table = dataclasses.replace(table, use_first=options.first_order)
+        if options.first_order:
+            table = dataclasses.replace(table, use_first=True)
         return run_problem(run, table, rules=rules, budgets=budgets)
 
     added = () if earlier is None else _added(run, earlier, problem, lead)
