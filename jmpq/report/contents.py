@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jmpq.problem.plan import plan_to_json
-from jmpq.run.artifacts import LayerTable
+from jmpq.problem.plan import Plan, plan_to_json
+from jmpq.run.artifacts import Exports, Finetuning, LayerTable
 from jmpq.run.folder import RunFolder
 from jmpq.run.planning.recommendation import Recommendation
 from jmpq.sensitivity.table import NATS, Sensitivity
 
 Json = Mapping[str, Any]
 
+FLOAT, FINETUNED = "float", "finetuned"  # names of exports that no plan has
 NOT_EVALUATED: Json = MappingProxyType({"splits": {}, "float": {}, "measured": {}})
 
 
@@ -71,8 +72,20 @@ def read_contents(folder: RunFolder) -> Contents:
         finetuning=None if finetuning is None else finetuning.to_json(),
         latency=None if latency is None else latency.to_json(),
         latency_check=None if check is None else check.to_json(),
-        exports=None if exports is None else exports.to_json(),
+        exports=None if exports is None else _exports(exports, folder.plan, finetuning),
     )
+
+
+def _exports(exports: Exports, plan: Plan, finetuning: Finetuning | None) -> Json:
+    """The record of exports, each with whether its name has meant another allocation since."""
+    now = {allocation.name: allocation.allocation for allocation in plan.allocations}
+    if finetuning is not None:
+        now[FINETUNED] = finetuning.allocation
+    record = exports.to_json()
+    for key, file in exports.files.items():
+        earlier = file.name != FLOAT and file.allocation != now.get(file.name)
+        record["files"][key]["earlier_plan"] = earlier
+    return record
 
 
 def relative_metrics(sensitivities: Mapping[str, Sensitivity]) -> frozenset[str]:

@@ -274,7 +274,7 @@ def export_rows(exports: Json) -> list[Row]:
 
 def _export_rows(name: str, file: Json) -> Iterator[Row]:
     whole = {
-        "name": name,
+        "name": f"{name}, of an earlier plan" if file["earlier_plan"] else name,
         "placement": file["placement"],
         "size_bytes": file["size_bytes"],
         "payload_bytes": file["payload_bytes"],

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import typing
+from dataclasses import replace
 
 import jax
 import pytest
@@ -14,6 +15,7 @@ from jmpq.export.codes import take_codes
 from jmpq.export.targets import TARGETS, Job
 from jmpq.formats import Choice
 from jmpq.quantizers.spec import InputSpec, KernelSpec
+from jmpq.report import contents
 from jmpq.report.tables import export_rows
 from jmpq.run.options import ExportFormat
 from tests.export import cases
@@ -86,7 +88,7 @@ def test_an_onnx_file_stands_beside_it(folder, capsys):
     exports = run.RunFolder(folder).exports
     assert exports.files["onnx/float"].checks == {}
     assert "onnx/uniform/W3A8" in exports.files
-    rows = export_rows(exports.to_json())
+    rows = export_rows(contents.read_contents(run.RunFolder(folder)).exports)
     assert [row["name"] for row in rows] == list(exports.files)
     by_name = {row["name"]: row for row in rows}
     assert by_name["onnx/float"]["runtime"] == "not run"
@@ -94,6 +96,31 @@ def test_an_onnx_file_stands_beside_it(folder, capsys):
     row = by_name["onnx/uniform/W3A8"]
     assert row["speedup_1"] == times["float"] / times["exported"]
     assert row["top1"] == record.checks["onnxruntime"].agreement["top1"]
+
+
+def test_a_file_of_an_earlier_plan_is_called_so_in_the_report(folder):
+    run.export(folder, run.Export(allocation="uniform/W3A8", check=0))
+    made = run.RunFolder(folder).exports
+    file = made.files["packed/uniform/W3A8"]
+    before = run.RunFolder(folder).planned("uniform/W8A8").allocation
+    files = {**made.files, "packed/uniform/W3A8": replace(file, allocation=before)}
+    replace(made, files=files).write(folder / "export.json")
+    rows = export_rows(contents.read_contents(run.RunFolder(folder)).exports)
+    assert "packed/uniform/W3A8, of an earlier plan" in [row["name"] for row in rows]
+    made.write(folder / "export.json")
+    rows = export_rows(contents.read_contents(run.RunFolder(folder)).exports)
+    assert [row["name"] for row in rows] == list(made.files)
+
+
+def test_an_exported_record_of_other_weights_is_begun_anew(folder, capsys):
+    run.export(folder, run.Export(allocation="float", check=0))
+    made = run.RunFolder(folder).exports
+    replace(made, weights_sha256="0" * 64).write(folder / "export.json")
+    from jmpq.cli.commands import export
+
+    export(folder, run.Export(allocation="uniform/W3A8", check=0))
+    assert "It is begun anew." in " ".join(capsys.readouterr().out.split())
+    assert list(run.RunFolder(folder).exports.files) == ["packed/uniform/W3A8"]
 
 
 def test_codes_are_stored_as_all_runtimes_read_them(tmp_path):
