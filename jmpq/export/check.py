@@ -1,5 +1,6 @@
 """Check of an exported file: its own runtime against jmpq's evaluation."""
 
+import contextlib
 import dataclasses
 import importlib
 import io
@@ -7,7 +8,7 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -19,6 +20,7 @@ from jmpq.data.positions import IGNORED
 from jmpq.export.codes import Coded
 from jmpq.export.packed import load_packed
 from jmpq.export.stablehlo import load_stablehlo
+from jmpq.files import versions
 from jmpq.network.network import Network
 from jmpq.network.tree_paths import leaf_paths
 
@@ -120,6 +122,22 @@ def need(*packages: str) -> None:
             ) from error
 
 
+@contextlib.contextmanager
+def runs_in(runtime: OnnxRuntime) -> Iterator[None]:
+    """Name the runtime in what it raises.
+
+    Raises:
+        ValueError: If the runtime cannot open or run a file; with the first line of its error.
+    """
+    try:
+        yield
+    except Exception as error:  # onnxruntime's have no common class of their own
+        said = f"{str(error).strip()}\n".splitlines()[0]
+        raise ValueError(
+            f"{runtime} {versions(runtime)[runtime]} cannot run the file: {said}"
+        ) from error
+
+
 def onnx_session(model: pathlib.Path | bytes, threads: int = 1) -> Any:
     """A session of onnxruntime, on the CPU."""
     import onnxruntime
@@ -129,11 +147,12 @@ def onnx_session(model: pathlib.Path | bytes, threads: int = 1) -> Any:
     options.log_severity_level = 3
     for key, value in runtime_options("onnxruntime").items():
         options.add_session_config_entry(key, value)
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
+    with runs_in("onnxruntime"):
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
 
 
 def onnx_runner(model: pathlib.Path | bytes) -> Runner:
@@ -144,7 +163,8 @@ def onnx_runner(model: pathlib.Path | bytes) -> Runner:
 
     def run(inputs: PyTree) -> np.ndarray:
         arrays = _by_name(inputs)
-        return np.asarray(session.run(None, {name: arrays[name] for name in names})[0])
+        with runs_in("onnxruntime"):
+            return np.asarray(session.run(None, {name: arrays[name] for name in names})[0])
 
     return run
 
@@ -160,16 +180,17 @@ def openvino_request(
     import openvino
 
     core = openvino.Core()
-    graph = core.read_model(io.BytesIO(model))
-    names = [x.get_any_name() for x in graph.inputs]
-    graph.reshape({name: list(shapes[name]) for name in names})
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
         "ENABLE_CPU_PINNING": False,
     }
-    return core.compile_model(graph, "CPU", options).create_infer_request(), names
+    with runs_in("openvino"):
+        graph = core.read_model(io.BytesIO(model))
+        names = [x.get_any_name() for x in graph.inputs]
+        graph.reshape({name: list(shapes[name]) for name in names})
+        return core.compile_model(graph, "CPU", options).create_infer_request(), names
 
 
 def openvino_runner(model: pathlib.Path | bytes) -> Runner:
@@ -185,7 +206,8 @@ def openvino_runner(model: pathlib.Path | bytes) -> Runner:
         if key not in requests:
             requests[key] = openvino_request(content, shapes)
         request, names = requests[key]
-        results = request.infer({name: arrays[name] for name in names})
+        with runs_in("openvino"):
+            results = request.infer({name: arrays[name] for name in names})
         return np.array(next(iter(results.values())))
 
     return run

@@ -14,13 +14,14 @@ from jmpq.export.codes import take_codes, unquantized
 from jmpq.formats import Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.spec import InputSpec, KernelSpec
+from tests import helpers
 from tests.export import cases
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra onnx)")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra onnx)")
 
 from jmpq.export import check  # noqa: E402
-from jmpq.export.check import onnx_runner  # noqa: E402
+from jmpq.export.check import ONNX_RUNNERS, onnx_runner  # noqa: E402
 from jmpq.export.onnx_graph import OnnxOptions, onnx_model, save_onnx  # noqa: E402
 from jmpq.export.onnx_values import NotExportable  # noqa: E402
 
@@ -282,3 +283,32 @@ def test_a_token_is_repeated_for_every_example():
         x = jax.random.normal(jax.random.key(1), (count, 3, 4), jnp.float32)
         want = np.asarray(jax.jit(network.logits)(x))
         np.testing.assert_allclose(run(model, x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_a_runtime_cannot_open_is_said_in_one_line(runtime):
+    pytest.importorskip(runtime, reason=f"{runtime} is not installed")
+    with pytest.raises(ValueError, match=rf"^{runtime} \S+ cannot run the file: .+$"):
+        ONNX_RUNNERS[runtime](b"no model")(np.zeros((1, 2), np.float32))
+
+
+class AlongTime(nn.Module):
+    """Convolution along one dimension, batch normalisation after it."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3,), name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True, name="norm")(x))
+        return nn.Dense(3, name="head")(x.mean(axis=1))
+
+
+def test_a_kernel_of_one_dimension_is_scaled_along_its_channels():
+    module, example = AlongTime(), jnp.zeros((1, 6, 2), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        variables = module.init(jax.random.key(0), example)
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
+    stats = helpers.shake(variables["batch_stats"], 1)
+    network = Network.from_linen(module, {**variables, "batch_stats": stats}, example)
+    x = jax.random.normal(jax.random.key(1), (5, 6, 2), jnp.float32)
+    want = np.asarray(jax.jit(network.logits)(x))
+    np.testing.assert_allclose(run(onnx_model(unquantized(network)), x), want, atol=1e-5)
