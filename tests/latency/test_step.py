@@ -121,6 +121,11 @@ def test_whole_networks_are_measured_fitted_and_checked(folder):
     assert "Predicted against measured latency" in page
     assert "latency (" in page  # the costs of the table of allocations
 
+    result = jmpq("latency", folder, "--check", "--batch-size", "2")
+    assert result.code == 1
+    assert "the check asks for onnxruntime" in result.err
+    assert "cpu time, batch 2, 1 thread: give the same options" in result.err
+
     # The table around the float network: exact there, at what was measured of it.
     measured = check.allocations["uniform/W32"].cpu_s
     out = works("latency", folder, "--around", "uniform/W32").out
@@ -131,8 +136,9 @@ def test_whole_networks_are_measured_fitted_and_checked(folder):
     assert anew.latency is not None
     solved(folder, "--budget", "latency_s=100%", "--solvers", "exact", "--random", "1")
     kept = opened.file("latency_check.json").rename(folder / "kept.json")
+    dataclasses.replace(check, weights_sha256="0" * 64).write(folder / "latency_check.json")
     out = works("latency", folder, "--around", "uniform/W32").out
-    assert "as predicted" in out
+    assert "as predicted" in out  # what was measured is of another network
     anew = run.RunFolder(folder)
     seconds = anew.latency_table.array(anew.layers.names, (UNQUANTIZED,))
     assert anew.latency_table.fixed + seconds.sum() == pytest.approx(table.unquantized)
@@ -145,6 +151,10 @@ def test_whole_networks_are_measured_fitted_and_checked(folder):
         _ = run.RunFolder(folder).latency_check
     result = jmpq("latency", folder, "--networks", "3")
     assert "3 networks cannot tell" in result.err
+    out = " ".join(works("latency", folder, "--rounds", "1", "--held-out", "0").out.split())
+    assert "No network was held out, so that the error of the table is unknown" in out
+    assert "takes two rounds or more" in out
+    assert "nan" not in out
 
 
 def test_a_missing_runtime_says_which_extra(folder, monkeypatch):

@@ -109,11 +109,22 @@ def _measured(
             journal=_journal(run, options, subject, program),
             progress=told,
         )
-    reporter.say(
-        f"Mean error on {found.held_out} held-out networks {100 * found.held_out_error:.1f} %; "
-        f"measuring a network again differs by {100 * found.repeatability:.1f} %."
-    )
+    reporter.say(_accuracy(found))
     return _write(run, options, reporter, found.table, program.version, subject, found)
+
+
+def _accuracy(found: MeasuredLatency) -> str:
+    """What is known of the accuracy of a fitted table."""
+    error, again = _known(found.held_out_error), _known(found.repeatability)
+    return (
+        "No network was held out, so that the error of the table is unknown; "
+        if error is None
+        else f"Mean error on {found.held_out} held-out networks {100 * error:.1f} %; "
+    ) + (
+        "how well a network is measured again takes two rounds or more."
+        if again is None
+        else f"measuring a network again differs by {100 * again:.1f} %."
+    )
 
 
 def _around(run: RunFolder, name: str, reporter: Reporter) -> LatencyRecord:
