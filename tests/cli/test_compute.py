@@ -127,7 +127,8 @@ def test_batches_are_not_in_memory_together(folder, monkeypatch):
         return batch
 
     monkeypatch.setattr(batches_module, "make_batch", counted)
-    few = (*FEW[:-1], 5)  # eight batches
+    few = (*FEW[:-1], 2)  # twenty batches
     works("sensitivity", folder, *few, "--metrics", "squared_error", "--loss", "kl")
-    assert len(made) >= 24  # for the quantizers, the logits and the metric
-    assert 1 <= most <= 4
+    assert len(made) >= 60  # for the quantizers, the logits and the metric
+    # Those in use and made ahead; how many a busy device has not let go yet differs.
+    assert 1 <= most <= 10
