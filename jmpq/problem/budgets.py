@@ -84,19 +84,26 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(
             f"Budget {text!r}: write {unit}B for bytes, or k, M, G for powers of ten."
         )
-    cost = known_costs().get(name)
-    if match["bytes"] and cost is not None and cost.unit != "bytes":
+    if match["bytes"] and _unit(name) != "bytes":
         raise ValueError(
             f"Budget {text!r} is given in bytes, but {name} is not: leave the B out."
         )
     if match["time"]:
-        if cost is not None and cost.unit != "s":
+        if _unit(name) != "s":
             raise ValueError(
                 f"Budget {text!r} is given in {match['time']}, but {name} is not a time: leave "
                 f"the {match['time']} out."
             )
         return Budget(name, asked, "absolute", value * _SECONDS[match["time"]])
     return Budget(name, asked, "absolute", value * {**_DECIMAL, **_BINARY}[unit])
+
+
+def _unit(name: str) -> str:
+    """Unit of a cost; of one that only a run has, what its name ends with."""
+    cost = known_costs().get(name)
+    if cost is not None:
+        return cost.unit
+    return next((unit for unit in ("bytes", "s") if f"_{name}".endswith(f"_{unit}")), "")
 
 
 @check_kinds
@@ -189,6 +196,8 @@ def _limited(problem: Problem, limits: dict[str, float], asked: dict[str, str]) 
         return dataclasses.replace(problem, budgets=budgets, asked=asked)
     allowed = problem.allowed.copy()
     for name, limit in ceilings.items():
+        if not math.isfinite(limit):
+            raise ValueError(f"Budget {name}={limit}: give a number or leave it out.")
         allowed &= problem.peaks[name] <= limit
         for row in np.flatnonzero(~allowed.any(axis=1))[:1]:
             least = np.where(problem.allowed[row], problem.peaks[name][row], np.inf).min()

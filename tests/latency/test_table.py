@@ -158,6 +158,13 @@ def test_times_are_written_and_read_with_their_unit():
         parse_budget("size_bytes=3ms")
     with pytest.raises(ValueError, match="given in bytes, but latency_s is not"):
         parse_budget("latency_s=3MB")
+    # A cost that only a run has has the unit that its name ends with.
+    assert parse_budget("startup_s=5ms").value == 0.005
+    assert parse_budget("scratch_bytes=3MB").value == 3e6
+    with pytest.raises(ValueError, match="given in ms, but energy_pj is not a time"):
+        parse_budget("energy_pj=5ms")
+    with pytest.raises(ValueError, match="given in bytes, but energy_pj is not"):
+        parse_budget("energy_pj=5MB")
 
 
 def test_published_t4_latencies_of_resnet18_are_a_table(tmp_path):

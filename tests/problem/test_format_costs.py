@@ -171,6 +171,9 @@ def test_a_budget_on_a_peak_allows_or_forbids_every_choice_by_itself():
     free = with_budgets(problem, ["average_bits=7"])
     assert free.allowed.all()
     assert Exact()(free).loss < best.loss
+    for limit in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"activation_bytes={limit}: give a number"):
+            with_budgets(problem, {"activation_bytes": float(limit)})
 
 
 def test_budgets_on_peaks_are_read_as_all_others_are():
