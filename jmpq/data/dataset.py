@@ -284,8 +284,21 @@ def _numbers(values: Any, what: str) -> Shaped[np.ndarray, "..."]:
             f"The {what} are {array.dtype} of shape {array.shape}: give an array of floats or "
             "whole numbers with one row per example."
         )
-    narrow = {"float64": np.float32, "int64": np.int32}
-    return array.astype(narrow.get(array.dtype.name, array.dtype), copy=False)
+    if array.dtype.kind == "f":
+        narrow = np.dtype("f4" if array.dtype.itemsize > 4 else array.dtype)
+        most = float(np.finfo("f4").max)
+    else:
+        narrow = np.dtype(array.dtype if array.dtype.itemsize < 4 else "i4")
+        most = np.iinfo(narrow).max
+    if narrow != array.dtype and array.size:
+        finite = array[np.isfinite(array)]
+        ends = (finite.min().item(), finite.max().item()) if finite.size else (0,)
+        if abs(worst := max(ends, key=abs)) > most:
+            raise ValueError(
+                f"The {what} have {worst}, which {narrow} does not hold: give numbers up to "
+                f"{most:.6g}."
+            )
+    return array.astype(narrow, copy=False)
 
 
 def whole_split(

@@ -123,6 +123,11 @@ class Layers:
     def __post_init__(self) -> None:
         counts(self, "product_bits", most=16)
         counts(self, "text_length")
+        if self.tokenizer is not None and ":" in self.data:
+            raise ValueError(
+                f"--tokenizer is for built-in data sets: {self.data!r} returns tokens as the "
+                "network takes them. Leave it out."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jmpq.artifact import check_json
-from jmpq.formats import FLOAT_BITS
+from jmpq.formats import FLOAT_BITS, choice_grid
 from jmpq.kinds import check_kinds
 from jmpq.quantizers.spec import Rounding
 from jmpq.run.options import (
@@ -110,7 +110,7 @@ class Study:
                 raise ValueError(f"{field.name} has {twice[0]!r} twice: name each once.")
         counts(self, "random", least=0)
         for text in self.bits:
-            parse_bits(text)
+            choice_grid(*parse_bits(text))
         for name, axis in (("refine", self.refine), ("finetune", self.finetune)):
             if (least := min(axis)) < 0:
                 raise ValueError(f"{name} has {least}: give counts from 0, which is none.")

@@ -89,6 +89,24 @@ def test_options_of_built_in_data_are_refused(tmp_path):
     args = ("layers", tmp_path / "run", *TINY, f"{HOME}:arrays")
     refuses(tmp_path, (*args, "--data-dir", "x"), "--data-dir is for built-in data sets")
     refuses(tmp_path, (*args, "--preprocessing", "unit"), "--preprocessing is for built-in")
+    refuses(tmp_path, (*args, "--tokenizer", "x"), "--tokenizer is for built-in data sets")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "match"),
+    [
+        ([1e300, 0.5], [0, 1], r"inputs of the .* have 1e\+300, which float32 does not hold"),
+        (
+            [0.5, np.inf],
+            [0, 2**32 + 1],
+            r"labels .* have 4294967297, which int32",
+        ),
+        ([-5e9, 1.0], np.array([2**31, 1], "u4"), r"labels .* have 2147483648, which int32"),
+    ],
+)
+def test_numbers_that_would_wrap_or_overflow_are_refused(inputs, labels, match):
+    with pytest.raises(ValueError, match=match):
+        Dataset.from_arrays(np.array(inputs)[:, None], np.asarray(labels))
 
 
 @pytest.mark.parametrize(

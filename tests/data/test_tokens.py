@@ -62,6 +62,13 @@ def test_long_sentences_are_cut_with_a_notice(vocabulary):
     np.testing.assert_array_equal(got["input_ids"], [[2, 5, 6, 3], [2, 5, 3, 0]])
 
 
+@pytest.mark.parametrize("length", [-1, 0, 2])
+def test_no_length_leaves_special_tokens_alone(vocabulary, length):
+    message = f"max_length={length} leaves no token .* 2 special ones: give at least 3"
+    with pytest.raises(ValueError, match=message):
+        read_tokenizer(vocabulary, max_length=length)
+
+
 def test_a_token_may_be_a_character_that_divides_lines_elsewhere(tmp_path):
     words = [*WORDS, "\u2028", "\x0b", "cat"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")

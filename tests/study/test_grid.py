@@ -70,6 +70,7 @@ def test_paths_take_the_environment(tmp_path, monkeypatch):
         ("[0, 1]", "[]", "draws is empty"),
         ("[0, 1]", "3", "draws of the study is a whole number"),
         ('"W2,4 A8"', '"2,4"', "does not name candidates"),
+        ('"W2,4 A8"', '"W2,99"', "w_bits=99 is not a bit-width"),
         ("gauss_newton", "gauss", "is a string"),
         ("size_bytes=W4", "bytes=W4", "bytes"),
         ("epochs = 2", "epoch = 2", r"networks.digits.train has no entry 'epoch'"),

@@ -211,6 +211,12 @@ def train_tokenizer(
 
 
 def _made(backend: Any, max_length: int) -> Tokenizer:
+    special = backend.num_special_tokens_to_add(False)
+    if max_length <= special:
+        raise ValueError(
+            f"max_length={max_length} leaves no token of a sentence beside its {special} "
+            f"special ones: give at least {special + 1}."
+        )
     backend.no_padding()
     backend.enable_truncation(max_length)
     return Tokenizer(backend=backend, max_length=max_length)

@@ -98,7 +98,7 @@ def _tokenizer(run: RunFolder, options: Layers) -> str | None:
     path = options.tokenizer
     if (
         path is None
-        and ":" not in options.model
+        and ":" not in options.model + options.data
         and architecture(options.model).inputs != "images"
     ):
         folder = run.path
