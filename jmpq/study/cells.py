@@ -90,13 +90,13 @@ class Cell:
 
 def network_cell(network: StudiedNetwork) -> Cell:
     """The cell of a network: its weights, if they are to be trained, and its layer table."""
-    weights = network.layers.weights
-    inputs = {}
-    if weights is not None and weights.is_file():
-        inputs["weights"] = file_sha256(weights)
+    weights, inputs = network.layers.weights, {}
     inputs |= code_of(model=network.layers.model, data=network.layers.data)
-    if ":" in network.layers.model and network.train is None:
-        inputs |= dict(_as_made(network.layers))
+    made = ":" in network.layers.model and network.train is None
+    if made or (weights is not None and (weights.is_dir() or weights.suffix == ".json")):
+        inputs |= dict(_as_made(network.layers))  # several files, or whichever are read
+    elif weights is not None and weights.is_file():
+        inputs["weights"] = file_sha256(weights)
     train = None if network.train is None else options_json(network.train)
     options = {"layers": options_json(network.layers), "train": train}
     return Cell("network", options, (), inputs)
@@ -115,7 +115,7 @@ def code_of(**names: str) -> dict[str, str]:
 
 
 def _as_made(options: o.Layers) -> Mapping[str, str]:
-    """Hashes of a network that the user's function makes, which may read files."""
+    """Hashes of a network that is made of several files, or by a function of the user's."""
     from jmpq.run.steps.layers import layers
 
     with tempfile.TemporaryDirectory() as folder:
