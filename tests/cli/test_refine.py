@@ -1,10 +1,13 @@
 """`jmpq refine`, `race` and `floor`: allocations decided by measurement, in the plan."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tests.cli.command import jmpq, works
+from jmpq.allocation import Allocation
+from jmpq.sensitivity.table import load_sensitivities
+from tests.cli.command import SMALL, jmpq, works
 
 
 def read(path):
@@ -80,6 +83,20 @@ def test_cheapest_allocation_above_a_floor(run):
     evaluation = read(run / "evaluation.json")
     top1 = evaluation["measured"][found["name"]]["calibration"]["top1"]
     assert top1 >= evaluation["float"]["calibration"]["top1"] - 0.05 - 1e-9
+
+
+def test_first_order_terms_count_in_what_is_added_to_a_plan_that_counts_them(run):
+    works("solve", run, *SMALL, "--replace", "--first-order")
+    works("refine", run, "--max-evaluations", 1, "--batch-size", 40)
+    works("floor", run, "--max-drop", 100)
+    added = by_name(run)
+    tables = load_sensitivities(run / "sensitivity.npz")
+    for name in ("refined/exact/gauss_newton", "floor_100/gauss_newton/size_bytes"):
+        bits = Allocation.from_json(added[name]["allocation"])
+        for metric, table in tables.items():
+            (with_first,) = replace(table, use_first=True).predict([bits])
+            assert added[name]["predictions"][metric] == pytest.approx(with_first, rel=1e-9)
+            assert metric == "squared_error" or with_first != table.predict([bits])
 
 
 def test_what_cannot_be_refined_is_refused(run):
