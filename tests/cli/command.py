@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import jax
 
@@ -78,12 +79,12 @@ def works(*args) -> Result:
     return result
 
 
-def process(*args, code: str = MAIN) -> subprocess.Popen:
+def process(*args, code: str = MAIN, environment: Mapping[str, str] = {}) -> subprocess.Popen:
     """A step in a process of its own, started in the repository."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "100", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "COLUMNS": "100", "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

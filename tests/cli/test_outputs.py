@@ -12,13 +12,13 @@ from jmpq.allocation import Allocation, bit_arrays
 from jmpq.data.load import load_dataset
 from jmpq.data.splits import calibration_split
 from jmpq.formats import Choice
-from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.quantizers.scales import Quantizers
 from jmpq.run import RunFolder
 from jmpq.sensitivity.logits.increases import increases
 from jmpq.sensitivity.table import load_arrays, load_sensitivities
 from tests.cli.command import FEW, SMALL, opened, works
 from tests.cli.test_errors import NEWTON, refuses
+from tests.helpers import fast_logits
 
 
 def all_steps(run, name, metrics=("gauss_newton", "composed"), loss=()):
@@ -90,7 +90,7 @@ def by_hand(network, quantizers, inputs, labels, allocation):
         names = [layer.name for layer in network.layers]
         w_bits, a_bits = bit_arrays(names, [allocation])[0]
         bits = map(jnp.array, (w_bits, a_bits))
-        q = quantized_logits(network, quantizers, *bits, jnp.asarray(inputs))
+        q = fast_logits(network, quantizers, *bits, jnp.asarray(inputs))
         z = network.logits(jnp.asarray(inputs))
     z, q = (np.asarray(x, np.float64) for x in (z, q))
     log_p, log_q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (z, q))

@@ -12,11 +12,12 @@ from jmpq.deploy.correction import corrected_logits, find_corrections, output_mo
 from jmpq.deploy.measure import Evaluator
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
-from jmpq.quantizers.fake_quant import quantize_kernel, quantized_logits, quantized_output
+from jmpq.quantizers.fake_quant import quantize_kernel, quantized_output
 from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.training.losses import cross_entropy
 from tests import helpers
+from tests.helpers import fast_logits
 
 W_BITS, A_BITS = jnp.array([2, 3, 2, 4]), jnp.array([32, 4, 4, 32])
 FLOAT = jnp.full(4, 32)
@@ -75,7 +76,7 @@ def test_every_channel_has_the_mean_that_it_had(network, quantizers, inputs, kin
     np.testing.assert_allclose(
         corrected_logits(network, quantizers, W_BITS, A_BITS, inputs, found), logits
     )
-    plain = quantized_logits(network, quantizers, W_BITS, A_BITS, inputs)
+    plain = fast_logits(network, quantizers, W_BITS, A_BITS, inputs)
     assert float(jnp.abs(plain - logits).max()) > 1e-3
 
 

@@ -22,7 +22,7 @@ from jmpq.deploy.measure import Evaluator
 from jmpq.formats import Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_quantizers, calibrate_weights
-from jmpq.quantizers.fake_quant import quantize_kernel, quantized_logits
+from jmpq.quantizers.fake_quant import quantize_kernel
 from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.quantizers.uniform import code_range
@@ -31,6 +31,7 @@ from jmpq.training.losses import cross_entropy, kl_divergence
 from jmpq.zoo.tensor_files import save_tensors, weights_sha256
 from tests.cli.networks import pixels
 from tests.deploy.finetuning import BITS, SHORT, Small, allocation_of, inputs, run, small, toy
+from tests.helpers import fast_logits
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -126,7 +127,7 @@ def test_gradients_are_straight_through_and_those_of_lsq(made, method):
 
 
 def test_fine_tuning_starts_from_the_quantized_network(made):
-    want = quantized_logits(*made.values(), *(jnp.array(b) for b in BITS), inputs())
+    want = fast_logits(*made.values(), *(jnp.array(b) for b in BITS), inputs())
     found = untrained(SHORT, **made)
     np.testing.assert_allclose(found.logits(inputs()), want, atol=1e-6)
 
@@ -209,7 +210,7 @@ def test_distillation_leaves_out_positions_that_do_not_count():
     bits = (2, 2, 2), (32, 32, 32)
     fixed, state = start(network, scales, *bits, config, x, 0, 4)
     z = np.asarray(network.logits(x), np.float64) / 2
-    q = quantized_logits(network, scales, *map(jnp.array, bits), x)
+    q = fast_logits(network, scales, *map(jnp.array, bits), x)
     q = np.asarray(q, np.float64) / 2
     log_p, log_q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (z, q))
     each = (np.exp(log_p) * (log_p - log_q)).sum(-1)
@@ -251,10 +252,10 @@ def test_codes_found_by_gptq_are_where_it_starts(made):
     network, quantizers = small(weights=spec, activations=False)
     bits = BITS[0], (32, 32)
     arrays = [jnp.array(b) for b in bits]
-    want = quantized_logits(network, quantizers, *arrays, inputs())
+    want = fast_logits(network, quantizers, *arrays, inputs())
     found = untrained(SHORT, network, quantizers, bits)
     np.testing.assert_allclose(found.logits(inputs()), want, atol=1e-6)
-    assert not np.allclose(quantized_logits(*made.values(), *arrays, inputs()), want)
+    assert not np.allclose(fast_logits(*made.values(), *arrays, inputs()), want)
 
 
 def test_tied_kernels_stay_tied(made):

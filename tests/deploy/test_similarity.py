@@ -11,11 +11,11 @@ from jmpq.deploy.similarity import SimilarityEvaluator, outcome_of
 from jmpq.formats import Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
-from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.zoo.bert import Bert
 from tests import helpers
+from tests.helpers import fast_logits
 from tests.zoo import bert_reference
 
 
@@ -83,7 +83,7 @@ def test_an_allocation_is_measured_as_the_quantized_network_says(pairs):
     for w, a in ((3, 32), (8, 4), (32, 32)):
         bits = np.full(layers, w), np.full(layers, a)
         (allocation,) = helpers.allocations(network, [x[None] for x in bits])
-        want = quantized_logits(network, quantizers, *map(jnp.array, bits), split.inputs)
+        want = fast_logits(network, quantizers, *map(jnp.array, bits), split.inputs)
         got = evaluator.similarities(allocation)
         np.testing.assert_allclose(got, want[:, 0], atol=1e-6)
         (outcome,) = evaluator([allocation])

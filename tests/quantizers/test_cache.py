@@ -10,11 +10,11 @@ from jmpq.allocation import Allocation, bit_arrays
 from jmpq.formats import Choice
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.quantizers.products import quantize_products, with_cache
 from jmpq.quantizers.spec import InputSpec
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.zoo import decoder
+from tests.helpers import fast_logits
 from tests.quantizers import formats_by_hand as by_hand
 from tests.quantizers.test_products import HEADS, TOKENS, WIDTH, network, x
 
@@ -27,7 +27,7 @@ KEYS, VALUES = "k:keys", "v:values"
 def logits_of(network, quantizers, allocation, inputs):
     names = [layer.name for layer in network.layers]
     w_bits, a_bits = bit_arrays(names, [Allocation(allocation)])[0]
-    return quantized_logits(network, quantizers, jnp.array(w_bits), jnp.array(a_bits), inputs)
+    return fast_logits(network, quantizers, jnp.array(w_bits), jnp.array(a_bits), inputs)
 
 
 def affine(x, bits):

@@ -11,12 +11,13 @@ import pytest
 from jmpq.formats import Scheme
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import quantize_input, quantize_params, quantized_logits
+from jmpq.quantizers.fake_quant import quantize_input, quantize_params
 from jmpq.quantizers.learned import rows_of, settled, with_rows
 from jmpq.quantizers.scales import Quantizers, kernel_tiles
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.quantizers.widths import by_width, from_widths, restricted
 from tests import helpers
+from tests.helpers import fast_logits
 from tests.quantizers import formats_by_hand as by_hand
 
 FLOATS = ("fp8_e4m3", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "bf16", "f16")
@@ -91,7 +92,7 @@ def test_fifty_allocations_of_all_formats_compile_once(network, quantizers):
     @jax.jit
     @chex.assert_max_traces(1)
     def logits(w_bits, a_bits, x):
-        return quantized_logits(network, quantizers, w_bits, a_bits, x)
+        return fast_logits(network, quantizers, w_bits, a_bits, x)
 
     rng = np.random.default_rng(0)
     known = [*(Scheme.of(name).number for name in ALL), 32]
@@ -113,8 +114,8 @@ def test_plain_integers_do_not_depend_on_other_formats(network, quantizers):
     for bits in (2, 3, 8):
         args = jnp.full(4, bits), jnp.full(4, bits), batches[0]
         np.testing.assert_array_equal(
-            quantized_logits(network, quantizers, *args),
-            quantized_logits(network, alone, *args),
+            fast_logits(network, quantizers, *args),
+            fast_logits(network, alone, *args),
         )
         assert alone.sha256_at([bits], [bits]) == quantizers.sha256_at([bits], [bits])
 

@@ -11,7 +11,6 @@ import pytest
 from jmpq.allocation import Allocation
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_quantizers
-from jmpq.quantizers.fake_quant import quantized_logits
 from jmpq.quantizers.learned import rows_of, tensor_bits, tensor_names, with_rows
 from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
@@ -21,6 +20,7 @@ from jmpq.sensitivity.metrics.path_attribution import path_attribution
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import cross_entropy
 from tests import helpers
+from tests.helpers import fast_logits
 
 STREAM = InputSpec(placement="stream", clipping="minmax")
 
@@ -129,7 +129,7 @@ def by_hand(network, found, a_bits, inputs):
 
 @pytest.mark.parametrize("a_bits", [(8, 8, 8, 8), (8, 4, 4, 8), (8, 32, 8, 4), (4, 8, 32, 32)])
 def test_the_network_on_its_stream_is_the_one_written_out(network, found, a_bits):
-    run = jax.jit(quantized_logits)
+    run = fast_logits
     for batch in (4, 1):
         inputs = helpers.images(5, batch)[0]
         got = run(network, found, jnp.full(4, 8), jnp.array(a_bits), inputs)
@@ -143,7 +143,7 @@ def test_one_compilation_serves_all_bits_and_32_leaves_the_network(network, foun
     @jax.jit
     @chex.assert_max_traces(n=1)
     def run(a_bits):
-        return quantized_logits(network, found, jnp.full(4, 32), a_bits, inputs)
+        return fast_logits(network, found, jnp.full(4, 32), a_bits, inputs)
 
     plain = jax.jit(network.logits)(inputs)
     np.testing.assert_allclose(run(jnp.full(4, 32)), plain, rtol=1e-12)
@@ -180,17 +180,15 @@ def test_quantizers_with_a_stream_are_kept_whole(network, found):
 def test_rows_of_an_allocation_hold_the_stream(network, found):
     inputs, bits = helpers.images(3)[0], ((8,) * 4, (8, 4, 8, 8))
     arrays = map(jnp.array, bits)
-    want = quantized_logits(network, found, *arrays, inputs)
+    want = fast_logits(network, found, *arrays, inputs)
     scale, zero_point = rows_of(network, found, *bits)
     held = with_rows(found, scale, zero_point)
     np.testing.assert_array_equal(
-        quantized_logits(network, held, *map(jnp.array, bits), inputs), want
+        fast_logits(network, held, *map(jnp.array, bits), inputs), want
     )
     moved = scale._replace(stream=tuple(1.5 * row for row in scale.stream))
     other = with_rows(found, moved, zero_point)
-    assert not np.allclose(
-        quantized_logits(network, other, *map(jnp.array, bits), inputs), want
-    )
+    assert not np.allclose(fast_logits(network, other, *map(jnp.array, bits), inputs), want)
 
 
 def test_a_move_carries_the_points_of_its_layer(network, found):
@@ -203,9 +201,7 @@ def test_a_move_carries_the_points_of_its_layer(network, found):
             at = [layer.name for layer in network.layers].index(move.layer)
             a_bits = np.full(4, 32)
             a_bits[at] = move.bits
-            got = (
-                quantized_logits(network, found, jnp.full(4, 32), jnp.array(a_bits), inputs) - z
-            )
+            got = fast_logits(network, found, jnp.full(4, 32), jnp.array(a_bits), inputs) - z
             np.testing.assert_allclose(changes[:, m], got, rtol=1e-9, atol=1e-12)
 
 

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jmpq.formats import choice_grid
 from jmpq.network.network import Network
 from jmpq.quantizers.calibrate import calibrate_activations, calibrate_weights
-from jmpq.quantizers.fake_quant import quantize_params, quantized_logits
+from jmpq.quantizers.fake_quant import quantize_params
 from jmpq.quantizers.scales import Quantizers
 from jmpq.quantizers.spec import InputSpec, KernelSpec
 from jmpq.sensitivity.analyse import analyse
@@ -18,6 +18,7 @@ from jmpq.sensitivity.metrics.taylor import EmpiricalFisher, GaussNewton
 from jmpq.sensitivity.moves import MoveNetwork
 from jmpq.training.losses import squared_error
 from jmpq.zoo.bert import Bert, BertConfig
+from tests.helpers import fast_logits
 from tests.zoo import bert_reference
 
 CONFIG = BertConfig(
@@ -89,7 +90,7 @@ def test_bits_reach_every_kernel_and_input(similar):
     assert min(moved) > 0
     np.testing.assert_allclose(
         similar.outputs(similar.network.kernels(params)),
-        quantized_logits(similar.network, similar.quantizers, w_bits, a_bits, similar.tokens),
+        fast_logits(similar.network, similar.quantizers, w_bits, a_bits, similar.tokens),
         rtol=1e-10,
     )
 
