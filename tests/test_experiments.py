@@ -11,6 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_resnet20_experiment_runs_on_a_small_configuration(tmp_path):
     import jax
 
@@ -604,11 +605,8 @@ def test_logits_that_differ_stop_the_benchmark():
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=[pytest.mark.slow] * (i > 0)) for i, p in enumerate(NOTEBOOKS)],
-    ids=[path.stem for path in NOTEBOOKS],
-)
+@pytest.mark.slow  # `make docs` runs them too
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # as users compile, which trains faster
     notebook = jupytext.read(path)

@@ -1,11 +1,13 @@
 import jax
 import numpy as np
+import pytest
 
 from experiments.bert.attention import attention_divergence
 from jmpq.zoo.bert import Bert, attention_weights
 from tests.zoo.bert_reference import TINY, tokens
 
 
+@pytest.mark.slow
 def test_divergence_is_the_mean_over_tokens_heads_and_sentences():
     module, batch = Bert(TINY, "embedding"), tokens(4)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

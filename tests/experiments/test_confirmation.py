@@ -10,6 +10,8 @@ from experiments import confirmation
 from experiments.figures.confirmation import confirmation_table, verdict
 from jmpq.study.statistics import holm
 
+pytestmark = pytest.mark.slow  # the steps that it takes are tested each by itself
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _as_users_have_it():

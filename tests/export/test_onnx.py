@@ -82,9 +82,15 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("overflows", [False, True])
 @pytest.mark.parametrize(
-    ("name", "case"), [*(("cnn", case) for case in MIXED), ("bert_tiny", "mixed")]
+    ("name", "case", "overflows"),
+    [
+        *(("cnn", case, False) for case in MIXED),
+        ("bert_tiny", "mixed", False),
+        ("cnn", "mixed", True),
+        ("cnn", "affine", True),
+        pytest.param("bert_tiny", "mixed", True, marks=pytest.mark.slow),
+    ],
 )
 def test_codes_are_bit_exact_and_classes_agree(name, case, overflows, monkeypatch):
     # On such processors onnxruntime is told to replace signed kernels by unsigned ones.

@@ -104,6 +104,7 @@ def test_logits_are_those_of_evaluation_and_bytes_those_of_the_cost(written):
     assert size == packed.size_bytes == expected_bytes(coded) == costs["size_bytes"]
 
 
+@pytest.mark.slow
 def test_a_built_in_decoder_needs_no_network_of_its_own(tmp_path):
     name, row = "stories260k", "layers/0/self_attn/v_proj:values"
     ids = jnp.zeros((1, 6), jnp.int32)

@@ -192,7 +192,8 @@ def decoder_by_hand(monkeypatch, module, variables, ids, *, layer, of_keys, of_v
 
 
 @pytest.mark.parametrize(
-    ("of_keys", "of_values", "examples"), [("int4", "mxfp4", 3), ("mxfp4", "int3", 1)]
+    ("of_keys", "of_values", "examples"),
+    [("int4", "mxfp4", 3), pytest.param("mxfp4", "int3", 1, marks=pytest.mark.slow)],
 )
 def test_a_decoder_with_shared_heads_is_quantized_where_it_would_keep_them(
     monkeypatch, of_keys, of_values, examples

@@ -93,6 +93,7 @@ def test_eight_devices_share_the_work(eight):
     assert_shared(eight, FEW)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(eight, tmp_path):
     finish(*start_two(tmp_path, FEW[:1], "1024,11"))
     written = {path.name for path in tmp_path.iterdir()}
