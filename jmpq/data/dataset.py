@@ -285,11 +285,11 @@ def _numbers(values: Any, what: str) -> Shaped[np.ndarray, "..."]:
             "whole numbers with one row per example."
         )
     if array.dtype.kind == "f":
-        narrow = np.dtype("f4" if array.dtype.itemsize > 4 else array.dtype)
-        most = float(np.finfo("f4").max)
+        narrow = np.dtype(np.float32) if array.dtype.itemsize > 4 else array.dtype
+        most = float(np.finfo(np.float32).max)
     else:
-        narrow = np.dtype(array.dtype if array.dtype.itemsize < 4 else "i4")
-        most = np.iinfo(narrow).max
+        narrow = array.dtype if array.dtype.itemsize < 4 else np.dtype(np.int32)
+        most = np.iinfo(np.int32).max
     if narrow != array.dtype and array.size:
         finite = array[np.isfinite(array)]
         ends = (finite.min().item(), finite.max().item()) if finite.size else (0,)
