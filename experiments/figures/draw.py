@@ -70,7 +70,7 @@ from jmpq.report.style import metric_name, write_svg
 
 HERE = pathlib.Path(__file__).parents[1]
 OUTCOMES = ("outcome_resnet20", "outcome_resnet20_nearest")
-PREDICTION = ("prediction_resnet20", "prediction_resnet32")
+PREDICTION = ("prediction_resnet20", "prediction_resnet32", "prediction_resnet44")
 FIDELITY = ("fidelity_resnet20", "fidelity_resnet32", "fidelity_resnet44")
 COMPARED = (
     "gauss_newton",
