@@ -522,8 +522,9 @@ def among(
     labels = labels[..., None]
     own = jnp.take_along_axis(logits, labels, axis=-1)
     classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
-    before = classes.reshape(*[1] * (logits.ndim - 1), -1) < labels
-    ahead = ~(logits < own) & ((logits != own) | before)
+    classes = classes.reshape(*[1] * (logits.ndim - 1), -1)
+    ahead = ~(logits < own) & ((logits != own) | (classes < labels))
+    ahead &= classes != labels  # compiled code may have it twice, with another last digit
     return (ahead.sum(axis=-1) < count) & ~jnp.isnan(own[..., 0])
 
 
