@@ -98,6 +98,11 @@ class LatencyModel:
         seconds = seconds - least[:, None]
         index = {kernel: i for i, kernel in enumerate(kernels)}
         wanted = sorted({*choices, UNQUANTIZED})
+        if new := [c.label for c in wanted if kernel_of(c) not in index]:
+            raise ValueError(
+                f"No network with {', '.join(new)} was measured, only with "
+                f"{', '.join(kernel.label for kernel in kernels)}: run `jmpq latency` again."
+            )
         return LatencyTable(
             seconds={
                 name: {c: float(row[index[kernel_of(c)]]) for c in wanted}

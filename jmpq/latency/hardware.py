@@ -2,7 +2,8 @@
 
 For hardware that nobody has at hand, and below 8 bits, where no runtime of a CPU is faster.
 A model is a pure function of layer, choice and parameters; its presets carry the numbers of a
-publication. What a model does not know (a width that the hardware lacks) is NaN.
+publication. What a model does not know (a width that the hardware lacks, a float format but
+for those of 16 and 32 bits in a roofline) is NaN.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ class Roofline:
     def __call__(self, layer: Layer, choice: Choice) -> float:
         widest = max(choice.w_bits, choice.a_bits)
         widths = [width for width in self.macs_per_s if width >= widest]
-        if not widths:
+        if not widths or (widest < 16 and not _integers(choice)):
             return math.nan
         arithmetic = self.batch * layer.macs / self.macs_per_s[min(widths)]
         return max(arithmetic, traffic_bytes(layer, choice, self.batch) / self.bytes_per_s)
@@ -76,6 +77,8 @@ class BitSerial:
     batch: int = 1
 
     def __call__(self, layer: Layer, choice: Choice) -> float:
+        if not _integers(choice):
+            return math.nan
         w_bits, a_bits = (min(b, self.float_bits) for b in (choice.w_bits, choice.a_bits))
         return self.batch * layer.macs * w_bits * a_bits / self.bit_macs_per_s
 
@@ -104,13 +107,18 @@ class BitFusion:
     batch: int = 1
 
     def __call__(self, layer: Layer, choice: Choice) -> float:
-        if max(choice.w_bits, choice.a_bits) > 8:
+        if max(choice.w_bits, choice.a_bits) > 8 or not _integers(choice):
             return math.nan
         w_bits, a_bits = (max(2, _power_of_two(b)) for b in (choice.w_bits, choice.a_bits))
         per_cycle = self.units * (8 // w_bits) * (8 // a_bits)
         stored = Choice(w_bits, a_bits)
         arithmetic = self.batch * layer.macs / (per_cycle * self.cycles_per_s)
         return arithmetic + traffic_bytes(layer, stored, self.batch) / self.bytes_per_s
+
+
+def _integers(choice: Choice) -> bool:
+    """Whether quantized operands are plain integers."""
+    return not (choice.weights.is_float or choice.activations.is_float)
 
 
 def traffic_bytes(layer: Layer, choice: Choice, batch: int = 1) -> float:

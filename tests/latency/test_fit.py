@@ -158,3 +158,7 @@ def test_a_choice_takes_the_seconds_of_its_kernel():
     np.testing.assert_array_equal(model.columns([two]), [[1, 0, 1]])
     with pytest.raises(ValueError, match="'l1' takes W8: expected one of W32, W8A8"):
         model.columns([Allocation({"l1": Choice(4)})])
+    with pytest.raises(
+        ValueError, match="No network with W8A16 was measured, only with W32, W"
+    ):
+        model.table((W8A8, Choice(8, 16)))

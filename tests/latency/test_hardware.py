@@ -40,6 +40,16 @@ def test_a_roofline_is_the_slower_of_arithmetic_and_memory():
     assert math.isnan(Roofline(macs_per_s={8: 1.0}, bytes_per_s=1.0)(CONV, UNQUANTIZED))
 
 
+def test_formats_that_no_unit_multiplies_have_no_time():
+    for name in ("roofline", "bit_serial", "bitfusion"):
+        device, _ = preset(name)
+        for choice in (Choice("fp8_e4m3", "fp8_e4m3"), Choice("mxfp4", 8), Choice(4, "nvfp4")):
+            assert math.isnan(device(CONV, choice)), (name, choice)
+        assert device(CONV, Choice("int4_g32", 8)) == device(CONV, Choice(4, 8))
+    device, _ = preset("roofline")
+    assert device(CONV, Choice("bf16", "bf16")) == device(CONV, Choice(16, 16))
+
+
 def test_bits_in_series_multiply():
     device = BitSerial(bit_macs_per_s=10.0)
     assert device(CONV, Choice(3, 5)) == 2880 * 15 / 10

@@ -164,6 +164,8 @@ def _seconds(run: RunFolder, record: LatencyRecord, planned: PlannedAllocation) 
         return None
     if any(getattr(check, key) != getattr(record, key) for key in same):
         return None
+    if check.host.get("processor") != record.host.get("processor"):
+        return None
     return timed.cpu_s if record.clock == "cpu" else timed.wall_s
 
 
@@ -247,6 +249,12 @@ def _checked(
                 f"{run.file(LATENCY)} is of {_conditions(fitted)}, and the check asks for "
                 f"{_conditions(asked)}: give the same options, so that what is measured can be "
                 "held against what is predicted."
+            )
+        here, there = host()["processor"], record.host.get("processor")
+        if here != there:
+            raise ValueError(
+                f"{run.file(LATENCY)} was measured on {there}, and this is {here}: run `jmpq "
+                f"latency {run.path}` here first."
             )
     planned = [a for a in plan.allocations if _is_checked(a)]
     named = {FLOAT: Allocation({})} | {a.name: a.allocation for a in planned}
