@@ -93,11 +93,33 @@ def test_compressed_tensors_has_a_group_a_choice():
     assert groups["W4A8"]["input_activations"]["num_bits"] == 8
     assert len(content.content["ignore"]) == len(network.layers) - 2
     spec = KernelSpec(granularity="group", group_size=1)
-    weights = tell("compressed-tensors", coded(DENSE, spec)).content["config_groups"]["W4A8"]
+    weights = tell("compressed-tensors", coded(DENSE, spec)).content["config_groups"]["W4A8_g1"]
     assert weights["weights"]["group_size"] == 1
     spec = KernelSpec(granularity="group", group_count=1, along="output")
     with pytest.raises(NotExpressible, match="its groups lie along the inputs of one output"):
         tell("compressed-tensors", coded(DENSE, spec))
+
+
+def test_compressed_tensors_has_a_group_a_size_and_leaves_indices_alone():
+    bert = cases.bert_tiny()
+    quantized = {layer.name: "W4A8" for layer in bert.layers}
+    groups = KernelSpec(granularity="group", group_count=2)
+    told = tell("compressed-tensors", coded(quantized, groups, network=bert)).content
+    own = {re.sub(r"\\", "", t[4:-1]): g for g in told["config_groups"].values()
+           for t in g["targets"]}  # fmt: skip
+    assert len(own) == len(bert.layers)
+    for layer in bert.layers:
+        group = own[layer.name.replace("/", ".")]
+        _, columns = groups.layer_blocks(layer)
+        assert group["weights"]["group_size"] == columns, layer.name
+        assert (group["input_activations"] is None) == (layer.kind == "embedding")
+    assert len({g["weights"]["group_size"] for g in own.values()}) > 1
+
+
+def test_qwix_says_which_ranges_it_finds_itself():
+    told = tell("qwix", coded({"head": "W6A6"}))
+    assert told.content[0]["act_calibration_method"] == "absmax"
+    assert "Ranges of inputs of 1 layers: Qwix finds its own, input by input." in told.left_out
 
 
 def test_modelopt_turns_everything_off_first(mixed):

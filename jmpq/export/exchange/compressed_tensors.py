@@ -13,7 +13,7 @@ from jmpq.export.exchange.contents import (
     quantized_layers,
     refused,
 )
-from jmpq.formats import FLOAT_BITS
+from jmpq.formats import FLOAT_BITS, Choice
 from jmpq.quantizers.spec import TensorSpec
 
 TOOL = "compressed-tensors"
@@ -21,7 +21,7 @@ WIDTHS = range(2, 17)
 
 
 def compressed_tensors_config(coded: Coded) -> Exchange:
-    """``quantization_config`` with one group of layers per choice.
+    """``quantization_config`` with one group of layers per choice and size of groups.
 
     To read it::
 
@@ -40,20 +40,21 @@ def compressed_tensors_config(coded: Coded) -> Exchange:
     for layer, choice in chosen:
         if layer.kind == "conv":
             raise refused(layer, choice, TOOL, "it quantizes dense layers and embeddings only")
-    for choice in sorted({choice for _, choice in chosen}):
-        own = [layer for layer, other in chosen if other == choice]
-        weights = _weights(coded, own[0], choice)
-        inputs = None
-        if choice.a_bits != FLOAT_BITS:
+    for layer, choice in sorted(chosen, key=lambda pair: pair[1]):
+        weights, inputs = _weights(coded, layer, choice), None
+        indices = layer.kind == "embedding"  # are its input, and are not quantized
+        if choice.a_bits != FLOAT_BITS and not indices:
             inputs = _arguments(coded.activations, choice.a_bits) | {
                 "strategy": "tensor",
                 "dynamic": False,
             }
-        groups[choice.label] = {
-            "targets": [f"re:^{re.escape(dotted(layer.name))}$" for layer in own],
-            "weights": weights,
-            "input_activations": inputs,
-        }
+        label = Choice(choice.weights).label if indices else choice.label
+        if "group_size" in weights:
+            label = f"{label}_g{weights['group_size']}"
+        group = groups.setdefault(
+            label, {"targets": [], "weights": weights, "input_activations": inputs}
+        )
+        group["targets"].append(f"re:^{re.escape(dotted(layer.name))}$")
     named = {layer.name for layer, _ in chosen}
     return Exchange(
         content={

@@ -53,9 +53,12 @@ def qwix_rules(coded: Coded) -> Exchange:
             rule["act_calibration_method"] = _range(coded, layer.name)
             rule["act_static_scale"] = False
         rules.append(rule)
+    found = sum(rule.get("act_calibration_method") == "absmax" for rule in rules)
+    dynamic = f"Ranges of inputs of {found} layers: Qwix finds its own, input by input."
     return Exchange(
         content=rules,
-        left_out=left_out(
+        left_out=((dynamic,) if found else ())
+        + left_out(
             coded,
             "Qwix",
             weights={
