@@ -159,7 +159,14 @@ def _write_litert(job: Job) -> Written:
     content = save_litert(job.path, job.coded, job.examples, smallest)
     width = lambda bits, deep: kernel_width(bits, deep, smallest)  # noqa: E731
     widened, more = _widened(job.coded, width)
+    grain, taken = job.coded.activations.granularity, ()
+    if grain != "tensor" and any(grid is not None for grid in job.coded.inputs):
+        taken = (
+            f"Inputs: granularity {grain!r} here, 'tensor' in LiteRT, with the ranges of "
+            "calibration examples.",
+        )
     return Written(
+        left_out=taken,
         payload_bytes=payload_bytes(content),
         widened=widened,
         widened_bytes=more,

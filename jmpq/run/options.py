@@ -582,6 +582,9 @@ class Export:
     no codes: they tell another tool the bits of every layer, as JSON."""
     finetuned: bool = False
     """Take the network that `jmpq finetune` trained, with its allocation."""
+    correct: CorrectName | None = None
+    """Correction of the outputs of every layer, as `jmpq evaluate` has it; by default that
+    which the plan was evaluated with."""
     native: bool = False
     """Let DequantizeLinear of ONNX read codes of 2 and 4 bits itself. By default they are
     stored so and cast to 8 bits, which runtimes do once, when they load."""
@@ -607,6 +610,11 @@ class Export:
             raise ValueError(f"smallest is for ONNX and LiteRT files, not for {self.format}.")
         counts(self, "check", least=0)
         counts(self, "batch_size", "repeats")
+        if self.finetuned and self.correct is not None:
+            raise ValueError(
+                "finetuned=True takes the correction that was trained: leave out "
+                f"correct={self.correct!r}."
+            )
         if self.finetuned and self.allocation is not None:
             raise ValueError(
                 "finetuned=True takes the allocation that was trained: leave out "

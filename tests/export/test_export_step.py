@@ -1,7 +1,9 @@
 """The step: a file in the run folder, checked in its own runtime."""
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 import typing
 from dataclasses import replace
 
@@ -96,6 +98,23 @@ def test_an_onnx_file_stands_beside_it(folder, capsys):
     row = by_name["onnx/uniform/W3A8"]
     assert row["speedup_1"] == times["float"] / times["exported"]
     assert row["top1"] == record.checks["onnxruntime"].agreement["top1"]
+
+
+def test_a_file_has_the_correction_that_its_plan_was_evaluated_with(folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "run")
+    few = run.Evaluate(examples=64, correct="batch_norm", correct_examples=32)
+    run.evaluate(own, few)
+    options = run.Export(allocation="uniform/W3A8", check=64, repeats=1)
+    record = run.export(own, options)
+    measured = run.RunFolder(own).evaluation.measured["uniform/W3A8"]["evaluation"]
+    assert record.checks["jax"].agreement["top1_jmpq"] == measured["top1"]
+    assert record.checks["jax"].agreement["largest"] < 1e-4
+    plain = run.export(own, dataclasses.replace(options, correct="none"))
+    assert plain.file_sha256 != record.file_sha256
+    told = run.export(own, run.Export(allocation="uniform/W3A8", format="ai-edge-quantizer"))
+    assert any(sentence.startswith("Corrections of") for sentence in told.left_out)
+    with pytest.raises(ValueError, match="leave out correct='bias'"):
+        run.Export(finetuned=True, correct="bias")
 
 
 def test_a_file_of_an_earlier_plan_is_called_so_in_the_report(folder):

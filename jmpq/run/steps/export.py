@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jmpq.allocation import bit_arrays
+from jmpq.allocation import Allocation, bit_arrays
 from jmpq.data.batches import Batch, batches
-from jmpq.deploy.correction import Corrections
+from jmpq.deploy.correction import Corrections, find_corrections, output_moments
 from jmpq.deploy.finetuned import load_finetuned
 from jmpq.deploy.measure import corrected_logits
 from jmpq.export.check import (
@@ -34,7 +34,7 @@ from jmpq.run.artifacts import Checked, Exports
 from jmpq.run.artifacts import Export as Exported
 from jmpq.run.folder import EXPORT, EXPORTED, FINETUNED, RunFolder
 from jmpq.run.lock import writes
-from jmpq.run.options import Export
+from jmpq.run.options import Evaluate, Export
 from jmpq.run.progress import QUIET, Reporter
 from jmpq.run.subject import Subject, first_examples, load_subject
 
@@ -75,7 +75,7 @@ def export(
     runtimes = [name for name in target.programs if name in (*options.runtimes, target.own)]
     need(*target.packages, *(runtimes if options.check else []))
     run = RunFolder(folder, plan=options.plan)
-    name, coded, reference = _chosen(run, options, subject := load_subject(run))
+    name, coded, reference = _chosen(run, options, subject := load_subject(run), reporter)
     run.check_writable(EXPORT)
     table = run.layers
     job = Job(
@@ -113,7 +113,7 @@ def export(
         widened=dict(written.widened),
         widened_bytes=written.widened_bytes,
         reason=written.reason if written.widened else "",
-        left_out=list(written.left_out),
+        left_out=[*written.left_out, *_untold(options)],
         placement=coded.activations.placement,
         checks=checks,
     )
@@ -142,7 +142,16 @@ def _calibration(subject: Subject) -> list[PyTree]:
     return [batch.inputs for batch in batches(examples, len(examples))]
 
 
-def _chosen(run: RunFolder, options: Export, subject: Subject) -> tuple[str, Coded, Runner]:
+def _untold(options: Export) -> list[str]:
+    """What no file of a format tells."""
+    if options.finetuned and not TARGETS[options.format].programs and options.format != "aimet":
+        return [f"Trained weights: not in the file; give them to {options.format} yourself."]
+    return []
+
+
+def _chosen(
+    run: RunFolder, options: Export, subject: Subject, reporter: Reporter
+) -> tuple[str, Coded, Runner]:
     """Name, codes, and logits of jmpq's own evaluation."""
     network, quantizers = subject.network, subject.quantizers
     if options.finetuned:
@@ -156,8 +165,37 @@ def _chosen(run: RunFolder, options: Export, subject: Subject) -> tuple[str, Cod
     if options.allocation == FLOAT:
         return FLOAT, unquantized(network), float_runner(network)
     planned = run.planned(options.allocation)
-    coded = take_codes(network, quantizers, planned.allocation)
+    corrections = _corrections(run, options, subject, planned.allocation, reporter)
+    coded = take_codes(network, quantizers, planned.allocation, corrections)
     return planned.name, coded, _evaluation(coded, quantizers)
+
+
+def _corrections(
+    run: RunFolder,
+    options: Export,
+    subject: Subject,
+    allocation: Allocation,
+    reporter: Reporter,
+) -> Corrections:
+    """Corrections of an allocation: those that the evaluation of the plan found for it."""
+    kind, count = options.correct, Evaluate().correct_examples
+    if kind is None:
+        kind = "none"
+        try:
+            if run.is_evaluated:
+                kind, count = run.evaluation.correct, run.evaluation.correct_examples
+        except ValueError as error:
+            reporter.say(f"{error} No correction is taken from it.")
+    if kind == "none":
+        return {}
+    examples = first_examples(subject.calibration, count)
+    network, names = subject.network, [layer.name for layer in subject.network.layers]
+    inputs = jax.tree.map(jnp.asarray, batches(examples, len(examples))[0].inputs)
+    bits = map(jnp.asarray, bit_arrays(names, [allocation])[0])
+    reporter.say(f"Outputs are corrected by {kind} on {len(examples)} calibration examples.")
+    moments = output_moments(network, inputs)
+    find = jax.jit(find_corrections, static_argnames="kind")
+    return find(network, subject.quantizers, *bits, inputs, moments, kind=kind)
 
 
 def _evaluation(coded: Coded, quantizers: Quantizers) -> Runner:
