@@ -15,8 +15,6 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
-_ONE = 1 - 1e-12  # a correlation of one has no place on Fisher's scale
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
@@ -160,10 +158,14 @@ def rank_correlation(
     parts = _parts(len(measured), groups)
     found, drawn = _bootstrap(np.stack([predicted, measured]), parts, resamples, seed)
     value = float(found[0])
-    drawn = np.arctanh(np.clip(drawn[:, 0], -_ONE, _ONE))
-    centre = math.atanh(min(max(value, -_ONE), _ONE))
+    # One has no place on Fisher's scale: it stands where two neighbours that swap would.
+    count = sum(map(len, parts))
+    most = 1 - min(len(part) / count * 6 / (len(part) ** 3 - len(part)) for part in parts)
+    drawn = np.arctanh(np.clip(drawn[:, 0], -most, most))
+    centre = math.atanh(min(max(value, -most), most))
     half = float(stats.norm.ppf(0.5 + level / 2) * np.std(drawn, ddof=1))
-    return Correlation(value, math.tanh(centre - half), math.tanh(centre + half))
+    low, high = math.tanh(centre - half), math.tanh(centre + half)
+    return Correlation(value, min(low, value), max(high, value))
 
 
 def rank_correlation_difference(

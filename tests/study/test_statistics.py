@@ -170,3 +170,14 @@ def test_holm_keeps_the_chance_of_any_wrong_rejection():
         p_values[:3] = 1e-6  # three true effects
         wrong.append((holm(p_values)[3:] < 0.05).any())
     assert np.mean(wrong) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 4000)
+
+
+@pytest.mark.parametrize("count", [8, 10, 20])
+def test_intervals_of_good_predictors_of_few_allocations_are_narrow(count):
+    """A bootstrap sample without an error says no more than that there are few."""
+    x = np.arange(count, dtype=float)
+    swapped = x.copy()
+    swapped[[0, 1]] = x[[1, 0]]
+    for predicted, least in ((swapped, 0.5), (x, 0.8)):
+        found = rank_correlation(predicted, x)
+        assert least < found.low <= found.value <= found.high <= 1
