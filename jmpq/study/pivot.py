@@ -23,6 +23,7 @@ from jmpq.text import did_you_mean
 
 GREATER = ("top1", "top5", "agreement")  # better if greater; shown in percent
 ALPHA = 0.05
+UNTESTED = "†"  # of an entry that no test compares with the best
 UNITS: Mapping[str, str] = {
     "loss": "loss, nats",
     "increase": "loss increase, nats",
@@ -117,7 +118,8 @@ class Pivot:
         scale = 100 if self.value in GREATER else 1
         mark = "best" if entry.best else "level" if entry.level else ""
         estimate = entry.estimate
-        return marks[mark].format(_pair(scale * estimate.mean, scale * estimate.sem, between))
+        text = marks[mark].format(_pair(scale * estimate.mean, scale * estimate.sem, between))
+        return text if entry.best or entry.level is not None else f"{text} {UNTESTED}"
 
 
 def tabulate(table: StudyTable, down: str, across: str, value: str = "kl") -> Pivot:
@@ -166,17 +168,28 @@ def tabulate(table: StudyTable, down: str, across: str, value: str = "kl") -> Pi
     filled: dict[tuple[str, ...], list[Entry | None]] = {key: [] for key in groups}
     for column in columns:
         here = {key: own[column] for key, own in groups.items() if column in own}
-        compared = _compared(table, here, value)
+        compared: dict[tuple[str, ...], Entry] = {}
+        apart: dict[frozenset[str], dict[tuple[str, ...], list[dict[str, Any]]]] = {}
+        for key, own in here.items():  # losses of two networks have no common best
+            apart.setdefault(frozenset(row["network"] for row in own), {})[key] = own
+        for part in apart.values():
+            compared |= _compared(table, part, value)
         for key in groups:
             filled[key].append(compared.get(key))
     spoilt = sum(row[value] is None for row in rows)
+    each = " and network" if len({row["network"] for row in rows}) > 1 else ""
     draws, counts = ({row[k] for row in rows} for k in ("draw", "evaluated"))
     examples = "–".join(f"{n:,}" for n in sorted({min(counts), max(counts)})) if counts else "0"
     caption = (
         f"{UNITS[value]}: mean ± standard error over {len(draws)} draws of calibration "
-        f"examples and {examples} test examples. Best of a column bold; in italics what is not "
-        f"told from it at {100 * ALPHA:g} % (paired t, Holm)."
+        f"examples and {examples} test examples. Best of a column{each} bold; in italics what "
+        f"is not told from it at {100 * ALPHA:g} % (paired t, Holm)."
     )
+    entries = [entry for row in filled.values() for entry in row if entry is not None]
+    if any(not entry.best and entry.level is None for entry in entries):
+        caption += f" {UNTESTED}: not tested, as it does not share its runs with the best."
+    if len({entry.estimate.draws for entry in entries}) > 1:
+        caption += " Some entries have other numbers of draws: see the CSV."
     if spoilt:
         caption += f" NaN: of {spoilt} outcomes the value is not finite."
     return Pivot(
@@ -251,7 +264,7 @@ def _compared(
 
 def _paired(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
     """Whether two methods have one allocation in each of the same runs."""
-    runs = ("network", "examples", "draw", "bits", "rounding")
+    runs = ("network", "examples", "draw")  # of the same draw, whatever is done with it
     keys = [[tuple(row[name] for name in runs) for row in rows] for rows in (one, other)]
     return keys[0] == keys[1] and len(set(keys[0])) == len(keys[0])
 

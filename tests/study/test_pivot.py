@@ -76,6 +76,30 @@ def test_a_method_that_was_not_measured_example_by_example_is_not_compared():
     values = [row["kl"] for row in rows if row["metric"] == "tuned"][::2]
     assert tuned.estimate.mean == pytest.approx(np.mean(values))
     assert tuned.estimate.sem == pytest.approx(stats.sem(values))
+    (line,) = (line for line in shown.markdown().splitlines() if "tuned" in line)
+    assert line.count("†") == 2
+    assert "†: not tested" in shown.caption
+    assert "†" not in tabulate(table, "metric", "budget").markdown()
+
+
+def test_every_network_has_a_best_of_its_own():
+    table = made()
+    rows = [
+        row | {"network": name, "kl": row["kl"]} for row in table.rows for name in ("a", "b")
+    ]
+    shown = tabulate(StudyTable(rows=tuple(rows), scores=table.scores), "metric", "budget")
+    best = [key for key, own in shown.rows.items() if own[0].best]
+    assert sorted(network for _, network in best) == ["a", "b"]
+    assert all(e.best or e.level is not None for own in shown.rows.values() for e in own)
+    assert "Best of a column and network" in shown.caption
+
+
+def test_ways_of_rounding_on_the_same_draws_are_compared():
+    table = made({"gauss_newton": 0.0, "alike": 0.001})
+    of = {"gauss_newton": "nearest", "alike": "gptq"}
+    rows = [row | {"rounding": of[row["metric"]], "metric": "one"} for row in table.rows]
+    shown = tabulate(StudyTable(rows=tuple(rows), scores=table.scores), "rounding", "budget")
+    assert [own[0].level for own in shown.rows.values() if not own[0].best] == [True]
 
 
 def test_tables_are_markdown_latex_and_csv():
