@@ -138,9 +138,11 @@ def done(cell: Cell, root: pathlib.Path, reporter: Reporter = QUIET) -> dict[str
     began = time.perf_counter(), time.process_time()
     for parent in cell.parents:
         _take(parent.folder(root), folder)
-    note = ""
+    records = [parent.record(root) for parent in cell.parents]
+    note = next((record["note"] for record in records if record and record["note"]), "")
     try:
-        _STEPS[cell.step](folder, cell.options, reporter)
+        if not note:  # else what it is made from does not exist
+            _STEPS[cell.step](folder, cell.options, reporter)
     except ValueError as error:
         if cell.step != "solve":
             raise

@@ -109,6 +109,7 @@ class Study:
             if twice := [x for x in dict.fromkeys(value) if value.count(x) > 1]:
                 raise ValueError(f"{field.name} has {twice[0]!r} twice: name each once.")
         counts(self, "random", least=0)
+        self._check_options()
         for text in self.bits:
             choice_grid(*parse_bits(text))
         for name, axis in (("refine", self.refine), ("finetune", self.finetune)):
@@ -117,6 +118,47 @@ class Study:
         for budget in self.budgets:
             solvers = tuple(s for s in self.solvers if s != SEARCH) or ("exact",)
             Solve(budget=tuple(budget.split()), solvers=solvers)  # checks both
+
+    def _check_options(self) -> None:
+        """Refuse options of a step that an axis sets, or that a study has no use for."""
+        for table, axes in _SET.items():
+            options = getattr(self, table)
+            for name, axis in axes.items():
+                if getattr(options, name) != getattr(type(options)(), name):
+                    instead = f"write {axis} = [...] at the top" if axis else "leave it out"
+                    raise ValueError(f"{name} of {table} is not read by a study: {instead}.")
+        if self.sensitivity.weights.rounding != Sensitivity().weights.rounding:
+            raise ValueError(
+                "rounding of sensitivity, weights is not read by a study: write rounding = "
+                "[...] at the top."
+            )
+        named = self.sensitivity.w_formats or self.sensitivity.a_formats
+        if named and len(self.bits) > 1:
+            raise ValueError(
+                f"The candidates of sensitivity are formats ({', '.join(named)}), in whose "
+                "place no bits are read: give one entry of bits."
+            )
+        for name, network in self.networks.items():
+            if network.train is not None and network.layers.weights is not None:
+                raise ValueError(
+                    f"networks.{name} has weights and train: leave out one of them."
+                )
+
+
+# Options of steps that a study sets by an axis, or (None) by what it found before.
+_SET: Mapping[str, Mapping[str, str | None]] = {
+    "sensitivity": {
+        "examples": "examples",
+        "seed": "draws",
+        "metrics": "metrics",
+        "w_bits": "bits",
+        "a_bits": "bits",
+    },
+    "solve": {"budget": "budgets", "metrics": "metrics", "solvers": "solvers", "name": None},
+    "evaluate": {"correct": "correct", "plan": None},
+    "refinement": {"max_evaluations": "refine", "allocation": None, "plan": None},
+    "finetuning": {"epochs": "finetune", "allocation": None, "plan": None},
+}
 
 
 def parse_bits(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -178,6 +220,8 @@ def study_of(record: Mapping[str, Any]) -> Study:
 def _network(name: str, entry: dict[str, Any]) -> StudiedNetwork:
     train = entry.pop("train", None)
     layers = _options(Layers, entry, f"networks.{name}")
+    if train is not None:
+        check_json(dict[str, Any], train, f"train of networks.{name}")
     if train is None:
         return StudiedNetwork(layers=layers)
     given = {"model": layers.model, "data": layers.data, "data_dir": layers.data_dir}

@@ -90,7 +90,7 @@ def _calibrated(study: Study, base: Cell, axes: Mapping[str, Any]) -> Iterator[L
                 yield Line(
                     axes={**axes, "metric": metric, "solver": solver, "budget": budget,
                           "refine": evaluations},
-                    plan=_refined(study, solved, solver, metric, evaluations),
+                    plan=_refined(study, solved, solver, evaluations),
                     quantizers=quantizers,
                 )  # fmt: skip
         if study.baselines:
@@ -130,10 +130,15 @@ def _baselines(study: Study, table: Cell, budget: str, draw: int) -> Cell:
     return Cell("solve", {"solve": options_json(solving), "comparison": comparison}, (table,))
 
 
-def _refined(study: Study, solved: Cell, solver: str, metric: str, evaluations: int) -> Cell:
+def _refined(study: Study, solved: Cell, solver: str, evaluations: int) -> Cell:
     if not evaluations:
         return solved
-    start = f"{SEARCH}/composed_kl" if solver == SEARCH else f"{solver}/{metric}"
+    start = None  # the only solution
+    if solver == SEARCH:
+        from jmpq.run.planning.predictions import SEARCHED_BY_KL
+
+        kind = "kl" if study.sensitivity.loss in SEARCHED_BY_KL else "loss"
+        start = f"{SEARCH}/composed_{kind}"
     options = dataclasses.replace(
         study.refinement, allocation=start, max_evaluations=evaluations
     )

@@ -223,6 +223,11 @@ def test_budgets_that_nothing_meets_are_rows_with_a_note(first):
     assert len(impossible) == 5
     assert all("cannot be met" in r["note"] and r["kl"] is None for r in impossible)
     assert all(r["note"] is None for r in rows if r["budget"] != "size_bytes=1B")
+    refined = dataclasses.replace(study, refine=(0, 2), metrics=("squared_error",))
+    rows = run_study(dataclasses.replace(refined, baselines=()), root).rows
+    assert [(r["budget"][-3:], r["refine"], r["kl"] is None) for r in rows] == [
+        ("40%", 0, False), ("40%", 2, False), ("=1B", 0, True), ("=1B", 2, True),
+    ]  # fmt: skip
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_done(tmp_path):
