@@ -605,8 +605,12 @@ def test_logits_that_differ_stop_the_benchmark():
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 
 
-@pytest.mark.slow  # `make docs` runs them too
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+# `make docs` runs them all.
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (i > 0)) for i, p in enumerate(NOTEBOOKS)],
+    ids=[path.stem for path in NOTEBOOKS],
+)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # as users compile, which trains faster
     notebook = jupytext.read(path)

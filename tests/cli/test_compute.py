@@ -36,6 +36,7 @@ def assert_same(path, other):
             )
 
 
+@pytest.mark.slow
 def test_examples_are_spread_over_as_many_devices_as_asked_for(tiny_run, folder):
     result = finish(process("sensitivity", folder, *FEW, *METRICS, "--devices", 2))
     assert result.code == 0, result.err

@@ -361,6 +361,7 @@ def test_wrong_configurations_are_refused(fields, says):
         TrainConfig(checkpoint_steps=0)
 
 
+@pytest.mark.slow
 def test_two_devices_find_what_one_finds(tmp_path):
     out = tmp_path / "found.npz"
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"

@@ -33,6 +33,7 @@ def options(**others):
     return run.Sensitivity(**(few | others))
 
 
+@pytest.mark.slow
 def test_formats_go_through_the_whole_run(tmp_path):
     folder = tmp_path / "run"
     run.layers(folder, run.Layers(model="tests.cli.networks:tiny", data="digits"))
