@@ -25,7 +25,7 @@ test: $(VENV)/installed
 
 ## the tests that need PyTorch, its peers or published weights, in .venv-bench
 parity: bench-env
-	.venv-bench/bin/python -m pytest -q --numprocesses auto --dist loadfile $(PARITY)
+	.venv-bench/bin/python -m pytest -q $(PARITY)
 
 ## exchange files read by the tools themselves, and LiteRT files, in .venv-bench
 tools: bench-env
