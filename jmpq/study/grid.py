@@ -220,10 +220,9 @@ def study_of(record: Mapping[str, Any]) -> Study:
 def _network(name: str, entry: dict[str, Any]) -> StudiedNetwork:
     train = entry.pop("train", None)
     layers = _options(Layers, entry, f"networks.{name}")
-    if train is not None:
-        check_json(dict[str, Any], train, f"train of networks.{name}")
     if train is None:
         return StudiedNetwork(layers=layers)
+    check_json(dict[str, Any], train, f"train of networks.{name}")
     given = {"model": layers.model, "data": layers.data, "data_dir": layers.data_dir}
     options = _options(Train, given | train, f"networks.{name}.train")
     return StudiedNetwork(layers=layers, train=options)
